@@ -1,0 +1,1 @@
+"""The operations that the modified copies call instead of a compiled extension."""

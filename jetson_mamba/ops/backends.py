@@ -1,0 +1,116 @@
+"""Which backend an op uses for a call, and why the ones before it were passed over.
+
+A backend is one implementation of an op: ``package`` (the Python wrapper of causal-conv1d),
+``extension`` (a compiled module, called directly), ``cuda`` (this project's own kernels) and
+``pytorch``. Each is a module with one function, ``load(case)``, that returns the
+implementation or raises :class:`Unavailable`. An :class:`Op` tries them in order, once for
+each *case* (the device and whatever else decides: a dtype, a width), and remembers the choice,
+so that a call pays for one dictionary lookup.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from importlib import import_module
+from typing import Callable, Generic, Hashable, NamedTuple, TypeVar
+
+Case = TypeVar("Case", bound=Hashable)
+Implementation = TypeVar("Implementation")
+
+
+class Unavailable(Exception):
+    """A backend does not apply here: not installed, or not made for this device or dtype."""
+
+
+class BackendWarning(RuntimeWarning):
+    """A backend is installed and does not work; the next one is used."""
+
+
+class Choice(NamedTuple):
+    """The backend that serves a case, and the reason for each that was passed over."""
+
+    backend: str
+    passed_over: tuple[tuple[str, str], ...]
+
+
+class Op(Generic[Case, Implementation]):
+    """An operation with several backends, of which the first that works is used.
+
+    ``package`` is the package that holds one module for each name in ``order``. ``trial``
+    runs an implementation once on small tensors of a case and raises if the results are
+    wrong: an extension that was built for another torch or GPU imports without complaint and
+    fails at its first launch.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        package: str,
+        order: tuple[str, ...],
+        trial: Callable[[Implementation, Case], None],
+    ) -> None:
+        self.name = name
+        self.order = order
+        self._package = package
+        self._trial = trial
+        self._chosen: dict[Case, Implementation] = {}
+        self._choices: dict[Case, Choice] = {}
+        self._warned: set[str] = set()
+        self._lock = threading.RLock()
+
+    def implementation(self, case: Case) -> Implementation:
+        """The implementation that serves ``case``, chosen at the first call."""
+        try:
+            return self._chosen[case]
+        except KeyError:
+            return self._choose(case)
+
+    def choices(self) -> dict[Case, Choice]:
+        """Every case met so far in this process, and what was chosen for it."""
+        with self._lock:
+            return dict(self._choices)
+
+    def _choose(self, case: Case) -> Implementation:
+        with self._lock:
+            if case in self._chosen:
+                return self._chosen[case]
+            passed_over: list[tuple[str, str]] = []
+            for backend in self.order:
+                try:
+                    implementation: Implementation = self._load(backend, case)
+                except Unavailable as reason:
+                    passed_over.append((backend, str(reason)))
+                    continue
+                except Exception as error:
+                    reason_text = f"{type(error).__name__}: {first_line(error)}"
+                    passed_over.append((backend, reason_text))
+                    self._warn(backend, reason_text)
+                    continue
+                self._choices[case] = Choice(backend, tuple(passed_over))
+                self._chosen[case] = implementation
+                return implementation
+        raise RuntimeError(
+            f"no backend of {self.name} works for {case}: "
+            + "; ".join(f"{backend}: {reason}" for backend, reason in passed_over)
+        )
+
+    def _load(self, backend: str, case: Case) -> Implementation:
+        implementation: Implementation = import_module(f"{self._package}.{backend}").load(case)
+        self._trial(implementation, case)
+        return implementation
+
+    def _warn(self, backend: str, reason: str) -> None:
+        if backend not in self._warned:
+            self._warned.add(backend)
+            warnings.warn(
+                f"{self.name}: the backend '{backend}' is installed but does not work "
+                f"({reason}); the next one is used. `jetson-mamba doctor` says more.",
+                BackendWarning,
+                stacklevel=4,
+            )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message: a C++ error carries a stack after it."""
+    return (str(error).strip() or "no message").splitlines()[0]
