@@ -1,0 +1,58 @@
+"""Makes the installed mamba-ssm run where it does not; importing this package activates it.
+
+While Python imports two modules of ``mamba_ssm``, a finder on ``sys.meta_path`` hands over
+modified copies of them, which call ``jetson_mamba.ops`` where the originals call compiled
+extensions. ``JETSON_MAMBA=off`` switches that off, ``JETSON_MAMBA=strict`` makes every target
+that cannot be modified an ImportError; both are read when this package is imported.
+"""
+
+import os
+import sys
+
+from jetson_mamba.finder import Finder
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from jetson_mamba.report.status import status
+
+__version__ = "0.1.0"
+__all__ = ["activate", "deactivate", "is_active", "status"]
+
+# What made the package active: "import", or "startup file" in jetson_mamba.startup.
+activated_by = "import"
+_finder = Finder(strict=os.environ.get("JETSON_MAMBA") == "strict")
+
+
+def activate() -> None:
+    """Put the finder at the head of ``sys.meta_path``, if it is not in it.
+
+    A target that is imported already stays as it is, and a RuntimeWarning says so.
+    """
+    if _finder not in sys.meta_path:
+        _finder.warn_of_bypassed_targets()
+        sys.meta_path.insert(0, _finder)
+
+
+def deactivate() -> None:
+    """Take the finder away. Targets that are imported already stay modified."""
+    if _finder in sys.meta_path:
+        sys.meta_path.remove(_finder)
+
+
+def is_active() -> bool:
+    """Whether targets that are imported from here on are modified."""
+    return _finder in sys.meta_path
+
+
+def __getattr__(name: str) -> "Any":
+    if name == "status":
+        from jetson_mamba.report.status import status
+
+        return status
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+if os.environ.get("JETSON_MAMBA") != "off":
+    activate()

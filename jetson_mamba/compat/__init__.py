@@ -1,0 +1,1 @@
+"""Stand-ins for names that other libraries have since removed."""

@@ -1,0 +1,66 @@
+"""Mamba-2: the convolution in ``MambaSplitConv1dScanCombinedFn``, and where Triton cannot run.
+
+The kernels of Mamba-2 are Triton's. On a device that Triton has none for, the two functions
+that a model calls go to the op ``ssd``, before they enter their autograd functions.
+"""
+
+from jetson_mamba.rewrite import Dispatch, Override
+from vendored_overrides.extensions import CONVOLUTION, IMPORTS
+
+CHUNK_SCAN = Dispatch(
+    inside="mamba_chunk_scan_combined",
+    call="MambaChunkScanCombinedFn.apply",
+    condition="jetson_mamba.ops.triton_runs_on({first}.device)",
+    becomes="jetson_mamba.ops.mamba_chunk_scan_combined",
+    parameters=(
+        "x",
+        "dt",
+        "A",
+        "B",
+        "C",
+        "chunk_size",
+        "D",
+        "z",
+        "dt_bias",
+        "initial_states",
+        "seq_idx",
+        "cu_seqlens",
+        "dt_softplus",
+        "dt_limit",
+        "return_final_states",
+        "return_varlen_states",
+    ),
+)
+
+SPLIT_CONV1D_SCAN = Dispatch(
+    inside="mamba_split_conv1d_scan_combined",
+    call="MambaSplitConv1dScanCombinedFn.apply",
+    condition="jetson_mamba.ops.triton_runs_on({first}.device)",
+    becomes="jetson_mamba.ops.mamba_split_conv1d_scan_combined",
+    parameters=(
+        "zxbcdt",
+        "conv1d_weight",
+        "conv1d_bias",
+        "dt_bias",
+        "A",
+        "D",
+        "chunk_size",
+        "initial_states",
+        "seq_idx",
+        "dt_limit",
+        "return_final_states",
+        "activation",
+        "rmsnorm_weight",
+        "rmsnorm_eps",
+        "outproj_weight",
+        "outproj_bias",
+        "headdim",
+        "ngroups",
+        "norm_before_gate",
+    ),
+)
+
+OVERRIDE = Override(
+    target="mamba_ssm.ops.triton.ssd_combined",
+    edits=(*IMPORTS, *CONVOLUTION, CHUNK_SCAN, SPLIT_CONV1D_SCAN),
+)
