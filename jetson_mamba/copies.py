@@ -130,7 +130,7 @@ def _key(target: str, source: bytes) -> str:
     parts = (
         target.encode(),
         source,
-        declared.joinpath(*target.split(".")).with_suffix(".py").read_bytes(),  # type: ignore[attr-defined]
+        declared.joinpath(f"{target.replace('.', '/')}.py").read_bytes(),
         declared.joinpath("extensions.py").read_bytes(),
         files("jetson_mamba").joinpath("rewrite.py").read_bytes(),
     )

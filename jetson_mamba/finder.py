@@ -79,11 +79,13 @@ class Finder:
         """Note that a target stays upstream's own, and say so; in strict mode, refuse it."""
         import warnings
 
-        self.outcomes[name] = reason
         message = f"{name} stays as it is installed: {reason}. What to do: {advice}."
         if self.strict:
+            # Not noted as said: whoever catches this ImportError meets it again.
             raise ImportError(message, name=name)
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
+        self.outcomes[name] = reason
+        # leave, its caller, what the import system called; then whoever imports.
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
 class Loader:

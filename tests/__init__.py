@@ -1,0 +1,1 @@
+"""Tests; what several of them share lies in `references`, `emulated` and `releases`."""

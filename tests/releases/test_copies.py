@@ -1,0 +1,182 @@
+"""The copies of all published releases differ from their sources in the declared places only.
+
+The rewriter proves this itself before it hands over a copy; here it is shown once more, with
+code that shares nothing with it.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from jetson_mamba import copies
+from jetson_mamba.finder import TARGETS
+from jetson_mamba.rewrite import rewrite
+from tests.releases.download import MAMBA_SSM, release_path
+
+EXTENSIONS = ("causal_conv1d", "causal_conv1d_cuda", "selective_scan_cuda")
+INTERFACE, COMBINED, GENERATION = TARGETS
+
+
+class Difference(NamedTuple):
+    """Where the trees part: the function or class around it, and the two nodes."""
+
+    inside: str
+    source: ast.AST
+    copy: ast.AST
+
+
+def source_of(version: str, target: str) -> Path | None:
+    path = release_path(version) / (target.replace(".", "/") + ".py")
+    return path if path.exists() else None
+
+
+def differences(source: ast.AST, copy: ast.AST, inside: str = "") -> list[Difference]:
+    """The topmost nodes in which two trees differ."""
+    if isinstance(source, (ast.FunctionDef, ast.ClassDef)):
+        inside = f"{inside}.{source.name}".lstrip(".")
+    if type(source) is not type(copy) or isinstance(source, (ast.Import, ast.ImportFrom)):
+        return [] if ast.dump(source) == ast.dump(copy) else [Difference(inside, source, copy)]
+    children, counterparts = list(ast.iter_child_nodes(source)), list(ast.iter_child_nodes(copy))
+    values = [value for _, value in ast.iter_fields(source) if isinstance(value, (str, int))]
+    others = [value for _, value in ast.iter_fields(copy) if isinstance(value, (str, int))]
+    if len(children) != len(counterparts) or values != others:
+        return [Difference(inside, source, copy)]
+    if isinstance(source, ast.Call) and ast.dump(source.func) != ast.dump(copy.func):  # type: ignore[attr-defined]
+        return [Difference(inside, source, copy)]
+    return [
+        difference
+        for child, counterpart in zip(children, counterparts)
+        for difference in differences(child, counterpart, inside)
+    ]
+
+
+def describe(difference: Difference) -> str:
+    """The kind of an edit, in words; fails for a difference that is none of the kinds."""
+    source, copy = difference.source, difference.copy
+    if isinstance(source, (ast.Import, ast.ImportFrom)):
+        text = ast.unparse(source)
+        if text.startswith("from transformers.generation import"):
+            assert ast.unparse(copy) == text.replace(
+                "transformers.generation", "jetson_mamba.compat.transformers_generation"
+            )
+            return "import of names that transformers removed"
+        assert any(f" {name}" in text for name in EXTENSIONS), text
+        assert ast.unparse(copy) == "import jetson_mamba.ops"
+        return "import"
+    if isinstance(source, ast.Name):
+        assert source.id.startswith("causal_conv1d")
+        assert ast.unparse(copy) == "jetson_mamba.ops"
+        return "assertion"
+    if isinstance(copy, ast.IfExp):
+        assert ast.dump(copy.body) == ast.dump(source)
+        assert ast.unparse(copy.test).startswith("jetson_mamba.ops.triton_runs_on(")
+        return "where Triton cannot run"
+    if isinstance(copy, ast.Subscript):
+        assert ast.unparse(copy.slice) == ":3"
+        copy = copy.value
+    assert isinstance(source, ast.Call) and isinstance(copy, ast.Call), ast.dump(source)
+    before, after = ast.unparse(source.func), ast.unparse(copy.func)
+    assert (
+        after
+        == {
+            "causal_conv1d_fn": "jetson_mamba.ops.causal_conv1d_fn",
+            "causal_conv1d_fwd_function": "jetson_mamba.ops.causal_conv1d_fn",
+            "causal_conv1d_bwd_function": "jetson_mamba.ops.causal_conv1d_bwd",
+            "causal_conv1d_cuda.causal_conv1d_fwd": "jetson_mamba.ops.causal_conv1d_fn",
+            "causal_conv1d_cuda.causal_conv1d_bwd": "jetson_mamba.ops.causal_conv1d_bwd",
+            "selective_scan_cuda.fwd": "jetson_mamba.ops.selective_scan_fwd",
+            "selective_scan_cuda.bwd": "jetson_mamba.ops.selective_scan_bwd",
+        }[before]
+    )
+    given = [
+        ast.unparse(argument) for argument in (*source.args, *(k.value for k in source.keywords))
+    ]
+    taken = [ast.unparse(argument) for argument in copy.args]
+    for keyword in copy.keywords:
+        value = ast.unparse(keyword.value)
+        if keyword.arg == "activation" and value.startswith("'silu'"):
+            value = value[len("'silu' if ") : -len(" else None")] or "True"
+        taken.append(value)
+    if before == "causal_conv1d_fn":
+        given = [each.replace("'silu'", "True") for each in given]
+    assert given == taken
+    return f"call of {before}"
+
+
+def pairs() -> list[tuple[str, str]]:
+    return [
+        (version, target)
+        for version in MAMBA_SSM
+        for target in TARGETS
+        if target != COMBINED or not version.startswith("1.")
+    ]
+
+
+@pytest.mark.parametrize(("version", "target"), pairs())
+def test_a_copy_differs_in_the_declared_places_only(version: str, target: str) -> None:
+    path = source_of(version, target)
+    assert path is not None
+    source = path.read_bytes()
+    copy = copies.make(target, source)
+    if copy is None:
+        assert target == GENERATION and version.startswith("2.3")
+        return
+    found = differences(ast.parse(source), ast.parse(copy))
+    kinds = [(each.inside, describe(each)) for each in found]
+    convolution = {
+        inside for inside, kind in kinds if "causal_conv1d_" in kind and "_fn" not in kind
+    }
+    if target == GENERATION:
+        assert [kind for _, kind in kinds] == ["import of names that transformers removed"]
+    elif target == INTERFACE:
+        assert convolution == {"MambaInnerFn.forward", "MambaInnerFn.backward"}
+    else:
+        name = "MambaSplitConv1dScanCombinedFn"
+        assert convolution == {f"{name}.forward", f"{name}.backward"}
+        assert {inside for inside, kind in kinds if "Triton" in kind} == {
+            "mamba_chunk_scan_combined",
+            "mamba_split_conv1d_scan_combined",
+        }
+    # As many as the rewriter says it made, no line moved, and nothing of an extension is left.
+    rewritten = rewrite(source.decode(), copies.override(target))
+    assert len(rewritten.applied) == len(found)
+    assert len(rewritten.text.splitlines()) == len(source.splitlines())
+    loaded = {
+        node.id
+        for node in ast.walk(ast.parse(copy))
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    }
+    assert not [
+        name for name in loaded if name.startswith(("causal_conv1d", "selective_scan_cuda"))
+    ]
+
+
+def test_the_edits_of_each_release(capsys: pytest.CaptureFixture[str]) -> None:
+    """Prints how many edits each release gets, by target."""
+    rows = []
+    for version in MAMBA_SSM:
+        counts = []
+        for target in TARGETS:
+            path = source_of(version, target)
+            text = path.read_text() if path else None
+            counts.append(
+                len(rewrite(text, copies.override(target)).applied) if text is not None else None
+            )
+        rows.append((version, counts))
+    with capsys.disabled():
+        print("\nedits by release" + "".join(f"  {t.rpartition('.')[2]}" for t in TARGETS))
+        for version, counts in rows:
+            print(
+                f"{version:>16}"
+                + "".join(
+                    f"{'-' if count is None else count:>{len(target.rpartition('.')[2]) + 2}}"
+                    for count, target in zip(counts, TARGETS)
+                )
+            )
+    assert len(rows) == 26
+    assert {counts[0] for _, counts in rows} == {11, 14}
+    assert {counts[1] for version, counts in rows if version >= "2"} == {9}
