@@ -1,1 +1,32 @@
-"""The operations that the modified copies call instead of a compiled extension."""
+"""The operations that the modified copies call, each by whichever backend works here.
+
+The copies know these names and nothing else of this package.
+"""
+
+from jetson_mamba.ops.causal_conv1d import (
+    causal_conv1d_bwd,
+    causal_conv1d_fn,
+    causal_conv1d_update,
+)
+from jetson_mamba.ops.selective_scan import (
+    selective_scan_bwd,
+    selective_scan_fn,
+    selective_scan_fwd,
+)
+from jetson_mamba.ops.ssd import (
+    mamba_chunk_scan_combined,
+    mamba_split_conv1d_scan_combined,
+    triton_runs_on,
+)
+
+__all__ = [
+    "causal_conv1d_bwd",
+    "causal_conv1d_fn",
+    "causal_conv1d_update",
+    "mamba_chunk_scan_combined",
+    "mamba_split_conv1d_scan_combined",
+    "selective_scan_bwd",
+    "selective_scan_fn",
+    "selective_scan_fwd",
+    "triton_runs_on",
+]

@@ -1,0 +1,212 @@
+"""Runs the blocks and functions of one release of mamba-ssm and compares them with float64.
+
+``python -m tests.releases.compare VERSION CHECK...`` prints a line for each result of each
+check: its name and the relative norm of its error. The release is whatever ``mamba_ssm`` is first
+on the path; the package that is tested is activated by its startup file alone, or imported here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from tests.references.blocks import mamba2_block, mamba_block
+from tests.references.ssd import ssd_mixer
+from tests.references.tolerance import relative_norm
+
+BATCH, SEQLEN, D_MODEL = 2, 35, 16
+
+
+def block(
+    module: torch.nn.Module, reference: Callable[[Any, Tensor], Tensor]
+) -> Iterator[tuple[str, float]]:
+    """The output of a block and the gradient of everything that has one."""
+    x = torch.randn(BATCH, SEQLEN, D_MODEL, requires_grad=True)
+    weights = torch.randn(BATCH, SEQLEN, D_MODEL)
+    out = module(x)
+    (out * weights).sum().backward()
+    doubles = {
+        name: each.detach().double().requires_grad_() for name, each in module.named_parameters()
+    }
+    double_x = x.detach().double().requires_grad_()
+    expected = reference(doubles, double_x)
+    (expected * weights.double()).sum().backward()
+    yield "out", relative_norm(out, expected)
+    yield "x", relative_norm(gradient(x), gradient(double_x))
+    for name, parameter in module.named_parameters():
+        yield name, relative_norm(gradient(parameter), gradient(doubles[name]))
+
+
+def gradient(tensor: Tensor) -> Tensor:
+    assert tensor.grad is not None
+    return tensor.grad
+
+
+def mamba() -> Iterator[tuple[str, float]]:
+    """A Mamba block."""
+    from mamba_ssm.modules.mamba_simple import Mamba
+
+    return block(Mamba(D_MODEL, d_state=8), mamba_block)
+
+
+def mamba2() -> Iterator[tuple[str, float]]:
+    """A Mamba-2 block."""
+    from mamba_ssm.modules.mamba2 import Mamba2
+
+    module = Mamba2(D_MODEL, d_state=16, headdim=8, chunk_size=16)
+    return block(module, lambda weight, x: mamba2_block(weight, x, headdim=8, eps=module.norm.eps))
+
+
+def mamba_inner() -> Iterator[tuple[str, float]]:
+    """``MambaInnerFn``, with the parameters of a block that would not call it by itself."""
+    from mamba_ssm.modules.mamba_simple import Mamba
+    from mamba_ssm.ops.selective_scan_interface import mamba_inner_fn
+
+    module = Mamba(D_MODEL, d_state=8)
+
+    class Inner(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            xz = (module.in_proj.weight @ x.reshape(-1, D_MODEL).T).reshape(-1, BATCH, SEQLEN)
+            out: Tensor = mamba_inner_fn(
+                xz.transpose(0, 1),
+                module.conv1d.weight,
+                module.conv1d.bias,
+                module.x_proj.weight,
+                module.dt_proj.weight,
+                module.out_proj.weight,
+                None,
+                -torch.exp(module.A_log),
+                None,
+                None,
+                module.D,
+                delta_bias=module.dt_proj.bias,
+                delta_softplus=True,
+            )
+            return out
+
+        def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
+            return module.named_parameters(*args, **kwargs)
+
+    return block(Inner(), mamba_block)
+
+
+def split_conv1d_scan() -> Iterator[tuple[str, float]]:
+    """``MambaSplitConv1dScanCombinedFn`` on upstream's Triton kernels."""
+    from mamba_ssm.ops.triton.ssd_combined import mamba_split_conv1d_scan_combined
+
+    import jetson_mamba.ops
+
+    assert jetson_mamba.ops.triton_runs_on(torch.device("cpu")), "TRITON_INTERPRET=1 is needed"
+    nheads, headdim, dstate = 2, 16, 16
+    dim = nheads * headdim
+    channels = dim + 2 * dstate
+    arguments = {
+        "zxbcdt": torch.randn(1, SEQLEN, dim + channels + nheads),
+        "conv1d_weight": torch.randn(channels, 4) / 2,
+        "conv1d_bias": torch.randn(channels),
+        "dt_bias": torch.randn(nheads),
+        "A": -torch.rand(nheads) - 0.5,
+        "D": torch.randn(nheads),
+        "rmsnorm_weight": torch.randn(dim),
+        "outproj_weight": torch.randn(D_MODEL, dim) / 4,
+    }
+    singles = {name: each.clone().requires_grad_() for name, each in arguments.items()}
+    doubles = {name: each.double().requires_grad_() for name, each in arguments.items()}
+    weights = torch.randn(1, SEQLEN, D_MODEL)
+    options = {"headdim": headdim, "norm_before_gate": False}
+    out = mamba_split_conv1d_scan_combined(chunk_size=16, **singles, **options)
+    expected, _ = ssd_mixer(**doubles, **options)  # type: ignore[arg-type]
+    (out * weights).sum().backward()
+    (expected * weights).sum().backward()
+    yield "out", relative_norm(out, expected)
+    for name, single in singles.items():
+        yield name, relative_norm(gradient(single), gradient(doubles[name]))
+
+
+def gradchecks() -> Iterator[tuple[str, float]]:
+    """The differentiable functions of both targets against finite differences, in float64."""
+    from mamba_ssm.ops.selective_scan_interface import mamba_inner_fn, selective_scan_fn
+    from mamba_ssm.ops.triton import ssd_combined
+
+    def double(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+    def check(function: Callable[..., Any], *arguments: Any) -> float:
+        return 0.0 if torch.autograd.gradcheck(function, arguments, fast_mode=True) else 1.0
+
+    dim, dstate, seqlen, rank = 4, 3, 6, 2
+    yield (
+        "selective_scan_fn",
+        check(
+            lambda u, delta, A, *rest: selective_scan_fn(u, delta, -A.exp(), *rest, True),
+            *(double(2, dim, seqlen), double(2, dim, seqlen), double(dim, dstate)),
+            *(double(2, 1, dstate, seqlen), double(2, 1, dstate, seqlen)),
+            *(double(dim), double(2, dim, seqlen), double(dim)),
+        ),
+    )
+    yield (
+        "mamba_inner_fn",
+        check(
+            lambda xz, conv, bias, x_proj, dt_proj, out, A, D, dt: mamba_inner_fn(
+                xz, conv, bias, x_proj, dt_proj, out, None, -A.exp(), None, None, D, delta_bias=dt
+            ),
+            *(double(2, 2 * dim, seqlen), double(dim, 1, 3), double(dim)),
+            *(double(rank + 2 * dstate, dim), double(dim, rank), double(5, dim)),
+            *(double(dim, dstate), double(dim), double(dim)),
+        ),
+    )
+    nheads, headdim = 2, 4
+    channels = nheads * headdim + 2 * dstate
+    yield (
+        "mamba_chunk_scan_combined",
+        check(
+            lambda x, dt, A, B, C, D, z, bias: ssd_combined.mamba_chunk_scan_combined(
+                x, dt, -A.exp(), B, C, 4, D=D, z=z, dt_bias=bias, dt_softplus=True
+            ),
+            *(double(2, seqlen, nheads, headdim), double(2, seqlen, nheads), double(nheads)),
+            *(double(2, seqlen, 1, dstate), double(2, seqlen, 1, dstate), double(nheads)),
+            *(double(2, seqlen, nheads, headdim), double(nheads)),
+        ),
+    )
+    yield (
+        "mamba_split_conv1d_scan_combined",
+        check(
+            lambda zxbcdt, conv, bias, dt, A, D, norm, out: (
+                ssd_combined.mamba_split_conv1d_scan_combined(
+                    *(zxbcdt, conv, bias, dt, -A.exp(), D, 4),
+                    rmsnorm_weight=norm,
+                    outproj_weight=out,
+                    headdim=headdim,
+                )
+            ),
+            *(double(2, seqlen, nheads * headdim + channels + nheads), double(channels, 3)),
+            *(double(channels), double(nheads), double(nheads), double(nheads)),
+            *(double(nheads * headdim), double(5, nheads * headdim)),
+        ),
+    )
+
+
+CHECKS = {
+    check.__name__: check for check in (mamba, mamba2, mamba_inner, split_conv1d_scan, gradchecks)
+}
+
+
+def main() -> None:
+    """Run the checks named on the command line."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        from tests.releases import triton_on_cpu
+
+        triton_on_cpu.prepare()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    for name in sys.argv[1:]:
+        for result, error in CHECKS[name]():
+            print(f"{name} {result} {error:.3e}")
+
+
+if __name__ == "__main__":
+    main()
