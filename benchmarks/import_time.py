@@ -58,6 +58,5 @@ def measure(runs: int) -> list[float]:
 
 if __name__ == "__main__":
     ratios = measure(int(sys.argv[1]) if len(sys.argv) > 1 else 11)
-    print(
-        f"ratio: median {statistics.median(ratios):.3f}, from {min(ratios):.3f} to {max(ratios):.3f}"
-    )
+    median = statistics.median(ratios)
+    print(f"ratio: median {median:.3f}, from {min(ratios):.3f} to {max(ratios):.3f}")

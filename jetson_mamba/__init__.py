@@ -3,7 +3,8 @@
 While Python imports two modules of ``mamba_ssm``, a finder on ``sys.meta_path`` hands over
 modified copies of them, which call ``jetson_mamba.ops`` where the originals call compiled
 extensions. ``JETSON_MAMBA=off`` switches that off, ``JETSON_MAMBA=strict`` makes every target
-that cannot be modified an ImportError; both are read when this package is imported.
+that cannot be modified an ImportError; both are read when this package is imported. Where no
+``causal_conv1d`` can be imported, a stand-in is, unless ``JETSON_MAMBA_STAND_IN=off``.
 """
 
 import os
@@ -22,7 +23,10 @@ __all__ = ["activate", "deactivate", "is_active", "status"]
 
 # What made the package active: "import", or "startup file" in jetson_mamba.startup.
 activated_by = "import"
-_finder = Finder(strict=os.environ.get("JETSON_MAMBA") == "strict")
+_finder = Finder(
+    strict=os.environ.get("JETSON_MAMBA") == "strict",
+    stand_in=os.environ.get("JETSON_MAMBA_STAND_IN") != "off",
+)
 
 
 def activate() -> None:

@@ -29,8 +29,9 @@ class Finder:
     :class:`~jetson_mamba.copies.ModifiedCopy` that runs, or the reason why it is upstream's own.
     """
 
-    def __init__(self, strict: bool) -> None:
+    def __init__(self, strict: bool, stand_in: bool) -> None:
         self.strict = strict
+        self.stand_in = stand_in
         self.outcomes: Dict[str, object] = {}
 
     def find_spec(
@@ -44,15 +45,21 @@ class Finder:
             return None
         if fullname in EXTENSIONS:
             self.warn_of_bypassed_targets()
-            return None
+            if fullname != "causal_conv1d" or not self.stand_in:
+                return None
+        spec: Optional[ModuleSpec] = None
         for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
             find_spec = getattr(finder, "find_spec", None)
-            spec: Optional[ModuleSpec] = find_spec(fullname, path, target) if find_spec else None
+            spec = find_spec(fullname, path, target) if find_spec else None
             if spec is not None:
-                if spec.loader is not None:
-                    spec.loader = Loader(self, spec)  # type: ignore[assignment]
-                return spec
-        return None
+                break
+        if fullname == "causal_conv1d":
+            from jetson_mamba import stand_in
+
+            return stand_in.spec(spec)
+        if spec is not None and spec.loader is not None:
+            spec.loader = Loader(self, spec)  # type: ignore[assignment]
+        return spec
 
     def warn_of_bypassed_targets(self) -> None:
         """Warn once of each target that is imported and did not come through this finder."""
