@@ -1,0 +1,154 @@
+"""Mamba-2 where Triton cannot run: its scan, and the whole mixer around the scan.
+
+The two functions take the place of the functions of the same names in
+``mamba_ssm.ops.triton.ssd_combined``, with the same parameters and results, on the devices where
+:func:`triton_runs_on` is false.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from jetson_mamba.ops.backends import Op
+
+from .checks import check_chunk_size, check_mixer, check_scan, head_size, sequence_ends
+from .contract import Case, Implementation, Mixer, Scan
+from .triton_runs import triton_runs_on
+
+__all__ = [
+    "mamba_chunk_scan_combined",
+    "mamba_split_conv1d_scan_combined",
+    "op",
+    "triton_runs_on",
+]
+
+
+def mamba_chunk_scan_combined(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    chunk_size: int,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    initial_states: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, math.inf),
+    return_final_states: bool = False,
+    return_varlen_states: bool = False,
+) -> Tensor | tuple[Tensor, ...]:
+    """Scan ``h[t] = exp(dt[t] A) h[t-1] + dt[t] B[t] x[t]^T``, read out as ``C[t] h[t] + D x[t]``.
+
+    Shapes: x and z (batch, seqlen, nheads, headdim), dt (batch, seqlen, nheads), A and dt_bias
+    (nheads,), B and C (batch, seqlen, ngroups, dstate), D (nheads,) or (nheads, headdim),
+    initial_states (batch, nheads, headdim, dstate). All floating, in any mixture of dtypes;
+    products are in float32, or float64 if any argument is. ``dt`` becomes
+    ``clamp(softplus(dt + dt_bias), *dt_limit)``, where asked for; with z the output is
+    multiplied by ``silu(z)``. Only the speed could depend on ``chunk_size``, and it does not.
+
+    ``seq_idx`` (batch, seqlen), integers, marks packed sequences: the state starts from zero
+    wherever it changes. The initial states belong to sequence 0. Negative means padding, which
+    writes nothing into the state.
+
+    Returns out, of the shape and dtype of x; with ``return_final_states`` also the last state,
+    in the dtype of the products, and with ``return_varlen_states`` (batch 1, no backward) the state
+    at the end of each sequence ``cu_seqlens[i]:cu_seqlens[i + 1]``, (sequences, nheads, headdim,
+    dstate) in the dtype of C.
+
+    Raises ValueError or TypeError for arguments that do not fit together. Algorithm: Dao and Gu,
+    "Transformers are SSMs", 2024, section 6.
+    """
+    check_chunk_size(chunk_size)
+    scan = Scan(x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, bool(dt_softplus), dt_limit)
+    check_scan(scan)
+    ends = sequence_ends(cu_seqlens, scan) if return_varlen_states else None
+    out, *states = op.implementation(Case(x.device)).scan(scan, ends)
+    wanted = (return_final_states, return_varlen_states)
+    results = (out, *(state for state, want in zip(states, wanted) if want and state is not None))
+    return results if len(results) > 1 else out
+
+
+def mamba_split_conv1d_scan_combined(
+    zxbcdt: Tensor,
+    conv1d_weight: Tensor,
+    conv1d_bias: Tensor | None,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    chunk_size: int,
+    initial_states: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    dt_limit: tuple[float, float] = (0.0, math.inf),
+    return_final_states: bool = False,
+    activation: str | None = "silu",
+    rmsnorm_weight: Tensor | None = None,
+    rmsnorm_eps: float = 1e-6,
+    outproj_weight: Tensor | None = None,
+    outproj_bias: Tensor | None = None,
+    headdim: int | None = None,
+    ngroups: int = 1,
+    norm_before_gate: bool = True,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Everything of a Mamba-2 mixer after its input projection.
+
+    With dim = nheads * headdim and channels = dim + 2 * ngroups * dstate, zxbcdt (batch, seqlen,
+    2 * mlp + dim + channels + nheads) holds side by side: the two halves of a gated MLP (mlp may
+    be 0), the gate z, the channels x, B, C of the convolution, and dt. conv1d_weight is
+    (channels, width), conv1d_bias (channels,) or None; dt_bias and A are (nheads,); D is
+    (nheads,), with headdim given, or (nheads, headdim).
+
+    The convolved x, B, C and ``softplus(dt + dt_bias)`` go through
+    :func:`mamba_chunk_scan_combined`. With rmsnorm_weight (dim,) follows a gated RMSNorm over
+    the ``dim / ngroups`` channels of each group, otherwise the gate alone. The MLP's output is
+    put in front, and outproj_weight (out_dim, mlp + dim), outproj_bias (out_dim,) project the
+    whole, in the dtype of autocast where it is on.
+
+    Returns out (batch, seqlen, mlp + dim or out_dim); with ``return_final_states`` also the last
+    state (batch, nheads, headdim, dstate).
+
+    Raises ValueError or TypeError for arguments that do not fit together.
+    """
+    check_chunk_size(chunk_size)
+    mixer = Mixer(
+        zxbcdt=zxbcdt,
+        conv1d_weight=conv1d_weight,
+        conv1d_bias=conv1d_bias,
+        dt_bias=dt_bias,
+        A=A,
+        D=D,
+        initial_states=initial_states,
+        rmsnorm_weight=rmsnorm_weight,
+        outproj_weight=outproj_weight,
+        outproj_bias=outproj_bias,
+        seq_idx=seq_idx,
+        dt_limit=dt_limit,
+        activation=activation,
+        rmsnorm_eps=rmsnorm_eps,
+        headdim=head_size(D, headdim),
+        ngroups=ngroups,
+        norm_before_gate=bool(norm_before_gate),
+    )
+    check_mixer(mixer)
+    out, final_states = op.implementation(Case(zxbcdt.device)).mixer(mixer)
+    return (out, final_states) if return_final_states else out
+
+
+def _trial(implementation: Implementation, case: Case) -> None:
+    """A scan whose state halves at each step and then grows by one."""
+    one = torch.ones(1, 3, 1, 1, device=case.device)
+    A = torch.full((1,), -math.log(2.0), device=case.device)
+    scan = Scan(one, one[..., 0], A, one, one, *(None,) * 5, dt_softplus=False, dt_limit=(0.0, 1.0))
+    out, *_ = implementation.scan(scan, None)
+    expected = torch.tensor([1.0, 1.5, 1.75], device=case.device)
+    if not torch.allclose(out.flatten(), expected):
+        raise RuntimeError(f"expected {expected.tolist()}, found {out.flatten().tolist()}")
+
+
+op: Op[Case, Implementation] = Op("ssd", __name__, ("pytorch",), _trial)

@@ -1,0 +1,25 @@
+"""Autocast for any device type, also with the torch releases that know only two."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any, ContextManager
+
+import torch
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype of autocast on this device; None where it is off."""
+    if hasattr(torch, "get_autocast_dtype"):  # torch 2.4
+        on = torch.is_autocast_enabled(device.type)
+        return torch.get_autocast_dtype(device.type) if on else None
+    if device.type == "cpu":
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
+
+
+def without_autocast(device: torch.device) -> ContextManager[Any]:
+    """A context in which products keep their dtype: decays and states lose too much in 16 bits."""
+    if autocast_dtype(device) is None:
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)

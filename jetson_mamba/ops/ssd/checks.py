@@ -1,0 +1,230 @@
+"""Checks of the ssd op's arguments: each error names the argument, what it is and should be."""
+
+from __future__ import annotations
+
+from typing import Mapping
+
+import torch
+from torch import Tensor
+
+from .autocast import autocast_dtype
+from .contract import Mixer, Scan
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGER = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def check_scan(scan: Scan) -> None:
+    """Raise ValueError or TypeError where the arguments of a scan do not fit together."""
+    tensors = _tensors(
+        scan._asdict(),
+        required=("x", "dt", "A", "B", "C"),
+        optional=("D", "z", "dt_bias", "initial_states", "seq_idx"),
+    )
+    batch, seqlen, nheads, headdim = _dims("x", scan.x, ("batch", "seqlen", "nheads", "headdim"))
+    _dims("B", scan.B, ("batch", "seqlen", "ngroups", "dstate"))
+    ngroups, dstate = scan.B.shape[2:]
+    _check_steps(seqlen, "x")
+    _check_groups(nheads, ngroups, "B: its third axis, ngroups,")
+    _check_shapes(
+        tensors,
+        {
+            "dt": {"batch": batch, "seqlen": seqlen, "nheads": nheads},
+            "A": {"nheads": nheads},
+            "B": {"batch": batch, "seqlen": seqlen, "ngroups": ngroups, "dstate": dstate},
+            "C": {"batch": batch, "seqlen": seqlen, "ngroups": ngroups, "dstate": dstate},
+            "z": {"batch": batch, "seqlen": seqlen, "nheads": nheads, "headdim": headdim},
+            "dt_bias": {"nheads": nheads},
+            "initial_states": _states(batch, nheads, headdim, dstate),
+            "seq_idx": {"batch": batch, "seqlen": seqlen},
+        },
+    )
+    if scan.D is not None and scan.D.shape not in ((nheads,), (nheads, headdim)):
+        raise ValueError(
+            f"D: expected shape (nheads={nheads},) or (nheads={nheads}, headdim={headdim}), "
+            f"found {tuple(scan.D.shape)}"
+        )
+    check_limit(scan.dt_limit)
+
+
+def check_mixer(mixer: Mixer) -> None:
+    """Raise ValueError or TypeError where the arguments of a mixer do not fit together."""
+    tensors = _tensors(
+        mixer._asdict(),
+        required=("zxbcdt", "conv1d_weight", "dt_bias", "A", "D"),
+        optional=(
+            "conv1d_bias",
+            "initial_states",
+            "rmsnorm_weight",
+            "outproj_weight",
+            "outproj_bias",
+            "seq_idx",
+        ),
+    )
+    batch, seqlen, width = _dims("zxbcdt", mixer.zxbcdt, ("batch", "seqlen", "columns"))
+    channels, _ = _dims("conv1d_weight", mixer.conv1d_weight, ("channels", "width"))
+    nheads = mixer.D.shape[0]
+    dim = nheads * mixer.headdim
+    _check_steps(seqlen, "zxbcdt")
+    _check_groups(nheads, mixer.ngroups, "ngroups:")
+    dstate, rest = divmod(channels - dim, 2 * mixer.ngroups)
+    if dstate < 1 or rest:
+        raise ValueError(
+            f"conv1d_weight: expected dim + 2 * ngroups * dstate channels for dim={dim}, "
+            f"ngroups={mixer.ngroups} and some dstate, found {channels}"
+        )
+    least = dim + channels + nheads
+    if width < least or (width - least) % 2:
+        raise ValueError(
+            f"zxbcdt: expected dim + channels + nheads = {dim} + {channels} + {nheads} = {least} "
+            f"columns, or an even number more, found {width}"
+        )
+    mlp = (width - least) // 2
+    _check_shapes(
+        tensors,
+        {
+            "conv1d_bias": {"channels": channels},
+            "dt_bias": {"nheads": nheads},
+            "A": {"nheads": nheads},
+            "initial_states": _states(batch, nheads, mixer.headdim, dstate),
+            "rmsnorm_weight": {"dim": dim},
+            "seq_idx": {"batch": batch, "seqlen": seqlen},
+        },
+    )
+    if mixer.activation not in (None, "silu", "swish"):
+        raise ValueError(
+            f"activation: expected None, 'silu' or 'swish', found {mixer.activation!r}"
+        )
+    if mixer.outproj_weight is not None:
+        out_dim, inner = _dims("outproj_weight", mixer.outproj_weight, ("out_dim", "dim"))
+        if inner != mlp + dim:
+            raise ValueError(
+                f"outproj_weight: expected {mlp + dim} columns (of the gated MLP and of the "
+                f"scan, {mlp} + {dim}), found {inner}"
+            )
+        _check_shapes(tensors, {"outproj_bias": {"out_dim": out_dim}})
+        if autocast_dtype(mixer.zxbcdt.device) is None:
+            _check_dtypes(tensors, ("outproj_weight", "outproj_bias"), mixer.zxbcdt.dtype)
+    elif mixer.outproj_bias is not None:
+        raise ValueError("outproj_bias: expected None where outproj_weight is None, found a tensor")
+    check_limit(mixer.dt_limit)
+
+
+def head_size(D: Tensor, headdim: int | None) -> int:
+    """The headdim that D says, or that has to be given beside it."""
+    if not isinstance(D, Tensor):
+        raise TypeError(f"D: expected a tensor, found {type(D).__name__}")
+    if D.dim() == 2:
+        return D.shape[1]
+    if D.dim() != 1:
+        raise ValueError(
+            f"D: expected shape (nheads,) or (nheads, headdim), found {tuple(D.shape)}"
+        )
+    if headdim is None or headdim < 1:
+        raise ValueError(f"headdim: expected at least 1 where D is (nheads,), found {headdim}")
+    return headdim
+
+
+def check_chunk_size(chunk_size: int) -> None:
+    """Raise unless it is a positive int."""
+    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int):
+        raise TypeError(f"chunk_size: expected an int, found {type(chunk_size).__name__}")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size: expected at least 1, found {chunk_size}")
+
+
+def check_limit(dt_limit: tuple[float, float]) -> None:
+    """Raise unless it is (low, high) with low <= high."""
+    if len(dt_limit) != 2 or not dt_limit[0] <= dt_limit[1]:
+        raise ValueError(f"dt_limit: expected (low, high) with low <= high, found {dt_limit}")
+
+
+def sequence_ends(cu_seqlens: Tensor | None, scan: Scan) -> list[int]:
+    """The boundaries of the sequences, checked."""
+    if cu_seqlens is None:
+        raise ValueError("cu_seqlens: expected a tensor with return_varlen_states, found None")
+    if not isinstance(cu_seqlens, Tensor):
+        raise TypeError(f"cu_seqlens: expected a tensor, found {type(cu_seqlens).__name__}")
+    if cu_seqlens.dtype not in INTEGER:
+        raise TypeError(f"cu_seqlens: expected an integer dtype, found {cu_seqlens.dtype}")
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
+        raise ValueError(
+            f"cu_seqlens: expected shape (sequences + 1,), found {tuple(cu_seqlens.shape)}"
+        )
+    batch, seqlen = scan.x.shape[:2]
+    if batch != 1:
+        raise ValueError(f"x: expected batch 1 with return_varlen_states, found {batch}")
+    ends: list[int] = cu_seqlens.tolist()
+    if ends[0] < 0 or ends[-1] > seqlen or any(a > b for a, b in zip(ends, ends[1:])):
+        raise ValueError(
+            f"cu_seqlens: expected boundaries that do not fall, from 0 to seqlen={seqlen}, "
+            f"found {ends}"
+        )
+    return ends
+
+
+def _tensors(
+    fields: Mapping[str, object],
+    required: tuple[str, ...],
+    optional: tuple[str, ...],
+) -> Mapping[str, Tensor]:
+    """The tensors that were given, by name, of a dtype that fits and on one device."""
+    given = {}
+    for name in (*required, *optional):
+        value = fields[name]
+        if value is None and name not in required:
+            continue
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a tensor, found {type(value).__name__}")
+        given[name] = value
+        if name == "seq_idx":
+            if value.dtype not in INTEGER:
+                raise TypeError(f"seq_idx: expected an integer dtype, found {value.dtype}")
+        elif value.dtype not in FLOATING:
+            raise TypeError(
+                f"{name}: expected float16, bfloat16, float32 or float64, found {value.dtype}"
+            )
+        device = given[required[0]].device
+        if value.device != device:
+            raise ValueError(
+                f"{name}: expected the device of {required[0]}, {device}, found {value.device}"
+            )
+    return given
+
+
+def _dims(name: str, tensor: Tensor, axes: tuple[str, ...]) -> tuple[int, ...]:
+    if tensor.dim() != len(axes):
+        raise ValueError(f"{name}: expected shape ({', '.join(axes)}), found {tuple(tensor.shape)}")
+    return tuple(tensor.shape)
+
+
+def _states(batch: int, nheads: int, headdim: int, dstate: int) -> Mapping[str, int]:
+    return {"batch": batch, "nheads": nheads, "headdim": headdim, "dstate": dstate}
+
+
+def _check_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, Mapping[str, int]]) -> None:
+    for name, sizes in expected.items():
+        if name in tensors and tuple(tensors[name].shape) != tuple(sizes.values()):
+            axes = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+            raise ValueError(f"{name}: expected shape ({axes}), found {tuple(tensors[name].shape)}")
+
+
+def _check_dtypes(
+    tensors: Mapping[str, Tensor], names: tuple[str, ...], dtype: torch.dtype
+) -> None:
+    for name in names:
+        if name in tensors and tensors[name].dtype != dtype:
+            raise TypeError(
+                f"{name}: expected {dtype}, as zxbcdt, outside autocast, "
+                f"found {tensors[name].dtype}"
+            )
+
+
+def _check_steps(seqlen: int, name: str) -> None:
+    if seqlen < 1:
+        raise ValueError(f"{name}: expected a seqlen of at least 1, found {seqlen}")
+
+
+def _check_groups(nheads: int, ngroups: int, what: str) -> None:
+    if ngroups < 1 or nheads % ngroups:
+        raise ValueError(f"{what} expected a divisor of nheads={nheads}, found {ngroups}")

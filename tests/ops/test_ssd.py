@@ -1,0 +1,654 @@
+"""The ssd op against a loop over time in float64: outputs, states and every gradient."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from typing import Any, Callable, Dict
+
+import pytest
+import torch
+from torch import Tensor
+
+from jetson_mamba.ops.ssd import (
+    mamba_chunk_scan_combined,
+    mamba_split_conv1d_scan_combined,
+    triton_runs_on,
+)
+from tests.references.ssd import ssd_mixer, ssd_scan
+from tests.references.tolerance import relative_norm
+
+# float32: sums in float32. 16 bits: one rounding of each output or gradient to 8 or 11 bits.
+TOLERANCE = {
+    torch.float64: 1e-12,
+    torch.float32: 1e-5,
+    torch.bfloat16: 6e-3,
+    torch.float16: 1e-3,
+}
+BATCH, NHEADS, HEADDIM, DSTATE, WIDTH = 2, 4, 3, 5, 4
+
+# Untyped, so that tests can pass any keywords and use what comes back.
+scan: Callable[..., Any] = mamba_chunk_scan_combined
+mixer: Callable[..., Any] = mamba_split_conv1d_scan_combined
+
+Tensors = Dict[str, Tensor]
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def scan_tensors(seqlen: int, ngroups: int = 2, D: str | None = "nheads") -> Tensors:
+    heads = (BATCH, seqlen, NHEADS, HEADDIM)
+    tensors = {
+        "x": random(*heads),
+        "dt": random(BATCH, seqlen, NHEADS) - 1,
+        "A": -random(NHEADS).exp(),
+        "B": random(BATCH, seqlen, ngroups, DSTATE),
+        "C": random(BATCH, seqlen, ngroups, DSTATE),
+        "z": random(*heads),
+        "dt_bias": random(NHEADS),
+        "initial_states": random(BATCH, NHEADS, HEADDIM, DSTATE),
+    }
+    if D is not None:
+        tensors["D"] = random(NHEADS) if D == "nheads" else random(NHEADS, HEADDIM)
+    return tensors
+
+
+def mixer_tensors(
+    seqlen: int, ngroups: int = 1, mlp: int = 0, out_dim: int = 7, per_channel_D: bool = False
+) -> Tensors:
+    dim = NHEADS * HEADDIM
+    channels = dim + 2 * ngroups * DSTATE
+    return {
+        "zxbcdt": random(BATCH, seqlen, 2 * mlp + dim + channels + NHEADS),
+        "conv1d_weight": random(channels, WIDTH),
+        "conv1d_bias": random(channels),
+        "dt_bias": random(NHEADS),
+        "A": -random(NHEADS).exp(),
+        "D": random(NHEADS, HEADDIM) if per_channel_D else random(NHEADS),
+        "initial_states": random(BATCH, NHEADS, HEADDIM, DSTATE),
+        "rmsnorm_weight": random(dim),
+        "outproj_weight": random(out_dim, mlp + dim),
+        "outproj_bias": random(out_dim),
+    }
+
+
+def packed(seqlen: int) -> Tensor:
+    """Three sequences, that end elsewhere in each row; the first row starts in sequence 0."""
+    steps = torch.arange(seqlen)
+    rows = [
+        torch.bucketize(steps, torch.tensor(ends), right=True) + first
+        for first, ends in ((0, [seqlen // 3, seqlen // 2]), (1, [seqlen // 4, seqlen - 2]))
+    ]
+    return torch.stack(rows)
+
+
+def leaves(tensors: Tensors, dtype: torch.dtype | dict[str, torch.dtype]) -> Tensors:
+    """The tensors rounded to ``dtype``, as leaves that require gradients."""
+    return {
+        name: tensor.to(dtype.get(name, torch.float32) if isinstance(dtype, dict) else dtype)
+        .detach()
+        .requires_grad_()
+        for name, tensor in tensors.items()
+    }
+
+
+def results_and_gradients(
+    function: Callable[..., Any], tensors: Tensors, weights: list[Tensor], **options: Any
+) -> Tensors:
+    """Output, last state, and the gradients of a weighted sum of both, by name."""
+    out, state, *_ = function(**tensors, **options)
+    total = sum((r.double() * w).sum() for r, w in zip((out, state), weights))
+    gradients = torch.autograd.grad(total, list(tensors.values()))
+    return {"out": out, "state": state, **dict(zip(tensors, gradients))}
+
+
+def assert_near(actual: Tensor, expected: Tensor, tolerance: float, name: str = "") -> None:
+    """Within the tolerance of expected; exactly zero where that is zero."""
+    if expected.any():
+        assert relative_norm(actual, expected) < tolerance, name
+    else:
+        assert not actual.any(), name
+
+
+def assert_agrees(
+    function: Callable[..., Any],
+    reference: Callable[..., Any],
+    tensors: Tensors,
+    dtype: torch.dtype | dict[str, torch.dtype],
+    tolerance: float,
+    **options: Any,
+) -> None:
+    """Outputs and gradients of function are those of reference on the same rounded values."""
+    given = leaves(tensors, dtype)
+    exact = leaves({name: tensor.detach() for name, tensor in given.items()}, torch.float64)
+    out, state, *_ = reference(**exact, **options)
+    # Rounded to 8 bits, so that as a gradient of the output every dtype holds them exactly.
+    weights = [random(*result.shape).bfloat16().double() for result in (out, state)]
+    expected = results_and_gradients(reference, exact, weights, **options)
+    actual = results_and_gradients(
+        function, given, weights, chunk_size=256, return_final_states=True, **options
+    )
+    for name, value in expected.items():
+        assert_near(actual[name], value, tolerance, name)
+        if name in given:
+            assert actual[name].dtype == given[name].dtype, name
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("seqlen", [1, 7, 64, 150])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_scan_agrees_with_the_recurrence(dtype: torch.dtype, seqlen: int) -> None:
+    assert_agrees(
+        scan,
+        ssd_scan,
+        scan_tensors(seqlen),
+        dtype,
+        TOLERANCE[dtype],
+        dt_softplus=True,
+    )
+
+
+@pytest.mark.parametrize("left_out", ["z", "D", "dt_bias", "initial_states"])
+def test_scan_does_without_each_optional_tensor(left_out: str) -> None:
+    tensors = scan_tensors(70)
+    del tensors[left_out]
+    assert_agrees(scan, ssd_scan, tensors, torch.float32, 1e-5, dt_softplus=True)
+
+
+@pytest.mark.parametrize("ngroups", [1, 2, 4])
+@pytest.mark.parametrize("D", [None, "nheads", "headdim"])
+def test_scan_takes_groups_and_either_form_of_d(ngroups: int, D: str | None) -> None:
+    tensors = scan_tensors(70, ngroups, D)
+    assert_agrees(scan, ssd_scan, tensors, torch.float32, 1e-5, dt_softplus=True)
+
+
+@pytest.mark.parametrize("softplus", [True, False])
+def test_steps_outside_the_limits_have_no_gradient(softplus: bool) -> None:
+    tensors = scan_tensors(70)
+    limit = (0.2, 0.9)
+    assert_agrees(
+        scan,
+        ssd_scan,
+        tensors,
+        torch.float32,
+        1e-5,
+        dt_softplus=softplus,
+        dt_limit=limit,
+    )
+    given = leaves(tensors, torch.float64)
+    out = scan(**given, chunk_size=64, dt_softplus=softplus, dt_limit=limit)
+    (ddt,) = torch.autograd.grad(out.sum(), given["dt"])
+    step = given["dt"] + given["dt_bias"]
+    step = torch.nn.functional.softplus(step) if softplus else step
+    outside = (step < limit[0]) | (step > limit[1])
+    assert outside.any()
+    assert not ddt[outside].any()
+    assert ddt[~outside].all()
+
+
+@pytest.mark.parametrize("seqlen", [9, 64, 200])
+def test_state_does_not_pass_between_sequences(seqlen: int) -> None:
+    assert_agrees(
+        scan,
+        ssd_scan,
+        scan_tensors(seqlen),
+        torch.float32,
+        1e-5,
+        dt_softplus=True,
+        seq_idx=packed(seqlen).to(torch.int32),
+    )
+
+
+def test_a_sequence_change_on_a_chunk_boundary_resets_the_state() -> None:
+    seq_idx = torch.zeros(BATCH, 192, dtype=torch.int32)
+    seq_idx[:, 64:] = 1
+    seq_idx[0, 128:] = 2
+    assert_agrees(
+        scan,
+        ssd_scan,
+        scan_tensors(192),
+        torch.float32,
+        1e-5,
+        dt_softplus=True,
+        seq_idx=seq_idx,
+    )
+
+
+def test_packed_sequences_give_what_each_gives_alone() -> None:
+    tensors = scan_tensors(100)
+    del tensors["initial_states"]
+    seq_idx = torch.zeros(BATCH, 100, dtype=torch.int64)
+    seq_idx[:, 37:] = 1
+    out = scan(**tensors, chunk_size=64, seq_idx=seq_idx)
+    long = ("x", "dt", "B", "C", "z")
+    for part in (slice(0, 37), slice(37, None)):
+        alone = {name: t[:, part] if name in long else t for name, t in tensors.items()}
+        assert relative_norm(out[:, part], scan(**alone, chunk_size=64)) < 1e-14
+
+
+def test_initial_states_belong_to_sequence_zero() -> None:
+    tensors = leaves(scan_tensors(10), torch.float64)
+    seq_idx = torch.ones(BATCH, 10, dtype=torch.int32)
+    seq_idx[1] = 0
+    out = scan(**tensors, chunk_size=64, seq_idx=seq_idx)
+    (gradient,) = torch.autograd.grad(out.sum(), tensors["initial_states"])
+    assert not gradient[0].any()
+    assert gradient[1].any()
+
+
+def test_padding_writes_nothing_into_the_state() -> None:
+    tensors = scan_tensors(90)
+    seq_idx = torch.zeros(BATCH, 90, dtype=torch.int32)
+    seq_idx[:, 80:] = -1
+    assert_agrees(
+        scan,
+        ssd_scan,
+        tensors,
+        torch.float32,
+        1e-5,
+        dt_softplus=True,
+        seq_idx=seq_idx,
+    )
+    _, state = scan(**tensors, chunk_size=64, seq_idx=seq_idx, return_final_states=True)
+    assert not state.any()
+
+
+def test_the_last_state_continues_the_sequence() -> None:
+    tensors = scan_tensors(100)
+    whole, last = scan(**tensors, chunk_size=64, return_final_states=True)
+    long = ("x", "dt", "B", "C", "z")
+    head = {name: t[:, :33] if name in long else t for name, t in tensors.items()}
+    tail = {name: t[:, 33:] if name in long else t for name, t in tensors.items()}
+    first, state = scan(**head, chunk_size=64, return_final_states=True)
+    tail["initial_states"] = state
+    second, end = scan(**tail, chunk_size=64, return_final_states=True)
+    assert relative_norm(torch.cat([first, second], 1), whole) < 1e-13
+    assert relative_norm(end, last) < 1e-13
+
+
+@pytest.mark.parametrize(
+    "ends", [[0, 100], [0, 1, 64, 65, 100], [0, 30, 30, 90], [0, 64, 128, 150]]
+)
+def test_varlen_states_are_those_at_the_end_of_each_sequence(ends: list[int]) -> None:
+    seqlen = 150
+    tensors = {name: t[:1] if t.dim() > 2 else t for name, t in scan_tensors(seqlen).items()}
+    boundaries = torch.tensor(ends, dtype=torch.int32)
+    seq_idx = torch.bucketize(torch.arange(seqlen), boundaries[1:], right=True)[None]
+    _, last, states = scan(
+        **tensors,
+        chunk_size=64,
+        seq_idx=seq_idx.to(torch.int32),
+        cu_seqlens=boundaries,
+        dt_softplus=True,
+        return_final_states=True,
+        return_varlen_states=True,
+    )
+    reference: Callable[..., Any] = ssd_scan
+    _, final, every = reference(**tensors, seq_idx=seq_idx, dt_softplus=True)
+    assert relative_norm(last, final) < 1e-12
+    for state, start, stop in zip(states, ends, ends[1:]):
+        expected = every[0, stop - 1] if stop > start else torch.zeros_like(state)
+        assert_near(state, expected, 1e-12)
+
+
+def test_varlen_states_have_no_backward() -> None:
+    tensors = leaves(
+        {name: t[:1] if t.dim() > 2 else t for name, t in scan_tensors(20).items()}, torch.float32
+    )
+    out, states = scan(
+        **tensors,
+        chunk_size=64,
+        cu_seqlens=torch.tensor([0, 8, 20]),
+        return_varlen_states=True,
+    )
+    assert states.shape == (2, NHEADS, HEADDIM, DSTATE)
+    with pytest.raises(RuntimeError, match="return_varlen_states"):
+        out.sum().backward()
+
+
+def test_results_do_not_depend_on_chunk_size() -> None:
+    tensors = scan_tensors(100)
+    expected = scan(**tensors, chunk_size=16)
+    for chunk_size in (1, 64, 100, 1000):
+        assert torch.equal(scan(**tensors, chunk_size=chunk_size), expected)
+
+
+@pytest.mark.parametrize("elements", [1, 1 << 30])
+def test_results_do_not_depend_on_blocks(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jetson_mamba.ops.ssd.chunks.BLOCK_ELEMENTS_CPU", elements)
+    assert_agrees(
+        scan,
+        ssd_scan,
+        scan_tensors(330),
+        torch.float32,
+        1e-5,
+        dt_softplus=True,
+        seq_idx=packed(330),
+    )
+
+
+def test_extreme_decays_stay_finite_and_exact() -> None:
+    tensors = scan_tensors(130)
+    tensors["A"] = torch.tensor([-1e-6, -1.0, -50.0, -1e4], dtype=torch.float64)
+    assert_agrees(scan, ssd_scan, tensors, torch.float32, 1e-5, dt_softplus=True)
+
+
+@pytest.mark.parametrize("left_out", ["initial_states", None])
+def test_scan_passes_gradcheck(left_out: str | None) -> None:
+    tensors = {name: t[:1] if t.dim() > 2 else t for name, t in scan_tensors(4).items()}
+    tensors.pop(left_out or "", None)
+    seq_idx = torch.tensor([[0, 0, 1, 1]])
+
+    def function(*values: Tensor) -> Any:
+        return scan(
+            **dict(zip(tensors, values)),
+            chunk_size=64,
+            seq_idx=seq_idx,
+            dt_softplus=True,
+            return_final_states=True,
+        )
+
+    assert torch.autograd.gradcheck(function, list(leaves(tensors, torch.float64).values()))
+
+
+@pytest.mark.parametrize(
+    "wanted", ["x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states"]
+)
+def test_any_one_argument_alone_may_require_a_gradient(wanted: str) -> None:
+    tensors = scan_tensors(20)
+    everything = leaves(tensors, torch.float64)
+    out = scan(**everything, chunk_size=64)
+    (expected,) = torch.autograd.grad(out.sum(), everything[wanted])
+    tensors[wanted].requires_grad_()
+    out = scan(**tensors, chunk_size=64)
+    (actual,) = torch.autograd.grad(out.sum(), tensors[wanted])
+    assert torch.equal(actual, expected)
+
+
+def test_one_tensor_may_be_passed_twice() -> None:
+    tensors = scan_tensors(70)
+    once = leaves(tensors, torch.float64)
+    out = scan(**{**once, "C": once["B"], "z": once["x"]}, chunk_size=64)
+    twice = {**once, "C": once["B"].clone(), "z": once["x"].clone()}
+    expected = scan(**twice, chunk_size=64)
+    assert torch.equal(out, expected)
+    for name in ("B", "x"):
+        (actual,) = torch.autograd.grad(out.sum(), once[name], retain_graph=True)
+        (wanted,) = torch.autograd.grad(expected.sum(), once[name], retain_graph=True)
+        assert relative_norm(actual, wanted) < 1e-13
+
+
+def test_strides_do_not_matter() -> None:
+    tensors = leaves(scan_tensors(70), torch.float64)
+    mixed = {
+        name: t.detach().movedim(-1, 0).contiguous().movedim(0, -1).requires_grad_()
+        for name, t in tensors.items()
+    }
+    expected = scan(**tensors, chunk_size=64)
+    actual = scan(**mixed, chunk_size=64)
+    assert relative_norm(actual, expected) < 1e-14
+    dout = torch.randn_like(expected).movedim(1, 3).contiguous().movedim(3, 1)
+    for a, b in zip(
+        torch.autograd.grad(actual, list(mixed.values()), dout),
+        torch.autograd.grad(expected, list(tensors.values()), dout),
+    ):
+        assert relative_norm(a, b) < 1e-13
+
+
+def test_autocast_leaves_the_scan_alone() -> None:
+    tensors = leaves(scan_tensors(70), torch.float32)
+    expected = scan(**tensors, chunk_size=64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = scan(**tensors, chunk_size=64)
+        assert torch.equal(out, expected)
+        (actual,) = torch.autograd.grad(out.sum(), tensors["B"])
+    (wanted,) = torch.autograd.grad(expected.sum(), tensors["B"])
+    assert torch.equal(actual, wanted)
+
+
+def test_half_precision_with_float32_parameters_gives_upstreams_dtypes() -> None:
+    dtypes = dict.fromkeys(("x", "dt", "B", "C", "z"), torch.bfloat16)
+    tensors = leaves(scan_tensors(20), dtypes)
+    out, state = scan(**tensors, chunk_size=64, return_final_states=True)
+    assert out.dtype == torch.bfloat16
+    assert state.dtype == torch.float32
+    assert_agrees(
+        scan,
+        ssd_scan,
+        scan_tensors(150),
+        dtypes,
+        TOLERANCE[torch.bfloat16],
+        dt_softplus=True,
+    )
+
+
+def test_memory_between_the_passes_is_the_inputs_and_few_states() -> None:
+    saved = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal saved
+        saved += tensor.numel()
+        return tensor
+
+    tensors = leaves(scan_tensors(1000), torch.float32)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        scan(**tensors, chunk_size=64)
+    inputs = sum(tensor.numel() for tensor in tensors.values())
+    states = math.ceil(1000 / 64) * BATCH * NHEADS * HEADDIM * DSTATE
+    assert inputs <= saved <= inputs + states
+
+
+MIXERS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
+    "as a Mamba-2 block": ({}, {}, ("initial_states", "outproj_bias")),
+    "norm after the gate": ({}, {"norm_before_gate": False}, ()),
+    "groups": ({"ngroups": 2}, {}, ()),
+    "groups, norm after the gate": ({"ngroups": 2}, {"norm_before_gate": False}, ()),
+    "no norm": ({}, {}, ("rmsnorm_weight",)),
+    "gated MLP": ({"mlp": 6}, {}, ()),
+    "gated MLP, no norm": ({"mlp": 6}, {}, ("rmsnorm_weight",)),
+    "gated MLP, no projection": ({"mlp": 6}, {}, ("outproj_weight", "outproj_bias")),
+    "no projection": ({}, {}, ("outproj_weight", "outproj_bias")),
+    "bare": ({}, {}, ("rmsnorm_weight", "outproj_weight", "outproj_bias")),
+    "no activation": ({}, {"activation": None}, ()),
+    "no conv bias": ({}, {}, ("conv1d_bias",)),
+    "limits": ({}, {"dt_limit": (0.3, 1.2)}, ()),
+    "D per channel": ({"per_channel_D": True}, {}, ()),
+}
+
+
+def mixer_case(case: str, seqlen: int) -> tuple[Tensors, dict[str, Any]]:
+    sizes, options, left_out = MIXERS[case]
+    tensors = mixer_tensors(seqlen, **sizes)
+    for name in left_out:
+        del tensors[name]
+    options = {"ngroups": sizes.get("ngroups", 1), **options}
+    if tensors["D"].dim() == 1:
+        options["headdim"] = HEADDIM
+    if "conv1d_bias" in left_out:
+        options["conv1d_bias"] = None
+    return tensors, options
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("case", MIXERS)
+def test_mixer_agrees_with_the_recurrence(case: str, dtype: torch.dtype) -> None:
+    tensors, options = mixer_case(case, 70)
+    assert_agrees(mixer, ssd_mixer, tensors, dtype, TOLERANCE[dtype], **options)
+
+
+@pytest.mark.parametrize("case", ["as a Mamba-2 block", "no norm"])
+@pytest.mark.parametrize("seqlen", [2, 150])
+def test_mixer_keeps_packed_sequences_apart(case: str, seqlen: int) -> None:
+    tensors, options = mixer_case(case, seqlen)
+    options["seq_idx"] = packed(seqlen).to(torch.int32)
+    assert_agrees(mixer, ssd_mixer, tensors, torch.float32, 1e-5, **options)
+
+
+@pytest.mark.parametrize("case", ["groups", "gated MLP, no norm", "no activation"])
+def test_mixer_passes_gradcheck(case: str) -> None:
+    tensors, options = mixer_case(case, 4)
+    tensors = {name: t[:1] if t.dim() > 2 else t for name, t in tensors.items()}
+
+    def function(*values: Tensor) -> Any:
+        return mixer(
+            **dict(zip(tensors, values)), **options, chunk_size=64, return_final_states=True
+        )
+
+    assert torch.autograd.gradcheck(
+        function, list(leaves(tensors, torch.float64).values()), fast_mode=True
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixer_in_half_precision_is_near_the_recurrence(dtype: torch.dtype) -> None:
+    tensors, options = mixer_case("as a Mamba-2 block", 70)
+    # Several roundings follow each other: after convolution, scan, norm and projection.
+    assert_agrees(
+        mixer,
+        ssd_mixer,
+        tensors,
+        dtype,
+        5 * TOLERANCE[dtype],
+        **options,
+    )
+
+
+@pytest.mark.parametrize("case", ["as a Mamba-2 block", "gated MLP, no norm"])
+def test_under_autocast_the_projection_has_its_dtype(case: str) -> None:
+    tensors, options = mixer_case(case, 70)
+    given = leaves(tensors, torch.float32)
+    plain = mixer(**given, **options, chunk_size=64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = mixer(**given, **options, chunk_size=64)
+    assert out.dtype == torch.bfloat16
+    assert relative_norm(out, plain) < TOLERANCE[torch.bfloat16]
+    dout = torch.randn_like(plain)
+    actual = torch.autograd.grad(out, list(given.values()), dout.to(torch.bfloat16))
+    expected = torch.autograd.grad(plain, list(given.values()), dout)
+    for name, a, b in zip(given, actual, expected):
+        assert a.dtype == torch.float32
+        assert relative_norm(a, b) < 4 * TOLERANCE[torch.bfloat16], name
+
+
+SCAN_ERRORS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"x": torch.zeros(2, 8, 4)}, ValueError, r"x: expected shape \(batch, .*found \(2, 8, 4\)"),
+    ({"x": torch.zeros(2, 8, 4, 3, dtype=torch.int32)}, TypeError, "x: .*int32"),
+    ({"x": torch.zeros(2, 8, 4, 3, dtype=torch.complex64)}, TypeError, "x: .*complex64"),
+    ({"x": None}, TypeError, "x: expected a tensor, found NoneType"),
+    ({"x": torch.zeros(2, 0, 4, 3)}, ValueError, "x: expected a seqlen of at least 1, found 0"),
+    ({"dt": torch.zeros(2, 8, 5)}, ValueError, r"dt: .*nheads=4\), found \(2, 8, 5\)"),
+    ({"A": torch.zeros(4, 5)}, ValueError, r"A: .*\(nheads=4\), found \(4, 5\)"),
+    ({"A": -1.0}, TypeError, "A: expected a tensor, found float"),
+    ({"B": torch.zeros(2, 8, 3, 5)}, ValueError, "B: .*divisor of nheads=4, found 3"),
+    ({"C": torch.zeros(2, 8, 2, 6)}, ValueError, r"C: .*dstate=5\), found \(2, 8, 2, 6\)"),
+    ({"C": torch.zeros(2, 8, 2, 5, device="meta")}, ValueError, "C: .*device of x, cpu.*meta"),
+    ({"D": torch.zeros(3)}, ValueError, r"D: .*nheads=4.*found \(3,\)"),
+    ({"z": torch.zeros(2, 8, 4, 4)}, ValueError, r"z: .*headdim=3\), found \(2, 8, 4, 4\)"),
+    ({"dt_bias": torch.zeros(3)}, ValueError, r"dt_bias: .*found \(3,\)"),
+    ({"initial_states": torch.zeros(2, 4, 5, 3)}, ValueError, "initial_states: .*dstate=5"),
+    ({"seq_idx": torch.zeros(2, 9, dtype=torch.int32)}, ValueError, "seq_idx: .*seqlen=8"),
+    ({"seq_idx": torch.zeros(2, 8)}, TypeError, "seq_idx: .*integer dtype, found torch.float32"),
+    ({"chunk_size": 0}, ValueError, "chunk_size: expected at least 1, found 0"),
+    ({"chunk_size": 2.0}, TypeError, "chunk_size: expected an int, found float"),
+    ({"dt_limit": (1.0, 0.0)}, ValueError, r"dt_limit: .*found \(1.0, 0.0\)"),
+    ({"return_varlen_states": True}, ValueError, "cu_seqlens: .*found None"),
+    (
+        {"return_varlen_states": True, "cu_seqlens": torch.tensor([0, 8])},
+        ValueError,
+        "x: expected batch 1 .*found 2",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), SCAN_ERRORS)
+def test_scan_names_the_argument_that_does_not_fit(
+    change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    arguments = {**leaves(scan_tensors(8), torch.float32), "chunk_size": 64, **change}
+    with pytest.raises(error, match=message):
+        scan(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("cu_seqlens", "error", "message"),
+    [
+        (torch.tensor([0, 9]), ValueError, r"cu_seqlens: .*seqlen=8, found \[0, 9\]"),
+        (torch.tensor([0, 5, 3]), ValueError, "cu_seqlens: .*do not fall"),
+        (torch.tensor([0]), ValueError, r"cu_seqlens: .*found \(1,\)"),
+        (torch.tensor([0.0, 8.0]), TypeError, "cu_seqlens: .*integer dtype"),
+        ([0, 8], TypeError, "cu_seqlens: expected a tensor, found list"),
+    ],
+)
+def test_scan_names_what_is_wrong_with_cu_seqlens(
+    cu_seqlens: Any, error: type[Exception], message: str
+) -> None:
+    tensors = {name: t[:1] if t.dim() > 2 else t for name, t in scan_tensors(8).items()}
+    with pytest.raises(error, match=message):
+        scan(**tensors, chunk_size=64, cu_seqlens=cu_seqlens, return_varlen_states=True)
+
+
+MIXER_ERRORS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"zxbcdt": torch.zeros(2, 8, 37)}, ValueError, "zxbcdt: .*= 38 columns.*found 37"),
+    ({"zxbcdt": torch.zeros(2, 8, 39)}, ValueError, "zxbcdt: .*even number more, found 39"),
+    ({"zxbcdt": torch.zeros(8, 38)}, ValueError, r"zxbcdt: expected shape .*found \(8, 38\)"),
+    ({"conv1d_weight": torch.zeros(21, 4)}, ValueError, "conv1d_weight: .*found 21"),
+    ({"conv1d_weight": torch.zeros(22)}, ValueError, r"conv1d_weight: .*found \(22,\)"),
+    ({"conv1d_bias": torch.zeros(21)}, ValueError, r"conv1d_bias: .*22\), found \(21,\)"),
+    ({"A": torch.zeros(5)}, ValueError, r"A: .*nheads=4\), found \(5,\)"),
+    ({"D": None}, TypeError, "D: expected a tensor, found NoneType"),
+    ({"D": torch.zeros(4, 3, 1)}, ValueError, r"D: .*found \(4, 3, 1\)"),
+    ({"headdim": None}, ValueError, "headdim: .*found None"),
+    ({"ngroups": 3}, ValueError, "ngroups: .*divisor of nheads=4, found 3"),
+    ({"activation": "relu"}, ValueError, "activation: .*found 'relu'"),
+    ({"rmsnorm_weight": torch.zeros(11)}, ValueError, r"rmsnorm_weight: .*12\), found \(11,\)"),
+    ({"outproj_weight": torch.zeros(7, 11)}, ValueError, "outproj_weight: .*12.*found 11"),
+    ({"outproj_bias": torch.zeros(8)}, ValueError, r"outproj_bias: .*7\), found \(8,\)"),
+    ({"outproj_weight": None}, ValueError, "outproj_bias: expected None"),
+    (
+        {"outproj_weight": torch.zeros(7, 12, dtype=torch.float64)},
+        TypeError,
+        "outproj_weight: expected torch.float32.*found torch.float64",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), MIXER_ERRORS)
+def test_mixer_names_the_argument_that_does_not_fit(
+    change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    tensors, options = mixer_case("no activation", 8)
+    given = {**leaves(tensors, torch.float32), **options, "chunk_size": 64, **change}
+    with pytest.raises(error, match=message):
+        mixer(**given)
+
+
+def test_triton_does_not_run_on_a_device_of_no_compiler() -> None:
+    assert not triton_runs_on(torch.device("meta"))
+
+
+@pytest.mark.parametrize(("value", "expected"), [("1", "True"), (None, "False")])
+def test_triton_runs_on_a_cpu_under_its_interpreter_only(value: str | None, expected: str) -> None:
+    pytest.importorskip("triton")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    if value is not None:
+        environment["TRITON_INTERPRET"] = value
+    program = (
+        "import os, torch\n"
+        "from jetson_mamba.ops.ssd import triton_runs_on\n"
+        "first = triton_runs_on(torch.device('cpu'))\n"
+        "os.environ['TRITON_INTERPRET'] = '0'\n"
+        "assert triton_runs_on(torch.device('cpu')) is first, 'not remembered'\n"
+        "print(first)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == expected
