@@ -76,39 +76,62 @@ class Op(Generic[Case, Implementation]):
             if case in self._chosen:
                 return self._chosen[case]
             passed_over: list[tuple[str, str]] = []
+            broken: list[tuple[str, str]] = []
             for backend in self.order:
                 try:
                     implementation: Implementation = self._load(backend, case)
                 except Unavailable as reason:
                     passed_over.append((backend, str(reason)))
-                    continue
                 except Exception as error:
                     reason_text = f"{type(error).__name__}: {first_line(error)}"
                     passed_over.append((backend, reason_text))
-                    self._warn(backend, reason_text)
-                    continue
-                self._choices[case] = Choice(backend, tuple(passed_over))
-                self._chosen[case] = implementation
-                return implementation
+                    if not refuses_device(error):
+                        broken.append((backend, reason_text))
+                else:
+                    self._choices[case] = Choice(backend, tuple(passed_over))
+                    self._chosen[case] = implementation
+                    self._warn(broken, backend)
+                    return implementation
         raise RuntimeError(
             f"no backend of {self.name} works for {case}: "
             + "; ".join(f"{backend}: {reason}" for backend, reason in passed_over)
         )
 
     def _load(self, backend: str, case: Case) -> Implementation:
-        implementation: Implementation = import_module(f"{self._package}.{backend}").load(case)
+        name = f"{self._package}.{backend}"
+        try:
+            module = import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                raise
+            raise Unavailable("not part of this installation") from None
+        implementation: Implementation = module.load(case)
         self._trial(implementation, case)
         return implementation
 
-    def _warn(self, backend: str, reason: str) -> None:
-        if backend not in self._warned:
-            self._warned.add(backend)
+    def _warn(self, broken: list[tuple[str, str]], chosen: str) -> None:
+        """Say once of each backend that it is broken, and together what was found together."""
+        unsaid = [(backend, reason) for backend, reason in broken if backend not in self._warned]
+        if unsaid:
+            self._warned.update(backend for backend, _ in unsaid)
+            found = "; ".join(f"'{backend}' ({reason})" for backend, reason in unsaid)
             warnings.warn(
-                f"{self.name}: the backend '{backend}' is installed but does not work "
-                f"({reason}); the next one is used. `jetson-mamba doctor` says more.",
+                f"{self.name}: installed but not working: {found}. The backend '{chosen}' is "
+                "used. `jetson-mamba doctor` says more.",
                 BackendWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
+
+
+def refuses_device(error: BaseException) -> bool:
+    """Whether an extension says no more than that it has nothing for tensors on this device.
+
+    It does so in the words of ``TORCH_CHECK(x.is_cuda())``, or of the dispatcher.
+    """
+    message = str(error)
+    return "is_cuda() to be true" in message or (
+        isinstance(error, NotImplementedError) and "Could not run" in message
+    )
 
 
 def first_line(error: BaseException) -> str:
