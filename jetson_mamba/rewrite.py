@@ -25,7 +25,7 @@ class Refused(Exception):
 class Form(NamedTuple):
     """One way to call a function: its parameters in order, all of them given.
 
-    ``optional`` parameters may be left out. A parameter in ``texts`` is recognised by being a
+    ``optional`` parameters may be left out, and are given by name only. A parameter in ``texts`` is recognised by being a
     string literal: older wrappers take ``activation`` where later ones take something else.
     ``results`` is how many values the caller unpacks, where the replacement returns more.
     """
@@ -535,7 +535,8 @@ def _matching_form(node: ast.Call, edit: Call, origin: str) -> Form:
         given = set(names)
         required = set(form.parameters) - set(form.optional)
         if (
-            len(node.args) <= len(form.parameters)
+            # What may be left out has moved between releases: only its name says what is meant.
+            len(node.args) <= (edit.positional if form.optional else len(form.parameters))
             and len(given) == len(names)
             and required <= given <= set(form.parameters)
             and all(

@@ -1,0 +1,101 @@
+"""Runs the whole matrix: ``python -m tests.matrix [FOLDER]``, by default ``docs``."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.matrix.cell import Cell, Outcome
+from tests.matrix.cells import (
+    IMPORTABLE,
+    NONE,
+    after_cells,
+    before_cells,
+    failing_cells,
+    without_cells,
+)
+from tests.matrix.picture import draw
+from tests.matrix.workers import run_all
+from tests.releases.download import CAUSAL_CONV1D
+
+
+def main() -> int:
+    """Run it, write the two files, and say how many cells work; 1 unless all do that should."""
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "docs")
+    groups = {
+        "before": before_cells(),
+        "after": after_cells(),
+        "without": without_cells(),
+        "failing": failing_cells(),
+    }
+    cells = [cell for group in groups.values() for cell in group]
+    outcomes: dict[Cell, Outcome] = {}
+    start = time.monotonic()
+
+    def done(cell: Cell, outcome: Outcome) -> None:
+        outcomes[cell] = outcome
+        if len(outcomes) % 25 == 0 or len(outcomes) == len(cells):
+            print(
+                f"{len(outcomes)} of {len(cells)} cells, {time.monotonic() - start:.0f} s",
+                flush=True,
+            )
+        if cell.hook and not outcome.works:
+            print(f"{cell}: {outcome}", flush=True)
+
+    with tempfile.TemporaryDirectory() as cache:
+        run_all(cells, Path(cache), done)
+    counts = {
+        name: (sum(outcomes[cell].works for cell in group), len(group))
+        for name, group in groups.items()
+    }
+    # A failing extension is said once for each op.
+    quiet = [cell for cell in groups["failing"] if len(outcomes[cell].warnings) != 2]
+    today = datetime.date.today().isoformat()
+    folder.mkdir(exist_ok=True)
+    (folder / "matrix.json").write_text(
+        json.dumps(
+            {
+                "date": today,
+                "command": "make matrix",
+                "counts": {
+                    name: {"works": works, "of": of} for name, (works, of) in counts.items()
+                },
+                "cells": [
+                    {**cell._asdict(), **outcomes[cell]._asdict()}
+                    for cell in sorted(cells, key=str)
+                ],
+            },
+            indent=1,
+        )
+        + "\n"
+    )
+    before, after = (
+        {
+            (cell.mamba_ssm, cell.causal_conv1d or NONE): outcomes[cell].works
+            for name in names
+            for cell in groups[name]
+        }
+        for names in (("before",), ("after", "without"))
+    )
+    draw(
+        folder / "matrix.png",
+        IMPORTABLE,
+        (*CAUSAL_CONV1D, NONE),
+        before,
+        after,
+        f"make matrix, {today}: compiled extensions emulated call by call, float32 on a CPU",
+    )
+    for name, (works, of) in counts.items():
+        print(f"{name}: {works} of {of}")
+    for cell in quiet:
+        print(f"{cell}: expected one warning for each op, found {outcomes[cell].warnings}")
+    expected = all(counts[name][0] == counts[name][1] for name in ("after", "without", "failing"))
+    return 0 if expected and not quiet else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
