@@ -19,7 +19,7 @@ from importlib.machinery import SourceFileLoader
 from typing import Any, NamedTuple
 
 from jetson_mamba import cache
-from jetson_mamba.rewrite import Override, Refused, Rewritten, rewrite
+from jetson_mamba.rewrite import ImportFrom, Override, Refused, Rewritten, rewrite
 
 if sys.version_info >= (3, 9):
     from importlib.resources import files
@@ -57,8 +57,9 @@ def find(target: str, loader: object) -> ModifiedCopy | None:
             data = file.read()
     except OSError as error:
         raise Refused(f"{source} cannot be read ({error.strerror})") from error
-    name = f"{target.rpartition('.')[2]}-{_key(target, data)}.py"
-
+    if not _may_concern(override(target), data):
+        return None
+    name = file_name(target, data)
     bundled = files("vendored_overrides") / "copies" / name
     if isinstance(bundled, os.PathLike) and bundled.is_file():
         content = cache.unseal(name, bundled.read_bytes())
@@ -85,6 +86,20 @@ def find(target: str, loader: object) -> ModifiedCopy | None:
         _edits(content),
         None if written else content,
     )
+
+
+def file_name(target: str, source: bytes) -> str:
+    """The name of the copy of a source text, which no other text and no other override shares."""
+    declared = files("vendored_overrides")
+    parts = (
+        target.encode(),
+        source,
+        declared.joinpath(f"{target.replace('.', '/')}.py").read_bytes(),
+        declared.joinpath("extensions.py").read_bytes(),
+        files("jetson_mamba").joinpath("rewrite.py").read_bytes(),
+    )
+    digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts))
+    return f"{target.rpartition('.')[2]}-{digest.hexdigest()[:32]}.py"
 
 
 def make(target: str, source: bytes) -> bytes | None:
@@ -125,18 +140,13 @@ def loader_for(modified: ModifiedCopy, original: object) -> Any:
     return loader
 
 
-def _key(target: str, source: bytes) -> str:
-    declared = files("vendored_overrides")
-    parts = (
-        target.encode(),
-        source,
-        declared.joinpath(f"{target.replace('.', '/')}.py").read_bytes(),
-        declared.joinpath("extensions.py").read_bytes(),
-        files("jetson_mamba").joinpath("rewrite.py").read_bytes(),
+def _may_concern(declared: Override, source: bytes) -> bool:
+    """False where a text need not be parsed to see that nothing in it changes."""
+    return declared.required or any(
+        name.encode() in source
+        for edit in declared.edits
+        for name in (edit.names if isinstance(edit, ImportFrom) else ())
     )
-    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[
-        :32
-    ]
 
 
 def _with_notice(target: str, source: bytes, rewritten: Rewritten) -> str:

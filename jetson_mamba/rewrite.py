@@ -25,8 +25,9 @@ class Refused(Exception):
 class Form(NamedTuple):
     """One way to call a function: its parameters in order, all of them given.
 
-    ``optional`` parameters may be left out, and are given by name only. A parameter in ``texts`` is recognised by being a
-    string literal: older wrappers take ``activation`` where later ones take something else.
+    ``optional`` parameters may be left out, and are given by name only. A parameter in ``texts``
+    is recognised by being a string literal: older wrappers take ``activation`` where later ones
+    take something else.
     ``results`` is how many values the caller unpacks, where the replacement returns more.
     """
 

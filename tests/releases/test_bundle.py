@@ -1,0 +1,98 @@
+"""The bundled copies: what a wheel of a release carries, and how it is used."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.releases.download import MAMBA_SSM, release_path
+from tools import bundle
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+LEFT_OUT = shutil.ignore_patterns("__pycache__", "copies")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the two packages as a wheel holds them, bundled copies included."""
+    site = tmp_path_factory.mktemp("site")
+    for package in ("jetson_mamba", "vendored_overrides"):
+        shutil.copytree(REPOSITORY / package, site / package, ignore=LEFT_OUT)
+    assert bundle.write(site / "vendored_overrides" / "copies") == 0
+    return site
+
+
+def test_every_release_is_bundled_once_for_each_text(site: Path) -> None:
+    folder = site / "vendored_overrides" / "copies"
+    provenance = json.loads((folder / bundle.PROVENANCE).read_text())
+    assert {path.name for path in folder.glob("*.py")} == set(provenance)
+    covered = [release for entry in provenance.values() for release in entry["releases"]]
+    assert {f"mamba-ssm {version}" for version in MAMBA_SSM} == set(covered)
+    by_target: dict[str, int] = {}
+    for entry in provenance.values():
+        by_target[entry["target"].rpartition(".")[2]] = (
+            by_target.get(entry["target"].rpartition(".")[2], 0) + 1
+        )
+    # Six texts of generation.py, of which the last needs no change.
+    assert by_target == {"selective_scan_interface": 5, "ssd_combined": 9, "generation": 5}
+    assert "Apache License" in (folder / bundle.LICENCE).read_text()
+    for path in folder.glob("*.py"):
+        text = path.read_text()
+        assert "# Modified by jetson_mamba: " in text
+        assert provenance[path.name]["source sha256"] in text
+
+
+def test_the_check_finds_what_is_not_made_afresh(tmp_path: Path, site: Path) -> None:
+    folder = tmp_path / "copies"
+    shutil.copytree(site / "vendored_overrides" / "copies", folder)
+    assert bundle.check(folder) == 0
+    path = next(folder.glob("*.py"))
+    path.write_text(path.read_text() + "# changed\n")
+    assert bundle.check(folder) == 1
+    path.unlink()
+    assert bundle.check(folder) == 1
+
+
+@pytest.mark.parametrize("version", ["1.0.1", "2.3.2.post1"])
+def test_bundled_copies_are_used_and_nothing_is_written(
+    version: str, site: Path, tmp_path: Path
+) -> None:
+    """As on a file system that is read-only: no file is opened for writing, none is made."""
+    program = (
+        "import sys\n"
+        "import torch, transformers.generation\n"
+        "writes = []\n"
+        "def watch(event, arguments):\n"
+        "    if event == 'open' and isinstance(arguments[2], int) and arguments[2] & 3:\n"
+        "        writes.append(arguments[0])\n"
+        "    if event in ('os.mkdir', 'os.rename', 'os.remove'):\n"
+        "        writes.append(arguments[0])\n"
+        "import jetson_mamba, jetson_mamba.ops\n"
+        "sys.addaudithook(watch)\n"
+        "import mamba_ssm.ops.selective_scan_interface\n"
+        "print([each for each in writes if 'pycache' not in str(each)])\n"
+        "print(*(getattr(each, 'origin', each) for each in jetson_mamba._finder.outcomes.values()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-B", "-W", "ignore", "-c", program],
+        env={
+            **{name: value for name, value in os.environ.items() if "JETSON_MAMBA" not in name},
+            "PYTHONPATH": os.pathsep.join((str(site), str(release_path(version)))),
+            "JETSON_MAMBA_CACHE": str(tmp_path / "cache"),
+        },
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    writes, origins = done.stdout.splitlines()
+    assert writes == "[]"
+    assert origins.startswith("bundled") and "made" not in origins and "cached" not in origins
+    assert not (tmp_path / "cache").exists()

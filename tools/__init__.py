@@ -1,0 +1,1 @@
+"""What is run at a release, and ships with none."""

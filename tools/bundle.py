@@ -1,0 +1,79 @@
+"""Makes the bundled copies of all published releases, or checks that they are what they should be.
+
+``python -m tools.bundle`` writes them to ``vendored_overrides/copies``, from where a wheel that
+is built afterwards takes them; git never does. ``python -m tools.bundle --check`` makes each of
+them once more and compares.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+from jetson_mamba import cache, copies
+from jetson_mamba.finder import TARGETS
+from tests.releases.download import MAMBA_SSM, release_path
+
+FOLDER = Path(__file__).resolve().parent.parent / "vendored_overrides" / "copies"
+PROVENANCE = "PROVENANCE.json"
+LICENCE = "LICENSE.mamba-ssm"
+
+
+def contents() -> dict[str, bytes]:
+    """Every file of the bundle by its name: the copies, upstream's licence, the provenance."""
+    found: dict[str, bytes] = {}
+    provenance: dict[str, dict[str, object]] = {}
+    for version in MAMBA_SSM:
+        for target in TARGETS:
+            path = release_path(version) / f"{target.replace('.', '/')}.py"
+            source = path.read_bytes() if path.exists() else None
+            copy = copies.make(target, source) if source is not None else None
+            if source is None or copy is None:
+                continue
+            name = copies.file_name(target, source)
+            found[name] = cache.seal(name, copy)
+            entry = provenance.setdefault(
+                name,
+                {
+                    "target": target,
+                    "releases": [],
+                    "source sha256": hashlib.sha256(source).hexdigest(),
+                    "copy sha256": hashlib.sha256(found[name]).hexdigest(),
+                },
+            )
+            releases = entry["releases"]
+            assert isinstance(releases, list)
+            releases.append(f"mamba-ssm {version}")
+    found[LICENCE] = (release_path(MAMBA_SSM[-1]) / "LICENSE").read_bytes()
+    found[PROVENANCE] = (json.dumps(provenance, indent=1) + "\n").encode()
+    return found
+
+
+def write(folder: Path) -> int:
+    """Write the bundle, and remove what no longer belongs to it."""
+    wanted = contents()
+    folder.mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        if path.is_file() and path.name not in wanted:
+            path.unlink()
+    for name, data in wanted.items():
+        (folder / name).write_bytes(data)
+    print(f"{folder}: {sum(name.endswith('.py') for name in wanted)} copies")
+    return 0
+
+
+def check(folder: Path) -> int:
+    """Compare the bundle with one made afresh; 1 if they differ."""
+    wanted = contents()
+    present = {path.name: path.read_bytes() for path in folder.glob("*") if path.is_file()}
+    wrong = [name for name in sorted({*present, *wanted}) if present.get(name) != wanted.get(name)]
+    for name in wrong:
+        print(f"{name}: not what is made afresh", file=sys.stderr)
+    print(f"{len(wanted)} files, {len(wrong)} differ")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit((check if sys.argv[1:] == ["--check"] else write)(FOLDER))
