@@ -1,0 +1,676 @@
+"""The convolution: every backend against the loop over time, and how a backend is chosen."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from itertools import chain, combinations
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from jetson_mamba.ops import causal_conv1d as op
+from jetson_mamba.ops.backends import BackendWarning, Op
+from jetson_mamba.ops.causal_conv1d import (
+    causal_conv1d_bwd,
+    causal_conv1d_fn,
+    causal_conv1d_update,
+    extension,
+    pytorch,
+)
+from jetson_mamba.ops.causal_conv1d.contract import Case, Implementation
+from tests import emulated
+from tests.ops.conv1d_setups import LAYOUTS, SETUPS, Setup, check, laid_out, name
+from tests.references.causal_conv1d import convolve
+from tests.references.causal_conv1d import update as reference_update
+from tests.references.tolerance import TOLERANCES, relative_norm
+
+CPU = torch.device("cpu")
+# One for each signature that a function has had, and for each change of meaning.
+RELEASES = (
+    "1.0.2",
+    "1.1.3.post1",
+    "1.2.2.post1",
+    "1.4.0",
+    "1.5.0.post8",
+    "1.5.1",
+    "1.6.1",
+    "1.7.0",
+)
+BACKENDS = (
+    "pytorch",
+    *(f"{kind} {release}" for kind in ("extension", "package") for release in RELEASES),
+)
+
+
+def fresh_op(*order: str) -> Op[Case, Implementation]:
+    return Op("causal_conv1d", op.__name__, order or op.OP.order, op._trial)
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The op with nothing but the backend that the parameter names."""
+    kind, _, release = request.param.partition(" ")
+    monkeypatch.setattr(op, "OP", fresh_op(kind))
+    if release:
+        with emulated.installed(causal_conv1d=release, package=kind == "package"):
+            yield request.param
+    else:
+        yield request.param
+
+
+@pytest.fixture
+def only_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(op, "OP", fresh_op("pytorch"))
+
+
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+@pytest.mark.parametrize("setup", SETUPS, ids=name)
+def test_agrees_with_the_loop_over_time(backend: str, setup: Setup) -> None:
+    check(setup, CPU)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("width", [2, 5, 7])
+def test_pytorch_serves_float64_and_wide_kernels(
+    only_pytorch: None, layout: str, width: int
+) -> None:
+    x = laid_out(torch.randn(2, 3, 10, dtype=torch.float64), layout)
+    weight, bias = torch.randn(3, width).double(), torch.randn(3).double()
+    out = causal_conv1d_fn(x, weight, bias, activation="swish")
+    assert relative_norm(out, convolve(x, weight, bias, silu=True)[0]) < 1e-12
+
+
+def test_blocks_of_channels_give_what_a_single_one_gives(
+    only_pytorch: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [laid_out(torch.randn(2, 37, 9), layout) for layout in ("time", "channels")]
+    weight, bias, dout = torch.randn(37, 4), torch.randn(37), torch.randn(2, 37, 9)
+    for x in arguments:
+        whole = causal_conv1d_bwd(x, weight, bias, dout, activation="silu")[:3]
+        with monkeypatch.context() as patch:
+            patch.setattr(pytorch, "BLOCK", 90)
+            assert len(list(pytorch._blocks(x))) > 2
+            parts = causal_conv1d_bwd(x, weight, bias, dout, activation="silu")[:3]
+        for part, expected in zip(parts, whole):
+            assert part is not None and expected is not None
+            assert relative_norm(part, expected) < 1e-6
+
+
+@pytest.mark.parametrize("sequences", [False, True])
+@pytest.mark.parametrize("silu", [False, True])
+def test_gradcheck(only_pytorch: None, sequences: bool, silu: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    seq_idx = torch.tensor([[0, 0, 1, 0, -1, 1]], dtype=torch.int32) if sequences else None
+
+    def function(x: Tensor, weight: Tensor, bias: Tensor, states: Tensor) -> Any:
+        return causal_conv1d_fn(
+            x,
+            weight,
+            bias,
+            seq_idx,
+            states,
+            return_final_states=not sequences,
+            activation="silu" if silu else None,
+        )
+
+    assert torch.autograd.gradcheck(function, (leaf(1, 3, 6), leaf(3, 4), leaf(3), leaf(1, 3, 3)))
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    list(chain.from_iterable(combinations(range(4), size) for size in range(5))),
+    ids=lambda wanted: "".join("xwbi"[index] for index in wanted) or "none",
+)
+def test_any_subset_can_require_grad(only_pytorch: None, wanted: tuple[int, ...]) -> None:
+    tensors = [torch.randn(2, 3, 5), torch.randn(3, 4), torch.randn(3), torch.randn(2, 3, 3)]
+
+    def gradients(indices: tuple[int, ...]) -> dict[int, Tensor]:
+        leaves = [tensor.clone() for tensor in tensors]
+        for index in indices:
+            leaves[index].requires_grad_()
+        x, weight, bias, states = leaves
+        out = causal_conv1d_fn(x, weight, bias, initial_states=states, activation="silu")
+        assert out.requires_grad == bool(indices)
+        if indices:
+            out.square().sum().backward()
+        assert [leaf.grad is not None for leaf in leaves] == [i in indices for i in range(4)]
+        return {index: grad for index in indices if (grad := leaves[index].grad) is not None}
+
+    for index, gradient in gradients(wanted).items():
+        assert torch.equal(gradient, gradients((0, 1, 2, 3))[index])
+
+
+def test_one_tensor_in_two_places_gets_both_gradients(only_pytorch: None) -> None:
+    shared = torch.randn(3, 3, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, 4, dtype=torch.float64)
+    out = causal_conv1d_fn(shared, weight, initial_states=shared)
+    (actual,) = torch.autograd.grad(out.square().sum(), shared)
+    expected_out, _ = convolve(shared, weight, initial_states=shared)
+    (expected,) = torch.autograd.grad(expected_out.square().sum(), shared)
+    assert relative_norm(actual, expected) < 1e-12
+
+
+def test_only_one_of_two_outputs_need_be_used(only_pytorch: None) -> None:
+    x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    _, final_states = causal_conv1d_fn(x, weight, return_final_states=True, activation="silu")
+    dx, dweight = torch.autograd.grad(final_states.sum(), (x, weight))
+    assert torch.equal(dx[..., 2:], torch.ones(2, 3, 3)) and not dx[..., :2].any()
+    assert not dweight.any()
+
+
+def test_second_derivatives_are_refused(only_pytorch: None) -> None:
+    x = torch.randn(1, 2, 4, requires_grad=True)
+    dout = torch.randn(1, 2, 4, requires_grad=True)
+    out = causal_conv1d_fn(x, torch.randn(2, 3), activation="silu")
+    (dx,) = torch.autograd.grad(out, x, dout, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dx.sum().backward()
+
+
+def test_without_a_gradient_to_come_no_autograd_function_is_made(
+    only_pytorch: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*arguments: Any) -> None:
+        raise AssertionError("an autograd function was made")
+
+    monkeypatch.setattr(op._CausalConv1d, "apply", refused)
+    x, weight = torch.randn(1, 2, 4, requires_grad=True), torch.randn(2, 3, requires_grad=True)
+    with torch.no_grad():
+        assert not causal_conv1d_fn(x, weight).requires_grad
+    with torch.inference_mode():
+        assert causal_conv1d_fn(x, weight).shape == x.shape
+    assert not causal_conv1d_fn(x.detach(), weight.detach()).requires_grad
+
+
+def test_backward_and_update_record_no_graph(only_pytorch: None) -> None:
+    x, weight = torch.randn(1, 2, 4, requires_grad=True), torch.randn(2, 3, requires_grad=True)
+    dx, dweight, _, _ = causal_conv1d_bwd(x, weight, None, torch.randn(1, 2, 4))
+    assert not dx.requires_grad and not dweight.requires_grad
+    assert not causal_conv1d_update(x[..., 0], torch.zeros(1, 2, 3), weight).requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_changes_nothing(only_pytorch: None, dtype: torch.dtype) -> None:
+    x = torch.randn(2, 3, 9, dtype=dtype, requires_grad=True)
+    weight, bias = torch.randn(3, 4, requires_grad=True), torch.randn(3, requires_grad=True)
+
+    def results() -> list[Tensor]:
+        out = causal_conv1d_fn(x, weight, bias, activation="silu")
+        dout = torch.linspace(-1, 1, out.numel()).view(out.shape).to(dtype)
+        return [out, *torch.autograd.grad(out, (x, weight, bias), dout)]
+
+    plain = results()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = results()
+    for actual, expected in zip(cast, plain):
+        assert actual.dtype == expected.dtype and torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize(
+    "backend", ["pytorch", "extension 1.2.2", "extension 1.7.0"], indirect=True
+)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_backward_writes_into_the_given_dx(backend: str, layout: str) -> None:
+    x, dout = torch.randn(2, 8, 6), torch.randn(2, 8, 6)
+    weight, bias = torch.randn(8, 4), torch.randn(8)
+    buffer = torch.full((2, 12, 10), 7.0)
+    inside = (slice(None), slice(2, 10), slice(1, 7))
+    target = buffer[inside] if layout != "channels" else buffer.mT[:, 1:9, 2:8]
+    expected = causal_conv1d_bwd(laid_out(x, layout), weight, bias, dout)[0]
+    dx, _, _, _ = causal_conv1d_bwd(laid_out(x, layout), weight, bias, dout, dx=target)
+    assert dx is target
+    assert torch.equal(target, expected)
+    assert int((buffer == 7).sum()) == buffer.numel() - target.numel()
+
+
+def test_the_buffer_of_the_final_states_is_written_and_stays_out_of_the_graph(
+    only_pytorch: None,
+) -> None:
+    x, weight = torch.randn(2, 3, 5, requires_grad=True), torch.randn(3, 4)
+    buffer = torch.zeros(2, 3, 3)
+    for _ in range(2):
+        out, states = causal_conv1d_fn(x, weight, return_final_states=True, final_states_out=buffer)
+        assert torch.equal(buffer, x[..., 2:]) and not buffer.requires_grad
+        assert states.data_ptr() == buffer.data_ptr()
+        (out.sum() + states.sum()).backward()
+    with torch.no_grad():
+        _, states = causal_conv1d_fn(x, weight, return_final_states=True, final_states_out=buffer)
+    assert states is buffer
+    buffer.zero_()
+    assert isinstance(causal_conv1d_fn(x, weight, final_states_out=buffer), Tensor)
+    assert torch.equal(buffer, x[..., 2:])
+
+
+@pytest.mark.parametrize(
+    "backend", ["pytorch", "extension 1.0.2", "extension 1.7.0"], indirect=True
+)
+def test_states_can_be_carried_in_place(backend: str) -> None:
+    x, weight = torch.randn(2, 8, 12), torch.randn(8, 4)
+    whole = causal_conv1d_fn(x, weight, activation="silu")
+    state = torch.zeros(2, 8, 3)
+    parts = [
+        causal_conv1d_fn(
+            part, weight, initial_states=state, final_states_out=state, activation="silu"
+        )
+        for part in x.split([5, 2, 1, 4], dim=2)
+    ]
+    assert relative_norm(torch.cat(parts, dim=2), whole) < 1e-6
+    assert torch.equal(state, x[..., -3:])
+
+
+def test_nothing_leaks_between_sequences_not_even_nan(only_pytorch: None) -> None:
+    seq_idx = torch.tensor([[0, 0, 0, 1, 1, 1, 1, -1]], dtype=torch.int32)
+    x, weight, dout = torch.randn(1, 2, 8), torch.randn(2, 4), torch.randn(1, 2, 8)
+    clean = causal_conv1d_fn(x, weight, seq_idx=seq_idx)
+    clean_dx, *_ = causal_conv1d_bwd(x, weight, None, dout, seq_idx=seq_idx)
+    x[..., :3], dout[..., :3] = float("nan"), float("inf")
+    x[..., 7], dout[..., 7] = float("nan"), float("nan")
+    dirty = causal_conv1d_fn(x, weight, seq_idx=seq_idx)
+    dirty_dx, *_ = causal_conv1d_bwd(x, weight, None, dout, seq_idx=seq_idx)
+    assert torch.equal(dirty[..., 3:], clean[..., 3:]) and not dirty[..., 7].any()
+    assert torch.equal(dirty_dx[..., 3:], clean_dx[..., 3:]) and not dirty_dx[..., 7].any()
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 5), (2, 0, 5), (2, 8, 0)])
+@pytest.mark.parametrize("backend", ["pytorch", "extension 1.7.0"], indirect=True)
+def test_empty_tensors_are_served(backend: str, shape: tuple[int, int, int]) -> None:
+    batch, dim, seqlen = shape
+    x = torch.randn(shape, requires_grad=True)
+    weight, states = torch.randn(dim, 4, requires_grad=True), torch.randn(batch, dim, 3)
+    out, final = causal_conv1d_fn(
+        x, weight, initial_states=states, return_final_states=True, activation="silu"
+    )
+    assert out.shape == shape
+    assert torch.equal(final, states if seqlen == 0 else x[..., -3:])
+    dx, dweight = torch.autograd.grad(out.sum() + final.sum(), (x, weight))
+    assert dx.shape == shape and not dweight.any()
+
+
+@pytest.mark.parametrize("release", ["1.2.2", "1.6.1", "1.7.0"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_extension_is_asked_for_what_its_release_can(
+    monkeypatch: pytest.MonkeyPatch, release: str, layout: str
+) -> None:
+    def refused(*arguments: Any) -> None:
+        raise AssertionError("PyTorch was used")
+
+    x, weight, states = torch.randn(2, 8, 8), torch.randn(8, 4), torch.randn(2, 8, 3)
+    x = laid_out(x, layout)
+    seq_idx = torch.zeros(2, 8, dtype=torch.int32)
+    with emulated.installed(causal_conv1d=release):
+        monkeypatch.setattr(op, "OP", fresh_op("extension"))
+        causal_conv1d_fn(x, weight)
+        monkeypatch.setattr(pytorch, "forward", refused)
+        monkeypatch.setattr(pytorch, "backward", refused)
+        causal_conv1d_fn(x, weight, return_final_states=True)
+        choices: list[dict[str, Any]] = [{"seq_idx": seq_idx}, {"initial_states": states}]
+        for options in choices:
+            causal_conv1d_fn(x, weight, **options)
+            causal_conv1d_bwd(x, weight, None, x, **options)
+        with pytest.raises(AssertionError, match="PyTorch was used"):
+            causal_conv1d_fn(x, weight, seq_idx=seq_idx, initial_states=states)
+
+
+@pytest.mark.parametrize("layout", ["time", "channels"])
+def test_what_an_extension_can_read_is_not_copied(
+    monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    def refused(*arguments: Any) -> None:
+        raise AssertionError("copied")
+
+    x, dout, dx = (laid_out(torch.randn(2, 8, 8), layout) for _ in range(3))
+    weight, bias = torch.randn(8, 4), torch.randn(8)
+    with emulated.installed(causal_conv1d="1.7.0"):
+        monkeypatch.setattr(op, "OP", fresh_op("extension"))
+        causal_conv1d_fn(x, weight, bias)
+        monkeypatch.setattr(extension, "_copy", refused)
+        causal_conv1d_fn(x, weight, bias)
+        causal_conv1d_bwd(x, weight, bias, dout, dx=dx)
+
+
+# The state's length, then the steps at once.
+@pytest.mark.parametrize(("length", "seqlen"), [(3, 1), (4, 1), (4, 3), (9, 2), (5, 8)])
+@pytest.mark.parametrize("ring", [False, True])
+@pytest.mark.parametrize("indices", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+def test_update_agrees_with_the_loop_over_time(
+    backend: str, dtype: torch.dtype, indices: bool, ring: bool, length: int, seqlen: int
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    x, state = normal(3, 8, seqlen), normal(6 if indices else 3, 8, length)
+    weight, bias = normal(8, 4), normal(8)
+    cache_seqlens = torch.tensor([0, 3, 14], dtype=torch.int32) if ring else None
+    rows = torch.tensor([4, -1, 2], dtype=torch.int32) if indices else None
+    expected, after = reference_update(x, state, weight, bias, True, cache_seqlens, rows)
+    given = x.squeeze(2) if seqlen == 1 else x
+    out = causal_conv1d_update(given, state, weight, bias, "silu", cache_seqlens, rows)
+    assert out.shape == given.shape and out.dtype == dtype
+    assert relative_norm(out.view(x.shape), expected) <= TOLERANCES[dtype]
+    assert torch.equal(state.double(), after)
+
+
+@pytest.mark.parametrize("backend", ["pytorch", "extension 1.0.2", "package 1.7.0"], indirect=True)
+def test_decoding_step_by_step_gives_the_sequence(backend: str) -> None:
+    x, weight, bias = torch.randn(2, 8, 7), torch.randn(8, 4), torch.randn(8)
+    state = torch.zeros(2, 8, 4)
+    steps = [causal_conv1d_update(x[..., t], state, weight, bias, "silu") for t in range(7)]
+    whole = causal_conv1d_fn(x, weight, bias, activation="silu")
+    assert relative_norm(torch.stack(steps, dim=2), whole) < 1e-6
+    assert torch.equal(state, x[..., 3:])
+
+
+X, W = torch.zeros(2, 4, 6), torch.zeros(4, 3)
+BAD_FORWARD: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"x": [1.0]}, TypeError, "x: expected a tensor, found list"),
+    ({"x": X[0]}, ValueError, r"x: expected shape \(batch, dim, seqlen\), found \(4, 6\)"),
+    ({"x": X.long()}, TypeError, "x: expected float16.* found torch.int64"),
+    ({"x": X.to(torch.complex64)}, TypeError, "x: expected float16.* found torch.complex64"),
+    ({"weight": None}, TypeError, "weight: expected a tensor, found NoneType"),
+    ({"weight": W[:3]}, ValueError, r"weight: .*\(4, 2 or more\), found \(3, 3\)"),
+    ({"weight": W[:, :1]}, ValueError, r"weight: .*\(4, 2 or more\), found \(4, 1\)"),
+    ({"weight": W[:, None]}, ValueError, r"weight: .*found \(4, 1, 3\)"),
+    ({"weight": W.to("meta")}, ValueError, "weight: expected device cpu, as x, found meta"),
+    ({"bias": torch.zeros(3)}, ValueError, r"bias: .*\(4,\), found \(3,\)"),
+    ({"bias": torch.zeros(4).half()}, TypeError, "bias: .*float32, found torch.float16"),
+    ({"bias": torch.zeros(4, device="meta")}, ValueError, "bias: expected device cpu"),
+    ({"seq_idx": torch.zeros(2, 6)}, TypeError, "seq_idx: .*int32, found torch.float32"),
+    ({"seq_idx": torch.zeros(2, 5).int()}, ValueError, r"seq_idx: .*\(2, 6\), found \(2, 5\)"),
+    ({"initial_states": torch.zeros(2, 4, 3)}, ValueError, r"initial_states: .*\(2, 4, 2\)"),
+    ({"initial_states": torch.zeros(2, 4, 2).half()}, TypeError, "initial_states: .*float16"),
+    (
+        {"final_states_out": torch.zeros(2, 4, 3), "return_final_states": True},
+        ValueError,
+        "final_states_out: ",
+    ),
+    (
+        {"seq_idx": torch.zeros(2, 6).int(), "return_final_states": True},
+        ValueError,
+        "neither with seq_idx",
+    ),
+    ({"activation": "relu"}, ValueError, "activation: expected None, 'silu' or 'swish'.*'relu'"),
+]
+
+
+@pytest.mark.parametrize(("changed", "error", "message"), BAD_FORWARD)
+def test_forward_names_the_argument_that_does_not_fit(
+    changed: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    arguments: dict[str, Any] = {"x": X, "weight": W, **changed}
+    with pytest.raises(error, match=message):
+        causal_conv1d_fn(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"dout": X[..., :5]}, ValueError, r"dout: .*\(2, 4, 6\), found \(2, 4, 5\)"),
+        ({"dout": X.half()}, TypeError, "dout: expected dtype torch.float32"),
+        ({"dx": X[:1]}, ValueError, "dx: expected shape"),
+        ({"dx": X.double()}, TypeError, "dx: expected dtype torch.float32, found torch.float64"),
+        ({"dfinal_states": X}, ValueError, "dfinal_states: expected shape"),
+        ({"weight": W[:, :1]}, ValueError, "weight: "),
+        ({"activation": "tanh"}, ValueError, "activation: "),
+    ],
+)
+def test_backward_names_the_argument_that_does_not_fit(
+    changed: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    arguments: dict[str, Any] = {"x": X, "weight": W, "bias": None, "dout": X, **changed}
+    with pytest.raises(error, match=message):
+        causal_conv1d_bwd(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"x": X[0, 0]}, ValueError, "x: expected shape"),
+        ({"conv_state": torch.zeros(2, 4, 1)}, ValueError, "conv_state: .*2 or more.*found"),
+        ({"conv_state": torch.zeros(3, 4, 3)}, ValueError, r"conv_state: .*\(2, 4, 3\)"),
+        ({"conv_state": torch.zeros(2, 4, 3).double()}, TypeError, "conv_state: .*float64"),
+        ({"conv_state": None}, TypeError, "conv_state: expected a tensor"),
+        ({"cache_seqlens": torch.zeros(2)}, TypeError, "cache_seqlens: .*int32"),
+        ({"conv_state_indices": torch.zeros(3).int()}, ValueError, "conv_state_indices: "),
+        ({"activation": True}, ValueError, "activation: "),
+    ],
+)
+def test_update_names_the_argument_that_does_not_fit(
+    changed: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    arguments: dict[str, Any] = {
+        "x": X[..., 0],
+        "conv_state": torch.zeros(2, 4, 3),
+        "weight": W,
+        **changed,
+    }
+    with pytest.raises(error, match=message):
+        causal_conv1d_update(**arguments)
+
+
+def call(dtype: torch.dtype = torch.float32, width: int = 4) -> Tensor:
+    x, weight = torch.ones(1, 8, 4, dtype=dtype), torch.ones(8, width, dtype=dtype)
+    out: Tensor = causal_conv1d_fn(x, weight)
+    assert relative_norm(out, convolve(x, weight)[0]) < 1e-6
+    return out
+
+
+def chosen(
+    monkeypatch: pytest.MonkeyPatch, run: Callable[[], object] = call
+) -> tuple[str, dict[str, str]]:
+    """The backend that a new op picks for ``run``, and why the ones before it were not."""
+    monkeypatch.setattr(op, "OP", fresh_op())
+    run()
+    (choice,) = op.OP.choices().values()
+    return choice.backend, dict(choice.passed_over)
+
+
+def test_the_order_of_backends() -> None:
+    assert op.OP.order == ("package", "extension", "cuda", "pytorch")
+
+
+def test_absent_packages_are_passed_over_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    for absent in ("causal_conv1d", "causal_conv1d_cuda"):
+        monkeypatch.delitem(sys.modules, absent, raising=False)
+    monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[2])])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        backend, passed_over = chosen(monkeypatch)
+    assert backend == "pytorch"
+    assert passed_over["package"] == "causal_conv1d is not installed"
+    assert passed_over["extension"] == "causal_conv1d_cuda is not installed"
+    assert "cuda" in passed_over
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_the_package_comes_first_then_the_extension(
+    monkeypatch: pytest.MonkeyPatch, release: str
+) -> None:
+    with emulated.installed(causal_conv1d=release, package=True):
+        assert chosen(monkeypatch) == ("package", {})
+    with emulated.installed(causal_conv1d=release):
+        backend, passed_over = chosen(monkeypatch)
+    assert backend == "extension"
+    assert passed_over == {"package": "causal_conv1d is not installed"}
+
+
+def test_the_stand_in_for_the_package_is_not_taken_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with emulated.installed(causal_conv1d="1.7.0"):
+        package = ModuleType("causal_conv1d")
+        package.__dict__["causal_conv1d_fn"] = causal_conv1d_fn
+        monkeypatch.setitem(sys.modules, "causal_conv1d", package)
+        assert chosen(monkeypatch)[0] == "extension"
+        package.__dict__["__jetson_mamba_reason__"] = "ImportError: x.so: undefined symbol: y"
+        with pytest.warns(BackendWarning, match=r"\(ImportError: x.so: undefined symbol: y\)"):
+            assert chosen(monkeypatch)[0] == "extension"
+        package.__dict__["__jetson_mamba_reason__"] = (
+            "ModuleNotFoundError: No module named 'causal_conv1d_cuda'"
+        )
+        assert chosen(monkeypatch)[1] == {"package": "causal_conv1d_cuda is not installed"}
+
+
+@pytest.mark.parametrize("release", ["1.0.2", "1.5.0", "1.7.0"])
+def test_an_extension_for_cuda_only_is_passed_over_in_silence_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, release: str
+) -> None:
+    with emulated.installed(release, package=True, failure=emulated.CUDA_ONLY):
+        backend, passed_over = chosen(monkeypatch)
+    assert backend == "pytorch"
+    assert "is_cuda" in passed_over["package"] and "is_cuda" in passed_over["extension"]
+
+
+@pytest.mark.parametrize("release", ["1.0.2", "1.2.2", "1.7.0"])
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        (emulated.UNDEFINED_SYMBOL, "undefined symbol: _ZN3c10"),
+        (emulated.NO_KERNEL_IMAGE, "no kernel image is available"),
+        (emulated.WRONG_RESULTS, "of a trial is wrong"),
+    ],
+)
+def test_a_broken_extension_gives_one_warning_and_the_next_backend(
+    monkeypatch: pytest.MonkeyPatch, release: str, failure: str, reason: str
+) -> None:
+    with emulated.installed(release, package=True, failure=failure):
+        with pytest.warns(BackendWarning, match=reason) as caught:
+            backend, passed_over = chosen(monkeypatch)
+        assert backend == "pytorch" and reason in passed_over["extension"]
+        assert len(caught) == 1
+        message = str(caught[0].message)
+        assert "'package'" in message and "'extension'" in message and "'pytorch'" in message
+        # Neither the same case nor another says it again.
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            call()
+            call(torch.bfloat16)
+
+
+def test_a_module_of_no_known_release_gives_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    with emulated.installed("1.7.0"):
+        module = extension.compiled_module()
+        module.causal_conv1d_fwd.__doc__ = "causal_conv1d_fwd(arg0: torch.Tensor) -> None"
+        with pytest.warns(BackendWarning, match="no known release has functions of 1, 12 and 8"):
+            assert chosen(monkeypatch)[0] == "pytorch"
+
+
+def test_a_package_and_a_module_that_do_not_belong_together_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with emulated.installed("1.2.2", package=True):
+        package = __import__("causal_conv1d")
+        with emulated.installed("1.7.0"):
+            monkeypatch.setitem(sys.modules, "causal_conv1d", package)
+            package.causal_conv1d_fn.__globals__["unused"] = None
+            monkeypatch.setattr(package, "causal_conv1d_fn", wrong_module)
+            with pytest.warns(BackendWarning, match="incompatible function arguments"):
+                assert chosen(monkeypatch)[0] == "extension"
+
+
+def wrong_module(x: Tensor, weight: Tensor, bias: Any = None, activation: Any = None) -> Any:
+    """The wrapper of 1.0, which calls whatever module it finds in the way of 1.0."""
+    compiled = extension.compiled_module()
+    return compiled.causal_conv1d_fwd(x, weight, bias, activation is not None)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "reason"),
+    [
+        (torch.float64, 4, "no kernel for torch.float64"),
+        (torch.float32, 5, "no kernel for width 5"),
+    ],
+)
+def test_what_no_kernel_serves_goes_to_pytorch_in_silence(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, width: int, reason: str
+) -> None:
+    with emulated.installed("1.7.0", package=True):
+        backend, passed_over = chosen(monkeypatch, lambda: call(dtype, width))
+    assert backend == "pytorch"
+    assert passed_over["package"].startswith(reason)
+
+
+def test_a_trial_draws_no_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    with emulated.installed("1.7.0"):
+        before = torch.get_rng_state()
+        chosen(monkeypatch)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("doc", "count"),
+    [
+        ("f(arg0: at::Tensor, arg1: Optional[at::Tensor], arg2: bool) -> at::Tensor\n\nText\n", 3),
+        ("f(arg0: torch.Tensor, arg1: torch.Tensor | None, arg2: bool) -> None\n", 3),
+        ("f(arg0: Union[int, Tuple[int, int]], arg1: Dict[str, List[int]]) -> List[int]", 2),
+    ],
+)
+def test_parameters_are_counted_in_every_style_of_docstring(doc: str, count: int) -> None:
+    def f() -> None: ...
+
+    f.__doc__ = doc
+    assert extension.parameters(f) == count
+    f.__doc__ = "not a signature"
+    with pytest.raises(TypeError, match="does not tell its signature"):
+        extension.parameters(f)
+
+
+def test_torch_is_imported_before_the_extension() -> None:
+    program = (
+        "import tests.emulated as emulated\n"
+        "emulated.install(causal_conv1d='1.7.0')\n"
+        "from jetson_mamba.ops import causal_conv1d as op\n"
+        "import torch\n"
+        "op.causal_conv1d_fn(torch.ones(1, 8, 4), torch.ones(8, 4))\n"
+        "print([choice.backend for choice in op.OP.choices().values()])\n"
+    )
+    assert run(program) == "['extension']"
+
+
+def test_peak_memory_is_the_result_and_a_little(tmp_path: Path) -> None:
+    program = (
+        "import resource, torch\n"
+        "from jetson_mamba.ops.causal_conv1d import causal_conv1d_bwd, causal_conv1d_fn\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "x, dout, dx = (torch.ones(1, 4096, 6144) for _ in range(3))\n"
+        "weight, bias = torch.ones(4096, 4), torch.ones(4096)\n"
+        "small = torch.ones(1, 4096, 4)\n"
+        "causal_conv1d_fn(small, weight, bias, activation='silu')\n"
+        "causal_conv1d_bwd(small, weight, bias, small, activation='silu')\n"
+        "start = peak()\n"
+        "causal_conv1d_bwd(x, weight, bias, dout, dx=dx, activation='silu')\n"
+        "print((peak() - start) / (x.numel() * 4))\n"
+        "start = peak()\n"
+        "causal_conv1d_fn(x, weight, bias, activation='silu')\n"
+        "print((peak() - start) / (x.numel() * 4))\n"
+    )
+    backward, forward = map(float, run(program).split())
+    assert backward < 0.3
+    assert forward < 1.2
+
+
+def run(program: str) -> str:
+    """What a program prints in a fresh interpreter in which warnings are errors."""
+    result = subprocess.run(
+        [sys.executable, "-W", "error::RuntimeWarning", "-c", program],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
