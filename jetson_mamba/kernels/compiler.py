@@ -1,0 +1,305 @@
+"""Compiles the package's CUDA C++ with NVRTC, keeps the cubins and launches them from torch.
+
+NVRTC and the driver are reached through NVIDIA's ``cuda-bindings`` and ``cuda-core``: nothing
+here is compiled against torch, so no ABI can mismatch. A kernel is specialised by preprocessor
+definitions, compiled to machine code of one architecture, and kept in the user's cache under
+the digest of all that went into it. Neither package is imported before a kernel is asked for.
+
+Two conventions bind the sources to :meth:`Kernel.launch`: every integer and pointer parameter
+of a kernel is 64 bits wide (``long long``, ``T*``), every real one ``double``, because that is
+how ``cuda.core`` passes Python's ``int`` and ``float``, at the least cost; and every header is
+a file of this package, included by its plain name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pkgutil
+import re
+import threading
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+
+from jetson_mamba import cache
+from jetson_mamba.ops.backends import Unavailable
+
+OPTIONS = ("--std=c++17", "--ptxas-options=-v", "--device-as-default-execution-space")
+CACHE_DIRECTORY = "cubins"
+# A launch configuration is kept for each grid met; a caller with ever new lengths starts over.
+MAXIMUM_CONFIGURATIONS = 256
+
+
+class CompileError(RuntimeError):
+    """NVRTC refused a source; the message is its log."""
+
+
+class Compiled(NamedTuple):
+    """The machine code of one kernel and what it takes of a multiprocessor."""
+
+    cubin: bytes
+    registers: int
+    spill_bytes: int
+    static_shared_bytes: int
+    log: str
+
+
+class Kernel:
+    """A kernel that is loaded on one device.
+
+    ``maximum_shared_bytes`` is the most dynamic shared memory that a launch may ask for: the
+    device's opt-in limit less the kernel's static share.
+    """
+
+    def __init__(self, cubin: bytes, entry: str, device_index: int) -> None:
+        core, driver = _cuda_core(), _driver()
+        self._index = device_index
+        self._launch = core.launch
+        self._configuration = core.LaunchConfig
+        self._stream = core.Stream.from_handle
+        self._configurations: dict[tuple[Any, ...], Any] = {}
+        self._streams: dict[int, Any] = {}
+        with torch.cuda.device(device_index):
+            # The context must exist before a module is loaded into it.
+            torch.cuda.current_stream(device_index)
+            core.Device(device_index).set_current()
+            # Loading may allocate, which a capture in progress on this thread would forbid.
+            mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+            before = _checked(driver.cuThreadExchangeStreamCaptureMode(mode))
+            try:
+                self._module = core.ObjectCode.from_cubin(cubin)
+                self._kernel = self._module.get_kernel(entry)
+                self.maximum_shared_bytes = self._opt_in(driver)
+            finally:
+                _checked(driver.cuThreadExchangeStreamCaptureMode(before))
+
+    def launch(
+        self,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        shared_bytes: int,
+        *arguments: float,
+    ) -> None:
+        """Launch on torch's current stream of the kernel's device, and return at once.
+
+        ``arguments`` are Python ints (sizes, strides, ``tensor.data_ptr()``) and floats.
+        """
+        index = self._index
+        if torch._C._cuda_getDevice() != index:
+            with torch.cuda.device(index):
+                self.launch(grid, block, shared_bytes, *arguments)
+            return
+        if not hasattr(_thread, "ready"):
+            # torch makes a context current in a thread lazily; the driver needs one.
+            _cuda_core().Device(index).set_current()
+            _thread.ready = True
+        handle = torch._C._cuda_getCurrentRawStream(index)
+        stream = self._streams.get(handle)
+        if stream is None:
+            stream = self._streams[handle] = self._stream(handle)
+        key = (grid, block, shared_bytes)
+        configuration = self._configurations.get(key)
+        if configuration is None:
+            if len(self._configurations) >= MAXIMUM_CONFIGURATIONS:
+                self._configurations.clear()
+            configuration = self._configuration(grid=grid, block=block, shmem_size=shared_bytes)
+            self._configurations[key] = configuration
+        self._launch(stream, configuration, self._kernel, *arguments)
+
+    def _opt_in(self, driver: Any) -> int:
+        handle, attribute = self._kernel.handle, driver.CUfunction_attribute
+        limit = _checked(
+            driver.cuDeviceGetAttribute(
+                driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+                self._index,
+            )
+        )
+        static = _checked(
+            driver.cuKernelGetAttribute(
+                attribute.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, handle, self._index
+            )
+        )
+        _checked(
+            driver.cuKernelSetAttribute(
+                attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                limit - static,
+                handle,
+                self._index,
+            )
+        )
+        return int(limit - static)
+
+
+_thread = threading.local()
+_lock = threading.Lock()
+_loaded: dict[tuple[str, str, tuple[tuple[str, str], ...], int], Kernel] = {}
+
+
+def load(
+    source_name: str, entry: str, defines: tuple[tuple[str, str], ...], device_index: int
+) -> Kernel:
+    """The kernel ``entry`` of a source, compiled for a device at its first use and remembered.
+
+    Raises :class:`Unavailable` where ``cuda-core``, NVRTC or a suitable device is missing, and
+    :class:`CompileError` where NVRTC refuses the source.
+    """
+    key = (source_name, entry, defines, device_index)
+    kernel = _loaded.get(key)
+    if kernel is not None:
+        return kernel
+    with _lock:
+        kernel = _loaded.get(key)
+        if kernel is None:
+            _cuda_core()
+            if torch.version.cuda is None or not torch.cuda.is_available():
+                raise Unavailable("this torch has no CUDA device")
+            major, minor = torch.cuda.get_device_capability(device_index)
+            code = cubin(source_name, entry, defines, f"sm_{major}{minor}")
+            kernel = _loaded[key] = Kernel(code, entry, device_index)
+    return kernel
+
+
+def compile_source(
+    source_name: str, entry: str, defines: tuple[tuple[str, str], ...], architecture: str
+) -> Compiled:
+    """Compile ``entry`` for ``architecture`` (``sm_87``), past the cache; needs no GPU.
+
+    Raises :class:`Unavailable` where NVRTC is missing or does not know the architecture, and
+    :class:`CompileError` where it refuses the source.
+    """
+    nvrtc = _nvrtc()
+    if architecture not in supported_architectures():
+        raise Unavailable(f"NVRTC {nvrtc_version()} does not compile for {architecture}")
+    texts = sources(source_name)
+    headers = [name for name in texts if name != source_name]
+    program = _checked(
+        nvrtc.nvrtcCreateProgram(
+            texts[source_name],
+            source_name.encode(),
+            len(headers),
+            [texts[name] for name in headers],
+            [name.encode() for name in headers],
+        )
+    )
+    try:
+        options = [option.encode() for option in _options(defines, architecture)]
+        (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+        log = bytearray(_checked(nvrtc.nvrtcGetProgramLogSize(program)))
+        text = bytes(log)
+        _checked(nvrtc.nvrtcGetProgramLog(program, text))
+        message = text.rstrip(b"\0").decode(errors="replace")
+        if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            raise CompileError(f"{source_name} for {architecture}: {message.strip() or status}")
+        cubin = bytes(bytearray(_checked(nvrtc.nvrtcGetCUBINSize(program))))
+        _checked(nvrtc.nvrtcGetCUBIN(program, cubin))
+    finally:
+        _checked(nvrtc.nvrtcDestroyProgram(program))
+    return Compiled(cubin, *resources(message, entry), message)
+
+
+def resources(log: str, entry: str) -> tuple[int, int, int]:
+    """Registers a thread, bytes spilled and static shared bytes of ``entry``, from ptxas' log."""
+    name = re.escape(entry)
+    section = re.search(
+        rf"Compiling entry function '{name}'(.*?)(?=Compiling entry function|\Z)", log, re.DOTALL
+    )
+    registers = section and re.search(r"Used (\d+) registers", section[1])
+    if not section or not registers:
+        raise CompileError(f"no resource usage of {entry} in the compiler's log: {log.strip()}")
+    spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", section[1])
+    shared = re.search(r"(\d+) bytes smem", section[1])
+    return int(registers[1]), sum(map(int, spills)), int(shared[1]) if shared else 0
+
+
+def sources(source_name: str) -> dict[str, bytes]:
+    """The text of a source and of every header that it includes, by name."""
+    texts: dict[str, bytes] = {}
+    pending = [source_name]
+    while pending:
+        name = pending.pop()
+        if name in texts:
+            continue
+        text = pkgutil.get_data(__package__, name)
+        if text is None:
+            raise FileNotFoundError(f"{__package__}: no source named {name}")
+        texts[name] = text
+        pending += re.findall(r'^\s*#\s*include\s+"([^"]+)"', text.decode(), re.MULTILINE)
+    return texts
+
+
+def supported_architectures() -> frozenset[str]:
+    """The architectures that the installed NVRTC compiles for, as ``sm_87``."""
+    return frozenset(f"sm_{number}" for number in _checked(_nvrtc().nvrtcGetSupportedArchs()))
+
+
+def nvrtc_version() -> str:
+    """The release of the installed NVRTC, as ``13.0``."""
+    _status, major, minor = _nvrtc().nvrtcVersion()
+    return f"{major}.{minor}"
+
+
+def cubin(
+    source_name: str, entry: str, defines: tuple[tuple[str, str], ...], architecture: str
+) -> bytes:
+    """The machine code of a kernel: from the cache, else compiled and kept where possible."""
+    name = cache_name(source_name, defines, architecture)
+    directory = cache.private_directory(CACHE_DIRECTORY)
+    kept = cache.read(directory, name) if directory else None
+    if kept is not None:
+        return kept
+    code = compile_source(source_name, entry, defines, architecture).cubin
+    if directory:
+        cache.write(directory, name, code)
+    return code
+
+
+def cache_name(source_name: str, defines: tuple[tuple[str, str], ...], architecture: str) -> str:
+    """The file name of a cubin: the digest of everything that decides its content."""
+    digest = hashlib.sha256()
+    for part in (nvrtc_version(), *_options(defines, architecture)):
+        digest.update(part.encode() + b"\0")
+    for name, text in sorted(sources(source_name).items()):
+        digest.update(name.encode() + b"\0" + hashlib.sha256(text).digest())
+    stem = source_name.rsplit(".", 1)[0]
+    return f"{stem}-{architecture}-{digest.hexdigest()}.cubin"
+
+
+def _options(defines: tuple[tuple[str, str], ...], architecture: str) -> list[str]:
+    return [
+        f"--gpu-architecture={architecture}",
+        *OPTIONS,
+        *(f"--define-macro={name}={value}" for name, value in defines),
+    ]
+
+
+def _checked(result: tuple[Any, ...]) -> Any:
+    """The value of a binding's ``(status, value)``; an error unless the status is success."""
+    status = result[0]
+    if int(status):
+        raise RuntimeError(f"{type(status).__name__}: {status.name}")
+    return result[1] if len(result) > 1 else None
+
+
+def _cuda_core() -> Any:
+    # A quarter of a second, paid only where a kernel is used.
+    try:
+        core = import_module("cuda.core")
+        for name in ("launch", "LaunchConfig", "ObjectCode", "Stream", "Device"):
+            getattr(core, name)
+    except (ImportError, AttributeError) as error:
+        raise Unavailable(f"cuda-core 1.0 or later is not installed ({error})") from error
+    return core
+
+
+def _driver() -> Any:
+    return import_module("cuda.bindings.driver")
+
+
+def _nvrtc() -> Any:
+    try:
+        nvrtc = import_module("cuda.bindings.nvrtc")
+        nvrtc.nvrtcVersion()  # finds the library itself
+    except Exception as error:
+        raise Unavailable(f"NVRTC is not installed ({error})") from error
+    return nvrtc

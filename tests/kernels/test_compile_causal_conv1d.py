@@ -1,0 +1,108 @@
+"""Every kernel of the convolution compiles, without spills and within its shared memory.
+
+Each variant is compiled for one of the architectures, and the heaviest for all of them: the
+whole product would take minutes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Iterator, NamedTuple
+
+import pytest
+import torch
+
+from jetson_mamba.kernels import compiler
+from jetson_mamba.ops.backends import Unavailable
+from jetson_mamba.ops.causal_conv1d import cuda
+from jetson_mamba.ops.causal_conv1d.contract import Case
+
+ARCHITECTURES = ("sm_72", "sm_80", "sm_87", "sm_90", "sm_110")
+STATIC_SHARED_BYTES = 48 * 1024
+
+
+class Variant(NamedTuple):
+    """One way to specialise one kernel."""
+
+    dtype: torch.dtype
+    width: int
+    kind: str
+    sequences: bool
+    states: bool
+    form: tuple[int, ...]
+
+    def label(self) -> str:
+        """Short, for the report of a failure."""
+        return f"{self.kind} {tuple(self.form)} {self.dtype} width {self.width}" + (
+            f" seq_idx={self.sequences} states={self.states}"
+        )
+
+
+def variants() -> Iterator[Variant]:
+    """All that the backend may ask for, with SiLU and weights of the input's dtype."""
+    for dtype, width in itertools.product(cuda.TYPES, cuda.WIDTHS):
+        size = torch.empty((), dtype=dtype).element_size()
+        yield Variant(dtype, width, "sum", False, False, ())
+        yield Variant(dtype, width, "update", False, False, ())
+        forms: list[tuple[str, tuple[int, ...]]] = [
+            ("forward_channels", cuda.FORWARD_WALK[size]),
+            ("forward_channels", cuda.GENERAL_FORWARD),
+            ("backward_channels", cuda.BACKWARD_WALK[size]),
+            ("backward_channels", cuda.GENERAL_BACKWARD),
+        ]
+        for aligned in (0, 1):
+            forms.append(("forward_time", (aligned, cuda.FORWARD_BLOCKS)))
+            forms.append(("backward_time", (aligned, cuda.BACKWARD_BLOCKS)))
+        for kind, form in forms:
+            for sequences, states in itertools.product((False, True), repeat=2):
+                yield Variant(dtype, width, kind, sequences, states, form)
+
+
+def is_heavy(variant: Variant) -> bool:
+    """Those with the most to hold, and those whose registers are bounded the tightest."""
+    return variant.width == 4 and variant.sequences == variant.states
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_kernels_compile_without_spills_and_within_shared_memory(architecture: str) -> None:
+    try:
+        if architecture not in compiler.supported_architectures():
+            pytest.skip(f"NVRTC {compiler.nvrtc_version()} does not compile for {architecture}")
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    turn = ARCHITECTURES.index(architecture)
+    failures = []
+    for number, variant in enumerate(variants()):
+        if number % len(ARCHITECTURES) != turn and not is_heavy(variant):
+            continue
+        case = Case(torch.device("cuda", 0), variant.dtype, variant.dtype, variant.width)
+        name, defines = cuda.variant(
+            case, variant.kind, True, variant.sequences, variant.states, variant.form
+        )
+        compiled = compiler.compile_source(f"{name}.cu", name, defines, architecture)
+        if compiled.spill_bytes or compiled.static_shared_bytes > STATIC_SHARED_BYTES:
+            failures.append(
+                f"{variant.label()}: {compiled.spill_bytes} bytes spilled, "
+                f"{compiled.static_shared_bytes} bytes of shared memory"
+            )
+    assert not failures, "\n".join(failures)
+
+
+@pytest.mark.parametrize("dtype", cuda.TYPES)
+def test_weights_of_another_dtype_and_no_activation_compile(dtype: torch.dtype) -> None:
+    try:
+        architecture = sorted(compiler.supported_architectures())[0]
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    case = Case(torch.device("cuda", 0), dtype, torch.float32, 4)
+    for kind, form in (
+        ("forward_time", (1, cuda.FORWARD_BLOCKS)),
+        ("backward_time", (1, cuda.BACKWARD_BLOCKS)),
+        ("forward_channels", cuda.GENERAL_FORWARD),
+        ("backward_channels", cuda.GENERAL_BACKWARD),
+        ("update", ()),
+        ("sum", ()),
+    ):
+        name, defines = cuda.variant(case, kind, False, False, False, form)
+        compiled = compiler.compile_source(f"{name}.cu", name, defines, architecture)
+        assert compiled.cubin.startswith(b"\x7fELF")
