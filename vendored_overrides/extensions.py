@@ -101,4 +101,22 @@ CONVOLUTION_WRAPPER = Call(
     ),
 )
 
-CONVOLUTION = (CONVOLUTION_FORWARD, CONVOLUTION_BACKWARD, CONVOLUTION_WRAPPER)
+CONVOLUTION_UPDATE = Call(
+    of=(
+        "causal_conv1d_cuda.causal_conv1d_update",
+        "causal_conv1d.cpp_functions.causal_conv1d_update_function",
+    ),
+    becomes="jetson_mamba.ops.causal_conv1d_update",
+    positional=4,
+    forms=tuple(
+        Form(("x", "conv_state", "weight", "bias", "silu_activation", *later))
+        for later in ((), ("cache_seqlens",), ("cache_seqlens", "conv_state_indices"))
+    ),
+)
+
+CONVOLUTION = (
+    CONVOLUTION_FORWARD,
+    CONVOLUTION_BACKWARD,
+    CONVOLUTION_WRAPPER,
+    CONVOLUTION_UPDATE,
+)

@@ -112,6 +112,12 @@ FORWARD = "causal_conv1d_fn(x, w, b, seq_idx=s, initial_states=None, final_state
             "causal_conv1d_fn(x=x, weight=w, activation=a)",
             "causal_conv1d_fn(x=x, weight=w, activation=a)",
         ),
+        # A step of decoding.
+        (
+            "import causal_conv1d_cuda as c\nc.causal_conv1d_update(x, state, w, b, True, n, i)",
+            "causal_conv1d_update(x, state, w, b, activation='silu', cache_seqlens=n, "
+            "conv_state_indices=i)",
+        ),
         (
             "import selective_scan_cuda\nselective_scan_cuda.fwd(u, d, A, B, C, D, z, t, True)",
             "selective_scan_fwd(u, d, A, B, C, D, z, t, True)",
