@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["activate", "deactivate", "is_active", "status"]
 
+_mode = os.environ.get("JETSON_MAMBA") or "on"
 # What made the package active: "import", or "startup file" in jetson_mamba.startup.
 activated_by = "import"
 _finder = Finder(
-    strict=os.environ.get("JETSON_MAMBA") == "strict",
+    strict=_mode == "strict",
     stand_in=os.environ.get("JETSON_MAMBA_STAND_IN") != "off",
 )
 
@@ -58,5 +59,13 @@ def __getattr__(name: str) -> "Any":
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-if os.environ.get("JETSON_MAMBA") != "off":
+if _mode not in ("on", "strict", "off"):
+    import warnings
+
+    warnings.warn(
+        f"JETSON_MAMBA: expected on, strict or off, found {_mode!r}; taken as on",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+if _mode != "off":
     activate()

@@ -117,6 +117,14 @@ def test_off_switches_everything_off(sandbox: Sandbox) -> None:
     )
 
 
+def test_another_mode_is_said_to_be_unknown_and_taken_as_on(sandbox: Sandbox) -> None:
+    done = sandbox.run(
+        f"import {TARGET} as module; print(module.__file__)", environment={"JETSON_MAMBA": "yes"}
+    )
+    assert done.stdout.startswith(str(sandbox.cache))
+    assert done.stderr.count("expected on, strict or off, found 'yes'; taken as on") == 1
+
+
 def test_a_target_imported_before_activation_stays_and_one_warning_says_so(
     sandbox: Sandbox,
 ) -> None:
