@@ -155,7 +155,7 @@ def load(
             if torch.version.cuda is None or not torch.cuda.is_available():
                 raise Unavailable("this torch has no CUDA device")
             major, minor = torch.cuda.get_device_capability(device_index)
-            code = cubin(source_name, entry, defines, f"sm_{major}{minor}")
+            code = cubin(source_name, defines, f"sm_{major}{minor}")
             kernel = _loaded[key] = Kernel(code, entry, device_index)
     return kernel
 
@@ -168,6 +168,14 @@ def compile_source(
     Raises :class:`Unavailable` where NVRTC is missing or does not know the architecture, and
     :class:`CompileError` where it refuses the source.
     """
+    code, log = _compile(source_name, defines, architecture)
+    return Compiled(code, *resources(log, entry), log)
+
+
+def _compile(
+    source_name: str, defines: tuple[tuple[str, str], ...], architecture: str
+) -> tuple[bytes, str]:
+    """The cubin and the log, which may be empty: NVRTC keeps results of its own."""
     nvrtc = _nvrtc()
     if architecture not in supported_architectures():
         raise Unavailable(f"NVRTC {nvrtc_version()} does not compile for {architecture}")
@@ -195,7 +203,7 @@ def compile_source(
         _checked(nvrtc.nvrtcGetCUBIN(program, cubin))
     finally:
         _checked(nvrtc.nvrtcDestroyProgram(program))
-    return Compiled(cubin, *resources(message, entry), message)
+    return cubin, message
 
 
 def resources(log: str, entry: str) -> tuple[int, int, int]:
@@ -239,16 +247,14 @@ def nvrtc_version() -> str:
     return f"{major}.{minor}"
 
 
-def cubin(
-    source_name: str, entry: str, defines: tuple[tuple[str, str], ...], architecture: str
-) -> bytes:
+def cubin(source_name: str, defines: tuple[tuple[str, str], ...], architecture: str) -> bytes:
     """The machine code of a kernel: from the cache, else compiled and kept where possible."""
     name = cache_name(source_name, defines, architecture)
     directory = cache.private_directory(CACHE_DIRECTORY)
     kept = cache.read(directory, name) if directory else None
     if kept is not None:
         return kept
-    code = compile_source(source_name, entry, defines, architecture).cubin
+    code, _ = _compile(source_name, defines, architecture)
     if directory:
         cache.write(directory, name, code)
     return code

@@ -93,28 +93,28 @@ def test_missing_packages_are_unavailable(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_kept_cubin_is_not_compiled_again(
     architecture: str, cache_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = compiler.cubin(SOURCE, ENTRY, DEFINES, architecture)
+    first = compiler.cubin(SOURCE, DEFINES, architecture)
 
     def refuse(*arguments: Any) -> Any:
         raise AssertionError("compiled again")
 
     monkeypatch.setattr(compiler, "compile_source", refuse)
-    assert compiler.cubin(SOURCE, ENTRY, DEFINES, architecture) == first
+    assert compiler.cubin(SOURCE, DEFINES, architecture) == first
 
 
 def test_a_damaged_cubin_is_compiled_again(architecture: str, cache_root: Path) -> None:
-    first = compiler.cubin(SOURCE, ENTRY, DEFINES, architecture)
+    first = compiler.cubin(SOURCE, DEFINES, architecture)
     (path,) = cache_root.rglob("*.cubin")
     path.write_bytes(path.read_bytes().replace(b"ELF", b"EVE"))
-    assert compiler.cubin(SOURCE, ENTRY, DEFINES, architecture) == first
+    assert compiler.cubin(SOURCE, DEFINES, architecture) == first
 
 
 def test_a_cubin_that_others_may_write_is_not_used(architecture: str, cache_root: Path) -> None:
-    compiler.cubin(SOURCE, ENTRY, DEFINES, architecture)
+    compiler.cubin(SOURCE, DEFINES, architecture)
     (path,) = cache_root.rglob("*.cubin")
     path.chmod(0o666)
     before = path.stat().st_mtime_ns
-    compiler.cubin(SOURCE, ENTRY, DEFINES, architecture)
+    compiler.cubin(SOURCE, DEFINES, architecture)
     assert path.stat().st_mtime_ns != before
     assert path.stat().st_mode & 0o022 == 0
 
@@ -125,7 +125,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(
     occupied = tmp_path / "file"
     occupied.write_text("not a directory")
     monkeypatch.setenv("JETSON_MAMBA_CACHE", str(occupied))
-    assert compiler.cubin(SOURCE, ENTRY, DEFINES, architecture).startswith(b"\x7fELF")
+    assert compiler.cubin(SOURCE, DEFINES, architecture).startswith(b"\x7fELF")
 
 
 def test_everything_that_decides_a_cubin_is_in_its_name(
