@@ -7,9 +7,10 @@ what ``transformers.generation`` has.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
-from transformers import generation
+generation: Any = import_module("transformers.generation")
 
 
 def __getattr__(name: str) -> Any:

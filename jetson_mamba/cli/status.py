@@ -1,0 +1,35 @@
+"""``jetson-mamba status``: whether the package is active here, and what runs."""
+
+import dataclasses
+import json
+
+import typer
+from rich.console import Console
+
+from jetson_mamba.cli import tables
+from jetson_mamba.report import status as report
+
+
+def status(
+    as_json: bool = typer.Option(False, "--json", help="Print it as JSON."),
+) -> None:
+    """Whether the overrides are active, and which copy each target gets.
+
+    mamba_ssm itself is not imported.
+    """
+    found = report.status(look_ahead=True)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(found), indent=2))
+        return
+    console = Console(highlight=False)
+    activation = f"active, by {found.activated_by}" if found.active else "not active"
+    console.print(f"jetson-mamba {found.version}: {activation} (JETSON_MAMBA={found.mode})")
+    for file in found.startup_files:
+        kind = "as packaged" if file.packaged else "[red]not the packaged one[/]"
+        console.print(f"startup file: {file.path}, {kind}", soft_wrap=True)
+    console.print(tables.targets(found.targets))
+    for target in found.targets:
+        if target.path:
+            console.print(f"{target.name}: {target.path}", soft_wrap=True, style="dim")
+    if found.backends:
+        console.print(tables.backends(found.backends))

@@ -1,0 +1,70 @@
+"""Small language models of Mamba and Mamba-2 blocks, from the mamba-ssm that is installed."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+from typing import Any
+
+import jetson_mamba
+from jetson_mamba.errors import CannotRun
+
+WIDTH = 128
+LAYERS = 2
+KINDS: dict[str, dict[str, Any]] = {
+    "Mamba": {"d_state": 16},
+    "Mamba2": {"layer": "Mamba2", "d_state": 32, "headdim": 32},
+}
+
+
+def mamba_ssm() -> Any:
+    """The package ``mamba_ssm``; CannotRun with the reason where it cannot be imported."""
+    return require(
+        "mamba_ssm",
+        "MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE pip install --no-build-isolation "
+        "--no-deps mamba-ssm",
+    )
+
+
+def require(module: str, install: str) -> Any:
+    """Import a module; CannotRun, with the command that installs it, where that fails."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name == module:
+            advice = f"install it: {install}"
+        elif not jetson_mamba.is_active():
+            advice = "activate jetson_mamba: unset JETSON_MAMBA"
+        else:
+            advice = f"install what it needs: pip install {error.name}"
+        reason = str(error)
+    except Exception as error:  # whatever a broken installation raises
+        advice = f"repair it: {install}"
+        reason = f"{type(error).__name__}: {error}"
+    raise CannotRun(f"{module} cannot be imported ({' '.join(reason.split())}); {advice}")
+
+
+def kinds(package: Any) -> tuple[str, ...]:
+    """The kinds of blocks that this release has: Mamba-2 came with 2.0."""
+    return tuple(kind for kind in KINDS if hasattr(package, kind))
+
+
+def build(package: Any, kind: str, alphabet: int, device: Any) -> Any:
+    """A language model over ``alphabet`` characters, the same on every device.
+
+    Its norms are PyTorch's: RMSNorm and the fused addition are Triton kernels upstream.
+    """
+    settings: dict[str, Any] = {
+        "d_model": WIDTH,
+        "n_layer": LAYERS,
+        "vocab_size": alphabet,
+        "ssm_cfg": dict(KINDS[kind]),
+        "rms_norm": False,
+        "fused_add_norm": False,
+        "pad_vocab_size_multiple": 8,
+    }
+    model = import_module("mamba_ssm.models.mixer_seq_simple").MambaLMHeadModel
+    if "config" in inspect.signature(model.__init__).parameters:
+        config = import_module("mamba_ssm.models.config_mamba").MambaConfig(**settings)
+        return model(config, device=device)
+    return model(**settings, device=device)  # to 1.1

@@ -1,0 +1,52 @@
+"""Everything that is known of a machine, which ``doctor`` collects and ``findings`` judges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jetson_mamba.report.extensions import Extension
+from jetson_mamba.report.hook import Hook
+from jetson_mamba.report.machine import Machine, Python
+from jetson_mamba.report.packages import MambaSsm, Package
+from jetson_mamba.report.status import Backend
+from jetson_mamba.report.torch_build import Torch
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a machine. ``path`` is the ``sys.path`` of a program in this folder."""
+
+    machine: Machine
+    python: Python
+    torch: Torch | None
+    mamba_ssm: tuple[MambaSsm, ...]
+    causal_conv1d: Package
+    triton: Package
+    triton_error: str | None
+    transformers: Package
+    einops: Package
+    extensions: tuple[Extension, ...]
+    hook: Hook
+    backends: tuple[Backend, ...]
+    backends_error: str | None
+    path: tuple[str, ...]
+
+    @property
+    def mamba(self) -> MambaSsm | None:
+        """The mamba_ssm that is imported."""
+        return self.mamba_ssm[0] if self.mamba_ssm else None
+
+    @property
+    def scan(self) -> Extension:
+        """The extension of mamba_ssm."""
+        return self.extensions[0]
+
+    @property
+    def convolution(self) -> Extension:
+        """The extension of causal-conv1d."""
+        return self.extensions[1]
+
+    @property
+    def served(self) -> bool:
+        """Whether the hook gets around whatever an extension does."""
+        return self.hook.active and not self.hook.refused and not self.hook.too_late

@@ -1,0 +1,105 @@
+"""What is installed where, read from files and metadata: nothing is imported to find out.
+
+Importing mamba_ssm takes seconds and may be what fails, so a report looks for modules as the
+import system would and goes no further.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from importlib import metadata
+from importlib.machinery import ModuleSpec, PathFinder
+from typing import NamedTuple, Sequence
+
+from jetson_mamba.finder import Finder
+
+
+class Distribution(NamedTuple):
+    """A distribution's metadata: its version, the platforms it was built for, where it lies."""
+
+    name: str
+    version: str
+    tags: tuple[str, ...]
+    folder: str
+    requires: tuple[str, ...]
+
+
+def search_path() -> list[str]:
+    """``sys.path`` as a program in the current folder has it.
+
+    In the process of a command the first entry is the folder of that command, which no other
+    program has.
+    """
+    scripts = os.path.realpath(sysconfig.get_path("scripts"))
+    current = os.getcwd()
+    rest = [
+        entry
+        for entry in sys.path
+        if entry not in ("", current) and os.path.realpath(entry) != scripts
+    ]
+    return [current, *rest]
+
+
+def find(name: str, path: Sequence[str]) -> ModuleSpec | None:
+    """The spec of a top-level module that wins on ``path``, other import hooks included.
+
+    The finder of this package is left out: it may put a stand-in in a module's place.
+    """
+    for finder in sys.meta_path:
+        if isinstance(finder, Finder):
+            continue
+        find_spec = PathFinder.find_spec if finder is PathFinder else finder.find_spec
+        spec = find_spec(name, path if finder is PathFinder else None)
+        if spec is not None:
+            return spec
+    return None
+
+
+def folders(name: str, path: Sequence[str]) -> list[str]:
+    """Every folder that holds a package of that name, the one that wins first."""
+    first = find(name, path)
+    specs = [first, *(PathFinder.find_spec(name, [entry]) for entry in path)] if first else []
+    found = [
+        os.path.abspath(folder)
+        for spec in specs
+        if spec is not None
+        for folder in spec.submodule_search_locations or ()
+    ]
+    return list({os.path.realpath(folder): folder for folder in reversed(found)}.values())[::-1]
+
+
+def module_file(package: str, name: str) -> str:
+    """Where a module of a package lies whose folder is ``package``, whether or not it is there."""
+    return os.path.join(package, *name.split(".")[1:]) + ".py"
+
+
+def distributions(name: str, path: Sequence[str]) -> list[Distribution]:
+    """The metadata of a distribution, once for each place in which it is installed."""
+    found = {}
+    for each in metadata.distributions(name=name, path=list(path)):
+        tags = (each.read_text("WHEEL") or "").splitlines()
+        folder = os.path.realpath(str(each.locate_file("")))
+        try:
+            version = each.version or "unknown"
+        except KeyError:  # a leftover of a distribution that is half gone
+            version = "unknown"
+        found[folder, version] = Distribution(
+            name,
+            version,
+            tuple(line.partition(":")[2].strip() for line in tags if line.startswith("Tag:")),
+            folder,
+            tuple(each.requires or ()),
+        )
+    return list(found.values())
+
+
+def triton_requirement(path: Sequence[str]) -> str:
+    """Triton, in the version that the installed torch asks for, if it does."""
+    for torch in distributions("torch", path):
+        for requirement in torch.requires:
+            name, _, version = requirement.split(";")[0].strip().partition("==")
+            if name.strip() == "triton" and version:
+                return f"triton=={version.strip()}"
+    return "triton"

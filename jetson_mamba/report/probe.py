@@ -1,0 +1,200 @@
+"""Imports torch, the extensions and the ops in a process of their own, and says what happened.
+
+A report must outlive what it reports on: an extension that was built for another torch may take
+its process with it. Torch is imported once, in a process that a report starts; each thing to be
+tried is then tried in a fork of that process, and leaves its findings in a file, or does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any, Callable, Sequence
+
+# What a report waits for: a first launch may compile kernels.
+SECONDS = 120.0
+START = (
+    "import json, sys; path, tasks, folder = json.loads(sys.argv[1]); sys.path[:] = path; "
+    "from jetson_mamba.report import probe; probe.main(tasks, folder)"
+)
+
+
+def probe(path: Sequence[str], modules: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What torch says of itself and its devices, what importing each module gives, the ops.
+
+    ``path`` is the ``sys.path`` of the process. The keys are "torch", "devices", "ops" and the
+    modules. A value with "error" tells of something that failed.
+    """
+    tasks = ["torch", "devices", "ops", *modules]
+    with tempfile.TemporaryDirectory(prefix="jetson-mamba-") as folder:
+        # -E and -S would change what is on trial; warnings are read from the results.
+        arguments = json.dumps([list(path), tasks, folder])
+        try:
+            done = subprocess.run(
+                [sys.executable, "-W", "ignore", "-c", START, arguments],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=SECONDS,
+                check=False,
+            )
+            end = _end(done.returncode)
+            if end == "exit status 1":
+                end = (done.stderr.strip().splitlines() or [end])[-1]
+        except subprocess.TimeoutExpired:
+            end = f"no answer within {SECONDS:.0f} s"
+        return {task: _result(folder, task) or {"error": end} for task in tasks}
+
+
+def main(tasks: list[str], folder: str) -> None:
+    """Try each task, which leaves ``folder/<task>.json``."""
+    torch = _attempt(_torch)
+    _write(folder, "torch", torch)
+    waiting = {}
+    for task in tasks[1:]:
+        if "error" in torch and task in ("devices", "ops"):
+            _write(folder, task, {"error": "torch cannot be imported"})
+        elif hasattr(os, "fork"):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            child = os.fork()
+            if child == 0:
+                _write(folder, task, _attempt(_function_of(task)))
+                os._exit(0)
+            waiting[child] = task
+        else:
+            _write(folder, task, _attempt(_function_of(task)))
+    deadline = time.monotonic() + SECONDS - 10
+    while waiting:
+        child, status = os.waitpid(-1, os.WNOHANG)
+        if child:
+            task = waiting.pop(child)
+            if _result(folder, task) is None:
+                code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+                _write(folder, task, {"error": f"the process ended with {_end(code)}"})
+        elif time.monotonic() > deadline:
+            for child, task in waiting.items():
+                os.kill(child, signal.SIGKILL)
+                _write(folder, task, {"error": "no answer in time"})
+            break
+        else:
+            time.sleep(0.005)
+
+
+def _torch() -> dict[str, Any]:
+    import torch
+
+    return {"version": str(torch.__version__), "path": torch.__file__}
+
+
+def _devices() -> dict[str, Any]:
+    """How torch was built, and the GPUs that it sees."""
+    import torch
+
+    compiled = getattr(torch._C, "_cuda_getArchFlags", lambda: None)() or ""
+    abi = getattr(torch, "compiled_with_cxx11_abi", None)
+    available = bool(torch.cuda.is_available())
+    gpus = []
+    for index in range(torch.cuda.device_count() if available else 0):
+        properties = torch.cuda.get_device_properties(index)
+        gpus.append(
+            {
+                "name": properties.name,
+                "capability": f"{properties.major}.{properties.minor}",
+                "memory_bytes": properties.total_memory,
+            }
+        )
+    return {
+        "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+        "cxx11_abi": bool(abi()) if abi else None,
+        "architectures": compiled.split(),
+        "cuda_available": available,
+        "gpus": gpus,
+    }
+
+
+def _module(name: str) -> dict[str, Any]:
+    module = importlib.import_module(name)
+    counts = {}
+    if name == "causal_conv1d_cuda":
+        # Without ops, and of what does not tell, nothing is known; the module loads all the same.
+        with contextlib.suppress(ImportError):
+            from jetson_mamba.ops.causal_conv1d.extension import parameters
+
+            for function in ("causal_conv1d_fwd", "causal_conv1d_bwd", "causal_conv1d_update"):
+                with contextlib.suppress(AttributeError, TypeError):
+                    counts[function] = parameters(getattr(module, function))
+    return {"path": getattr(module, "__file__", None), "parameters": counts}
+
+
+def _ops() -> dict[str, Any]:
+    """The backends that serve a call of each op on each device."""
+    from dataclasses import asdict
+
+    import torch
+
+    from jetson_mamba import ops
+    from jetson_mamba.report.status import status
+
+    devices = ["cpu"]
+    if torch.cuda.is_available():
+        devices += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    for device in devices:
+        x = torch.ones(1, 8, 16, device=device)
+        weight = torch.ones(8, 4, device=device)
+        states = torch.ones(1, 1, 16, 16, device=device)
+        ops.causal_conv1d_fn(x, weight, activation="silu")
+        ops.selective_scan_fn(x, x, -weight.repeat(1, 4), states, states)
+        heads = torch.ones(1, 16, 2, 4, device=device)
+        if not ops.triton_runs_on(heads.device):
+            ops.mamba_chunk_scan_combined(
+                heads, heads[..., 0], -weight[:2, 0], heads[:, :, :1], heads[:, :, :1], 16
+            )
+    return {"backends": [asdict(each) for each in status().backends]}
+
+
+def _function_of(task: str) -> Callable[[], dict[str, Any]]:
+    own = {"devices": _devices, "ops": _ops}
+    return own.get(task) or (lambda: _module(task))
+
+
+def _attempt(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return function()
+    except BaseException as error:  # whatever a broken installation raises
+        text = (str(error).strip() or "no message").splitlines()[0]
+        return {"error": f"{type(error).__name__}: {text}"}
+
+
+def _write(folder: str, task: str, result: dict[str, Any]) -> None:
+    partial = os.path.join(folder, f"{task}.partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(result, file)
+    os.replace(partial, os.path.join(folder, f"{task}.json"))
+
+
+def _result(folder: str, task: str) -> dict[str, Any] | None:
+    try:
+        with open(os.path.join(folder, f"{task}.json"), encoding="utf-8") as file:
+            result: dict[str, Any] = json.load(file)
+    except FileNotFoundError:
+        return None
+    return result
+
+
+def _end(code: int) -> str:
+    """How a process ended, in words."""
+    if code < 0:
+        name = re.sub(r"^Signals\.", "", str(signal.Signals(-code).name))
+        return f"signal {name}"
+    return f"exit status {code}"

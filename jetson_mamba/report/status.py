@@ -1,0 +1,153 @@
+"""What the package does in this process: active or not, each target's copy, each op's backend.
+
+This imports no torch: ops are reported if the process has imported them already.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
+from importlib.util import find_spec
+from typing import Any
+
+import jetson_mamba
+from jetson_mamba import copies
+from jetson_mamba.finder import TARGETS
+from jetson_mamba.rewrite import Refused
+from jetson_mamba.startup.files import StartupFile, installed
+
+
+@dataclass(frozen=True)
+class PassedOver:
+    """A backend that comes earlier in an op's order, and why it does not serve."""
+
+    backend: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """What became of one target.
+
+    ``state`` is "modified", "original" (upstream's own runs, ``reason`` says why) or "not
+    imported". ``copy`` is where the modified copy came from ("bundled", "cached" or "made"),
+    ``path`` the file that runs. For a target that is not imported they say what would run, if
+    that was asked for and is known.
+    """
+
+    name: str
+    state: str
+    copy: str | None
+    path: str | None
+    edits: int
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The backend that serves one case of an op.
+
+    ``case`` holds whatever decides, as text: always the device, often a dtype.
+    """
+
+    op: str
+    case: dict[str, str]
+    backend: str
+    passed_over: tuple[PassedOver, ...]
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the package does in this process.
+
+    ``activated_by`` is "import" or "startup file", None where the package is not active;
+    ``mode`` is what JETSON_MAMBA says: "on", "strict" or "off". ``startup_files`` are the files
+    in ``site-packages`` that activate it in every interpreter.
+    """
+
+    version: str
+    active: bool
+    activated_by: str | None
+    mode: str
+    startup_files: tuple[StartupFile, ...]
+    targets: tuple[Target, ...]
+    backends: tuple[Backend, ...]
+
+
+def status(look_ahead: bool = False) -> Status:
+    """The state of this process.
+
+    ``look_ahead`` finds out, without importing mamba_ssm, which copy each target that is not
+    imported would get; like an import, that keeps a copy which has to be made.
+    """
+    active = jetson_mamba.is_active()
+    return Status(
+        version=jetson_mamba.__version__,
+        active=active,
+        activated_by=jetson_mamba.activated_by if active else None,
+        mode=jetson_mamba._mode if jetson_mamba._mode in ("strict", "off") else "on",
+        startup_files=tuple(installed()),
+        targets=tuple(_target(name, look_ahead) for name in TARGETS),
+        backends=_backends(),
+    )
+
+
+def _target(name: str, look_ahead: bool) -> Target:
+    outcome = jetson_mamba._finder.outcomes.get(name)
+    if isinstance(outcome, copies.ModifiedCopy):
+        return Target(name, "modified", outcome.origin, outcome.path, outcome.edits, None)
+    module = sys.modules.get(name)
+    if outcome is not None or module is not None:
+        reason = str(outcome or "it was imported while jetson_mamba was not active")
+        return Target(name, "original", None, getattr(module, "__file__", None), 0, reason)
+    if not look_ahead:
+        return Target(name, "not imported", None, None, 0, None)
+    return _expected(name)
+
+
+def _expected(name: str) -> Target:
+    """What importing the target would give, from the files of the package that is installed."""
+    package, *inside = name.split(".")
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return Target(name, "not imported", None, None, 0, f"{package} is not installed")
+    path = os.path.join(next(iter(spec.submodule_search_locations)), *inside) + ".py"
+    if not os.path.exists(path):
+        return Target(name, "not imported", None, None, 0, "this release does not have it")
+    try:
+        modified = copies.find(name, SourceFileLoader(name, path))
+    except Refused as refusal:
+        return Target(name, "not imported", None, path, 0, str(refusal))
+    if modified is None:
+        return Target(name, "not imported", None, path, 0, "it needs no change")
+    return Target(name, "not imported", modified.origin, modified.path, modified.edits, None)
+
+
+def _backends() -> tuple[Backend, ...]:
+    """Every case that an op has met, in the order in which it met them."""
+    machinery = sys.modules.get("jetson_mamba.ops.backends")
+    if machinery is None:
+        return ()
+    ops = {
+        id(op): op
+        for name, module in sorted(sys.modules.items())
+        if name.startswith("jetson_mamba.ops.")
+        for op in vars(module).values()
+        if isinstance(op, machinery.Op)
+    }
+    return tuple(
+        Backend(
+            op.name,
+            {field: _text(value) for field, value in case._asdict().items()},
+            choice.backend,
+            tuple(PassedOver(*each) for each in choice.passed_over),
+        )
+        for op in ops.values()
+        for case, choice in op.choices().items()
+    )
+
+
+def _text(value: Any) -> str:
+    return str(value).rpartition("torch.")[2]

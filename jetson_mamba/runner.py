@@ -1,0 +1,91 @@
+"""Runs a script or a module as ``python`` would, with the hook active.
+
+``__main__`` is a module of its own, ``sys.argv`` and ``sys.path[0]`` are the program's, and its
+exceptions and exit codes are seen as they would be without this package. Processes that the
+program starts are ordinary ones: only the startup file serves them.
+"""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import runpy
+import signal
+import sys
+from importlib.machinery import SourceFileLoader
+from types import ModuleType, TracebackType
+from typing import Callable, NoReturn, Sequence
+
+from jetson_mamba.errors import CannotRun
+
+
+def run_script(script: str, arguments: Sequence[str]) -> NoReturn:
+    """``python SCRIPT ARGUMENTS``: a source file, or a folder or archive with a ``__main__``."""
+    sys.argv = [script, *arguments]
+    if pkgutil.get_importer(script) is not None:
+        _put_first(os.path.abspath(script))
+        _run(lambda: runpy._run_module_as_main("__main__", False))  # type: ignore[attr-defined]
+    _put_first(os.path.dirname(os.path.realpath(script)))
+    try:
+        with open(script, "rb") as file:
+            source = file.read()
+    except OSError as error:
+        raise CannotRun(f"{script}: {error.strerror}; expected a Python script") from error
+    path = os.path.abspath(script) if sys.version_info >= (3, 9) else script
+    main = _fresh_main()
+    main.__file__ = path
+    vars(main)["__cached__"] = None
+    main.__loader__ = SourceFileLoader("__main__", path)
+
+    def execute() -> None:
+        exec(compile(source, path, "exec", dont_inherit=True), vars(main))
+
+    _run(execute)
+
+
+def run_module(module: str, arguments: Sequence[str]) -> NoReturn:
+    """``python -m MODULE ARGUMENTS``."""
+    sys.argv = ["-m", *arguments]
+    _put_first(os.getcwd())
+    _fresh_main()
+    _run(lambda: runpy._run_module_as_main(module))  # type: ignore[attr-defined]
+
+
+def _put_first(folder: str) -> None:
+    """Put the program's folder where the command's own stands."""
+    if not getattr(sys.flags, "safe_path", False) and not sys.flags.isolated:
+        sys.path[0] = folder
+
+
+def _fresh_main() -> ModuleType:
+    main = ModuleType("__main__")
+    vars(main)["__builtins__"] = sys.modules["builtins"]
+    vars(main)["__annotations__"] = {}
+    sys.modules["__main__"] = main
+    return main
+
+
+def _run(program: Callable[[], None]) -> NoReturn:
+    """Run it; exit as the interpreter does at a program's end."""
+    try:
+        program()
+    except SystemExit:
+        raise
+    except BaseException as error:
+        error.__traceback__ = _of_the_program(error.__traceback__)
+        sys.excepthook(type(error), error, error.__traceback__)
+        if isinstance(error, KeyboardInterrupt):
+            sys.stdout.flush()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _of_the_program(traceback: TracebackType | None) -> TracebackType | None:
+    """The traceback from the program's first frame on."""
+    own = (__file__, runpy.__file__, "<frozen runpy>")
+    start = traceback
+    while start is not None and start.tb_frame.f_code.co_filename in own:
+        start = start.tb_next
+    return start  # None where the program does not compile: the error tells the line

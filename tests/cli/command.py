@@ -1,0 +1,39 @@
+"""Runs the command line in an interpreter of its own, as a user would."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+
+
+def jetson_mamba(
+    *arguments: str, folder: Path, path: tuple[Path, ...] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m jetson_mamba`` in ``folder``, with ``path`` before everything else."""
+    return subprocess.run(
+        [sys.executable, "-m", "jetson_mamba", *arguments],
+        env={
+            **{name: value for name, value in os.environ.items() if "JETSON_MAMBA" not in name},
+            "PYTHONPATH": os.pathsep.join(map(str, (*path, REPOSITORY))),
+            "JETSON_MAMBA_CACHE": str(folder / "cache"),
+            "COLUMNS": "80",
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        },
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def shadow(folder: Path, module: str, code: str) -> Path:
+    """A folder for the path, in which ``module`` is a package with that code."""
+    (folder / "shadows" / module).mkdir(parents=True)
+    (folder / "shadows" / module / "__init__.py").write_text(code)
+    return folder / "shadows"

@@ -1,0 +1,116 @@
+"""What is read of a board, from files as its vendor lays them down."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from jetson_mamba.report.machine import elf_machine, machine
+from jetson_mamba.report.torch_build import Torch, lacks_kernels_for
+
+
+def write(root: Path, path: str, text: str) -> None:
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_text(text)
+
+
+@pytest.fixture(autouse=True)
+def no_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("release", "l4t", "jetpack"),
+    [
+        ("# R35 (release), REVISION: 4.1, GCID: 33958178, BOARD: t186ref", "35.4.1", "5.x"),
+        ("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic", "36.4.3", "6.x"),
+        ("# R38 (release), REVISION: 2.0, GCID: 41844464, BOARD: generic", "38.2.0", "7.x"),
+        ("something else", None, None),
+    ],
+)
+def test_jetpack_follows_from_the_l4t_release(
+    release: str, l4t: str | None, jetpack: str | None, tmp_path: Path
+) -> None:
+    write(tmp_path, "etc/nv_tegra_release", release)
+    found = machine(str(tmp_path))
+    assert (found.l4t, found.jetpack) == (l4t, jetpack)
+
+
+def test_the_package_nvidia_jetpack_says_it_more_precisely(tmp_path: Path) -> None:
+    write(tmp_path, "etc/nv_tegra_release", "# R36 (release), REVISION: 4.3, GCID: 1")
+    write(
+        tmp_path,
+        "var/lib/dpkg/status",
+        "Package: nvidia-jetpack-runtime\nVersion: 1.0\n\n"
+        "Package: nvidia-jetpack\nStatus: install ok installed\nVersion: 6.2+b77\n\n",
+    )
+    assert machine(str(tmp_path)).jetpack == "6.2"
+
+
+@pytest.mark.parametrize(
+    ("model", "capability"),
+    [
+        ("NVIDIA Jetson Orin Nano Developer Kit", "8.7"),
+        ("NVIDIA Jetson Xavier NX Developer Kit", "7.2"),
+        ("NVIDIA Jetson AGX Thor Developer Kit", "11.0"),
+    ],
+)
+def test_the_name_of_the_board_tells_its_gpu(model: str, capability: str, tmp_path: Path) -> None:
+    write(tmp_path, "proc/device-tree/model", model + "\0")
+    found = machine(str(tmp_path))
+    assert found.board == model
+    assert [gpu.capability for gpu in found.gpus] == [capability]
+
+
+def test_a_machine_that_is_no_board_has_none_of_it(tmp_path: Path) -> None:
+    found = machine(str(tmp_path))
+    assert (found.board, found.l4t, found.jetpack, found.nvcc) == (None, None, None, None)
+    assert found.gpus == ()
+
+
+def test_nvidia_smi_is_asked_where_it_is(tmp_path: Path) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'NVIDIA GeForce RTX 4090, 8.9, 24564'\n")
+    smi.chmod(0o755)
+    (gpu,) = machine(str(tmp_path)).gpus
+    assert (gpu.name, gpu.capability, gpu.memory_bytes) == (
+        "NVIDIA GeForce RTX 4090",
+        "8.9",
+        24564 << 20,
+    )
+
+
+def test_the_compiler_is_found_where_torch_looks_for_it(tmp_path: Path) -> None:
+    write(tmp_path, "usr/local/cuda/bin/nvcc", "#!/bin/sh\necho release 12.6, V12.6.1\n")
+    (tmp_path / "usr/local/cuda/bin/nvcc").chmod(0o755)
+    found = machine(str(tmp_path))
+    assert found.nvcc == str(tmp_path / "usr/local/cuda/bin/nvcc")
+    assert found.cuda_toolkit == "12.6"
+
+
+def test_a_compiled_file_tells_its_architecture(tmp_path: Path) -> None:
+    assert elf_machine(sys.executable) in ("x86_64", "aarch64", None)
+    (tmp_path / "text").write_text("no ELF file, but long enough to be read")
+    assert elf_machine(str(tmp_path / "text")) is None
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "lacks"),
+    [
+        (("sm_80", "sm_86"), "8.7", False),  # machine code of the same major version
+        (("sm_87",), "8.6", True),
+        (("sm_70", "compute_70"), "8.7", False),  # PTX, compiled at the first launch
+        (("sm_90", "compute_90"), "8.7", True),
+        (("sm_90a", "sm_100a"), "10.0", False),
+        ((), "8.7", False),
+    ],
+)
+def test_kernels_serve_their_gpu_and_later_ones(
+    architectures: tuple[str, ...], capability: str, lacks: bool
+) -> None:
+    torch = Torch("2", None, "12.6", None, True, architectures, True, None)
+    assert lacks_kernels_for(torch, capability) is lacks

@@ -1,0 +1,429 @@
+"""Each symptom that people report is found by its cause, with what mends it.
+
+Where the hook gets around a cause, the finding says so as soon as the startup file is there.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import struct
+import subprocess
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jetson_mamba.report.findings import OTHERS, SYMPTOMS
+from jetson_mamba.report.machine import ELF_MACHINES
+from tests.doctor.sandbox import REPOSITORY, Machine, healthy
+
+ENABLE = "jetson-mamba enable"
+FOREIGN = "aarch64" if platform.machine() != "aarch64" else "x86_64"
+compiler = pytest.mark.skipif(not shutil.which("gcc"), reason="needs a C compiler")
+
+
+def compile_extension(machine: Machine, name: str, code: str, *options: str) -> None:
+    source = machine.folder / f"{name}.c"
+    source.write_text(code)
+    target = machine.site / (name + str(sysconfig.get_config_var("EXT_SUFFIX")))
+    target.with_name(f"{name}.py").unlink(missing_ok=True)
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", str(source), "-o", str(target), *options], check=True
+    )
+
+
+def uncured_then_cured(machine: Machine, symptom: str, command: str) -> dict[str, Any]:
+    """The finding: without the hook `enable` mends it, with it ``command`` removes the cause."""
+    finding = machine.findings()[symptom]
+    assert (finding["command"], finding["cured"]) == (ENABLE, False)
+    assert finding["message"] == SYMPTOMS.get(symptom) or OTHERS[symptom]
+    (cured,) = (each for each in machine.findings_if_served if each["symptom"] == symptom)
+    assert cured["cured"], cured
+    assert command in cured["command"]
+    assert (cured["what"], cured["why"]) == (finding["what"], finding["why"])
+    return finding
+
+
+def test_there_are_thirteen_symptoms_and_a_test_for_each() -> None:
+    assert len(SYMPTOMS) == 13
+    text = Path(__file__).read_text()
+    for symptom in (*SYMPTOMS, *OTHERS):
+        assert f'"{symptom}"' in text
+
+
+@pytest.mark.parametrize("version", ["1.0.1", "2.2.4", "2.3.2.post1"])
+def test_nothing_is_found_on_a_healthy_machine(machine: Machine, version: str) -> None:
+    healthy(machine, version)
+    report = machine.examine()
+    # Mamba-2 of 2.2.4 hands over any strides: the cause is there, wherever the extension is.
+    allowed = {"strides"} if version == "2.2.4" else set()
+    assert {each["symptom"] for each in report["findings"]} == allowed
+    assert report["torch"]["cuda"] == "12.6"
+    assert [each["loads"] for each in report["extensions"]] == [True, True]
+
+
+def test_nothing_is_found_on_a_machine_with_nothing_on_it(machine: Machine) -> None:
+    report = machine.examine()
+    assert report["findings"] == []
+    assert report["torch"] is None and report["mamba_ssm"] == []
+
+
+@compiler
+def test_an_extension_built_for_another_torch(machine: Machine) -> None:
+    healthy(machine)
+    code = "void _ZN3c105ErrorC2Ev(void); void *PyInit_selective_scan_cuda(void)"
+    code += "{ _ZN3c105ErrorC2Ev(); return 0; }"
+    compile_extension(machine, "selective_scan_cuda", code)
+    finding = uncured_then_cured(machine, "undefined-symbol", "install mamba-ssm==2.3.2.post1")
+    assert "undefined symbol: _ZN3c105ErrorC2Ev" in finding["what"]
+    assert "2.5.0" in finding["why"]
+
+
+def test_an_extension_of_causal_conv1d_built_for_another_torch(machine: Machine) -> None:
+    healthy(machine)
+    machine.extension(
+        "causal_conv1d_cuda", "raise ImportError('/x.so: undefined symbol: _ZN3c104cuda')"
+    )
+    uncured_then_cured(machine, "undefined-symbol", "pip uninstall --yes causal-conv1d")
+    assert "none-called" in machine.findings()
+
+
+def test_mamba_ssm_without_its_extension(machine: Machine) -> None:
+    healthy(machine)
+    (machine.site / "selective_scan_cuda.py").unlink()
+    finding = uncured_then_cured(machine, "no-selective-scan", "pip install")
+    assert finding["what"].startswith("mamba_ssm 2.3.2.post1 imports selective_scan_cuda")
+
+
+def test_releases_of_the_two_packages_that_do_not_fit(machine: Machine) -> None:
+    """The signature is read from the extension's own text, as pybind11 writes it."""
+    machine.real_torch()
+    machine.mamba_ssm("1.2.0")
+    machine.causal_conv1d()
+    machine.extension("selective_scan_cuda")
+    arguments = ", ".join(f"arg{index}: torch.Tensor" for index in range(8))
+    machine.extension(
+        "causal_conv1d_cuda",
+        f"""
+        def causal_conv1d_fwd(*args): "causal_conv1d_fwd({arguments}) -> None"
+        def causal_conv1d_bwd(*args): "causal_conv1d_bwd({arguments}) -> None"
+        def causal_conv1d_update(*args): "causal_conv1d_update({arguments}) -> None"
+        """,
+    )
+    finding = machine.findings(hook=True)["call-form"]
+    assert (finding["command"], finding["cured"]) == (
+        "jetson-mamba install 'mamba-ssm>=2.2.5'",
+        True,
+    )
+    assert "passes causal_conv1d_fwd 7 arguments, and it takes 8" in finding["what"]
+
+
+def test_a_torch_that_was_not_built_for_the_gpu(machine: Machine) -> None:
+    healthy(machine)
+    machine.torch_again(architectures="sm_72 sm_90 compute_90")
+    (machine.root / "etc").mkdir()
+    (machine.root / "etc" / "nv_tegra_release").write_text("# R36 (release), REVISION: 4.3, GCID")
+    finding = machine.findings(hook=True)["no-kernel-image"]
+    assert not finding["cured"]
+    assert "capability 8.7" in finding["what"] and "sm_72, sm_90" in finding["why"]
+    assert "TORCH-WHEEL-FOR-JETPACK-6.x" in finding["command"]
+
+
+def test_an_extension_that_was_not_built_for_the_gpu(machine: Machine) -> None:
+    """It imports, and its first launch fails; the ops have found that out."""
+    machine.real_torch()
+    machine.mamba_ssm("2.3.2.post1")
+    machine.extension(
+        "selective_scan_cuda",
+        """
+        def fwd(*args):
+            raise RuntimeError(
+                "CUDA error: no kernel image is available for execution on the device"
+            )
+        bwd = fwd
+        """,
+    )
+    finding = machine.findings()["no-kernel-image"]
+    assert (finding["command"], finding["cured"]) == (ENABLE, False)
+    assert "selective_scan_cuda has no kernels for" in finding["what"]
+
+
+@pytest.mark.parametrize("fork_wins", [True, False])
+def test_a_fork_and_a_release_on_the_path(machine: Machine, fork_wins: bool) -> None:
+    healthy(machine)
+    fork = machine.work if fork_wins else machine.folder / "fork"
+    modules = fork / "mamba_ssm" / "modules"
+    modules.mkdir(parents=True)
+    (fork / "mamba_ssm" / "__init__.py").write_text("__version__ = '1.0.1'\n")
+    (modules / "mamba_simple.py").write_text(
+        "class Mamba:\n    def __init__(self, d_model, bimamba_type='none'):\n        pass\n"
+    )
+    if not fork_wins:
+        machine.path.append(fork)
+    report = machine.examine()
+    assert [each["wins"] for each in report["mamba_ssm"]] == [True, False]
+    (finding,) = (each for each in report["findings"] if each["symptom"] == "two-mamba-ssm")
+    assert "a fork, with bimamba_type" in finding["what"]
+    # The release goes: either it hides the fork, or it is hidden and in the way.
+    assert finding["command"].endswith("-m pip uninstall --yes mamba-ssm")
+
+
+def test_a_folder_that_pip_does_not_know_is_moved_aside_by_the_command(machine: Machine) -> None:
+    healthy(machine)
+    (machine.work / "mamba_ssm").mkdir()
+    (machine.work / "mamba_ssm" / "__init__.py").touch()
+    machine.path.insert(0, machine.folder / "other")
+    (machine.folder / "other" / "mamba_ssm").mkdir(parents=True)
+    (machine.folder / "other" / "mamba_ssm" / "__init__.py").touch()
+    finding = machine.findings()["two-mamba-ssm"]
+    assert finding["command"].startswith("mv ")
+    subprocess.run(finding["command"], shell=True, check=True)
+    (finding,) = (
+        each for each in machine.examine()["findings"] if each["symptom"] == "two-mamba-ssm"
+    )
+    assert "pip uninstall" in finding["command"]
+
+
+def test_a_gpu_and_no_compiler_before_mamba_ssm_is_installed(machine: Machine) -> None:
+    machine.torch()
+    finding = machine.findings(hook=True)["no-nvcc"]
+    assert (finding["command"], finding["cured"]) == ("jetson-mamba install", False)
+    nvcc = machine.root / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.6, V12.6.68'\n")
+    nvcc.chmod(0o755)
+    report = machine.examine()
+    assert report["findings"] == []
+    assert report["machine"]["cuda_toolkit"] == "12.6"
+
+
+def test_functions_that_are_none_without_causal_conv1d(machine: Machine) -> None:
+    healthy(machine)
+    for each in ("causal_conv1d", "causal_conv1d-1.6.1.dist-info"):
+        shutil.rmtree(machine.site / each)
+    (machine.site / "causal_conv1d_cuda.py").unlink()
+    finding = uncured_then_cured(machine, "none-called", "causal-conv1d")
+    assert finding["why"] == "causal_conv1d is not installed"
+
+
+def test_functions_that_are_none_beside_an_older_causal_conv1d(machine: Machine) -> None:
+    healthy(machine)
+    (machine.site / "causal_conv1d" / "cpp_functions.py").unlink()
+    finding = uncured_then_cured(machine, "none-called", "causal-conv1d")
+    assert "has no cpp_functions" in finding["why"]
+
+
+@pytest.mark.parametrize("cuda", ["12.6", None])
+def test_extensions_on_a_machine_whose_torch_sees_no_gpu(
+    machine: Machine, cuda: str | None
+) -> None:
+    healthy(machine)
+    machine.torch_again(cuda=cuda, available=False, architectures="")
+    finding = uncured_then_cured(machine, "no-gpu", "install mamba-ssm==2.3.2.post1")
+    assert ("sees no GPU" in finding["why"]) == (cuda is not None)
+
+
+def test_mamba_2_without_triton(machine: Machine) -> None:
+    healthy(machine)
+    for each in ("triton", "triton-1.0.dist-info"):
+        shutil.rmtree(machine.site / each)
+    with (machine.site / "torch-1.0.dist-info" / "METADATA").open("a") as file:
+        file.write('Requires-Dist: triton==3.1.0; platform_system == "Linux"\n')
+    finding = machine.findings(hook=True)["no-triton"]
+    assert not finding["cured"]
+    assert finding["command"].endswith("pip install --no-deps triton==3.1.0")
+
+
+def test_mamba_1_needs_no_triton(machine: Machine) -> None:
+    healthy(machine, "1.0.1")
+    shutil.rmtree(machine.site / "triton")
+    assert machine.findings() == {}
+
+
+def test_a_triton_that_cannot_be_imported(machine: Machine) -> None:
+    healthy(machine)
+    (machine.site / "triton" / "__init__.py").write_text("raise ImportError('libtriton')\n")
+    finding = machine.findings(hook=True)["no-triton"]
+    assert "fails: ImportError: libtriton" in finding["what"]
+    assert "--force-reinstall" in finding["command"]
+
+
+@pytest.mark.parametrize("version", ["2.0.3", "2.2.4"])
+def test_releases_that_do_not_even_out_strides(machine: Machine, version: str) -> None:
+    healthy(machine, version)
+    uncured_then_cured(machine, "strides", "install 'mamba-ssm>=2.2.5'")
+
+
+def test_causal_conv1d_without_its_extension(machine: Machine) -> None:
+    healthy(machine)
+    (machine.site / "causal_conv1d_cuda.py").unlink()
+    uncured_then_cured(machine, "no-causal-conv1d", "pip uninstall --yes causal-conv1d")
+
+
+def test_a_release_that_cannot_do_without_causal_conv1d(machine: Machine) -> None:
+    machine.torch()
+    machine.dependencies()
+    machine.mamba_ssm("1.1.4")
+    machine.extension("selective_scan_cuda")
+    uncured_then_cured(machine, "no-causal-conv1d", "causal-conv1d")
+
+
+def test_an_extension_for_another_architecture(machine: Machine) -> None:
+    healthy(machine)
+    (machine.site / "selective_scan_cuda.py").unlink()
+    number = next(number for number, name in ELF_MACHINES.items() if name == FOREIGN)
+    header = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HH", 3, number) + bytes(44)
+    (machine.site / f"selective_scan_cuda.cpython-310-{FOREIGN}-linux-gnu.so").write_bytes(header)
+    finding = uncured_then_cured(machine, "other-platform", "install mamba-ssm==2.3.2.post1")
+    assert f"built for {FOREIGN}, this is {platform.machine()}" in finding["what"]
+
+
+def test_a_wheel_whose_tags_are_of_another_platform(machine: Machine) -> None:
+    healthy(machine)
+    (machine.site / "causal_conv1d_cuda.py").unlink()
+    shutil.rmtree(machine.site / "causal_conv1d-1.6.1.dist-info")
+    machine.record("causal_conv1d", "1.6.1", f"cp310-cp310-linux_{FOREIGN}")
+    finding = uncured_then_cured(machine, "other-platform", "uninstall --yes causal-conv1d")
+    assert f"linux_{FOREIGN}" in finding["what"]
+
+
+@compiler
+def test_an_extension_whose_torch_is_not_installed(machine: Machine) -> None:
+    healthy(machine)
+    for each in ("torch", "torch-1.0.dist-info"):
+        shutil.rmtree(machine.site / each)
+    library = machine.folder / "libc10.so"
+    (machine.folder / "c10.c").write_text("int c10(void) { return 0; }")
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", str(machine.folder / "c10.c"), "-o", str(library)], check=True
+    )
+    code = "int c10(void); void *PyInit_selective_scan_cuda(void) { c10(); return 0; }"
+    compile_extension(machine, "selective_scan_cuda", code, str(library), "-Wl,-soname,x")
+    library.unlink()
+    finding = machine.findings(hook=True)["missing-library"]
+    assert not finding["cured"]
+    assert "libc10.so" in finding["what"]
+    assert finding["command"].endswith("torch")
+
+
+def test_an_extension_for_another_cuda(machine: Machine) -> None:
+    healthy(machine)
+    machine.extension(
+        "selective_scan_cuda",
+        "raise ImportError('libcudart.so.11.0: cannot open shared object file: No such file')",
+    )
+    finding = uncured_then_cured(machine, "missing-library", "install mamba-ssm==2.3.2.post1")
+    assert "for CUDA 12.6" in finding["why"]
+
+
+def test_a_transformers_without_the_names(machine: Machine) -> None:
+    healthy(machine, "2.2.5")
+    (machine.site / "transformers" / "generation" / "__init__.py").write_text("TextStreamer = 1\n")
+    finding = uncured_then_cured(machine, "transformers-names", "mamba-ssm>=2.3.0")
+    assert "GreedySearchDecoderOnlyOutput, SampleDecoderOnlyOutput" in finding["what"]
+
+
+def test_kernels_for_triton_2_beside_triton_3(machine: Machine) -> None:
+    healthy(machine, "2.0.4")
+    assert "triton-log1p" in machine.findings()  # the sandbox's Triton is 1.0, which is not 2
+    shutil.rmtree(machine.site / "triton-1.0.dist-info")
+    machine.record("triton", "2.3.1")
+    assert "triton-log1p" not in machine.findings()
+
+
+@pytest.mark.parametrize("version", ["2.0.0", "2.0.1", "2.0.2"])
+def test_a_release_that_was_published_incomplete(machine: Machine, version: str) -> None:
+    healthy(machine, version)
+    finding = machine.findings()["incomplete-release"]
+    assert finding["command"] == "jetson-mamba install"
+
+
+def test_what_is_missing_besides(machine: Machine) -> None:
+    healthy(machine)
+    shutil.rmtree(machine.site / "einops")
+    finding = machine.findings()["no-dependency"]
+    assert finding["command"].endswith("pip install einops")
+
+
+def test_a_torch_that_raises(machine: Machine) -> None:
+    healthy(machine)
+    (machine.site / "torch" / "__init__.py").write_text("raise ImportError('libcudnn.so.8')\n")
+    finding = machine.findings()["torch-broken"]
+    assert "ImportError: libcudnn.so.8" in finding["what"]
+
+
+def test_an_extension_that_takes_its_process_with_it(machine: Machine) -> None:
+    healthy(machine)
+    machine.extension("selective_scan_cuda", "import os; os.kill(os.getpid(), 11)")
+    report = machine.examine()
+    (finding,) = report["findings"]
+    assert finding["symptom"] == "extension-broken"
+    assert "ended with signal SIGSEGV" in finding["what"]
+    assert report["extensions"][1]["loads"], "the other extension is tried all the same"
+
+
+def test_a_torch_that_takes_its_process_with_it(machine: Machine) -> None:
+    healthy(machine)
+    (machine.site / "torch" / "__init__.py").write_text("import os; os.kill(os.getpid(), 6)\n")
+    finding = machine.findings()["torch-broken"]
+    assert "signal SIGABRT" in finding["what"]
+
+
+def test_ops_that_fail(machine: Machine) -> None:
+    healthy(machine)
+    with (machine.site / "torch" / "__init__.py").open("a") as file:
+        file.write("def fail(*args, **keywords): raise RuntimeError('out of order')\n")
+        file.write("ops.causal_conv1d_fn = fail\n")
+    assert "out of order" in machine.findings()["backends-broken"]["what"]
+
+
+def test_a_text_that_is_not_understood(machine: Machine) -> None:
+    healthy(machine)
+    (machine.site / "mamba_ssm").unlink()
+    shutil.copytree(REPOSITORY / "jetson_mamba" / "stand_in", machine.site / "mamba_ssm")
+    (machine.site / "mamba_ssm" / "ops").mkdir()
+    (machine.site / "mamba_ssm" / "ops" / "selective_scan_interface.py").write_text(
+        "import selective_scan_cuda\nhandle = selective_scan_cuda\n"
+    )
+    report = machine.examine(hook=True)
+    (finding,) = (each for each in report["findings"] if each["symptom"] == "copy-refused")
+    assert "selective_scan_interface stays as it is installed" in finding["what"]
+    assert "mamba_ssm.ops.selective_scan_interface" in report["hook"]["refused"]
+
+
+def test_a_hook_that_another_finder_goes_before(machine: Machine) -> None:
+    healthy(machine)
+    code = (
+        "import sys\n"
+        "from importlib.machinery import ModuleSpec\n"
+        "class Other:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        return ModuleSpec(name, None) if name.startswith('mamba_ssm.') else None\n"
+        "sys.meta_path.insert(0, Other())\n"
+    )
+    report = machine.examine(hook=True, first=code)
+    assert report["hook"]["taken_by"] == "__main__.Other"
+    assert report["hook"]["finders"][:2] == ["__main__.Other", "jetson_mamba.finder.Finder"]
+    assert [each["symptom"] for each in report["findings"]] == ["bypassed"]
+
+
+def test_a_target_that_was_imported_before_the_hook(machine: Machine) -> None:
+    healthy(machine)
+    name = "mamba_ssm.ops.selective_scan_interface"
+    first = f"import sys, types; sys.modules['{name}'] = types.ModuleType('{name}')\n"
+    report = machine.examine(first="import jetson_mamba\n" + first)
+    assert report["hook"]["too_late"] == [name]
+    (finding,) = report["findings"]
+    assert (finding["symptom"], finding["cured"]) == ("bypassed", False)
+
+
+def test_a_hook_that_is_switched_off(machine: Machine) -> None:
+    healthy(machine)
+    (machine.site / "selective_scan_cuda.py").unlink()
+    machine.environment["JETSON_MAMBA"] = "off"
+    report = machine.examine(hook=True)
+    assert report["hook"]["mode"] == "off" and not report["hook"]["active"]
+    (finding,) = report["findings"]
+    assert (finding["command"], finding["cured"]) == ("unset JETSON_MAMBA", False)
