@@ -20,11 +20,19 @@ TRAILER_LENGTH = len(DIGEST_PREFIX) + 64 + 1
 
 
 def root() -> str:
-    """The directory that holds everything: ``JETSON_MAMBA_CACHE``, else the user's cache."""
+    """The directory that holds everything: ``JETSON_MAMBA_CACHE``, else the user's cache.
+
+    A user without a home, as in a container, gets a directory among the temporary ones.
+    """
     explicit = os.environ.get("JETSON_MAMBA_CACHE")
     if explicit:
         return os.path.abspath(explicit)
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    home = os.path.expanduser("~")
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")
+    if base.startswith("~"):
+        import tempfile
+
+        return os.path.join(tempfile.gettempdir(), f"jetson_mamba-{os.getuid()}")
     return os.path.join(os.path.abspath(base), "jetson_mamba")
 
 
@@ -50,17 +58,18 @@ def private_directory(*names: str) -> str | None:
 
 def read(directory: str, name: str) -> bytes | None:
     """The content written under ``name``, or None if it is absent, foreign or damaged."""
+    sealed = read_private(os.path.join(directory, name))
+    return None if sealed is None else unseal(name, sealed)
+
+
+def read_private(path: str) -> bytes | None:
+    """The bytes of a file of this user that no one else may write; None for any other."""
     try:
-        descriptor = os.open(
-            os.path.join(directory, name), os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)
-        )
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
         with open(descriptor, "rb") as file:
-            if not _is_private(os.fstat(descriptor), stat.S_ISREG):
-                return None
-            sealed = file.read()
+            return file.read() if _is_private(os.fstat(descriptor), stat.S_ISREG) else None
     except OSError:
         return None
-    return unseal(name, sealed)
 
 
 def write(directory: str, name: str, data: bytes) -> str | None:

@@ -33,7 +33,7 @@ class ModifiedCopy(NamedTuple):
     """A modified copy that is ready to run.
 
     ``origin`` is "bundled", "cached" or "made"; ``edits`` counts the edits. ``path`` is where
-    it lies, or where it would if anything could be written; then ``data`` holds its bytes.
+    it lies, or where it would if anything could be written. ``data`` are the bytes that run.
     """
 
     target: str
@@ -41,7 +41,7 @@ class ModifiedCopy(NamedTuple):
     path: str
     origin: str
     edits: int
-    data: bytes | None
+    data: bytes
 
 
 def find(target: str, loader: object) -> ModifiedCopy | None:
@@ -64,15 +64,14 @@ def find(target: str, loader: object) -> ModifiedCopy | None:
     if isinstance(bundled, os.PathLike) and bundled.is_file():
         content = cache.unseal(name, bundled.read_bytes())
         if content is not None:
-            return ModifiedCopy(
-                target, source, os.fspath(bundled), "bundled", _edits(content), None
-            )
+            path = os.fspath(bundled)
+            return ModifiedCopy(target, source, path, "bundled", _edits(content), content)
 
     directory = cache.private_directory("copies")
     content = cache.read(directory, name) if directory else None
     if directory and content is not None:
         path = os.path.join(directory, name)
-        return ModifiedCopy(target, source, path, "cached", _edits(content), None)
+        return ModifiedCopy(target, source, path, "cached", _edits(content), content)
 
     content = make(target, data)
     if content is None:
@@ -84,7 +83,7 @@ def find(target: str, loader: object) -> ModifiedCopy | None:
         written or os.path.join(os.path.dirname(source), name),
         "made",
         _edits(content),
-        None if written else content,
+        content,
     )
 
 
@@ -122,21 +121,28 @@ def override(target: str) -> Override:
 
 
 def loader_for(modified: ModifiedCopy, original: object) -> Any:
-    """A loader like ``original``, of the same class, that reads the copy.
+    """A loader like ``original``, of the same class, that runs the copy.
 
     Import hooks that transform source as they load it (typeguard's, beartype's) keep doing so.
     """
     loader: Any = copy.copy(original)
     loader.path = modified.path
-    if modified.data is not None:
-        content = modified.data
+    read = loader.get_data
 
-        def get_data(path: str) -> bytes:
-            if path == modified.path:
-                return content
-            raise FileNotFoundError(path)
+    def get_data(path: str) -> bytes:
+        if path == modified.path:
+            # The bytes that were checked: the file may be gone since, or another.
+            return modified.data
+        if modified.origin != "bundled" and path.endswith(".pyc"):
+            # Bytecode runs in place of the copy, and may lie where others can write.
+            bytecode = cache.read_private(path)
+            if bytecode is None:
+                raise FileNotFoundError(path)
+            return bytecode
+        content: bytes = read(path)
+        return content
 
-        loader.get_data = get_data
+    loader.get_data = get_data
     return loader
 
 

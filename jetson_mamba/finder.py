@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
-    from typing import Any, Dict, Optional, Sequence
+    from typing import Any, Dict, Optional, Sequence, Tuple
 
 TARGETS = (
     "mamba_ssm.ops.selective_scan_interface",
@@ -47,15 +47,21 @@ class Finder:
             self.warn_of_bypassed_targets()
             if fullname != "causal_conv1d" or not self.stand_in:
                 return None
+        try:
+            own = sys.meta_path.index(self)
+        except ValueError:  # taken away meanwhile, or inside another tool's wrapper
+            return None
         spec: Optional[ModuleSpec] = None
-        for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
+        for finder in sys.meta_path[own + 1 :]:
             find_spec = getattr(finder, "find_spec", None)
             spec = find_spec(fullname, path, target) if find_spec else None
             if spec is not None:
                 break
         if fullname == "causal_conv1d":
-            from jetson_mamba import stand_in
-
+            try:
+                from jetson_mamba import stand_in
+            except ImportError:  # half uninstalled
+                return spec
             return stand_in.spec(spec)
         if spec is not None and spec.loader is not None:
             spec.loader = Loader(self, spec)  # type: ignore[assignment]
@@ -127,19 +133,15 @@ class Loader:
 
     def _choose(self) -> "Any":
         if self._chosen is None:
-            from jetson_mamba import copies, rewrite
-
             try:
+                from jetson_mamba import copies
+
                 modified = copies.find(self.spec.name, self.original)
-            except rewrite.Refused as refusal:
-                self.outcome = str(refusal)
+            except Exception as error:
+                # Whatever it is, the program runs without the copy as it would without the hook.
+                self.outcome, advice = _reason_and_advice(error)
                 self._chosen = self.original
-                self.finder.leave(
-                    self.spec.name,
-                    self.outcome,
-                    "report the text of this mamba_ssm to the authors of jetson_mamba, or set "
-                    "JETSON_MAMBA=off to silence this",
-                )
+                self.finder.leave(self.spec.name, self.outcome, advice)
                 return self._chosen
             if modified is None:
                 self.outcome = "it needs no change"
@@ -151,3 +153,20 @@ class Loader:
                 self.spec.cached = None
             self.finder.outcomes[self.spec.name] = self.outcome
         return self._chosen
+
+
+def _reason_and_advice(error: Exception) -> "Tuple[str, str]":
+    """Why there is no copy, and what to do about it."""
+    if isinstance(error, (ImportError, OSError)):
+        return (
+            f"jetson_mamba is not installed whole ({error})",
+            "pip install --force-reinstall --no-deps jetson-mamba",
+        )
+    reason = str(error)
+    if type(error).__name__ != "Refused":
+        reason = f"jetson_mamba failed on it ({type(error).__name__}: {error})"
+    return (
+        reason,
+        "report the text of this mamba_ssm to the authors of jetson_mamba, or set "
+        "JETSON_MAMBA=off to silence this",
+    )

@@ -1,0 +1,75 @@
+# `make demo` shows the project at work on a bare machine; `make test` checks all of it.
+
+PYTHON    ?= python3
+MAMBA_SSM ?= 2.3.2.post1
+# Any requirement that pip understands, such as the file of a wheel.
+TORCH     ?= torch==2.13.0
+TRITON    ?= triton==3.6.0
+TEXT      ?=
+
+# What mamba-ssm imports; without --no-deps it would bring a compiler of kernels as well.
+LIGHT_DEPENDENCIES = einops transformers
+BUILD_REQUIREMENTS = setuptools wheel packaging ninja
+
+PIP = bin/python -m pip install --quiet --disable-pip-version-check
+
+# A stamp says what is installed; its name changes with what is asked for.
+DEMO_BASE  = .demo/base-$(shell echo '$(TORCH) $(TRITON)' | cksum | cut -d ' ' -f 1)
+DEMO_MAMBA = .demo/mamba-ssm-$(MAMBA_SSM)
+
+.DEFAULT_GOAL = help
+.PHONY: help demo test lint matrix copies clean
+
+help:
+	@echo 'make demo [MAMBA_SSM=2.2.4] [TEXT=file]   train two small models here, nothing compiled'
+	@echo 'make test                                 lint, types and the test suite'
+	@echo 'make lint                                 lint and types only'
+	@echo 'make matrix                               every release with every release (half an hour)'
+	@echo 'make copies                               the copies that a released wheel carries'
+	@echo 'make clean                                remove what these made'
+
+demo: $(DEMO_MAMBA)
+	.demo/bin/jetson-mamba demo $(if $(TEXT),--text '$(TEXT)')
+
+$(DEMO_BASE):
+	$(PYTHON) -m venv --clear .demo
+	@echo 'Installing $(TORCH), which takes a while'
+	.demo/$(PIP) '$(TORCH)' '$(TRITON)' $(LIGHT_DEPENDENCIES) $(BUILD_REQUIREMENTS)
+	touch $@
+
+$(DEMO_MAMBA): $(DEMO_BASE) pyproject.toml
+	rm -f .demo/mamba-ssm-*
+	MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE \
+	    .demo/$(PIP) --no-build-isolation --no-deps 'mamba-ssm==$(MAMBA_SSM)'
+	.demo/$(PIP) --editable '.[demo]'
+	touch $@
+
+# Two tests at a time, each on one thread: more of either only makes them wait for each other.
+test: lint .releases/ready
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist worksteal
+
+lint: .venv/ready
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy .
+
+.venv/ready: requirements-dev.txt pyproject.toml
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/$(PIP) --requirement requirements-dev.txt --editable .
+	touch $@
+
+# The published source distributions that tests run against.
+.releases/ready: tests/releases/download.py | .venv/ready
+	.venv/bin/python -m tests.releases.download
+	touch $@
+
+matrix: .venv/ready .releases/ready
+	.venv/bin/python -m tests.matrix docs
+
+copies: .venv/ready .releases/ready
+	.venv/bin/python -m tools.bundle
+	.venv/bin/python -m tools.bundle --check
+
+clean:
+	rm -rf .demo .venv .releases build dist demo-output
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Training on several processes, each served by the startup file alone."""

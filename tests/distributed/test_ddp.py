@@ -1,0 +1,58 @@
+"""Two processes train the blocks of a real release through the copies, as one process would."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.faults.environment import Environment, files
+from tests.releases.download import release_path
+
+RELEASE = "2.3.2.post1"
+TRAIN = Path(__file__).with_name("train.py")
+# Each process compares 9 parameters of Mamba and 8 of Mamba-2 in three steps.
+GRADIENTS = 3 * (9 + 8)
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Environment:
+    """An environment with the startup file, that release with nothing compiled, and torch."""
+    environment = Environment(tmp_path, outer=True)
+    shutil.rmtree(environment.site / "mamba_ssm")
+    (environment.site / "mamba_ssm").symlink_to(release_path(RELEASE) / "mamba_ssm")
+    return environment
+
+
+def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(
+    environment: Environment,
+) -> None:
+    done = subprocess.run(
+        [
+            *(environment.python, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2", os.fspath(TRAIN)),
+        ],
+        env={
+            **{k: v for k, v in os.environ.items() if not k.startswith(("JETSON_", "PYTHON"))},
+            "JETSON_MAMBA_CACHE": str(environment.cache),
+            "OMP_NUM_THREADS": "1",
+        },
+        cwd=environment.folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line.split(maxsplit=4) for line in done.stdout.splitlines()]
+    errors = {tuple(line[1:4]): float(line[4]) for line in lines if line[0] == "gradient"}
+    assert len(errors) == 2 * GRADIENTS
+    assert {where: error for where, error in errors.items() if not error <= 1e-5} == {}
+    modules = [(line[1], " ".join(line[2:4]), line[4]) for line in lines if line[0] == "module"]
+    assert sorted(rank for rank, _, _ in modules) == ["0", "0", "1", "1"]
+    assert {by for _, by, _ in modules} == {"startup file"}
+    assert {Path(path).name for _, _, path in modules} <= set(files(environment.cache))
+    assert len({path for _, _, path in modules}) == 2
