@@ -18,7 +18,7 @@ DEMO_BASE  = .demo/base-$(shell echo '$(TORCH) $(TRITON)' | cksum | cut -d ' ' -
 DEMO_MAMBA = .demo/mamba-ssm-$(MAMBA_SSM)
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint matrix copies clean
+.PHONY: help demo test lint matrix copies docs clean
 
 help:
 	@echo 'make demo [MAMBA_SSM=2.2.4] [TEXT=file]   train two small models here, nothing compiled'
@@ -26,6 +26,7 @@ help:
 	@echo 'make lint                                 lint and types only'
 	@echo 'make matrix                               every release with every release (half an hour)'
 	@echo 'make copies                               the copies that a released wheel carries'
+	@echo 'make docs                                 the documentation, in build/site'
 	@echo 'make clean                                remove what these made'
 
 demo: $(DEMO_MAMBA)
@@ -69,6 +70,14 @@ matrix: .venv/ready .releases/ready
 copies: .venv/ready .releases/ready
 	.venv/bin/python -m tools.bundle
 	.venv/bin/python -m tools.bundle --check
+
+docs: .venv/docs-ready
+	.venv/bin/python -m tests.faults
+	.venv/bin/mkdocs build --strict
+
+.venv/docs-ready: requirements-docs.txt .venv/ready
+	.venv/$(PIP) --requirement requirements-docs.txt
+	touch $@
 
 clean:
 	rm -rf .demo .venv .releases build dist demo-output

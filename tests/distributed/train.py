@@ -1,12 +1,13 @@
 """Trains a Mamba and a Mamba-2 block on several processes, and once more on a single one.
 
 ``torchrun`` starts it. It knows nothing of jetson_mamba: what serves it is the startup file.
-Each process also trains the same blocks alone, on the whole batch, and prints how far the
-gradients of the two are apart.
+Each process also trains the same blocks alone, on the whole batch, and writes down how far the
+gradients of the two are apart: ``rank-N.json``, in the folder that it runs in.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 
 import torch
@@ -35,7 +36,7 @@ def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y:
 
 
 def main() -> None:
-    """Train, compare, and say what ran."""
+    """Train, compare, and write down what ran."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, share = dist.get_rank(), BATCH // dist.get_world_size()
@@ -43,6 +44,7 @@ def main() -> None:
     alone = blocks()
     optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (distributed, alone)]
     generator = torch.Generator().manual_seed(1)
+    errors: dict[str, float] = {}
     for index in range(STEPS):
         x, y = torch.randn(2, BATCH, SEQLEN, D_MODEL, generator=generator)
         mine = slice(rank * share, (rank + 1) * share)
@@ -52,10 +54,15 @@ def main() -> None:
         for parameter, (name, expected) in pairs:
             assert parameter.grad is not None and expected.grad is not None
             error = (parameter.grad - expected.grad).norm() / expected.grad.norm()
-            print(f"gradient {rank} {index} {name} {error:.3e}", flush=True)
-    for name in ("selective_scan_interface", "triton.ssd_combined"):
-        path = sys.modules[f"mamba_ssm.ops.{name}"].__file__
-        print(f"module {rank} {sys.modules['jetson_mamba'].activated_by} {path}", flush=True)
+            errors[f"step {index}, {name}"] = float(error)
+    targets = ("selective_scan_interface", "triton.ssd_combined")
+    written = {
+        "errors": errors,
+        "activated_by": sys.modules["jetson_mamba"].activated_by,
+        "files": [sys.modules[f"mamba_ssm.ops.{name}"].__file__ for name in targets],
+    }
+    with open(f"rank-{rank}.json", "w") as file:
+        json.dump(written, file)
     dist.destroy_process_group()
 
 

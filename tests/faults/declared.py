@@ -20,8 +20,9 @@ BEGINNING = """\
 
 <!-- Written by python -m tests.faults from the tests; not to be edited. -->
 
-Each row is a test, which injects the fault and checks what is said here. In all of them the \
-program runs, or gets one clear message, and no installed file is changed.
+Each row is a test, which injects the fault and checks what is said here: the program runs, or \
+gets one clear message. A test that needs what a machine does not have, such as root or a \
+free-threaded Python, is skipped there.
 """
 
 Test = TypeVar("Test", bound=Callable[..., Any])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import site
 import subprocess
 import sys
 import venv
@@ -49,7 +48,13 @@ class Environment(Sandbox):
                 (self.site / package).symlink_to(REPOSITORY / package)
         shutil.copy(STARTUP, self.site)
         if outer:
-            (self.site / "outer.pth").write_text("\n".join(site.getsitepackages()) + "\n")
+            folders = [each for each in sys.path if each.endswith("-packages")]
+            (self.site / "outer.pth").write_text("\n".join(folders) + "\n")
+
+    def uninstall(self) -> None:
+        """Take this project and its startup file away again."""
+        for name in (*PACKAGES, STARTUP.name):
+            (self.site / name).unlink()
 
     def run(
         self,

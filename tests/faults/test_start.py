@@ -73,20 +73,18 @@ def test_a_zip_application(environment: Environment) -> None:
     "jetson_mamba itself is inside a zip application",
     "the program imports it and is served",
 )
-def test_jetson_mamba_in_a_zip_application(sandbox: Sandbox) -> None:
-    program = sandbox.folder / "program"
+def test_jetson_mamba_in_a_zip_application(environment: Environment) -> None:
+    environment.uninstall()
+    program = environment.folder / "program"
     program.mkdir()
     for package in PACKAGES:
         copy_package(package, program)
     check = "assert 'program.pyz' in jetson_mamba.__file__\n"
     (program / "__main__.py").write_text(RECORDER + check + PROGRAM)
-    zipapp.create_archive(program, sandbox.folder / "program.pyz")
-    environment = {"PYTHONPATH": str(sandbox.site)}
-    printed = sandbox.output(
-        run_file("program.pyz"), environment=environment, recorder=False
-    ).split()
-    assert printed[0] == "selective_scan_fwd"
-    assert in_cache(sandbox, printed[1])
+    zipapp.create_archive(program, environment.folder / "program.pyz")
+    result, path = environment.output(run_file("program.pyz"), recorder=False).split()
+    assert result == "selective_scan_fwd"
+    assert in_cache(environment, path)
 
 
 @fault(
@@ -94,17 +92,21 @@ def test_jetson_mamba_in_a_zip_application(sandbox: Sandbox) -> None:
     "everything was installed with `pip install --target`, where Python reads no startup file",
     "nothing is touched; who imports jetson_mamba, or calls `site.addsitedir`, is served",
 )
-def test_an_installation_into_a_target_folder(sandbox: Sandbox) -> None:
+def test_an_installation_into_a_target_folder(environment: Environment) -> None:
+    environment.uninstall()
+    target = environment.folder / "target"
+    target.mkdir()
+    (environment.site / "mamba_ssm").rename(target / "mamba_ssm")
     for package in PACKAGES:
-        copy_package(package, sandbox.site)
-    (sandbox.site / STARTUP.name).write_bytes(STARTUP.read_bytes())
-    environment = {"PYTHONPATH": str(sandbox.site)}
+        copy_package(package, target)
+    (target / STARTUP.name).write_bytes(STARTUP.read_bytes())
+    on_path = {"PYTHONPATH": str(target)}
     active = "import sys; print('jetson_mamba' in sys.modules)"
-    assert sandbox.output(active, environment=environment, recorder=False) == "False"
-    assert in_cache(sandbox, served(sandbox, environment=environment))
-    added = f"import site; site.addsitedir({str(sandbox.site)!r})\n{STARTED}{RECORDER}{PROGRAM}"
-    printed = sandbox.output(added, environment={"PYTHONPATH": ""}, recorder=False)
-    assert in_cache(sandbox, printed.split()[1])
+    assert environment.output(active, environment=on_path, recorder=False) == "False"
+    assert in_cache(environment, served(environment, environment=on_path))
+    added = f"import site; site.addsitedir({str(target)!r})\n{STARTED}{RECORDER}{PROGRAM}"
+    printed = environment.output(added, recorder=False)
+    assert in_cache(environment, printed.split()[1])
 
 
 @fault(
