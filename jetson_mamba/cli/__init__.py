@@ -54,6 +54,14 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         return int(command.main(given, prog_name="jetson-mamba", standalone_mode=False) or 0)
     except CannotRun as error:
         return _fail(str(error), 2)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("jetson_mamba", "vendored_overrides"):
+            raise
+        return _fail(
+            f"jetson_mamba is not installed whole ({error}); "
+            "pip install --force-reinstall --no-deps jetson-mamba",
+            2,
+        )
     except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", 130)
     except Exception as error:

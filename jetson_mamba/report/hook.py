@@ -66,7 +66,7 @@ def _target(name: str, package: str, refused: dict[str, str]) -> Target:
         return Target(name, "not imported", None, None, 0, "this mamba_ssm does not have it")
     try:
         modified = copies.find(name, SourceFileLoader(name, path))
-    except Refused as refusal:
+    except (Refused, ImportError, OSError) as refusal:  # the latter where half is uninstalled
         refused[name] = str(refusal)
         return Target(name, "not imported", None, path, 0, str(refusal))
     if modified is None:

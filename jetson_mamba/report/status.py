@@ -118,7 +118,7 @@ def _expected(name: str) -> Target:
         return Target(name, "not imported", None, None, 0, "this release does not have it")
     try:
         modified = copies.find(name, SourceFileLoader(name, path))
-    except Refused as refusal:
+    except (Refused, ImportError, OSError) as refusal:  # the latter where half is uninstalled
         return Target(name, "not imported", None, path, 0, str(refusal))
     if modified is None:
         return Target(name, "not imported", None, path, 0, "it needs no change")

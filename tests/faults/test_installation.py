@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import typer
 
 from tests.faults.declared import fault
 from tests.faults.environment import (
@@ -255,3 +256,27 @@ def test_an_installation_that_cannot_be_written(sandbox: Sandbox) -> None:
     assert sorted(map(str, sandbox.site.rglob("*"))) == before
     for folder, _, _ in os.walk(sandbox.site):
         os.chmod(folder, 0o755)
+
+
+@pytest.mark.parametrize("command", ["doctor", "status", "copies"])
+@fault(
+    __name__,
+    "a command is run where the package is half uninstalled",
+    "what can be said without the missing half, or one line with how to install it again",
+)
+def test_a_command_of_half_a_package(command: str, tmp_path: Path) -> None:
+    environment = environment_without("vendored_overrides", tmp_path)
+    # Where typer and rich are: appended, so that no startup file there is read.
+    beside = os.path.dirname(os.path.dirname(typer.__file__))
+    done = environment.run(
+        f"import sys\nsys.path.append({beside!r})\n"
+        f"from jetson_mamba.cli import main\nsys.exit(main(['{command}', '--json']))",
+        recorder=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    if command == "copies":
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert "jetson_mamba is not installed whole" in done.stderr
+    else:
+        assert "No module named 'vendored_overrides'" in done.stdout
