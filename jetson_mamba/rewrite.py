@@ -71,6 +71,14 @@ class Dispatch(NamedTuple):
     parameters: tuple[str, ...]
 
 
+class Expression(NamedTuple):
+    """The expression ``of`` becomes ``becomes`` in every function that takes ``parameter``."""
+
+    of: str
+    becomes: str
+    parameter: str
+
+
 class Import(NamedTuple):
     """Imports of the module, or of names in it, import ``becomes`` in its place.
 
@@ -89,7 +97,7 @@ class ImportFrom(NamedTuple):
     names: tuple[str, ...]
 
 
-Edit = Union[Call, Rename, Dispatch, Import, ImportFrom]
+Edit = Union[Call, Rename, Dispatch, Expression, Import, ImportFrom]
 
 
 class Override(NamedTuple):
@@ -363,6 +371,22 @@ class _Rewriter:
                         "expected once"
                     )
                 self._dispatch(node, calls[0], edit)
+            elif isinstance(edit, Expression) and self.names:
+                self._expressions(node, edit)
+
+    def _expressions(
+        self, function: ast.FunctionDef | ast.AsyncFunctionDef, edit: Expression
+    ) -> None:
+        if edit.parameter not in [argument.arg for argument in function.args.args]:
+            return
+        wanted = ast.dump(_expression(edit.of))
+        for node in ast.walk(function):
+            if not isinstance(node, ast.expr) or id(node) in self.substitutes:
+                continue
+            if ast.dump(node) == wanted:
+                self._replace(*self._extent(node), edit.becomes)
+                self._substitute(node, _expression(edit.becomes))
+                self.applied.append(Applied(node.lineno, edit))
 
     def _dispatch(
         self,

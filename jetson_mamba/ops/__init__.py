@@ -3,6 +3,7 @@
 The copies know these names and nothing else of this package.
 """
 
+from jetson_mamba.ops.autocast import autocast_dtype
 from jetson_mamba.ops.causal_conv1d import (
     causal_conv1d_bwd,
     causal_conv1d_fn,
@@ -20,6 +21,7 @@ from jetson_mamba.ops.ssd import (
 )
 
 __all__ = [
+    "autocast_dtype",
     "causal_conv1d_bwd",
     "causal_conv1d_fn",
     "causal_conv1d_update",

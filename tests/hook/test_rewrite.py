@@ -218,6 +218,21 @@ def test_the_branch_for_a_failed_import_stays() -> None:
     assert lines[8] == "    if not jetson_mamba.ops:"
 
 
+def test_autocast_is_asked_of_the_device_where_the_input_is_known() -> None:
+    text = """
+    import selective_scan_cuda
+    def forward(ctx, xz):
+        if torch.is_autocast_enabled():
+            xz = xz.to(dtype=torch.get_autocast_gpu_dtype())
+    def other(x):
+        return torch.is_autocast_enabled()
+    """
+    lines = rewritten(text).splitlines()
+    assert lines[3] == "    if jetson_mamba.ops.autocast_dtype(xz.device) is not None:"
+    assert lines[4] == "        xz = xz.to(dtype=jetson_mamba.ops.autocast_dtype(xz.device))"
+    assert lines[6] == "    return torch.is_autocast_enabled()"
+
+
 CUDA = "import causal_conv1d_cuda\n"
 
 

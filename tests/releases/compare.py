@@ -129,6 +129,34 @@ def split_conv1d_scan() -> Iterator[tuple[str, float]]:
         yield name, relative_norm(gradient(single), gradient(doubles[name]))
 
 
+def autocast() -> Iterator[tuple[str, float]]:
+    """Both blocks under a CPU's autocast, as in training; their products are in bfloat16."""
+
+    class Autocast(torch.nn.Module):
+        def __init__(self, module: torch.nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                out: Tensor = self.module(x)
+            assert out.dtype == torch.bfloat16
+            return out
+
+        def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
+            return self.module.named_parameters(*args, **kwargs)
+
+    from mamba_ssm.modules.mamba2 import Mamba2
+    from mamba_ssm.modules.mamba_simple import Mamba
+
+    yield from block(Autocast(Mamba(D_MODEL, d_state=8)), mamba_block)
+    second = Mamba2(D_MODEL, d_state=16, headdim=8, chunk_size=16)
+    yield from block(
+        Autocast(second),
+        lambda weight, x: mamba2_block(weight, x, headdim=8, eps=second.norm.eps),
+    )
+
+
 def gradchecks() -> Iterator[tuple[str, float]]:
     """The differentiable functions of both targets against finite differences, in float64."""
     from mamba_ssm.ops.selective_scan_interface import mamba_inner_fn, selective_scan_fn
@@ -193,7 +221,8 @@ def gradchecks() -> Iterator[tuple[str, float]]:
 
 
 CHECKS = {
-    check.__name__: check for check in (mamba, mamba2, mamba_inner, split_conv1d_scan, gradchecks)
+    check.__name__: check
+    for check in (mamba, mamba2, mamba_inner, split_conv1d_scan, autocast, gradchecks)
 }
 
 

@@ -70,6 +70,12 @@ def test_blocks_agree_with_float64_forward_and_backward(version: str, tmp_path: 
 
 
 @pytest.mark.parametrize("version", VERSIONS)
+def test_blocks_train_under_the_autocast_of_a_cpu(version: str, tmp_path: Path) -> None:
+    errors = compare(version, tmp_path, "autocast")
+    assert {name: error for name, error in errors.items() if not error <= 5e-2} == {}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
 def test_gradients_pass_gradcheck(version: str, tmp_path: Path) -> None:
     errors = compare(version, tmp_path, "gradchecks")
     assert len(errors) == 4

@@ -71,6 +71,13 @@ def describe(difference: Difference) -> str:
         assert source.id.startswith("causal_conv1d")
         assert ast.unparse(copy) == "jetson_mamba.ops"
         return "assertion"
+    if "autocast" in ast.unparse(source):
+        dtype = "jetson_mamba.ops.autocast_dtype(xz.device)"
+        assert (ast.unparse(source), ast.unparse(copy)) in (
+            ("torch.is_autocast_enabled()", f"{dtype} is not None"),
+            ("torch.get_autocast_gpu_dtype()", dtype),
+        )
+        return "autocast"
     if isinstance(copy, ast.IfExp):
         assert ast.dump(copy.body) == ast.dump(source)
         assert ast.unparse(copy.test).startswith("jetson_mamba.ops.triton_runs_on(")
@@ -134,6 +141,7 @@ def test_a_copy_differs_in_the_declared_places_only(version: str, target: str) -
         assert [kind for _, kind in kinds] == ["import of names that transformers removed"]
     elif target == INTERFACE:
         assert convolution == {"MambaInnerFn.forward", "MambaInnerFn.backward"}
+        assert {inside for inside, kind in kinds if kind == "autocast"} == {"MambaInnerFn.forward"}
     else:
         name = "MambaSplitConv1dScanCombinedFn"
         assert convolution == {f"{name}.forward", f"{name}.backward"}
@@ -178,5 +186,5 @@ def test_the_edits_of_each_release(capsys: pytest.CaptureFixture[str]) -> None:
                 )
             )
     assert len(rows) == 26
-    assert {counts[0] for _, counts in rows} == {11, 14}
+    assert {counts[0] for _, counts in rows} == {16, 19}
     assert {counts[1] for version, counts in rows if version >= "2"} == {9}

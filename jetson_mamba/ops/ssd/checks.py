@@ -7,7 +7,7 @@ from typing import Mapping
 import torch
 from torch import Tensor
 
-from .autocast import autocast_dtype
+from ..autocast import autocast_dtype
 from .contract import Mixer, Scan
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from jetson_mamba.ops.causal_conv1d import causal_conv1d_bwd, causal_conv1d_fn
 
+from ..autocast import autocast_dtype, without_autocast
 from . import chunks
-from .autocast import autocast_dtype, without_autocast
 from .contract import Case, Implementation, Mixer, Scan
 from .gates import GatedRMSNorm, swiglu, swiglu_backward
 
