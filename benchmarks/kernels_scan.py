@@ -1,10 +1,10 @@
 """Times the selective scan's CUDA kernels against the least time that a GPU needs.
 
 ``python -m benchmarks.kernels_scan`` prints one table on the GPU at hand: 16 states, with D, z,
-delta_bias and softplus. Two floors stand beside each time: the fewest bytes over the measured
-rate of a large copy, and one exponential for each state and step (and those of softplus and the
-gate) at 16 a clock and multiprocessor. ``--graph`` times the replay of a captured graph, which
-leaves out what the host takes.
+delta_bias and softplus; "scan output" is the forward pass that keeps nothing. Two floors stand
+beside each time: the fewest bytes over the measured rate of a large copy, and one exponential for
+each state and step (and those of softplus and the gate) at 16 a clock and multiprocessor.
+``--graph`` times the replay of a captured graph, which leaves out what the host takes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHAPES = ((1, 1536, 256), (1, 1536, 2048), (8, 1536, 2048), (4, 5120, 4096))
 DTYPES = (torch.bfloat16, torch.float32)
 DSTATE = 16
 # Rows of (batch, dim, seqlen) that are read and written once.
-FORWARD_ROWS, BACKWARD_ROWS = 5, 8
+FORWARD_ROWS, OUTPUT_ROWS, BACKWARD_ROWS = 5, 4, 8
 # Special functions a step and channel beyond the states': of softplus, the gate and their slopes.
 FORWARD_SPECIAL, BACKWARD_SPECIAL = 3, 5
 
@@ -39,6 +39,7 @@ def rows() -> Iterator[tuple[Row, int]]:
             size = scan.u.numel()
             for name, count, special, call in (
                 ("scan forward", FORWARD_ROWS, FORWARD_SPECIAL, partial(cuda.forward, scan)),
+                ("scan output", OUTPUT_ROWS, FORWARD_SPECIAL, partial(cuda.output, scan)),
                 (
                     "scan backward",
                     BACKWARD_ROWS,

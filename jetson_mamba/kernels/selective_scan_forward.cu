@@ -182,8 +182,10 @@ __device__ __forceinline__ void scan(const Arguments& p) {
                 values[i] = HAS_D ? fmaf(skip, u_here.at(i), values[i]) : values[i];
             }
             Run<OWNED> packed;
-            packed.pack(values);
-            packed.store(out_row, tile + own, readable);
+            if (KEPT || !HAS_Z) {
+                packed.pack(values);
+                packed.store(out_row, tile + own, readable);
+            }
             if (HAS_Z) {
 #pragma unroll
                 for (int i = 0; i < OWNED; ++i) {
@@ -194,11 +196,11 @@ __device__ __forceinline__ void scan(const Arguments& p) {
                 packed.store(out_z_row, tile + own, readable);
             }
             const int next = tile + TILE;
-            if (next % (2 * INTERVAL) == INTERVAL) {
+            if (KEPT && next % (2 * INTERVAL) == INTERVAL) {
 #pragma unroll
                 for (int i = 0; i < STATES; ++i) middle[i] = h[i];
             }
-            if (next % (2 * INTERVAL) == 0 || next >= p.seqlen) {
+            if (KEPT && (next % (2 * INTERVAL) == 0 || next >= p.seqlen)) {
                 state* row = x_row + static_cast<long long>(tile / (2 * INTERVAL)) * 2 * DSTATE;
                 if (valid) put_x(row + 2 * part * STATES, middle, h, DSTATE - part * STATES);
             }

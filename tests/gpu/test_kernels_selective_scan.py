@@ -135,6 +135,21 @@ def test_blocks_that_take_several_sets_of_channels(monkeypatch: pytest.MonkeyPat
     hold_to_reference(drawn(dim=30, dstate=128))
 
 
+@pytest.mark.parametrize("gated", (False, True))
+@pytest.mark.parametrize("is_segmented", (False, True))
+def test_the_output_alone_is_what_the_forward_pass_gives_last(
+    gated: bool, is_segmented: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_segmented:
+        monkeypatch.setattr(
+            cuda, "_segments", lambda seqlen, blocks, index, step, shortest: (256, 2)
+        )
+    for seqlen, dtype, dstate in ((504, torch.bfloat16, 16), (331, torch.float32, 10)):
+        scan = drawn(seqlen=seqlen, dtype=dtype, dstate=dstate)
+        scan = scan if gated else scan._replace(z=None)
+        assert torch.equal(cuda.output(scan), cuda.forward(scan).output)
+
+
 def test_results_are_equal_in_every_run() -> None:
     scan = drawn(batch=4, dim=600, seqlen=500, dtype=torch.bfloat16)
     first = both(scan)

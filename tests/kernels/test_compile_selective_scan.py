@@ -72,6 +72,8 @@ FLAGS = [
         {"constant_b": True, "constant_c": True},
         {"is_complex": True, "constant_b": True, "dtype": torch.float32},
         {"is_complex": True, "constant_c": True},
+        {"kept": False},
+        {"kept": False, "has_z": False, "dtype": torch.float32, "recompute": False},
     )
 ]
 

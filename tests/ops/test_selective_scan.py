@@ -22,6 +22,7 @@ from jetson_mamba.ops.selective_scan import (
     selective_scan_fn,
     selective_scan_fwd,
 )
+from jetson_mamba.ops.selective_scan.contract import Case, Scan
 from tests.references.selective_scan import selective_scan_reference
 from tests.references.tolerance import relative_norm
 
@@ -363,6 +364,15 @@ def test_backward_needs_no_states_of_its_own_making(backend: str, seqlen: int, r
     other = x[:, :, :1].expand(-1, -1, rows, -1) if rows else None
     for one, expected in zip(bwd(arguments, other, out), bwd(arguments, x, out)):
         torch.testing.assert_close(one, expected)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_output_alone_is_what_the_forward_pass_gives_last(backend: str, gated: bool) -> None:
+    scan = Scan(*drawn(Variant(z=gated))[:9])
+    case = Case(scan.u.device, scan.u.dtype, False, scan.A.shape[1])
+    implementation = selective_scan.OP.implementation(case)
+    scanned = implementation.forward(scan)
+    assert torch.equal(implementation.output(scan), scanned.out_z if gated else scanned.out)
 
 
 def test_the_last_state_is_the_reference_s(backend: str) -> None:

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..backends import Op
+from ..operators import is_compiling
 from . import pytorch
 from .contract import (
     Case,
@@ -38,6 +39,7 @@ from .contract import (
     real_dtype,
     weight_dtype,
 )
+from .library import Operators
 
 __all__ = ["OP", "selective_scan_bwd", "selective_scan_fn", "selective_scan_fwd"]
 
@@ -68,7 +70,7 @@ def selective_scan_fwd(
     devices that do not fit.
     """
     scan, case = _checked(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-    out, x, out_z = OP.implementation(case).forward(scan)
+    out, x, out_z = _implementation(case).forward(scan)
     found = [out, x] if out_z is None else [out, x, out_z]
     for place in (0, 2)[: len(found) - 1]:
         found[place] = found[place].to(u.dtype)
@@ -126,7 +128,7 @@ def selective_scan_bwd(
             _check_signal("dz", dz, u)
         written = dz if dz is not None and dz.dtype == case.dtype else None
     returning = Returning(dout.to(case.dtype), x, out, written, bool(recompute_out_z))
-    found = OP.implementation(case).backward(scan, returning)
+    found = _implementation(case).backward(scan, returning)
     gradients: list[Tensor | None] = [
         None if argument is None or gradient is None else gradient.to(argument.dtype)
         for argument, gradient in zip((u, delta, A, B, C, D, delta_bias), found)
@@ -167,10 +169,28 @@ def selective_scan_fn(
         B = B.unsqueeze(1)
     if isinstance(C, Tensor) and C.dim() == 3:
         C = C.unsqueeze(1)
-    output, last_state = _SelectiveScan.apply(  # type: ignore[no-untyped-call]
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus
-    )
-    return (output, last_state) if return_last_state else output
+    last_state: Tensor | None = None
+    if torch.is_grad_enabled() and not is_compiling():
+        output, last_state = _SelectiveScan.apply(  # type: ignore[no-untyped-call]
+            u, delta, A, B, C, D, z, delta_bias, delta_softplus
+        )
+    else:
+        scan, case = _checked(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+        if torch.is_grad_enabled() or return_last_state:
+            scanned = _implementation(case).forward(scan)
+            output, last_state = scanned.output, scanned.x[:, :, -1, 1::2].detach().clone()
+        else:
+            output = _implementation(case).output(scan)
+        output = output.to(u.dtype)
+    return (output, last_state) if return_last_state and last_state is not None else output
+
+
+def _implementation(case: Case) -> Implementation | Operators:
+    return _OPERATORS if is_compiling() else _backend(case)
+
+
+def _backend(case: Case) -> Implementation:
+    return OP.implementation(case)
 
 
 class _SelectiveScan(torch.autograd.Function):
@@ -339,7 +359,7 @@ def _trial(implementation: Implementation, case: Case) -> None:
     )
     dout = drawn(1, dim, steps)
     expected = _both_passes(
-        Implementation(pytorch.forward, pytorch.backward),
+        pytorch.IMPLEMENTATION,
         Scan(*(_moved(field, torch.device("cpu"), True) for field in trial)),
         dout.double(),
     )
@@ -388,3 +408,4 @@ def _moved(field: Any, device: torch.device, doubled: bool) -> Any:
 OP: Op[Case, Implementation] = Op(
     "selective_scan", __name__, order=("extension", "cuda", "pytorch"), trial=_trial
 )
+_OPERATORS = Operators(_backend)

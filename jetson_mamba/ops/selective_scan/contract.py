@@ -64,7 +64,7 @@ class Scan(NamedTuple):
     @property
     def chunks(self) -> int:
         """The rows of ``x`` in upstream's form."""
-        return -(-int(self.u.shape[2]) // CHUNK)
+        return upstream_rows(int(self.u.shape[2]))
 
 
 class Scanned(NamedTuple):
@@ -73,6 +73,11 @@ class Scanned(NamedTuple):
     out: Tensor
     x: Tensor
     out_z: Tensor | None
+
+    @property
+    def output(self) -> Tensor:
+        """What the scan is for: ``out_z``, or without z ``out``."""
+        return self.out if self.out_z is None else self.out_z
 
 
 class Returning(NamedTuple):
@@ -113,10 +118,22 @@ class Case(NamedTuple):
 
 
 class Implementation(NamedTuple):
-    """The two functions of a backend; neither records a graph."""
+    """The functions of a backend; none records a graph.
+
+    ``output`` gives what ``forward`` gives last, ``out_z`` or without z ``out``, for calls that no
+    backward pass follows: nothing else need be kept. ``rows`` tells how many rows ``x`` has at
+    a seqlen, which may be symbolic.
+    """
 
     forward: Callable[[Scan], Scanned]
     backward: Callable[[Scan, Returning], Gradients]
+    output: Callable[[Scan], Tensor]
+    rows: Callable[[int], int]
+
+
+def upstream_rows(seqlen: int) -> int:
+    """The rows of ``x`` in upstream's form, one for each chunk."""
+    return (seqlen + CHUNK - 1) // CHUNK
 
 
 def real_dtype(case: Case) -> torch.dtype:

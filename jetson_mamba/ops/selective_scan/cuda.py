@@ -45,6 +45,7 @@ class Variant(NamedTuple):
     softplus: bool
     aligned: bool
     segmented: bool
+    kept: bool = True
     recompute: bool = False
 
     def defines(self, warps: int) -> tuple[tuple[str, str], ...]:
@@ -59,6 +60,7 @@ class Variant(NamedTuple):
             "SOFTPLUS": self.softplus,
             "ALIGNED": self.aligned,
             "SEGMENTED": self.segmented,
+            "KEPT": self.kept,
             "RECOMPUTE": self.recompute,
         }
         return (
@@ -104,11 +106,27 @@ def load(case: Case) -> Implementation:
         raise Unavailable(f"made for dstate up to {MAXIMUM_DSTATE}, not {case.dstate}")
     if torch.version.hip is not None:
         raise Unavailable("made for NVIDIA GPUs")
-    return Implementation(forward, backward)
+    step = 2 * layout_of(case.dstate, case.is_complex).interval
+    return Implementation(forward, backward, output, lambda seqlen: (seqlen + step - 1) // step)
 
 
 def forward(scan: Scan) -> Scanned:
     """``out``, ``x`` and ``out_z``; see ``contract.py``."""
+    out, x, out_z = _scanned(scan, kept=True)
+    assert out is not None and x is not None
+    return Scanned(out, x, out_z)
+
+
+def output(scan: Scan) -> Tensor:
+    """The final output alone; see ``contract.py``."""
+    out, _, out_z = _scanned(scan, kept=False)
+    final = out if out_z is None else out_z
+    assert final is not None
+    return final
+
+
+def _scanned(scan: Scan, kept: bool) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """``out``, ``x`` and ``out_z``; what only a backward pass needs is None unless ``kept``."""
     u, delta, A, B, C, D, z, delta_bias, delta_softplus = scan
     u, delta, B, C = _rows(u), _rows(delta), _matrix(B), _matrix(C)
     z = None if z is None else _rows(z)
@@ -118,11 +136,15 @@ def forward(scan: Scan) -> Scanned:
     is_complex = A.is_complex()
     layout = layout_of(dstate, is_complex)
     step = 2 * layout.interval
-    out = torch.empty_like(delta)
-    if out.stride(2) != 1:
-        out = torch.empty_like(delta, memory_format=torch.contiguous_format)
-    out_z = None if z is None else torch.empty_like(z, memory_format=torch.contiguous_format)
-    x = A.new_empty((batch, dim, (seqlen + step - 1) // step, 2 * dstate))
+    out = x = out_z = None
+    if kept or z is None:
+        out = torch.empty_like(delta)
+        if out.stride(2) != 1:
+            out = torch.empty_like(delta, memory_format=torch.contiguous_format)
+    if z is not None:
+        out_z = torch.empty_like(z, memory_format=torch.contiguous_format)
+    if kept:
+        x = A.new_empty((batch, dim, (seqlen + step - 1) // step, 2 * dstate))
     groups = scan.groups
     sets = groups * -(-(dim // groups) // (FORWARD_WARPS * layout.channels))
     index = u.get_device()
@@ -140,6 +162,7 @@ def forward(scan: Scan) -> Scanned:
             delta_softplus,
             _aligned(u, delta, z, out, out_z, _variable(B), _variable(C)),
             segments > 1,
+            kept,
         ),
         index,
     )
@@ -154,9 +177,9 @@ def forward(scan: Scan) -> Scanned:
         _pointer(D),
         _pointer(z),
         _pointer(delta_bias),
-        out.data_ptr(),
+        _pointer(out),
         _pointer(out_z),
-        x.data_ptr(),
+        _pointer(x),
         carry,
         carry_time,
         dim,
@@ -172,7 +195,7 @@ def forward(scan: Scan) -> Scanned:
     if carry_kernel is not None:
         carry_kernel.launch((sets, batch, segments - 1), block, 0, *arguments)
     kernel.launch((sets, batch, segments), block, 0, *arguments)
-    return Scanned(out, x, out_z)
+    return out, x, out_z
 
 
 def backward(scan: Scan, returning: Returning) -> Gradients:
@@ -199,7 +222,7 @@ def backward(scan: Scan, returning: Returning) -> Gradients:
     else:
         z = _rows(z)
         if out is None:
-            out = forward(scan._replace(z=None)).out
+            out = output(scan._replace(z=None))
         out = _rows(out)
         if dz is None or (dz.stride(2) != 1 and seqlen > 1):
             dz = torch.empty_like(z, memory_format=torch.contiguous_format)
@@ -225,7 +248,7 @@ def backward(scan: Scan, returning: Returning) -> Gradients:
         delta_softplus,
         _aligned(u, delta, z, dout, out, ddelta, dz, _variable(B), _variable(C)),
         segments > 1,
-        out_z is not None,
+        recompute=out_z is not None,
     )
     kernel, carry_kernel, sum_kernel, weight_kernel = _backward_kernels(variant, index)
     floats = dim * dstate * (2 if is_complex else 1)

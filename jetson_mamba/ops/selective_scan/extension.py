@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..backends import Unavailable
-from .contract import Case, Gradients, Implementation, Returning, Scan, Scanned
+from .contract import Case, Gradients, Implementation, Returning, Scan, Scanned, upstream_rows
 
 MODULE = "selective_scan_cuda"
 MAX_DSTATE = 256
@@ -44,7 +44,7 @@ def load(case: Case) -> Implementation:
             raise
         raise Unavailable(f"{MODULE} is not installed") from None
     calls = _Calls(module.fwd, module.bwd)
-    return Implementation(calls.forward, calls.backward)
+    return Implementation(calls.forward, calls.backward, calls.output, upstream_rows)
 
 
 class _Calls:
@@ -61,6 +61,9 @@ class _Calls:
             return Scanned(*(_joined(part, 1) for part in zip(*parts)))
         out, x, *rest = self._fwd(*_good(scan))
         return Scanned(out, x, rest[0] if scan.z is not None else None)
+
+    def output(self, scan: Scan) -> Tensor:
+        return self.forward(scan).output
 
     @torch.no_grad()
     def backward(self, scan: Scan, returning: Returning) -> Gradients:

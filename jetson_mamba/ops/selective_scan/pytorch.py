@@ -29,7 +29,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu, softplus
 
-from .contract import CHUNK, Case, Gradients, Implementation, Returning, Scan, Scanned
+from .contract import (
+    CHUNK,
+    Case,
+    Gradients,
+    Implementation,
+    Returning,
+    Scan,
+    Scanned,
+    upstream_rows,
+)
 
 # States of a block of steps: 2 MB in float32, about a core's share of a cache.
 BLOCK_STATES = 2**19
@@ -40,7 +49,7 @@ SOFTPLUS_THRESHOLD = 20.0
 
 def load(case: Case) -> Implementation:
     """PyTorch serves every case."""
-    return Implementation(forward, backward)
+    return IMPLEMENTATION
 
 
 @torch.no_grad()
@@ -94,6 +103,11 @@ def forward(scan: Scan) -> Scanned:
             x[:, :, index, 0::2] = _states_by_channel(torch.exp(elapsed * decay_rates))
             x[:, :, index, 1::2] = _states_by_channel(state)
     return Scanned(out, x, out_z)
+
+
+def output(scan: Scan) -> Tensor:
+    """The result of :func:`forward` alone."""
+    return forward(scan).output
 
 
 @torch.no_grad()
@@ -224,6 +238,9 @@ def backward(scan: Scan, returning: Returning) -> Gradients:
         dz,
         out_z,
     )
+
+
+IMPLEMENTATION = Implementation(forward, backward, output, upstream_rows)
 
 
 def _scan(
