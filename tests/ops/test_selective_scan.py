@@ -372,7 +372,9 @@ def test_the_output_alone_is_what_the_forward_pass_gives_last(backend: str, gate
     case = Case(scan.u.device, scan.u.dtype, False, scan.A.shape[1])
     implementation = selective_scan.OP.implementation(case)
     scanned = implementation.forward(scan)
-    assert torch.equal(implementation.output(scan), scanned.out_z if gated else scanned.out)
+    last = scanned.out_z if gated else scanned.out
+    assert last is not None
+    assert torch.equal(implementation.output(scan), last)
 
 
 def test_the_last_state_is_the_reference_s(backend: str) -> None:
