@@ -5,6 +5,7 @@ modified copies of them, which call ``jetson_mamba.ops`` where the originals cal
 extensions. ``JETSON_MAMBA=off`` switches that off, ``JETSON_MAMBA=strict`` makes every target
 that cannot be modified an ImportError; both are read when this package is imported. Where no
 ``causal_conv1d`` can be imported, a stand-in is, unless ``JETSON_MAMBA_STAND_IN=off``.
+``JETSON_MAMBA_BACKEND`` and :func:`backend` name what computes an op.
 """
 
 import os
@@ -16,10 +17,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from jetson_mamba.ops.selection import backend
     from jetson_mamba.report.status import status
 
 __version__ = "0.1.0"
-__all__ = ["activate", "deactivate", "is_active", "status"]
+__all__ = ["activate", "backend", "deactivate", "is_active", "status"]
 
 _mode = os.environ.get("JETSON_MAMBA") or "on"
 # What made the package active: "import", or "startup file" in jetson_mamba.startup.
@@ -56,6 +58,10 @@ def __getattr__(name: str) -> "Any":
         from jetson_mamba.report.status import status
 
         return status
+    if name == "backend":
+        from jetson_mamba.ops.selection import backend
+
+        return backend
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -80,7 +80,7 @@ def demo(
     console.print(_results(trained))
     status = jetson_mamba.status()
     console.print(tables.targets(status.targets))
-    console.print(tables.backends(status.backends))
+    console.print(tables.backends(status.backends, status.selections))
 
     from jetson_mamba.demo.plot import loss_curves
 

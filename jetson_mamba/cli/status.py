@@ -23,7 +23,12 @@ def status(
         return
     console = Console(highlight=False)
     activation = f"active, by {found.activated_by}" if found.active else "not active"
-    console.print(f"jetson-mamba {found.version}: {activation} (JETSON_MAMBA={found.mode})")
+    mode = f"JETSON_MAMBA={found.mode}"
+    if found.backend_variable:
+        mode += f", JETSON_MAMBA_BACKEND={found.backend_variable}"
+    console.print(
+        f"jetson-mamba {found.version}: {activation} ({mode})", markup=False, soft_wrap=True
+    )
     for file in found.startup_files:
         kind = "as packaged" if file.packaged else "[red]not the packaged one[/]"
         console.print(f"startup file: {file.path}, {kind}", soft_wrap=True)
@@ -31,5 +36,5 @@ def status(
     for target in found.targets:
         if target.path:
             console.print(f"{target.name}: {target.path}", soft_wrap=True, style="dim")
-    if found.backends:
-        console.print(tables.backends(found.backends))
+    if found.backends or found.selections:
+        console.print(tables.backends(found.backends, found.selections))

@@ -58,13 +58,14 @@ def verify(
             "passed": passed,
             "rows": [dataclasses.asdict(row) for row in rows],
             "targets": [dataclasses.asdict(target) for target in status.targets],
+            "selections": [dataclasses.asdict(selected) for selected in status.selections],
             "backends": [dataclasses.asdict(backend) for backend in status.backends],
         }
         print(json.dumps(found, indent=2))
     else:
         _show(console, rows)
         console.print(tables.targets(status.targets))
-        console.print(tables.backends(status.backends))
+        console.print(tables.backends(status.backends, status.selections))
         failed = sum(not row.passed for row in rows)
         console.print(
             f"[red]{failed} of {len(rows)} rows fail.[/]"

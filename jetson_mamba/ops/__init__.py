@@ -3,6 +3,7 @@
 The copies know these names and nothing else of this package.
 """
 
+from jetson_mamba.ops import selection
 from jetson_mamba.ops.autocast import autocast_dtype
 from jetson_mamba.ops.causal_conv1d import (
     causal_conv1d_bwd,
@@ -17,6 +18,7 @@ from jetson_mamba.ops.selective_scan import (
 from jetson_mamba.ops.ssd import (
     mamba_chunk_scan_combined,
     mamba_split_conv1d_scan_combined,
+    through_triton_autograd,
     triton_runs_on,
 )
 
@@ -30,5 +32,8 @@ __all__ = [
     "selective_scan_bwd",
     "selective_scan_fn",
     "selective_scan_fwd",
+    "through_triton_autograd",
     "triton_runs_on",
 ]
+
+selection.read_variable()

@@ -5,7 +5,8 @@ A backend is one implementation of an op: ``package`` (the Python wrapper of cau
 ``pytorch``. Each is a module with one function, ``load(case)``, that returns the
 implementation or raises :class:`Unavailable`. An :class:`Op` tries them in order, once for
 each *case* (the device and whatever else decides: a dtype, a width), and remembers the choice,
-so that a call pays for one dictionary lookup.
+so that a call pays for one dictionary lookup. Where a backend is named (``selection`` says how),
+that one serves every case, or the call fails.
 """
 
 from __future__ import annotations
@@ -34,6 +35,18 @@ class Choice(NamedTuple):
     passed_over: tuple[tuple[str, str], ...]
 
 
+class Selection(NamedTuple):
+    """A backend that is asked for by its name.
+
+    ``asked_by`` is what names it, ``undo`` what takes that back, both as an error message says
+    them.
+    """
+
+    backend: str
+    asked_by: str
+    undo: str
+
+
 class Op(Generic[Case, Implementation]):
     """An operation with several backends, of which the first that works is used.
 
@@ -54,8 +67,13 @@ class Op(Generic[Case, Implementation]):
         self.order = order
         self._package = package
         self._trial = trial
-        self._chosen: dict[Case, Implementation] = {}
-        self._choices: dict[Case, Choice] = {}
+        self._selection: Selection | None = None
+        # One pair of dictionaries for each backend that was named, and one for none: a selection
+        # swaps them, so that a call never has to ask which is in force.
+        self._remembered: dict[
+            str | None, tuple[dict[Case, Implementation], dict[Case, Choice]]
+        ] = {}
+        self._chosen, self._choices = self._remembered.setdefault(None, ({}, {}))
         self._warned: set[str] = set()
         self._lock = threading.RLock()
 
@@ -67,14 +85,29 @@ class Op(Generic[Case, Implementation]):
             return self._choose(case)
 
     def choices(self) -> dict[Case, Choice]:
-        """Every case met so far in this process, and what was chosen for it."""
+        """Every case met so far under the selection in force, and what was chosen for it."""
         with self._lock:
             return dict(self._choices)
+
+    @property
+    def selection(self) -> Selection | None:
+        """The backend that serves every case because it was named; None where none was."""
+        return self._selection
+
+    def select(self, selection: Selection | None) -> None:
+        """Serve every case by the backend that is named, in the whole process; None: in order."""
+        with self._lock:
+            self._selection = selection
+            self._chosen, self._choices = self._remembered.setdefault(
+                selection.backend if selection else None, ({}, {})
+            )
 
     def _choose(self, case: Case) -> Implementation:
         with self._lock:
             if case in self._chosen:
                 return self._chosen[case]
+            if self._selection is not None:
+                return self._load_named(self._selection, case)
             passed_over: list[tuple[str, str]] = []
             broken: list[tuple[str, str]] = []
             for backend in self.order:
@@ -96,6 +129,23 @@ class Op(Generic[Case, Implementation]):
             f"no backend of {self.name} works for {case}: "
             + "; ".join(f"{backend}: {reason}" for backend, reason in passed_over)
         )
+
+    def _load_named(self, selection: Selection, case: Case) -> Implementation:
+        try:
+            implementation: Implementation = self._load(selection.backend, case)
+        except Exception as error:
+            reason = first_line(error)
+            if not isinstance(error, Unavailable):
+                reason = f"{type(error).__name__}: {reason}"
+            others = ", ".join(each for each in self.order if each != selection.backend)
+            raise RuntimeError(
+                f"{self.name}: the backend '{selection.backend}', asked for by "
+                f"{selection.asked_by}, cannot serve {case}: {reason}. Name another "
+                f"({others or 'there is none'}), or {selection.undo}"
+            ) from error
+        self._choices[case] = Choice(selection.backend, ())
+        self._chosen[case] = implementation
+        return implementation
 
     def _load(self, backend: str, case: Case) -> Implementation:
         name = f"{self._package}.{backend}"

@@ -59,12 +59,23 @@ class Backend:
 
 
 @dataclass(frozen=True)
+class Selected:
+    """A backend that serves every case of an op because ``asked_by`` names it."""
+
+    op: str
+    backend: str
+    asked_by: str
+
+
+@dataclass(frozen=True)
 class Status:
     """What the package does in this process.
 
     ``activated_by`` is "import" or "startup file", None where the package is not active;
     ``mode`` is what JETSON_MAMBA says: "on", "strict" or "off". ``startup_files`` are the files
-    in ``site-packages`` that activate it in every interpreter.
+    in ``site-packages`` that activate it in every interpreter. ``backend_variable`` is the value
+    of JETSON_MAMBA_BACKEND, which the ops read when they are imported, and ``selections`` are
+    the backends that are named as long as this holds.
     """
 
     version: str
@@ -73,6 +84,8 @@ class Status:
     mode: str
     startup_files: tuple[StartupFile, ...]
     targets: tuple[Target, ...]
+    backend_variable: str | None
+    selections: tuple[Selected, ...]
     backends: tuple[Backend, ...]
 
 
@@ -90,6 +103,8 @@ def status(look_ahead: bool = False) -> Status:
         mode=jetson_mamba._mode if jetson_mamba._mode in ("strict", "off") else "on",
         startup_files=tuple(installed()),
         targets=tuple(_target(name, look_ahead) for name in TARGETS),
+        backend_variable=os.environ.get("JETSON_MAMBA_BACKEND") or None,
+        selections=_selections(),
         backends=_backends(),
     )
 
@@ -125,8 +140,19 @@ def _expected(name: str) -> Target:
     return Target(name, "not imported", modified.origin, modified.path, modified.edits, None)
 
 
+def _selections() -> tuple[Selected, ...]:
+    selection = sys.modules.get("jetson_mamba.ops.selection")
+    if selection is None:
+        return ()
+    return tuple(
+        Selected(name, op.selection.backend, op.selection.asked_by)
+        for name, op in selection.OPS.items()
+        if op.selection is not None
+    )
+
+
 def _backends() -> tuple[Backend, ...]:
-    """Every case that an op has met, in the order in which it met them."""
+    """Every case that an op has met as it selects, in the order in which it met them."""
     machinery = sys.modules.get("jetson_mamba.ops.backends")
     if machinery is None:
         return ()
