@@ -38,9 +38,9 @@ def _show(report: Report) -> None:
     for name, text in _lines(report.facts):
         grid.add_row(f"[bold]{name}[/]", escape(text))
     console.print(grid)
-    if report.facts.backends:
+    if report.facts.backends or report.facts.selections:
         console.print()
-        console.print(tables.backends(report.facts.backends))
+        console.print(tables.backends(report.facts.backends, report.facts.selections))
     console.print()
     if not report.findings:
         console.print("[green]Nothing is wrong.[/]")

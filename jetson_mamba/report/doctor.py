@@ -13,12 +13,12 @@ from typing import Any
 import jetson_mamba
 from jetson_mamba.report import extensions as compiled
 from jetson_mamba.report import installed, packages
-from jetson_mamba.report.facts import Facts
+from jetson_mamba.report.facts import Facts, Unserved
 from jetson_mamba.report.findings import Finding, findings
 from jetson_mamba.report.hook import hook
 from jetson_mamba.report.machine import machine, python
 from jetson_mamba.report.probe import probe
-from jetson_mamba.report.status import Backend, PassedOver
+from jetson_mamba.report.status import Backend, PassedOver, Selected
 from jetson_mamba.report.torch_build import Torch, torch_and_gpus
 
 
@@ -84,6 +84,9 @@ def examine(root: str = "/") -> Report:
             for each in ops.get("backends", ())
         ),
         backends_error=ops.get("error") if torch and not torch.error else None,
+        selections=tuple(Selected(**each) for each in ops.get("selections", ())),
+        unserved=tuple(Unserved(**each) for each in ops.get("unserved", ())),
+        selection_ignored=ops.get("ignored"),
         path=tuple(path),
     )
     return Report(jetson_mamba.__version__, facts, findings(facts))

@@ -8,13 +8,27 @@ from jetson_mamba.report.extensions import Extension
 from jetson_mamba.report.hook import Hook
 from jetson_mamba.report.machine import Machine, Python
 from jetson_mamba.report.packages import MambaSsm, Package
-from jetson_mamba.report.status import Backend
+from jetson_mamba.report.status import Backend, Selected
 from jetson_mamba.report.torch_build import Torch
 
 
 @dataclass(frozen=True)
+class Unserved:
+    """A device on which the backend that is named for an op does not serve it, and why."""
+
+    op: str
+    device: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Facts:
-    """What is known of a machine. ``path`` is the ``sys.path`` of a program in this folder."""
+    """What is known of a machine.
+
+    ``selections`` are the backends that JETSON_MAMBA_BACKEND names, ``unserved`` what they do not
+    serve, ``selection_ignored`` says why its value is ignored, if it is. ``path`` is the
+    ``sys.path`` of a program in this folder.
+    """
 
     machine: Machine
     python: Python
@@ -29,6 +43,9 @@ class Facts:
     hook: Hook
     backends: tuple[Backend, ...]
     backends_error: str | None
+    selections: tuple[Selected, ...]
+    unserved: tuple[Unserved, ...]
+    selection_ignored: str | None
     path: tuple[str, ...]
 
     @property

@@ -43,6 +43,9 @@ OTHERS = {
     "torch-broken": "torch cannot be imported",
     "extension-broken": "an extension ends the process, or cannot be imported",
     "backends-broken": "no backend of an op works",
+    "no-nvrtc": "NVRTC is not installed, or cuda-core 1.0 or later is not installed",
+    "kernels-broken": "causal_conv1d or selective_scan: installed but not working: 'cuda'",
+    "backend-named": "the backend '…', asked for by JETSON_MAMBA_BACKEND, cannot serve",
     "copy-refused": "stays as it is installed: …",
     "bypassed": "it was imported before jetson_mamba was activated",
 }
@@ -426,6 +429,73 @@ def _backends_broken(facts: Facts) -> Iterator[Cause]:
         )
 
 
+def _no_nvrtc(facts: Facts) -> Iterator[Cause]:
+    reasons = [reason for reason in _kernels_do_not_run(facts) if "not installed" in reason]
+    extra = _kernels_extra(facts)
+    if reasons and extra:
+        yield Cause(
+            f"the CUDA kernels cannot be compiled: {reasons[0]}",
+            "they are compiled for the GPU at their first use, and PyTorch's functions, which are "
+            "many times slower, run in their place",
+            f"{_pip(facts)} install {extra}",
+        )
+
+
+def _kernels_broken(facts: Facts) -> Iterator[Cause]:
+    reasons = [reason for reason in _kernels_do_not_run(facts) if "not installed" not in reason]
+    extra = _kernels_extra(facts)
+    if reasons and extra and facts.torch:
+        yield Cause(
+            f"the CUDA kernels do not run: {reasons[0]}",
+            f"the NVRTC or cuda-core that is installed does not fit the GPU, its driver, or torch "
+            f"for CUDA {facts.torch.cuda}",
+            f"{_pip(facts)} install --upgrade --upgrade-strategy eager {extra}",
+        )
+
+
+def _kernels_do_not_run(facts: Facts) -> list[str]:
+    """Why calls on a GPU are not served by the project's kernels where nothing before them is."""
+    passed = [
+        each.reason
+        for row in facts.backends
+        if row.case["device"].startswith("cuda")
+        for each in row.passed_over
+        if each.backend == "cuda"
+    ]
+    named = {each.op for each in facts.selections if each.backend == "cuda"}
+    return passed + [
+        each.reason
+        for each in facts.unserved
+        if each.device.startswith("cuda") and each.op in named
+    ]
+
+
+def _kernels_extra(facts: Facts) -> str | None:
+    """The requirement that brings NVRTC for torch's CUDA; None where there is none."""
+    major = ((facts.torch and facts.torch.cuda) or "").partition(".")[0]
+    if major not in ("12", "13") or sys.version_info < (3, 10):  # which cuda-core needs
+        return None
+    return f"'jetson-mamba[cuda{major}]'"
+
+
+def _backend_named(facts: Facts) -> Iterator[Cause]:
+    for each in facts.selections:
+        reasons = [row.reason for row in facts.unserved if row.op == each.op]
+        if reasons and not any(row.op == each.op for row in facts.backends):
+            yield Cause(
+                f"every call of {each.op} fails: {each.asked_by} names the backend "
+                f"'{each.backend}', which serves it on no device here",
+                reasons[-1],
+                f"unset {each.asked_by}",
+            )
+    if facts.selection_ignored:
+        yield Cause(
+            facts.selection_ignored,
+            "it names an op or a backend that there is not",
+            "unset JETSON_MAMBA_BACKEND",
+        )
+
+
 def _copy_refused(facts: Facts) -> Iterator[Cause]:
     for target, reason in facts.hook.refused.items():
         fork = bool(facts.mamba and facts.mamba.fork_parameters)
@@ -529,6 +599,9 @@ _DETECTORS: dict[str, Callable[[Facts], Iterator[Cause]]] = {
     "torch-broken": _torch_broken,
     "extension-broken": _extension_broken,
     "backends-broken": _backends_broken,
+    "no-nvrtc": _no_nvrtc,
+    "kernels-broken": _kernels_broken,
+    "backend-named": _backend_named,
     "copy-refused": _copy_refused,
     "bypassed": _bypassed,
 }

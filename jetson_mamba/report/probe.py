@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from typing import Any, Callable, Sequence
 
 # What a report waits for: a first launch may compile kernels.
@@ -138,13 +139,30 @@ def _module(name: str) -> dict[str, Any]:
 
 
 def _ops() -> dict[str, Any]:
-    """The backends that serve a call of each op on each device."""
+    """The backends that serve a call of each op on each device, and what a named one refuses."""
     from dataclasses import asdict
 
     import torch
 
-    from jetson_mamba import ops
     from jetson_mamba.report.status import status
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        from jetson_mamba import ops
+    told = [str(each.message) for each in caught]
+    selections = [asdict(each) for each in status().selections]
+    unserved = []
+
+    def call(
+        op: str, device: str, function: Callable[..., Any], *arguments: Any, **keywords: Any
+    ) -> None:
+        try:
+            function(*arguments, **keywords)
+        except RuntimeError as error:
+            if not any(each["op"] == op for each in selections):
+                raise
+            reason = (str(error.__cause__ or error) or "no message").splitlines()[0]
+            unserved.append({"op": op, "device": device, "reason": reason})
 
     devices = ["cpu"]
     if torch.cuda.is_available():
@@ -153,14 +171,20 @@ def _ops() -> dict[str, Any]:
         x = torch.ones(1, 8, 16, device=device)
         weight = torch.ones(8, 4, device=device)
         states = torch.ones(1, 1, 16, 16, device=device)
-        ops.causal_conv1d_fn(x, weight, activation="silu")
-        ops.selective_scan_fn(x, x, -weight.repeat(1, 4), states, states)
+        call("causal_conv1d", device, ops.causal_conv1d_fn, x, weight, activation="silu")
+        A = -weight.repeat(1, 4)
+        call("selective_scan", device, ops.selective_scan_fn, x, x, A, states, states)
         heads = torch.ones(1, 16, 2, 4, device=device)
         if not ops.triton_runs_on(heads.device):
-            ops.mamba_chunk_scan_combined(
-                heads, heads[..., 0], -weight[:2, 0], heads[:, :, :1], heads[:, :, :1], 16
-            )
-    return {"backends": [asdict(each) for each in status().backends]}
+            B = heads[:, :, :1]
+            scan = ops.mamba_chunk_scan_combined
+            call("ssd", device, scan, heads, heads[..., 0], -weight[:2, 0], B, B, 16)
+    return {
+        "backends": [asdict(each) for each in status().backends],
+        "selections": selections,
+        "unserved": unserved,
+        "ignored": next((each for each in told if each.startswith("JETSON_MAMBA_BACKEND")), None),
+    }
 
 
 def _function_of(task: str) -> Callable[[], dict[str, Any]]:
