@@ -19,13 +19,9 @@ from typing import Iterator
 
 import torch
 
+from .operators import is_compiling
 
-def _never() -> bool:
-    return False
-
-
-is_compiling = getattr(getattr(torch, "compiler", None), "is_compiling", _never)
-
+__all__ = ["inference_path", "is_compiling", "through_autograd"]
 _value = os.environ.get("JETSON_MAMBA_INFERENCE") or "on"
 if _value not in ("on", "off"):
     warnings.warn(

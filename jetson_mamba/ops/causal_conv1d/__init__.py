@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..backends import Op
+from ..operators import is_compiling
 from . import pytorch
 from .contract import Case, Gradients, Implementation
+from .library import Operators
 
 __all__ = [
     "OP",
@@ -73,9 +75,15 @@ def causal_conv1d_fn(
         )
     if final_states_out is not None:
         _check_states("final_states_out", final_states_out, x, weight)
-    elif return_final_states:
-        states = (x.shape[0], weight.shape[1] - 1, x.shape[1])
-        final_states_out = x.new_empty(states).transpose(1, 2)
+    if is_compiling():
+        wanted = return_final_states or final_states_out is not None
+        out, states = _OPERATORS.forward(x, weight, bias, seq_idx, initial_states, wanted, silu)
+        if final_states_out is not None and states is not None:
+            final_states_out.copy_(states)
+        return (out, states) if return_final_states else out
+    if return_final_states and final_states_out is None:
+        sizes = (x.shape[0], weight.shape[1] - 1, x.shape[1])
+        final_states_out = x.new_empty(sizes).transpose(1, 2)
     if torch.is_grad_enabled() and (
         x.requires_grad
         or weight.requires_grad
@@ -137,6 +145,19 @@ def causal_conv1d_bwd(
         _expect("dx", dx, tuple(x.shape), "(batch, dim, seqlen) of x", x.dtype, x.device)
     if dfinal_states is not None:
         _check_states("dfinal_states", dfinal_states, x, weight)
+    if is_compiling():
+        gradients = _OPERATORS.backward(
+            x,
+            weight,
+            bias,
+            dout,
+            seq_idx,
+            initial_states,
+            dfinal_states,
+            return_dinitial_states,
+            silu,
+        )
+        return gradients if dx is None else (dx.copy_(gradients[0]), *gradients[1:])
     return _implementation(x, weight).backward(
         x,
         weight,
@@ -206,9 +227,8 @@ def causal_conv1d_update(
     ):
         if tensor is not None:
             _expect(name, tensor, (batch,), "(batch,)", torch.int32, x.device)
-    out = _implementation(steps, weight).update(
-        steps, conv_state, weight, bias, cache_seqlens, conv_state_indices, silu
-    )
+    update = _OPERATORS.update if is_compiling() else _implementation(steps, weight).update
+    out = update(steps, conv_state, weight, bias, cache_seqlens, conv_state_indices, silu)
     return out if steps is x else out.squeeze(-1)
 
 
@@ -387,3 +407,4 @@ def _trial(implementation: Implementation, case: Case) -> None:
 OP: Op[Case, Implementation] = Op(
     "causal_conv1d", __name__, ("package", "extension", "cuda", "pytorch"), _trial
 )
+_OPERATORS = Operators(_implementation)

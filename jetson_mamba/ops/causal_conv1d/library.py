@@ -1,0 +1,242 @@
+"""The convolution as operators of ``torch.library``: see ``ops/operators.py``."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import torch
+from torch import Tensor
+
+from ..operators import define, laid_out_as, or_empty
+from .contract import Gradients, Implementation
+
+
+class Operators:
+    """What the op calls while a graph is traced, its arguments being checked.
+
+    ``choose`` gives the backend for x and weight; it is asked when an operator runs.
+    """
+
+    def __init__(self, choose: Callable[[Tensor, Tensor], Implementation]) -> None:
+        self._choose = choose
+        self._forward = define(
+            "causal_conv1d(Tensor x, Tensor weight, Tensor? bias, Tensor? seq_idx, "
+            "Tensor? initial_states, bool return_final_states, bool silu) -> (Tensor, Tensor)",
+            self._run_forward,
+            _fake_forward,
+            _keep,
+            self._differentiate,
+        )
+        self._backward = define(
+            "causal_conv1d_backward(Tensor x, Tensor weight, Tensor? bias, Tensor dout, "
+            "Tensor? seq_idx, Tensor? initial_states, Tensor? dfinal_states, "
+            "bool return_dinitial_states, bool silu) -> (Tensor, Tensor, Tensor, Tensor)",
+            self._run_backward,
+            _fake_backward,
+        )
+        self._update = define(
+            "causal_conv1d_update(Tensor x, Tensor(a!) conv_state, Tensor weight, Tensor? bias, "
+            "Tensor? cache_seqlens, Tensor? conv_state_indices, bool silu) -> Tensor",
+            self._run_update,
+            _fake_update,
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        seq_idx: Tensor | None,
+        initial_states: Tensor | None,
+        return_final_states: bool,
+        silu: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The output and, where asked for, the final states; differentiable."""
+        out, final_states = self._forward(
+            x, weight, bias, seq_idx, initial_states, return_final_states, silu
+        )
+        return out, final_states if return_final_states else None
+
+    def backward(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        dout: Tensor,
+        seq_idx: Tensor | None,
+        initial_states: Tensor | None,
+        dfinal_states: Tensor | None,
+        return_dinitial_states: bool,
+        silu: bool,
+    ) -> Gradients:
+        """The gradients, as ``contract`` has them."""
+        dx, dweight, dbias, dinitial_states = self._backward(
+            x,
+            weight,
+            bias,
+            dout,
+            seq_idx,
+            initial_states,
+            dfinal_states,
+            return_dinitial_states,
+            silu,
+        )
+        return (
+            dx,
+            dweight,
+            None if bias is None else dbias,
+            dinitial_states if return_dinitial_states else None,
+        )
+
+    def update(
+        self,
+        x: Tensor,
+        conv_state: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        cache_seqlens: Tensor | None,
+        conv_state_indices: Tensor | None,
+        silu: bool,
+    ) -> Tensor:
+        """The output of further steps; ``conv_state`` is written."""
+        out: Tensor = self._update(
+            x, conv_state, weight, bias, cache_seqlens, conv_state_indices, silu
+        )
+        return out
+
+    def _run_forward(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        seq_idx: Tensor | None,
+        initial_states: Tensor | None,
+        return_final_states: bool,
+        silu: bool,
+    ) -> tuple[Tensor, Tensor]:
+        final_states = _states_of(x, weight) if return_final_states else None
+        out = self._choose(x, weight).forward(
+            x, weight, bias, seq_idx, initial_states, final_states, silu
+        )
+        return laid_out_as(out, x), or_empty(final_states, x)
+
+    def _run_backward(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        dout: Tensor,
+        seq_idx: Tensor | None,
+        initial_states: Tensor | None,
+        dfinal_states: Tensor | None,
+        return_dinitial_states: bool,
+        silu: bool,
+    ) -> tuple[Tensor, ...]:
+        dx, dweight, dbias, dinitial_states = self._choose(x, weight).backward(
+            x,
+            weight,
+            bias,
+            dout,
+            seq_idx,
+            initial_states,
+            dfinal_states,
+            None,
+            return_dinitial_states,
+            silu,
+        )
+        if dinitial_states is not None:
+            dinitial_states = dinitial_states.transpose(1, 2).contiguous().transpose(1, 2)
+        return (
+            laid_out_as(dx, x),
+            dweight.contiguous(),
+            or_empty(dbias, weight).contiguous(),
+            or_empty(dinitial_states, x),
+        )
+
+    def _run_update(
+        self,
+        x: Tensor,
+        conv_state: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        cache_seqlens: Tensor | None,
+        conv_state_indices: Tensor | None,
+        silu: bool,
+    ) -> Tensor:
+        out = self._choose(x, weight).update(
+            x, conv_state, weight, bias, cache_seqlens, conv_state_indices, silu
+        )
+        return laid_out_as(out, x)
+
+    def _differentiate(
+        self, ctx: Any, dout: Tensor, dfinal_states: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        x, weight, bias, seq_idx, initial_states = ctx.saved_tensors
+        dx, dweight, dbias, dinitial_states = self.backward(
+            x,
+            weight,
+            bias,
+            dout,
+            seq_idx,
+            initial_states,
+            dfinal_states if ctx.return_final_states else None,
+            initial_states is not None,
+            ctx.silu,
+        )
+        return dx, dweight, dbias, None, dinitial_states, None, None
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    *tensors, ctx.return_final_states, ctx.silu = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _states_of(x: Tensor, weight: Tensor) -> Tensor:
+    """Room for (batch, dim, width - 1), channels contiguous, as causal-conv1d lays states out."""
+    return x.new_empty((x.shape[0], weight.shape[1] - 1, x.shape[1])).transpose(1, 2)
+
+
+def _fake_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    seq_idx: Tensor | None,
+    initial_states: Tensor | None,
+    return_final_states: bool,
+    silu: bool,
+) -> tuple[Tensor, Tensor]:
+    final_states = _states_of(x, weight) if return_final_states else None
+    return torch.empty_like(x), or_empty(final_states, x)
+
+
+def _fake_backward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dout: Tensor,
+    seq_idx: Tensor | None,
+    initial_states: Tensor | None,
+    dfinal_states: Tensor | None,
+    return_dinitial_states: bool,
+    silu: bool,
+) -> tuple[Tensor, ...]:
+    dbias = None if bias is None else weight.new_empty(bias.shape)
+    dinitial_states = _states_of(x, weight) if return_dinitial_states else None
+    return (
+        torch.empty_like(x),
+        weight.new_empty(weight.shape),
+        or_empty(dbias, weight),
+        or_empty(dinitial_states, x),
+    )
+
+
+def _fake_update(
+    x: Tensor,
+    conv_state: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    cache_seqlens: Tensor | None,
+    conv_state_indices: Tensor | None,
+    silu: bool,
+) -> Tensor:
+    return torch.empty_like(x)
