@@ -51,17 +51,22 @@ class Call(NamedTuple):
 
 
 class Rename(NamedTuple):
-    """Calls of the function ``of`` become calls of ``becomes`` with the same arguments."""
+    """Calls of the function ``of`` become calls of ``becomes`` with the same arguments.
+
+    ``of`` is an extension's, or with ``keyword`` any function, where it is called with that.
+    """
 
     of: str
     becomes: str
+    keyword: str | None = None
 
 
 class Dispatch(NamedTuple):
     """In the function ``inside``, the call of ``call`` happens only under a condition.
 
     Otherwise ``becomes`` is called, with every parameter of the function by name, all of which
-    must be among ``parameters``.
+    must be among ``parameters``. Where a function of that name is another one, an ``optional``
+    edit leaves it alone; any other refuses the copy.
     """
 
     inside: str
@@ -69,6 +74,7 @@ class Dispatch(NamedTuple):
     condition: str
     becomes: str
     parameters: tuple[str, ...]
+    optional: bool = False
 
 
 class Expression(NamedTuple):
@@ -294,6 +300,7 @@ class _Rewriter:
     def _call(self, node: ast.Call) -> bool:
         origin = self.origin(node.func)
         if origin is None:
+            self._call_with_keyword(node)
             return False
         for edit in self.edits:
             if isinstance(edit, Rename) and edit.of == origin:
@@ -306,6 +313,20 @@ class _Rewriter:
             self.applied.append(Applied(node.lineno, edit))
             return True
         return False
+
+    def _call_with_keyword(self, node: ast.Call) -> None:
+        keywords = [keyword.arg for keyword in node.keywords]
+        for edit in self.edits:
+            if (
+                isinstance(edit, Rename)
+                and edit.keyword is not None
+                and edit.keyword in keywords
+                and self.names
+                and ast.dump(node.func) == ast.dump(_expression(edit.of))
+            ):
+                self._replace(*self._extent(node.func), edit.becomes)
+                self._substitute(node.func, _expression(edit.becomes))
+                self.applied.append(Applied(node.lineno, edit))
 
     def _rewrite_arguments(self, node: ast.Call, edit: Call, origin: str) -> None:
         form = _matching_form(node, edit, origin)
@@ -359,12 +380,17 @@ class _Rewriter:
     def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         for edit in self.edits:
             if isinstance(edit, Dispatch) and node.name == edit.inside:
+                # Without an import of an extension, nothing imports what would be called.
+                if edit.optional and not self.names:
+                    continue
                 calls = [
                     each
                     for each in ast.walk(node)
                     if isinstance(each, ast.Call)
                     and ast.dump(each.func) == ast.dump(_expression(edit.call))
                 ]
+                if edit.optional and (len(calls) != 1 or _unknown_parameters(node, edit)):
+                    continue
                 if len(calls) != 1:
                     raise Refused(
                         f"{node.name} on line {node.lineno} calls {edit.call} {len(calls)} times, "
@@ -399,11 +425,11 @@ class _Rewriter:
             argument.arg
             for argument in arguments.posonlyargs + arguments.args + arguments.kwonlyargs
         ]
-        unknown = [name for name in names if name not in edit.parameters]
-        if unknown or arguments.vararg or arguments.kwarg:
+        unknown = _unknown_parameters(function, edit)
+        if unknown:
             raise Refused(
                 f"{function.name} on line {function.lineno} takes parameters that {edit.becomes} "
-                f"does not: {', '.join(unknown) or 'a variable number'}"
+                f"does not: {unknown}"
             )
         condition = edit.condition.format(first=names[0])
         otherwise = f"{edit.becomes}({', '.join(f'{name}={name}' for name in names)})"
@@ -576,6 +602,15 @@ def _matching_form(node: ast.Call, edit: Call, origin: str) -> Form:
         + "".join(f", {keyword.arg}=" for keyword in node.keywords)
         + ", a form that is not known"
     )
+
+
+def _unknown_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef, edit: Dispatch) -> str:
+    """What a function takes and the replacement does not, in words; nothing if all is known."""
+    arguments = function.args
+    if arguments.vararg or arguments.kwarg:
+        return "a variable number"
+    names = arguments.posonlyargs + arguments.args + arguments.kwonlyargs
+    return ", ".join(each.arg for each in names if each.arg not in edit.parameters)
 
 
 def _tested(node: ast.AST) -> list[ast.expr]:

@@ -10,6 +10,9 @@ from jetson_mamba.ops.causal_conv1d import (
     causal_conv1d_fn,
     causal_conv1d_update,
 )
+from jetson_mamba.ops.in_place import addmm
+from jetson_mamba.ops.mamba_inner import mamba_inner_fn
+from jetson_mamba.ops.paths import through_autograd
 from jetson_mamba.ops.selective_scan import (
     selective_scan_bwd,
     selective_scan_fn,
@@ -23,15 +26,18 @@ from jetson_mamba.ops.ssd import (
 )
 
 __all__ = [
+    "addmm",
     "autocast_dtype",
     "causal_conv1d_bwd",
     "causal_conv1d_fn",
     "causal_conv1d_update",
     "mamba_chunk_scan_combined",
+    "mamba_inner_fn",
     "mamba_split_conv1d_scan_combined",
     "selective_scan_bwd",
     "selective_scan_fn",
     "selective_scan_fwd",
+    "through_autograd",
     "through_triton_autograd",
     "triton_runs_on",
 ]

@@ -169,20 +169,20 @@ def selective_scan_fn(
         B = B.unsqueeze(1)
     if isinstance(C, Tensor) and C.dim() == 3:
         C = C.unsqueeze(1)
-    last_state: Tensor | None = None
-    if torch.is_grad_enabled() and not is_compiling():
+    if not torch.is_grad_enabled() and not return_last_state:
+        scan, case = _checked(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+        return _implementation(case).output(scan).to(u.dtype)
+    if is_compiling():
+        scan, _ = _checked(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+        output, x = _OPERATORS.differentiable(scan)
+        output = output.to(u.dtype)
+        if return_last_state:
+            last_state = x[:, :, -2 * A.shape[1] :][..., 1::2].detach().clone()
+    else:
         output, last_state = _SelectiveScan.apply(  # type: ignore[no-untyped-call]
             u, delta, A, B, C, D, z, delta_bias, delta_softplus
         )
-    else:
-        scan, case = _checked(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-        if torch.is_grad_enabled() or return_last_state:
-            scanned = _implementation(case).forward(scan)
-            output, last_state = scanned.output, scanned.x[:, :, -1, 1::2].detach().clone()
-        else:
-            output = _implementation(case).output(scan)
-        output = output.to(u.dtype)
-    return (output, last_state) if return_last_state and last_state is not None else output
+    return (output, last_state) if return_last_state else output
 
 
 def _implementation(case: Case) -> Implementation | Operators:

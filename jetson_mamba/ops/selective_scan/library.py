@@ -28,7 +28,9 @@ _ARGUMENTS = (
 class Operators:
     """What takes the place of an :class:`Implementation` while a graph is traced.
 
-    ``forward`` can be differentiated in its final output, ``out_z`` with z, ``out`` without.
+    In a graph, ``x`` has one dimension for the rows and what is in them: the number of rows alone
+    may be 1 or not, and a graph would be made for one of the two.
+
     ``choose`` gives the backend for a case; it is asked when an operator runs, and when a fake
     implementation has to tell how many rows that backend keeps of the states.
     """
@@ -55,7 +57,13 @@ class Operators:
     def forward(self, scan: Scan) -> Scanned:
         """As ``contract`` says."""
         out, x, out_z = self._forward(*scan)
+        x = x.unflatten(2, (-1, 2 * scan.A.shape[1]))
         return Scanned(out, x, None if scan.z is None else out_z)
+
+    def differentiable(self, scan: Scan) -> tuple[Tensor, Tensor]:
+        """The final output, ``out_z`` or without z ``out``, with its gradients, and flat ``x``."""
+        out, x, out_z = self._forward(*scan)
+        return (out if scan.z is None else out_z), x
 
     def output(self, scan: Scan) -> Tensor:
         """As ``contract`` says; not differentiable."""
@@ -65,6 +73,8 @@ class Operators:
     def backward(self, scan: Scan, returning: Returning) -> Gradients:
         """As ``contract`` says."""
         dout, x, out, dz, recompute_out_z = returning
+        if x is not None and x.dim() == 4:
+            x = x.flatten(2)
         found = Gradients(*self._backward(*scan, dout, x, out, recompute_out_z))
         gate = None if scan.z is None else found.dz
         if gate is not None and dz is not None:
@@ -79,7 +89,7 @@ class Operators:
     def _run_forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         scan = Scan(*arguments)
         out, x, out_z = self._choose(_case(scan)).forward(scan)
-        return out.contiguous(), x.contiguous(), or_empty(out_z, out).contiguous()
+        return out.contiguous(), x.contiguous().flatten(2), or_empty(out_z, out).contiguous()
 
     def _fake_forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         scan = Scan(*arguments)
@@ -89,7 +99,7 @@ class Operators:
         batch, dim, seqlen = scan.u.shape
         rows = implementation.rows(seqlen)
         out = scan.u.new_empty(scan.u.shape)
-        x = scan.A.new_empty((batch, dim, rows, 2 * case.dstate), dtype=weight_dtype(case))
+        x = scan.A.new_empty((batch, dim, rows * 2 * case.dstate), dtype=weight_dtype(case))
         return out, x, out.new_empty(0 if scan.z is None else out.shape)
 
     def _run_output(self, *arguments: Any) -> Tensor:
@@ -99,6 +109,8 @@ class Operators:
     def _run_backward(self, *arguments: Any) -> tuple[Tensor, ...]:
         scan = Scan(*arguments[:9])
         dout, x, out, recompute_out_z = arguments[9:]
+        if x is not None:
+            x = x.unflatten(2, (-1, 2 * scan.A.shape[1]))
         found = self._choose(_case(scan)).backward(
             scan, Returning(dout, x, out, None, recompute_out_z)
         )

@@ -1,11 +1,12 @@
 """Mamba-1: the convolution and the scan in ``MambaInnerFn``, and the scan in ``SelectiveScanFn``.
 
 The compiled extension of the scan has had one signature in every release, which the op takes
-as it is. ``MambaInnerFn`` asks for CUDA's autocast only, since it ran nowhere else; it also runs
-on a CPU here, so it asks for that of its input's device.
+as it is. ``mamba_inner_fn`` and ``selective_scan_fn`` go past their autograd functions where
+``jetson_mamba.ops.paths`` says so. ``MambaInnerFn`` asks for CUDA's autocast only, since it ran
+nowhere else; it also runs on a CPU here, so it asks for that of its input's device.
 """
 
-from jetson_mamba.rewrite import Expression, Override, Rename
+from jetson_mamba.rewrite import Dispatch, Expression, Override, Rename
 from vendored_overrides.extensions import CONVOLUTION, IMPORTS
 
 AUTOCAST = (
@@ -21,6 +22,56 @@ AUTOCAST = (
     ),
 )
 
+SCAN = Dispatch(
+    inside="selective_scan_fn",
+    call="SelectiveScanFn.apply",
+    condition="jetson_mamba.ops.through_autograd()",
+    becomes="jetson_mamba.ops.selective_scan_fn",
+    parameters=(
+        "u",
+        "delta",
+        "A",
+        "B",
+        "C",
+        "D",
+        "z",
+        "delta_bias",
+        "delta_softplus",
+        "return_last_state",
+    ),
+    optional=True,
+)
+
+INNER = Dispatch(
+    inside="mamba_inner_fn",
+    call="MambaInnerFn.apply",
+    condition="jetson_mamba.ops.through_autograd()",
+    becomes="jetson_mamba.ops.mamba_inner_fn",
+    parameters=(
+        "xz",
+        "conv1d_weight",
+        "conv1d_bias",
+        "x_proj_weight",
+        "delta_proj_weight",
+        "out_proj_weight",
+        "out_proj_bias",
+        "A",
+        "B",
+        "C",
+        "D",
+        "delta_bias",
+        "B_proj_bias",
+        "C_proj_bias",
+        "delta_softplus",
+        "checkpoint_lvl",
+        "b_rms_weight",
+        "c_rms_weight",
+        "dt_rms_weight",
+        "b_c_dt_rms_eps",
+    ),
+    optional=True,
+)
+
 OVERRIDE = Override(
     target="mamba_ssm.ops.selective_scan_interface",
     edits=(
@@ -29,5 +80,9 @@ OVERRIDE = Override(
         *AUTOCAST,
         Rename("selective_scan_cuda.fwd", "jetson_mamba.ops.selective_scan_fwd"),
         Rename("selective_scan_cuda.bwd", "jetson_mamba.ops.selective_scan_bwd"),
+        SCAN,
+        INNER,
+        # For forks, whose autograd functions have other names and are traced as they are.
+        Rename("torch.addmm", "jetson_mamba.ops.addmm", keyword="out"),
     ),
 )
