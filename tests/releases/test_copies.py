@@ -80,7 +80,7 @@ def describe(difference: Difference) -> str:
         return "autocast"
     if isinstance(copy, ast.IfExp):
         assert ast.dump(copy.body) == ast.dump(source)
-        assert ast.unparse(copy.test).startswith("jetson_mamba.ops.triton_runs_on(")
+        assert ast.unparse(copy.test).startswith("jetson_mamba.ops.through_triton_autograd(")
         return "where Triton cannot run"
     if isinstance(copy, ast.Subscript):
         assert ast.unparse(copy.slice) == ":3"

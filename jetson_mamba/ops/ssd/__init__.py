@@ -1,8 +1,9 @@
-"""Mamba-2 where Triton cannot run: its scan, and the whole mixer around the scan.
+"""Mamba-2's scan, and the whole mixer around the scan, past upstream's autograd functions.
 
 The two functions take the place of the functions of the same names in
-``mamba_ssm.ops.triton.ssd_combined``, with the same parameters and results, on the devices where
-:func:`triton_runs_on` is false.
+``mamba_ssm.ops.triton.ssd_combined``, with the same parameters and results, wherever
+:func:`through_triton_autograd` is false: on devices without Triton, while ``torch.compile``
+traces, and where no gradient is recorded.
 """
 
 from __future__ import annotations
@@ -12,18 +13,29 @@ import math
 import torch
 from torch import Tensor
 
-from jetson_mamba.ops.backends import Op
-
-from .checks import check_chunk_size, check_mixer, check_scan, head_size, sequence_ends
+from ..backends import Op
+from ..operators import is_compiling
+from ..paths import through_autograd
+from . import pytorch
+from .checks import check_chunk_size, check_mixer, check_scan, check_sequences, head_size
 from .contract import Case, Implementation, Mixer, Scan
+from .gates import gate
+from .library import Operators
+from .mixer import compose
 from .triton_runs import triton_runs_on
 
 __all__ = [
     "mamba_chunk_scan_combined",
     "mamba_split_conv1d_scan_combined",
     "op",
+    "through_triton_autograd",
     "triton_runs_on",
 ]
+
+
+def through_triton_autograd(device: torch.device) -> bool:
+    """Whether a call goes through upstream's autograd function, on its Triton kernels."""
+    return through_autograd() and triton_runs_on(device)
 
 
 def mamba_chunk_scan_combined(
@@ -51,7 +63,8 @@ def mamba_chunk_scan_combined(
     initial_states (batch, nheads, headdim, dstate). All floating, in any mixture of dtypes;
     products are in float32, or float64 if any argument is. ``dt`` becomes
     ``clamp(softplus(dt + dt_bias), *dt_limit)``, where asked for; with z the output is
-    multiplied by ``silu(z)``. Only the speed could depend on ``chunk_size``, and it does not.
+    multiplied by ``silu(z)``. ``chunk_size`` is how many steps upstream's kernels take at once;
+    the PyTorch backend has a size of its own.
 
     ``seq_idx`` (batch, seqlen), integers, marks packed sequences: the state starts from zero
     wherever it changes. The initial states belong to sequence 0. Negative means padding, which
@@ -66,10 +79,24 @@ def mamba_chunk_scan_combined(
     "Transformers are SSMs", 2024, section 6.
     """
     check_chunk_size(chunk_size)
-    scan = Scan(x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, bool(dt_softplus), dt_limit)
+    scan = Scan(
+        *(x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx),
+        cu_seqlens if return_varlen_states else None,
+        chunk_size,
+        bool(dt_softplus),
+        dt_limit,
+    )
     check_scan(scan)
-    ends = sequence_ends(cu_seqlens, scan) if return_varlen_states else None
-    out, *states = op.implementation(Case(x.device)).scan(scan, ends)
+    if return_varlen_states:
+        check_sequences(scan)
+    if is_compiling() and not return_varlen_states:
+        out, final_states = _OPERATORS.scan(scan._replace(z=None))
+        if z is not None:
+            out = gate(out, z).to(out.dtype)
+        return (out, final_states) if return_final_states else out
+    implementation = _implementation(scan)
+    graph = torch.is_grad_enabled()
+    out, *states = (implementation.scan if graph else implementation.scan_forward)(scan)
     wanted = (return_final_states, return_varlen_states)
     results = (out, *(state for state, want in zip(states, wanted) if want and state is not None))
     return results if len(results) > 1 else out
@@ -128,6 +155,7 @@ def mamba_split_conv1d_scan_combined(
         outproj_weight=outproj_weight,
         outproj_bias=outproj_bias,
         seq_idx=seq_idx,
+        chunk_size=chunk_size,
         dt_limit=dt_limit,
         activation=activation,
         rmsnorm_eps=rmsnorm_eps,
@@ -136,19 +164,36 @@ def mamba_split_conv1d_scan_combined(
         norm_before_gate=bool(norm_before_gate),
     )
     check_mixer(mixer)
-    out, final_states = op.implementation(Case(zxbcdt.device)).mixer(mixer)
+    if is_compiling():
+        out, final_states = compose(mixer, _OPERATORS.scan)
+    else:
+        implementation = _implementation(mixer)
+        graph = torch.is_grad_enabled()
+        run = implementation.mixer if graph else implementation.mixer_forward
+        out, final_states = run(mixer)
     return (out, final_states) if return_final_states else out
 
 
+def _implementation(given: Scan | Mixer) -> Implementation:
+    return op.implementation(Case(given[0].device, given.dtype))
+
+
 def _trial(implementation: Implementation, case: Case) -> None:
-    """A scan whose state halves at each step and then grows by one."""
+    """A scan whose state halves at each step and then grows by one.
+
+    Upstream's Triton kernels are not tried: they would be tuned for sizes that nobody uses, which
+    takes seconds, and they are what runs without this package too.
+    """
+    if implementation is not pytorch.IMPLEMENTATION:
+        return
     one = torch.ones(1, 3, 1, 1, device=case.device)
     A = torch.full((1,), -math.log(2.0), device=case.device)
-    scan = Scan(one, one[..., 0], A, one, one, *(None,) * 5, dt_softplus=False, dt_limit=(0.0, 1.0))
-    out, *_ = implementation.scan(scan, None)
+    scan = Scan(one, one[..., 0], A, one, one, *(None,) * 6, 4, dt_softplus=False, dt_limit=(0, 1))
+    out, *_ = implementation.scan_forward(scan)
     expected = torch.tensor([1.0, 1.5, 1.75], device=case.device)
     if not torch.allclose(out.flatten(), expected):
         raise RuntimeError(f"expected {expected.tolist()}, found {out.flatten().tolist()}")
 
 
-op: Op[Case, Implementation] = Op("ssd", __name__, ("pytorch",), _trial)
+op: Op[Case, Implementation] = Op("ssd", __name__, ("triton", "pytorch"), _trial)
+_OPERATORS = Operators(_implementation)

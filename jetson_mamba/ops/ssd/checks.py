@@ -139,8 +139,9 @@ def check_limit(dt_limit: tuple[float, float]) -> None:
         raise ValueError(f"dt_limit: expected (low, high) with low <= high, found {dt_limit}")
 
 
-def sequence_ends(cu_seqlens: Tensor | None, scan: Scan) -> list[int]:
-    """The boundaries of the sequences, checked."""
+def check_sequences(scan: Scan) -> None:
+    """Raise unless cu_seqlens holds the boundaries of sequences in a batch of 1."""
+    cu_seqlens = scan.cu_seqlens
     if cu_seqlens is None:
         raise ValueError("cu_seqlens: expected a tensor with return_varlen_states, found None")
     if not isinstance(cu_seqlens, Tensor):
@@ -160,7 +161,6 @@ def sequence_ends(cu_seqlens: Tensor | None, scan: Scan) -> list[int]:
             f"cu_seqlens: expected boundaries that do not fall, from 0 to seqlen={seqlen}, "
             f"found {ends}"
         )
-    return ends
 
 
 def _tensors(

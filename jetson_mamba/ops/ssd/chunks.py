@@ -91,6 +91,18 @@ def forward(scan: Scan, out: Tensor) -> tuple[Tensor, list[Tensor]]:
     return state, kept
 
 
+def states(scan: Scan) -> list[Tensor]:
+    """The states that :func:`forward` keeps: the one before each block."""
+    steps, _ = _steps(scan)
+    resets = _resets(scan.seq_idx)
+    state = _first_state(scan)
+    kept = []
+    for block in _blocks(scan, 0, scan.x.shape[1]):
+        kept.append(state)
+        _, state = _Local(scan, steps, resets, block).states(state)
+    return kept
+
+
 def varlen_states(scan: Scan, ends: list[int]) -> Tensor:
     """The states at the end of each sequence ``ends[i]:ends[i + 1]``, in the dtype of C.
 

@@ -13,13 +13,17 @@ from torch import Tensor
 
 
 class Case(NamedTuple):
-    """What decides whether a backend applies."""
+    """What decides whether a backend applies: ``dtype`` is what is computed in."""
 
     device: torch.device
+    dtype: torch.dtype
 
 
 class Scan(NamedTuple):
-    """The arguments of one scan; shapes as in ``mamba_chunk_scan_combined``."""
+    """The arguments of one scan; shapes as in ``mamba_chunk_scan_combined``.
+
+    ``cu_seqlens`` is given where the states at the end of each sequence are wanted.
+    """
 
     x: Tensor
     dt: Tensor
@@ -31,17 +35,18 @@ class Scan(NamedTuple):
     dt_bias: Tensor | None
     initial_states: Tensor | None
     seq_idx: Tensor | None
+    cu_seqlens: Tensor | None
+    chunk_size: int
     dt_softplus: bool
     dt_limit: tuple[float, float]
 
     @property
     def dtype(self) -> torch.dtype:
         """What is computed in: at least float32, float64 if any argument is."""
-        dtype = torch.float32
-        for field in (*self[:5], self.D, self.z, self.dt_bias, self.initial_states):
-            if field is not None:
-                dtype = torch.promote_types(dtype, field.dtype)
-        return dtype
+        return compute_dtype(
+            *(self.x, self.dt, self.A, self.B, self.C),
+            *(self.D, self.z, self.dt_bias, self.initial_states),
+        )
 
 
 class Mixer(NamedTuple):
@@ -58,6 +63,7 @@ class Mixer(NamedTuple):
     outproj_weight: Tensor | None
     outproj_bias: Tensor | None
     seq_idx: Tensor | None
+    chunk_size: int
     dt_limit: tuple[float, float]
     activation: str | None
     rmsnorm_eps: float
@@ -65,12 +71,44 @@ class Mixer(NamedTuple):
     ngroups: int
     norm_before_gate: bool
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What its scan computes in: at least float32, float64 if any argument of that is."""
+        return compute_dtype(self.zxbcdt, self.A, self.D, self.dt_bias, self.initial_states)
+
+
+class ScanGradients(NamedTuple):
+    """The gradients of a scan's tensors, each in the dtype of what it belongs to."""
+
+    x: Tensor
+    dt: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    dt_bias: Tensor | None
+    initial_states: Tensor | None
+
 
 class Implementation(NamedTuple):
-    """The functions of a backend, both differentiable; a scan with ``ends`` is not."""
+    """The functions of a backend: the first two record a graph, the others none.
 
-    # out in the dtype of x, the last state in that of the sums, and, given the boundaries of
-    # packed sequences, the states at their ends
-    scan: Callable[[Scan, list[int] | None], tuple[Tensor, Tensor, Tensor | None]]
-    # out after norm, gate and projection, and the last state
+    A scan returns out in the dtype of x, the last state in that of the sums, and, given
+    ``cu_seqlens``, the states at the ends of the sequences, with which it has no backward. A
+    mixer returns out after norm, gate and projection, and the last state.
+    """
+
+    scan: Callable[[Scan], tuple[Tensor, Tensor, Tensor | None]]
     mixer: Callable[[Mixer], tuple[Tensor, Tensor]]
+    scan_forward: Callable[[Scan], tuple[Tensor, Tensor, Tensor | None]]
+    # The scan has no z; the gradients given are of out and of the last state.
+    scan_backward: Callable[[Scan, Tensor, Tensor], ScanGradients]
+    mixer_forward: Callable[[Mixer], tuple[Tensor, Tensor]]
+
+
+def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """At least float32; float64 if any of the tensors is."""
+    for tensor in tensors:
+        if tensor is not None and tensor.dtype == torch.float64:
+            return torch.float64
+    return torch.float32

@@ -12,13 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-
-def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """At least float32; float64 if any of the tensors is."""
-    dtype = torch.float32
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
+from .contract import compute_dtype
 
 
 def silu_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,6 +69,12 @@ class GatedRMSNorm(NamedTuple):
         along = (dnormed * grouped).mean(-1, keepdim=True)
         dweight = (dscaled * normed).flatten(0, -2).sum(0)
         return ((dnormed - grouped * along) * rstd).flatten(-2), dweight
+
+
+def gate(x: Tensor, z: Tensor) -> Tensor:
+    """``x * silu(z)``."""
+    dtype = compute_dtype(x, z)
+    return x.to(dtype) * functional.silu(z.to(dtype))
 
 
 def swiglu(halves: Tensor) -> Tensor:

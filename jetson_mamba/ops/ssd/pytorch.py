@@ -7,29 +7,29 @@ again in the backward pass.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
-from jetson_mamba.ops.causal_conv1d import causal_conv1d_bwd, causal_conv1d_fn
+from jetson_mamba.ops.causal_conv1d import causal_conv1d_bwd
 
 from ..autocast import autocast_dtype, without_autocast
 from . import chunks
-from .contract import Case, Implementation, Mixer, Scan
-from .gates import GatedRMSNorm, swiglu, swiglu_backward
+from .contract import Case, Implementation, Mixer, Scan, ScanGradients
+from .gates import swiglu, swiglu_backward
+from .mixer import convolved, inner_scan, norm_of, project, split_columns, split_heads
 
 
 def load(case: Case) -> Implementation:
     """The implementation; there is no device that it does not serve."""
-    return Implementation(scan, mixer)
+    return IMPLEMENTATION
 
 
-def scan(arguments: Scan, ends: list[int] | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Output, last state, and with ``ends`` the state at the end of each sequence."""
-    out, state, states = _ScanFunction.apply(ends, *arguments)  # type: ignore[no-untyped-call]
+def scan(arguments: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Output, last state, and with ``cu_seqlens`` the state at the end of each sequence."""
+    out, state, states = _ScanFunction.apply(*arguments)  # type: ignore[no-untyped-call]
     return out, state, states
 
 
@@ -39,21 +39,71 @@ def mixer(arguments: Mixer) -> tuple[Tensor, Tensor]:
     return out, state
 
 
+def scan_forward(given: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What :func:`scan` returns, without a graph."""
+    out, state, states, _ = _scan_forward(given)
+    return out, state, states
+
+
+def scan_backward(given: Scan, dout: Tensor, dstate: Tensor) -> ScanGradients:
+    """The gradients of a scan without z. The states between blocks are computed once more."""
+    with without_autocast(given.x.device):
+        return _scan_backward(given, chunks.states(given), dout, dstate, _new_targets(given))
+
+
+def mixer_forward(given: Mixer) -> tuple[Tensor, Tensor]:
+    """What :func:`mixer` returns, without a graph."""
+    out, state, _, _ = _mixer_forward(given, autocast_dtype(given.zxbcdt.device))
+    return out, state
+
+
+IMPLEMENTATION = Implementation(scan, mixer, scan_forward, scan_backward, mixer_forward)
+
+
+def _scan_forward(given: Scan) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:
+    out = torch.empty(given.x.shape, dtype=given.x.dtype, device=given.x.device)
+    with without_autocast(given.x.device):
+        state, kept = chunks.forward(given, out)
+        states = None
+        if given.cu_seqlens is not None:
+            states = chunks.varlen_states(given, given.cu_seqlens.tolist())
+    return out, chunks.public_state(state, given), states, kept
+
+
+def _new_targets(given: Scan) -> chunks.Targets:
+    x, dt, B, C = (
+        torch.empty(each.shape, dtype=each.dtype, device=each.device)
+        for each in (given.x, given.dt, given.B, given.C)
+    )
+    return chunks.Targets(x, dt, B, C, None if given.z is None else torch.empty_like(given.z))
+
+
+def _scan_backward(
+    given: Scan, kept: list[Tensor], dout: Tensor, dstate: Tensor | None, targets: chunks.Targets
+) -> ScanGradients:
+    others = chunks.backward(given, kept, dout, dstate, targets)
+    return ScanGradients(
+        x=targets.x,
+        dt=targets.dt,
+        A=others.A,
+        B=targets.B,
+        C=targets.C,
+        D=others.D,
+        dt_bias=others.dt_bias,
+        initial_states=others.initial_states,
+    )
+
+
 class _ScanFunction(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, ends: list[int] | None, *arguments: Any
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         given = Scan(*arguments)
-        out = torch.empty(given.x.shape, dtype=given.x.dtype, device=given.x.device)
-        with without_autocast(given.x.device):
-            state, kept = chunks.forward(given, out)
-            states = None if ends is None else chunks.varlen_states(given, ends)
+        out, state, states, kept = _scan_forward(given)
         ctx.set_materialize_grads(False)
-        ctx.with_varlen_states = ends is not None
+        ctx.with_varlen_states = states is not None
         ctx.options = given[10:]
         ctx.save_for_backward(*given[:10], *kept)
-        return out, chunks.public_state(state, given), states
+        return out, state, states
 
     @staticmethod
     @once_differentiable
@@ -65,94 +115,32 @@ class _ScanFunction(torch.autograd.Function):
         given = Scan(*ctx.saved_tensors[:10], *ctx.options)
         if dout is None:
             dout = torch.zeros_like(given.x)
-        targets = chunks.Targets(
-            torch.empty_like(given.x),
-            torch.empty_like(given.dt),
-            torch.empty_like(given.B),
-            torch.empty_like(given.C),
-            None if given.z is None else torch.empty_like(given.z),
-        )
+        targets = _new_targets(given)
         with without_autocast(given.x.device):
-            others = chunks.backward(given, list(ctx.saved_tensors[10:]), dout, dstate, targets)
-        return (
-            None,
-            targets.x,
-            targets.dt,
-            others.A,
-            targets.B,
-            targets.C,
-            others.D,
-            targets.z,
-            others.dt_bias,
-            others.initial_states,
-            None,
-            None,
-            None,
-        )
+            kept = list(ctx.saved_tensors[10:])
+            found = _scan_backward(given, kept, dout, dstate, targets)
+        return (*found[:6], targets.z, *found[6:], *(None,) * 5)
 
 
-class _Columns(NamedTuple):
-    """The parts of zxbcdt, or of its gradient: views."""
-
-    mlp: Tensor
-    z: Tensor
-    conv: Tensor
-    dt: Tensor
-
-
-def _columns(given: Mixer, whole: Tensor) -> _Columns:
-    nheads = given.A.shape[0]
-    z, xBC = nheads * given.headdim, given.conv1d_weight.shape[0]
-    mlp = whole.shape[-1] - z - xBC - nheads
-    return _Columns(*torch.split(whole, [mlp, z, xBC, nheads], dim=-1))
-
-
-def _split_heads(given: Mixer, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Views of (batch, seqlen, dim + 2 * ngroups * dstate) as the scan's x, B and C."""
-    dim = given.A.shape[0] * given.headdim
-    group_columns = (xBC.shape[-1] - dim) // 2
-    x, B, C = torch.split(xBC, [dim, group_columns, group_columns], dim=-1)
-    return (
-        torch.unflatten(x, -1, (-1, given.headdim)),
-        torch.unflatten(B, -1, (given.ngroups, -1)),
-        torch.unflatten(C, -1, (given.ngroups, -1)),
-    )
-
-
-def _inner_scan(given: Mixer, columns: _Columns) -> Scan:
-    """The scan inside a mixer: its x, B and C come out of the convolution."""
-    convolved = causal_conv1d_fn(
-        columns.conv.transpose(1, 2),
-        given.conv1d_weight,
-        given.conv1d_bias,
-        seq_idx=given.seq_idx,
-        activation=given.activation,
-    ).transpose(1, 2)
-    x, B, C = _split_heads(given, convolved)
-    return Scan(
-        x=x,
-        dt=columns.dt,
-        A=given.A,
-        B=B,
-        C=C,
-        D=given.D,
-        # With a norm, the gate belongs to it.
-        z=torch.unflatten(columns.z, -1, (-1, given.headdim))
-        if given.rmsnorm_weight is None
-        else None,
-        dt_bias=given.dt_bias,
-        initial_states=given.initial_states,
-        seq_idx=given.seq_idx,
-        dt_softplus=True,
-        dt_limit=given.dt_limit,
-    )
-
-
-def _norm(given: Mixer) -> GatedRMSNorm | None:
-    if given.rmsnorm_weight is None:
-        return None
-    group_size = given.rmsnorm_weight.shape[0] // given.ngroups
-    return GatedRMSNorm(given.rmsnorm_weight, given.rmsnorm_eps, group_size, given.norm_before_gate)
+def _mixer_forward(
+    given: Mixer, projection_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:
+    """Output, last state, and for the backward pass what the norm is given and the states."""
+    whole = given.zxbcdt
+    columns = split_columns(given, whole)
+    norm = norm_of(given)
+    with without_autocast(whole.device):
+        inner = inner_scan(given, columns, convolved(given, columns), gated=norm is None)
+        scanned = torch.empty(columns.z.shape, dtype=whole.dtype, device=whole.device)
+        last, kept = chunks.forward(inner, torch.unflatten(scanned, -1, (-1, given.headdim)))
+        out = scanned
+        if norm is not None:
+            out = norm.forward(scanned, columns.z).to(whole.dtype)
+        if columns.mlp.shape[-1] > 0:
+            out = torch.cat([swiglu(columns.mlp).to(whole.dtype), out], dim=-1)
+        out = project(given, out, projection_dtype)
+    # Without a norm, what the gate was applied to is computed again beside the gradients.
+    return out, chunks.public_state(last, inner), None if norm is None else scanned, kept
 
 
 class _MixerFunction(torch.autograd.Function):
@@ -161,29 +149,11 @@ class _MixerFunction(torch.autograd.Function):
         ctx: Any, projection_dtype: torch.dtype | None, *arguments: Any
     ) -> tuple[Tensor, Tensor]:
         given = Mixer(*arguments)
-        whole = given.zxbcdt
-        columns = _columns(given, whole)
-        norm = _norm(given)
-        with without_autocast(whole.device):
-            inner = _inner_scan(given, columns)
-            scanned = torch.empty(columns.z.shape, dtype=whole.dtype, device=whole.device)
-            last, kept = chunks.forward(inner, torch.unflatten(scanned, -1, (-1, given.headdim)))
-            out = scanned
-            if norm is not None:
-                out = norm.forward(scanned, columns.z).to(whole.dtype)
-            if columns.mlp.shape[-1] > 0:
-                out = torch.cat([swiglu(columns.mlp).to(whole.dtype), out], dim=-1)
-            if given.outproj_weight is not None:
-                weight, bias = given.outproj_weight, given.outproj_bias
-                if projection_dtype is not None:
-                    out, weight = out.to(projection_dtype), weight.to(projection_dtype)
-                    bias = None if bias is None else bias.to(projection_dtype)
-                out = functional.linear(out, weight, bias)
+        out, state, scanned, kept = _mixer_forward(given, projection_dtype)
         ctx.set_materialize_grads(False)
         ctx.options = given[11:]
-        # Without a norm, what the gate was applied to is computed again beside the gradients.
-        ctx.save_for_backward(*given[:11], None if norm is None else scanned, *kept)
-        return out, chunks.public_state(last, inner)
+        ctx.save_for_backward(*given[:11], scanned, *kept)
+        return out, state
 
     @staticmethod
     @once_differentiable
@@ -191,10 +161,10 @@ class _MixerFunction(torch.autograd.Function):
         given = Mixer(*ctx.saved_tensors[:11], *ctx.options)
         scanned, *kept = ctx.saved_tensors[11:]
         whole, weight = given.zxbcdt, given.outproj_weight
-        columns = _columns(given, whole)
+        columns = split_columns(given, whole)
         dwhole = torch.empty_like(whole)
-        dcolumns = _columns(given, dwhole)
-        norm = _norm(given)
+        dcolumns = split_columns(given, dwhole)
+        norm = norm_of(given)
         mlp = columns.mlp.shape[-1] // 2
         drmsnorm = dweight = dbias = None
 
@@ -218,9 +188,9 @@ class _MixerFunction(torch.autograd.Function):
                 dcolumns.z.copy_(dgate)
                 projected[..., mlp:] = recomputed
 
-            inner = _inner_scan(given, columns)
+            inner = inner_scan(given, columns, convolved(given, columns), gated=norm is None)
             dxBC = torch.empty_like(columns.conv)
-            dx, dB, dC = _split_heads(given, dxBC)
+            dx, dB, dC = split_heads(given, dxBC)
             dz = torch.unflatten(dcolumns.z, -1, (-1, given.headdim)) if norm is None else None
             others = chunks.backward(
                 inner,
@@ -255,5 +225,5 @@ class _MixerFunction(torch.autograd.Function):
             drmsnorm,
             dweight,
             dbias,
-            *(None,) * 7,
+            *(None,) * 8,
         )

@@ -1,7 +1,8 @@
-"""Mamba-2: the convolution in ``MambaSplitConv1dScanCombinedFn``, and where Triton cannot run.
+"""Mamba-2: the convolution in ``MambaSplitConv1dScanCombinedFn``, and the ways past it.
 
-The kernels of Mamba-2 are Triton's. On a device that Triton has none for, the two functions
-that a model calls go to the op ``ssd``, before they enter their autograd functions.
+The kernels of Mamba-2 are Triton's. On a device that Triton has none for, while a graph is traced,
+and where no gradient is recorded, the two functions that a model calls go to the op ``ssd``,
+before they enter their autograd functions.
 """
 
 from jetson_mamba.rewrite import Dispatch, Override
@@ -10,7 +11,7 @@ from vendored_overrides.extensions import CONVOLUTION, IMPORTS
 CHUNK_SCAN = Dispatch(
     inside="mamba_chunk_scan_combined",
     call="MambaChunkScanCombinedFn.apply",
-    condition="jetson_mamba.ops.triton_runs_on({first}.device)",
+    condition="jetson_mamba.ops.through_triton_autograd({first}.device)",
     becomes="jetson_mamba.ops.mamba_chunk_scan_combined",
     parameters=(
         "x",
@@ -35,7 +36,7 @@ CHUNK_SCAN = Dispatch(
 SPLIT_CONV1D_SCAN = Dispatch(
     inside="mamba_split_conv1d_scan_combined",
     call="MambaSplitConv1dScanCombinedFn.apply",
-    condition="jetson_mamba.ops.triton_runs_on({first}.device)",
+    condition="jetson_mamba.ops.through_triton_autograd({first}.device)",
     becomes="jetson_mamba.ops.mamba_split_conv1d_scan_combined",
     parameters=(
         "zxbcdt",

@@ -1,0 +1,225 @@
+"""The ssd op by upstream's own Triton kernels, past its autograd functions.
+
+The kernels take any strides, and compute in float32 whatever the dtypes. What they launch for a
+call without gradients is repeated where a call is like one before: see ``ops/launches.py``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import lru_cache
+from importlib import import_module
+from typing import Any, Callable, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..autocast import autocast_dtype, without_autocast
+from ..backends import Unavailable, first_line
+from ..launches import Repeatable
+from .contract import Case, Implementation, Mixer, Scan, ScanGradients
+from .gates import gate, swiglu
+from .mixer import compose, convolved, inner_scan, norm_of, project, split_columns
+from .triton_runs import triton_runs_on
+
+MODULE = "mamba_ssm.ops.triton.ssd_combined"
+_SCAN = (
+    *("x", "dt", "A", "B", "C", "chunk_size", "D", "z", "dt_bias", "initial_states", "seq_idx"),
+    *("dt_softplus", "dt_limit"),
+)
+_PARAMETERS = {
+    "_mamba_chunk_scan_combined_fwd": _SCAN,
+    "_mamba_chunk_scan_combined_bwd": (
+        *("dout", *_SCAN, "out", "dfinal_states", "dx", "ddt", "dB", "dC"),
+    ),
+    "_layer_norm_fwd": (
+        *("x", "weight", "bias", "eps", "z", "group_size", "norm_before_gate", "is_rms_norm"),
+    ),
+}
+
+
+def load(case: Case) -> Implementation:
+    """The implementation, where Triton and an upstream that has the kernels are there."""
+    if not triton_runs_on(case.device):
+        raise Unavailable(f"Triton has no kernels for {case.device}")
+    if case.dtype != torch.float32:
+        raise Unavailable(f"upstream's kernels compute in float32, not in {case.dtype}")
+    return _backend()
+
+
+@lru_cache(maxsize=None)
+def _backend() -> Implementation:
+    try:
+        module = import_module(MODULE)
+    except Exception as error:  # whatever keeps an installed upstream from being imported
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise Unavailable(f"{MODULE} cannot be imported ({reason})") from error
+    functions = []
+    for name, parameters in _PARAMETERS.items():
+        function = getattr(module, name, None)
+        missing = set(parameters) - set(inspect.signature(function).parameters) if function else {}
+        if function is None or missing:
+            what = f"{name} without {', '.join(sorted(missing))}" if missing else f"no {name}"
+            raise Unavailable(f"{MODULE} has {what}")
+        functions.append(function)
+    backend = _Backend(_Upstream(*functions))
+    return Implementation(
+        backend.scan,
+        backend.mixer,
+        backend.scan_forward,
+        backend.scan_backward,
+        backend.mixer_forward,
+    )
+
+
+class _Upstream(NamedTuple):
+    """The functions of upstream that launch kernels."""
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+    norm: Callable[..., Any]
+
+
+class _Backend:
+    def __init__(self, upstream: _Upstream) -> None:
+        self._upstream = upstream
+        self._scan = Repeatable(_scan, upstream)
+        self._mixing = Repeatable(_mixing, upstream)
+
+    def scan(self, given: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
+        out, state, states = _ScanFunction.apply(self, *given._replace(z=None))  # type: ignore[no-untyped-call]
+        if given.z is not None:
+            out = gate(out, given.z).to(out.dtype)
+        return out, state, states
+
+    def mixer(self, given: Mixer) -> tuple[Tensor, Tensor]:
+        return compose(given, lambda inner: self.scan(inner)[:2])
+
+    def scan_forward(self, given: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
+        if given.cu_seqlens is not None:
+            out, *_, state, states = _forward(self._upstream, given)
+            return out, state, states
+        out, state = self._scan(given[:10], *given[10:])
+        return out, state, None
+
+    def scan_backward(self, given: Scan, dout: Tensor, dstate: Tensor) -> ScanGradients:
+        dx, ddt, dB, dC = (
+            torch.empty(each.shape, dtype=each.dtype, device=each.device)
+            for each in (given.x, given.dt, given.B, given.C)
+        )
+        _, _, dA, _, _, dD, _, ddt_bias, dinitial_states, *_ = self._upstream.backward(
+            dout,
+            *given[:5],
+            # Without z, nothing but its shape is looked at.
+            given.x,
+            given.chunk_size,
+            D=given.D,
+            dt_bias=given.dt_bias,
+            initial_states=given.initial_states,
+            dfinal_states=dstate,
+            seq_idx=given.seq_idx,
+            dt_softplus=given.dt_softplus,
+            dt_limit=given.dt_limit,
+            dx=dx,
+            ddt=ddt,
+            dB=dB,
+            dC=dC,
+        )
+
+        def like(gradient: Tensor | None, argument: Tensor | None) -> Tensor | None:
+            return None if argument is None or gradient is None else gradient.to(argument.dtype)
+
+        return ScanGradients(
+            dx,
+            ddt,
+            dA.to(given.A.dtype),
+            dB,
+            dC,
+            like(dD, given.D),
+            like(ddt_bias, given.dt_bias),
+            like(dinitial_states, given.initial_states),
+        )
+
+    def mixer_forward(self, given: Mixer) -> tuple[Tensor, Tensor]:
+        whole = given.zxbcdt
+        projection_dtype = autocast_dtype(whole.device)
+        with without_autocast(whole.device):
+            columns = split_columns(given, whole)
+            out, state = self._mixing(
+                # Neither the bias of the convolution nor the projection is part of it.
+                (convolved(given, columns), *given[:2], None, *given[3:8], None, None, given[10]),
+                *given[11:],
+            )
+            if columns.mlp.shape[-1] > 0:
+                out = torch.cat([swiglu(columns.mlp).to(out.dtype), out], dim=-1)
+            return project(given, out, projection_dtype), state
+
+
+class _ScanFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, backend: _Backend, *arguments: Any
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        given = Scan(*arguments)
+        ctx.backend = backend
+        ctx.options = given[10:]
+        ctx.save_for_backward(*given[:10])
+        return backend.scan_forward(given)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor, dstate: Tensor, dstates: Any) -> tuple[Any, ...]:
+        given = Scan(*ctx.saved_tensors, *ctx.options)
+        if given.cu_seqlens is not None:
+            raise RuntimeError("return_varlen_states: a scan that returns them has no backward")
+        found = ctx.backend.scan_backward(given, dout, dstate)
+        return (None, *found[:6], None, *found[6:], *(None,) * 5)
+
+
+def _forward(upstream: _Upstream, given: Scan) -> Any:
+    """out, out before the gate, steps, their cumulative sums, states, the last state; and more."""
+    keywords = {} if given.cu_seqlens is None else {"cu_seqlens": given.cu_seqlens}
+    return upstream.forward(
+        *given[:5],
+        given.chunk_size,
+        D=given.D,
+        z=given.z,
+        dt_bias=given.dt_bias,
+        initial_states=given.initial_states,
+        seq_idx=given.seq_idx,
+        dt_softplus=given.dt_softplus,
+        dt_limit=given.dt_limit,
+        **keywords,
+    )
+
+
+def _scan(upstream: Any, tensors: Any, *options: Any) -> tuple[Tensor, ...]:
+    """A scan: its output and the last state."""
+    out, _, _, _, _, state = _forward(_Upstream(*upstream), Scan(*tensors, *options))
+    return out, state
+
+
+def _mixing(upstream: Any, tensors: Any, *options: Any) -> tuple[Tensor, ...]:
+    """A mixer between convolution and projection: its output and the last state."""
+    launchers = _Upstream(*upstream)
+    xBC, *others = tensors
+    given = Mixer(*others, *options)
+    columns = split_columns(given, given.zxbcdt)
+    norm = norm_of(given)
+    inner = inner_scan(given, columns, xBC, gated=norm is None)
+    out, _, _, _, _, state = _forward(launchers, inner)
+    out = out.flatten(2)
+    if norm is not None:
+        normed, _, _ = launchers.norm(
+            out.flatten(0, 1),
+            norm.weight.contiguous(),
+            None,
+            norm.eps,
+            z=columns.z.flatten(0, 1),
+            group_size=norm.group_size,
+            norm_before_gate=norm.norm_before_gate,
+            is_rms_norm=True,
+        )
+        out = normed.view(out.shape)
+    return out, state
