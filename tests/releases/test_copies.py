@@ -80,6 +80,11 @@ def describe(difference: Difference) -> str:
         return "autocast"
     if isinstance(copy, ast.IfExp):
         assert ast.dump(copy.body) == ast.dump(source)
+        if ast.unparse(copy.test) == "jetson_mamba.ops.through_autograd()":
+            assert isinstance(copy.orelse, ast.Call)
+            function = ast.unparse(copy.orelse.func)
+            assert function == f"jetson_mamba.ops.{difference.inside}"
+            return "past the autograd function"
         assert ast.unparse(copy.test).startswith("jetson_mamba.ops.through_triton_autograd(")
         return "where Triton cannot run"
     if isinstance(copy, ast.Subscript):
@@ -95,6 +100,7 @@ def describe(difference: Difference) -> str:
             "causal_conv1d_bwd_function": "jetson_mamba.ops.causal_conv1d_bwd",
             "causal_conv1d_cuda.causal_conv1d_fwd": "jetson_mamba.ops.causal_conv1d_fn",
             "causal_conv1d_cuda.causal_conv1d_bwd": "jetson_mamba.ops.causal_conv1d_bwd",
+            "torch.addmm": "jetson_mamba.ops.addmm",
             "selective_scan_cuda.fwd": "jetson_mamba.ops.selective_scan_fwd",
             "selective_scan_cuda.bwd": "jetson_mamba.ops.selective_scan_bwd",
         }[before]
@@ -142,6 +148,10 @@ def test_a_copy_differs_in_the_declared_places_only(version: str, target: str) -
     elif target == INTERFACE:
         assert convolution == {"MambaInnerFn.forward", "MambaInnerFn.backward"}
         assert {inside for inside, kind in kinds if kind == "autocast"} == {"MambaInnerFn.forward"}
+        assert {inside for inside, kind in kinds if kind == "past the autograd function"} == {
+            "mamba_inner_fn",
+            "selective_scan_fn",
+        }
     else:
         name = "MambaSplitConv1dScanCombinedFn"
         assert convolution == {f"{name}.forward", f"{name}.backward"}
@@ -186,5 +196,5 @@ def test_the_edits_of_each_release(capsys: pytest.CaptureFixture[str]) -> None:
                 )
             )
     assert len(rows) == 26
-    assert {counts[0] for _, counts in rows} == {16, 19}
+    assert {counts[0] for _, counts in rows} == {19, 22}
     assert {counts[1] for version, counts in rows if version >= "2"} == {9}
