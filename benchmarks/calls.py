@@ -1,0 +1,186 @@
+"""What one call of a block costs the CPU and the GPU, in every way that a block can be called.
+
+``python -m benchmarks.calls`` needs a CUDA GPU and mamba_ssm on the path. For each block and size
+it prints, in microseconds, medians over repeated runs of a few calls: *call*, from one call to the
+next where calls follow each other; *CPU*, until the call returns; *GPU*, the sum of its kernels,
+and their number, both as torch's profiler sees them. The ways: without the inference path, with it,
+compiled, compiled with CUDA graphs (``reduce-overhead``), and captured in a CUDA graph by hand;
+with ``--train`` a whole step, forward and backward. All of a table is from one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+from typing import Any, Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+import jetson_mamba
+from jetson_mamba.ops.paths import inference_path
+
+# Batch, seqlen, d_model.
+SMALL = ((1, 16, 768), (1, 1024, 768))
+LARGE = ((8, 2048, 768), (4, 4096, 2560))
+# Calls between two synchronisations: few enough that the GPU's queue never makes the CPU wait.
+CALLS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One way to call one block; times in microseconds, ``failure`` where that did not work."""
+
+    block: str
+    size: tuple[int, int, int]
+    way: str
+    call: float | None = None
+    cpu: float | None = None
+    gpu: float | None = None
+    kernels: int | None = None
+    failure: str | None = None
+
+
+def block_of(name: str, d_model: int) -> nn.Module:
+    """A block in bfloat16 on the GPU, with the settings of the published models."""
+    from mamba_ssm.modules.mamba2 import Mamba2
+    from mamba_ssm.modules.mamba_simple import Mamba
+
+    torch.manual_seed(0)
+    kept: dict[str, Any] = {"device": "cuda", "dtype": torch.bfloat16}
+    module: nn.Module = (
+        Mamba(d_model, **kept)
+        if name == "Mamba"
+        else Mamba2(d_model, headdim=64, d_state=128, **kept)
+    )
+    return module
+
+
+def inference_rows(name: str, size: tuple[int, int, int], runs: int) -> Iterator[Row]:
+    """Every way to call a block under ``no_grad``."""
+    batch, seqlen, d_model = size
+    module = block_of(name, d_model)
+    x = torch.randn(batch, seqlen, d_model, device="cuda", dtype=torch.bfloat16)
+
+    def eager() -> Tensor:
+        out: Tensor = module(x)
+        return out
+
+    with torch.no_grad():
+        with inference_path(False):
+            yield measured(name, size, "path off", eager, runs)
+        yield measured(name, size, "path on", eager, runs)
+        for way, mode in (("compiled", None), ("reduce-overhead", "reduce-overhead")):
+            torch._dynamo.reset()
+            compiled = torch.compile(module, fullgraph=True, mode=mode)
+            yield measured(name, size, way, lambda: compiled(x), runs)  # noqa: B023
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            kept = eager()
+        yield measured(name, size, "graph by hand", graph.replay, runs)
+        del kept
+
+
+def training_rows(name: str, size: tuple[int, int, int], runs: int) -> Iterator[Row]:
+    """A step, forward and backward, eager and compiled."""
+    batch, seqlen, d_model = size
+    module = block_of(name, d_model)
+    x = torch.randn(batch, seqlen, d_model, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    gradient = torch.randn(x.shape, device="cuda", dtype=x.dtype)
+
+    def step(function: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+        def run() -> None:
+            for each in (x, *module.parameters()):
+                each.grad = None
+            function(x).backward(gradient)
+
+        return run
+
+    yield measured(name, size, "step", step(module), runs)
+    for way, mode in (("step, compiled", None), ("step, reduce-overhead", "reduce-overhead")):
+        torch._dynamo.reset()
+        compiled = torch.compile(module, fullgraph=True, mode=mode)
+        yield measured(name, size, way, step(compiled), runs)
+
+
+def measured(
+    name: str, size: tuple[int, int, int], way: str, call: Callable[[], Any], runs: int
+) -> Row:
+    """Time a call: medians over ``runs`` runs of a few calls, after a warm-up."""
+    try:
+        for _ in range(5):
+            call()
+        torch.cuda.synchronize()
+    except Exception as error:  # one way that fails leaves the others to be measured
+        failure = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return Row(name, size, way, failure=failure)
+    whole, enqueued = [], []
+    for _ in range(runs):
+        start = time.perf_counter()
+        for _ in range(CALLS):
+            call()
+        enqueued.append((time.perf_counter() - start) / CALLS)
+        torch.cuda.synchronize()
+        whole.append((time.perf_counter() - start) / CALLS)
+    gpu, kernels = profiled(call)
+    return Row(
+        name,
+        size,
+        way,
+        1e6 * statistics.median(whole),
+        1e6 * statistics.median(enqueued),
+        gpu,
+        kernels,
+    )
+
+
+def profiled(call: Callable[[], Any]) -> tuple[float, int]:
+    """Microseconds of all kernels and copies of a call, and how many there are."""
+    activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profile:
+        for _ in range(CALLS):
+            call()
+        torch.cuda.synchronize()
+    on_gpu = [event for event in profile.events() if event.device_type.name == "CUDA"]
+    time_of_all = sum(event.time_range.elapsed_us() for event in on_gpu)
+    return time_of_all / CALLS, round(len(on_gpu) / CALLS)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--block", choices=["Mamba", "Mamba2"], help="only this one")
+    parser.add_argument("--small", action="store_true", help="only batch 1")
+    parser.add_argument("--train", action="store_true", help="whole steps, at the large sizes")
+    parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--json", metavar="FILE", help="also write the rows there")
+    chosen = parser.parse_args()
+    rows = []
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    print("| block | B, L, d_model | way | call | CPU | GPU | kernels |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for name in (chosen.block,) if chosen.block else ("Mamba", "Mamba2"):
+        table = training_rows if chosen.train else inference_rows
+        sizes = LARGE if chosen.train else SMALL if chosen.small else SMALL + LARGE
+        for size in sizes:
+            for row in table(name, size, chosen.runs):
+                rows.append(row)
+                figures = (
+                    [f"not measured: {row.failure}", "", "", ""]
+                    if row.failure
+                    else [f"{row.call:.0f}", f"{row.cpu:.0f}", f"{row.gpu:.0f}", str(row.kernels)]
+                )
+                cells = [row.block, ", ".join(map(str, size)), row.way, *figures]
+                print(f"| {' | '.join(cells)} |", flush=True)
+    for backend in jetson_mamba.status().backends:
+        print(f"{backend.op} {backend.case}: {backend.backend}")
+    if chosen.json:
+        with open(chosen.json, "w", encoding="utf-8") as file:
+            json.dump([dataclasses.asdict(row) for row in rows], file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
