@@ -11,6 +11,7 @@ import typer
 
 import jetson_mamba
 from jetson_mamba.cli import run
+from jetson_mamba.cli.bench import bench
 from jetson_mamba.cli.copies import copies, diff
 from jetson_mamba.cli.demo import demo
 from jetson_mamba.cli.doctor import doctor
@@ -26,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
-for command in (doctor, status, install, verify, demo, diff, copies, enable, disable):
+for command in (doctor, status, install, verify, bench, demo, diff, copies, enable, disable):
     app.command()(command)
 app.command(context_settings=run.SETTINGS)(run.run)
 

@@ -11,8 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import jetson_mamba
 from jetson_mamba.cli import tables
-from jetson_mamba.demo.models import mamba_ssm, require
-from jetson_mamba.errors import CannotRun
+from jetson_mamba.cli.device import device as torch_device
+from jetson_mamba.demo.models import mamba_ssm
 
 
 def verify(
@@ -27,7 +27,7 @@ def verify(
     """
     console = Console(highlight=False, stderr=as_json)
     with console.status("importing torch and mamba_ssm"):
-        chosen = _device(device)
+        chosen = torch_device(device)
         package = mamba_ssm()
     import torch
 
@@ -75,15 +75,6 @@ def verify(
         )
     if not passed:
         raise typer.Exit(1)
-
-
-def _device(name: Optional[str]) -> Any:
-    if name not in (None, "cpu", "cuda"):
-        raise CannotRun(f"--device {name}: expected cpu or cuda")
-    torch = require("torch", "pip install torch")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise CannotRun("--device cuda: torch sees no GPU; `jetson-mamba doctor` says more")
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _show(console: Console, rows: List[Any]) -> None:

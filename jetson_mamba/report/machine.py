@@ -102,6 +102,16 @@ def find_nvcc(root: str = "/") -> str | None:
     )
 
 
+def driver(root: str = "/") -> str | None:
+    """The release of NVIDIA's driver, else the L4T release that it belongs to on a Jetson."""
+    told = _read(root, "proc/driver/nvidia/version")
+    match = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", told or "")
+    if match:
+        return match[1]
+    l4t = _l4t(_read(root, "etc/nv_tegra_release"))
+    return f"L4T {l4t}" if l4t else None
+
+
 def elf_machine(path: str) -> str | None:
     """The architecture that a compiled file is for; None for what is not an ELF file."""
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jetson_mamba.report.machine import elf_machine, machine
+from jetson_mamba.report.machine import driver, elf_machine, machine
 from jetson_mamba.report.torch_build import Torch, lacks_kernels_for
 
 
@@ -114,3 +114,21 @@ def test_kernels_serve_their_gpu_and_later_ones(
 ) -> None:
     torch = Torch("2", None, "12.6", None, True, architectures, True, None)
     assert lacks_kernels_for(torch, capability) is lacks
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.159.04  Tue May 13 UTC 2025\nGCC",
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build",
+    ],
+)
+def test_the_release_of_the_driver_is_what_its_module_says(text: str, tmp_path: Path) -> None:
+    write(tmp_path, "proc/driver/nvidia/version", text)
+    assert driver(str(tmp_path)) == "580.159.04"
+
+
+def test_the_driver_of_a_board_is_that_of_its_l4t_release(tmp_path: Path) -> None:
+    assert driver(str(tmp_path)) is None
+    write(tmp_path, "etc/nv_tegra_release", "# R36 (release), REVISION: 4.3, GCID: 1")
+    assert driver(str(tmp_path)) == "L4T 36.4.3"

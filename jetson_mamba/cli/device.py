@@ -1,0 +1,19 @@
+"""The option ``--device`` of the commands that compute."""
+
+from typing import Any, Optional
+
+from jetson_mamba.demo.models import require
+from jetson_mamba.errors import CannotRun
+
+
+def device(name: Optional[str]) -> Any:
+    """The ``torch.device`` of that name; without one, cuda where torch sees a GPU, else cpu.
+
+    Raises CannotRun for any other name, and where torch or the GPU is missing.
+    """
+    if name not in (None, "cpu", "cuda"):
+        raise CannotRun(f"--device {name}: expected cpu or cuda")
+    torch = require("torch", "pip install torch")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise CannotRun("--device cuda: torch sees no GPU; `jetson-mamba doctor` says more")
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))

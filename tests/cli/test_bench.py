@@ -1,0 +1,190 @@
+"""The command `bench` times what is available here, and says what is not, and why."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jetson_mamba.ops import selection
+from jetson_mamba.report import bench
+from jetson_mamba.report.timing import Timer
+from tests.cli.command import jetson_mamba, shadow
+from tests.cli.test_bad_input import complaint
+from tests.ops.small_op import broken, serve, small_op, unavailable
+
+QUICK = ("--device", "cpu", "--op", "causal_conv1d", "--dtype", "fp32", "--rep", "1")
+CPU = torch.device("cpu")
+
+
+def test_every_row_has_a_time_and_its_floor(tmp_path: Path) -> None:
+    done = jetson_mamba("bench", "--device", "cpu", "--rep", "1", "--json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["device"] == "cpu" and found["torch"] == torch.__version__
+    rows = found["rows"]
+    assert len(rows) == 2 * (2 * 2 * 2 + 2 * 2)
+    assert {(row["op"], row["direction"]) for row in rows} == set(bench.LEAST_TENSORS)
+    for row in rows:
+        element = {"bf16": 2, "fp32": 4}[row["dtype"]]
+        tensors = bench.LEAST_TENSORS[row["op"], row["direction"]]
+        least_bytes = tensors * element * row["batch"] * row["dim"] * row["seqlen"]
+        assert row["floor_microseconds"] == pytest.approx(least_bytes / found["copy_rate"])
+        fastest = min(row["microseconds"].values())
+        assert row["of_floor"] == pytest.approx(row["floor_microseconds"] / fastest)
+        assert row["failures"] == {}
+    # Both passes of more work take longer: what is timed is the call.
+    scan = [row for row in rows if row["op"] == "selective_scan" and row["dtype"] == "fp32"]
+    for direction in ("forward", "backward"):
+        small, large = (row for row in scan if row["direction"] == direction)
+        assert small["microseconds"]["pytorch"] < large["microseconds"]["pytorch"]
+
+
+def test_each_backend_says_its_release_or_why_it_is_not_here(tmp_path: Path) -> None:
+    done = jetson_mamba("bench", *QUICK, "--json", folder=tmp_path)
+    backends = {each["name"]: each for each in json.loads(done.stdout)["backends"]}
+    assert list(backends) == list(selection.OPS["causal_conv1d"].order)
+    assert backends["pytorch"]["release"] == f"torch {torch.__version__}"
+    assert backends["pytorch"]["unavailable"] == {}
+    assert backends["cuda"]["unavailable"] == {"fp32": "the kernels run on CUDA devices only"}
+
+
+def test_without_a_gpu_it_runs_on_the_cpu_and_says_so(tmp_path: Path) -> None:
+    done = jetson_mamba("bench", *QUICK[2:], folder=tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "torch sees no GPU: this is the CPU, at sizes of its own\n"
+    lines = done.stdout.splitlines()
+    assert "causal_conv1d, forward, microseconds" in done.stdout
+    assert any(line.split()[:5] == ["1,", "64,", "256", "fp32", "BLD"] for line in lines)
+    assert "CPU, 1 threads, torch" in done.stdout
+    assert f"causal_conv1d, pytorch: torch {torch.__version__}" in lines
+    assert "selective_scan" not in done.stdout
+    assert max(map(len, lines)) < 100
+
+
+def test_the_times_are_drawn(tmp_path: Path) -> None:
+    done = jetson_mamba("bench", *QUICK, "--plot", "times.png", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "plot: times.png" in done.stderr
+    picture = (tmp_path / "times.png").read_bytes()
+    assert picture[:8] == b"\x89PNG\r\n\x1a\n"
+    assert int.from_bytes(picture[16:20], "big") >= 1200
+
+
+def test_a_plot_without_matplotlib_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    missing = "raise ModuleNotFoundError(\"No module named 'matplotlib'\", name='matplotlib')\n"
+    path = shadow(tmp_path, "matplotlib", missing)
+    line = complaint("bench", *QUICK, "--plot", "times.png", folder=tmp_path, path=(path,))
+    assert "pip install 'jetson-mamba[demo]'" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--op", "attention"), "--op attention: expected causal_conv1d or selective_scan"),
+        (("--dtype", "fp64"), "--dtype fp64: expected bf16 or fp32"),
+        (("--device", "tpu"), "--device tpu: expected cpu or cuda"),
+        (("--rep", "0"), "Invalid value for '--rep'"),
+        (("--plot", "times.svg"), "--plot times.svg: expected a file whose name ends in .png"),
+        (("--plot", "no/times.png"), "--plot no/times.png: expected a file in a folder that can"),
+    ],
+)
+def test_a_wrong_option_is_named(arguments: tuple[str, ...], expected: str, tmp_path: Path) -> None:
+    assert expected in complaint("bench", *arguments, folder=tmp_path)
+
+
+def test_each_backend_is_timed_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three that work, of which one lacks memory and one fails here, and two that do not."""
+    op = small_op(
+        monkeypatch,
+        "causal_conv1d",
+        absent=unavailable,
+        built_wrongly=broken,
+        quick=serve,
+        wasteful=serve,
+        wrong=serve,
+    )
+    monkeypatch.setattr(selection, "OPS", {"causal_conv1d": op})
+    monkeypatch.setattr(bench, "OPS", selection.OPS)
+    served: list[tuple[str, int]] = []
+
+    def passes(case: bench.Case, device: torch.device) -> bench.Passes:
+        def call() -> None:
+            op.implementation("a")
+            assert op.selection is not None
+            served.append((op.selection.backend, case.size.seqlen))
+            if case.size.seqlen == 512 and op.selection.backend == "wasteful":
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            if case.size.seqlen == 512 and op.selection.backend == "wrong":
+                raise ValueError("first\nsecond")
+
+        return {"forward": call, "backward": call}
+
+    monkeypatch.setitem(bench._PASSES, "causal_conv1d", passes)
+    run = bench.Run(CPU, ["causal_conv1d"], ["fp32"], rep=1)
+    case = next(case for case in run.cases if case.size.seqlen == 512)
+    served.clear()
+    rows = run.rows(case)
+    assert {backend for backend, _ in served} == {"quick", "wasteful", "wrong"}
+    for row in rows:
+        assert list(row.microseconds) == ["quick"]
+        assert row.failures == {"wasteful": "out of memory", "wrong": "ValueError: first"}
+    reasons = {each.name: each.unavailable for each in run.result(rows).backends}
+    assert reasons == {
+        "absent": {"fp32": "not for a"},
+        "built_wrongly": {"fp32": "x.so: undefined symbol: _ZN3c10"},
+        "quick": {},
+        "wasteful": {},
+        "wrong": {},
+    }
+    assert op.selection is None
+
+
+def test_a_row_that_nothing_serves_has_a_floor_and_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    op = small_op(monkeypatch, "selective_scan", absent=unavailable)
+    monkeypatch.setattr(selection, "OPS", {"selective_scan": op})
+    monkeypatch.setattr(bench, "OPS", selection.OPS)
+    monkeypatch.setitem(
+        bench._PASSES,
+        "selective_scan",
+        lambda case, device: {"forward": lambda: op.implementation("a"), "backward": int},
+    )
+    run = bench.Run(CPU, ["selective_scan"], ["bf16"], rep=1)
+    for row in run.rows(run.cases[0]):
+        assert row.floor_microseconds > 0
+        assert (row.microseconds, row.of_floor) == ({}, None)
+
+
+def test_a_time_is_the_median_of_calls_that_find_the_cache_cold() -> None:
+    timer = Timer(CPU)
+    calls: list[bool] = []
+
+    def call() -> None:
+        calls.append(bool(timer._cold.any()))
+        timer._cold[::4096] = 1
+        time.sleep(0.1 if len(calls) in (1, 5) else 0.002)
+
+    median = timer.microseconds(call, milliseconds=200)
+    assert 2_000 <= median < 50_000
+    assert 5 <= len(calls) <= 102
+    assert not any(calls)
+
+
+def test_a_slow_call_is_repeated_a_few_times_only() -> None:
+    calls: list[Any] = []
+
+    def call() -> None:
+        calls.append(None)
+        time.sleep(0.03)
+
+    assert Timer(CPU).microseconds(call, milliseconds=1) >= 30_000
+    assert len(calls) == 5
+
+
+def test_the_rate_of_a_copy_is_that_of_this_machine() -> None:
+    """Within what any memory does: 0.1 to 2000 GB/s."""
+    assert 1e2 < Timer(CPU).copy_rate() < 2e6
