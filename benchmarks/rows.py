@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Callable, NamedTuple
 
 import torch
+
+from jetson_mamba.report.timing import Timer
 
 
 class Row(NamedTuple):
@@ -20,13 +23,14 @@ class Row(NamedTuple):
 
 def microseconds(call: Callable[[], Any], milliseconds: int = 200) -> float:
     """Median over repetitions that take about ``milliseconds``, each from a cold cache."""
-    from triton.testing import do_bench
-
-    return float(do_bench(call, rep=milliseconds, return_mode="median")) * 1e3
+    return _timer().microseconds(call, milliseconds)
 
 
 def copy_rate() -> float:
     """Bytes per microsecond, read and written, of a large copy on the device."""
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.numel() / microseconds(lambda: target.copy_(source))
+    return _timer().copy_rate()
+
+
+@lru_cache(maxsize=1)
+def _timer() -> Timer:
+    return Timer(torch.device("cuda"))
