@@ -19,7 +19,7 @@ from importlib.machinery import SourceFileLoader
 from typing import Any, NamedTuple
 
 from jetson_mamba import cache
-from jetson_mamba.rewrite import ImportFrom, Override, Refused, Rewritten, rewrite
+from jetson_mamba.rewrite import Dispatch, ImportFrom, Override, Refused, Rewritten, rewrite
 
 if sys.version_info >= (3, 9):
     from importlib.resources import files
@@ -95,6 +95,7 @@ def file_name(target: str, source: bytes) -> str:
         source,
         declared.joinpath(f"{target.replace('.', '/')}.py").read_bytes(),
         declared.joinpath("extensions.py").read_bytes(),
+        declared.joinpath("norms.py").read_bytes(),
         files("jetson_mamba").joinpath("rewrite.py").read_bytes(),
     )
     digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts))
@@ -148,11 +149,13 @@ def loader_for(modified: ModifiedCopy, original: object) -> Any:
 
 def _may_concern(declared: Override, source: bytes) -> bool:
     """False where a text need not be parsed to see that nothing in it changes."""
-    return declared.required or any(
-        name.encode() in source
-        for edit in declared.edits
-        for name in (edit.names if isinstance(edit, ImportFrom) else ())
-    )
+    names: list[str] = []
+    for edit in declared.edits:
+        if isinstance(edit, ImportFrom):
+            names += edit.names
+        elif isinstance(edit, Dispatch):
+            names.append(edit.inside)
+    return declared.required or any(name.encode() in source for name in names)
 
 
 def _with_notice(target: str, source: bytes, rewritten: Rewritten) -> str:

@@ -16,6 +16,9 @@ TARGETS = (
     "mamba_ssm.ops.selective_scan_interface",
     "mamba_ssm.ops.triton.ssd_combined",
     "mamba_ssm.utils.generation",
+    "mamba_ssm.ops.triton.layer_norm",
+    "mamba_ssm.ops.triton.layernorm",
+    "mamba_ssm.ops.triton.layernorm_gated",
 )
 # What an unmodified target imports: seeing it asked for shows that a target went past the finder.
 EXTENSIONS = ("selective_scan_cuda", "causal_conv1d", "causal_conv1d_cuda")

@@ -95,6 +95,16 @@ class Import(NamedTuple):
     becomes: str
 
 
+class ImportBeside(NamedTuple):
+    """The statement that imports the module ``beside`` imports ``module`` as well.
+
+    Only where another edit is made: those call what is imported.
+    """
+
+    beside: str
+    module: str
+
+
 class ImportFrom(NamedTuple):
     """``from of import ...`` of any of ``names`` becomes ``from becomes import ...``."""
 
@@ -103,7 +113,7 @@ class ImportFrom(NamedTuple):
     names: tuple[str, ...]
 
 
-Edit = Union[Call, Rename, Dispatch, Expression, Import, ImportFrom]
+Edit = Union[Call, Rename, Dispatch, Expression, Import, ImportBeside, ImportFrom]
 
 
 class Override(NamedTuple):
@@ -188,6 +198,7 @@ class _Rewriter:
         ]
         self.modules = {edit.of: edit for edit in edits if isinstance(edit, Import)}
         self.names = self._imported_names()
+        self._imports_beside = [edit for edit in edits if isinstance(edit, ImportBeside)]
 
     # What the text says
 
@@ -239,6 +250,8 @@ class _Rewriter:
                 self._function(node)
             elif isinstance(node, ast.Constant) and node.value in self.modules:
                 raise Refused(f"line {node.lineno} names {node.value} in a string")
+        if self.applied:
+            self._import_beside()
         self._uses(called)
         if self.names and not self._binds_at_module_level():
             raise Refused("it imports the extension in functions or under conditions only")
@@ -278,6 +291,22 @@ class _Rewriter:
         self._replace(start, end, f"import {written}{rest}")
         self._substitute(node, ast.Import(names=names))
         self.applied.append(Applied(node.lineno, module))
+
+    def _import_beside(self) -> None:
+        assert isinstance(self.tree, ast.Module)
+        for edit in self._imports_beside:
+            for statement in self.tree.body:
+                if isinstance(statement, ast.Import) and (edit.beside, None) in [
+                    (alias.name, alias.asname) for alias in statement.names
+                ]:
+                    break
+            else:
+                raise Refused(f"it does not import {edit.beside} at module level")
+            end = self._extent(statement)[1]
+            self._replace(end, end, f", {edit.module}")
+            names = [*statement.names, ast.alias(name=edit.module, asname=None)]
+            self._substitute(statement, ast.Import(names=names))
+            self.applied.append(Applied(statement.lineno, edit))
 
     def _import_from(self, node: ast.ImportFrom, edit: ImportFrom) -> None:
         start, end = self._extent(node)
@@ -380,8 +409,8 @@ class _Rewriter:
     def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         for edit in self.edits:
             if isinstance(edit, Dispatch) and node.name == edit.inside:
-                # Without an import of an extension, nothing imports what would be called.
-                if edit.optional and not self.names:
+                # Without an import to edit, nothing imports what would be called.
+                if edit.optional and not (self.names or self._imports_beside):
                     continue
                 calls = [
                     each

@@ -12,6 +12,13 @@ from jetson_mamba.ops.causal_conv1d import (
 )
 from jetson_mamba.ops.in_place import addmm
 from jetson_mamba.ops.mamba_inner import mamba_inner_fn
+from jetson_mamba.ops.norms import (
+    launches_triton_on,
+    layer_norm_fn,
+    layernorm_fn,
+    rms_norm_fn,
+    rmsnorm_fn,
+)
 from jetson_mamba.ops.paths import through_autograd
 from jetson_mamba.ops.selective_scan import (
     selective_scan_bwd,
@@ -31,9 +38,14 @@ __all__ = [
     "causal_conv1d_bwd",
     "causal_conv1d_fn",
     "causal_conv1d_update",
+    "launches_triton_on",
+    "layer_norm_fn",
+    "layernorm_fn",
     "mamba_chunk_scan_combined",
     "mamba_inner_fn",
     "mamba_split_conv1d_scan_combined",
+    "rms_norm_fn",
+    "rmsnorm_fn",
     "selective_scan_bwd",
     "selective_scan_fn",
     "selective_scan_fwd",

@@ -16,6 +16,9 @@ from tests.hook.sandbox import Sandbox
 INTERFACE = "mamba_ssm.ops.selective_scan_interface"
 COMBINED = "mamba_ssm.ops.triton.ssd_combined"
 GENERATION = "mamba_ssm.utils.generation"
+NORMS = [
+    f"mamba_ssm.ops.triton.{name}" for name in ("layer_norm", "layernorm", "layernorm_gated")
+]
 PRINT = (
     "import dataclasses, json, sys\n"
     "assert 'torch' not in sys.modules\n"
@@ -38,7 +41,7 @@ def test_before_an_import_no_target_is_known(tmp_path: Path) -> None:
     found = status(Sandbox(tmp_path), "import jetson_mamba\n")
     assert (found["active"], found["activated_by"], found["mode"]) == (True, "import", "on")
     assert found["version"] == jetson_mamba.__version__
-    assert list(found["targets"]) == [INTERFACE, COMBINED, GENERATION]
+    assert list(found["targets"]) == [INTERFACE, COMBINED, GENERATION, *NORMS]
     for target in found["targets"].values():
         assert target == {
             "state": "not imported",
@@ -127,12 +130,13 @@ def test_the_command_looks_ahead_without_importing_mamba_ssm(tmp_path: Path) -> 
     for origin in ("made", "cached"):
         done = command("status", "--json", folder=tmp_path, path=(sandbox.site,))
         assert (done.returncode, done.stderr) == (0, "")
-        interface, combined, generation = json.loads(done.stdout)["targets"]
+        interface, combined, generation, *norms = json.loads(done.stdout)["targets"]
         assert interface["state"] == combined["state"] == generation["state"] == "not imported"
         assert interface["copy"] == combined["copy"] == origin
         assert Path(interface["path"]).is_file()
         assert generation["copy"] is None
         assert generation["reason"] == "it needs no change"
+        assert {each["reason"] for each in norms} == {"this release does not have it"}
 
 
 def test_the_table_names_every_target_in_full_on_80_columns(tmp_path: Path) -> None:

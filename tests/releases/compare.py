@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tests.references.blocks import mamba2_block, mamba_block
-from tests.references.ssd import ssd_mixer
+from tests.references.ssd import ssd_mixer, ssd_scan
 from tests.references.tolerance import relative_norm
 
 BATCH, SEQLEN, D_MODEL = 2, 35, 16
@@ -94,19 +94,15 @@ def mamba_inner() -> Iterator[tuple[str, float]]:
     return block(Inner(), mamba_block)
 
 
-def split_conv1d_scan() -> Iterator[tuple[str, float]]:
-    """``MambaSplitConv1dScanCombinedFn`` on upstream's Triton kernels."""
-    from mamba_ssm.ops.triton.ssd_combined import mamba_split_conv1d_scan_combined
+def small_mixer() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a mixer with few heads, for the interpreter is slow, and its options.
 
-    import jetson_mamba.ops
-
-    assert jetson_mamba.ops.triton_runs_on(torch.device("cpu")), "TRITON_INTERPRET=1 is needed"
-    # The compiled extension takes rows and channels in multiples of 8 only; the interpreter is
-    # slow, so there are few heads.
+    The compiled convolution takes rows and channels in multiples of 8 only.
+    """
     nheads, headdim, dstate, seqlen = 4, 9, 18, 21
     dim = nheads * headdim
     channels = dim + 2 * dstate
-    arguments = {
+    tensors = {
         "zxbcdt": torch.randn(1, seqlen, dim + channels + nheads),
         "conv1d_weight": torch.randn(channels, 4) / 2,
         "conv1d_bias": torch.randn(channels),
@@ -116,17 +112,67 @@ def split_conv1d_scan() -> Iterator[tuple[str, float]]:
         "rmsnorm_weight": torch.randn(dim),
         "outproj_weight": torch.randn(D_MODEL, dim) / 4,
     }
-    singles = {name: each.clone().requires_grad_() for name, each in arguments.items()}
-    doubles = {name: each.double().requires_grad_() for name, each in arguments.items()}
-    weights = torch.randn(1, seqlen, D_MODEL)
-    options = {"headdim": headdim, "norm_before_gate": False}
-    out = mamba_split_conv1d_scan_combined(chunk_size=16, **singles, **options)
-    expected, _ = ssd_mixer(**doubles, **options)  # type: ignore[arg-type]
+    return tensors, {"headdim": headdim, "norm_before_gate": False}
+
+
+def against_float64(
+    function: Callable[..., Any],
+    reference: Callable[..., Any],
+    tensors: dict[str, Tensor],
+    options: dict[str, Any],
+) -> Iterator[tuple[str, float]]:
+    """The output of a function on upstream's Triton kernels, and every gradient."""
+    import jetson_mamba.ops
+
+    assert jetson_mamba.ops.triton_runs_on(torch.device("cpu")), "TRITON_INTERPRET=1 is needed"
+    singles = {name: each.clone().requires_grad_() for name, each in tensors.items()}
+    doubles = {name: each.double().requires_grad_() for name, each in tensors.items()}
+    out = function(chunk_size=16, **singles, **options)
+    expected, _, *_ = reference(**doubles, **options)
+    weights = torch.randn(out.shape)
     (out * weights).sum().backward()
     (expected * weights).sum().backward()
     yield "out", relative_norm(out, expected)
     for name, single in singles.items():
         yield name, relative_norm(gradient(single), gradient(doubles[name]))
+    with torch.no_grad():
+        for call in ("first", "second"):
+            out = function(chunk_size=16, **singles, **options)
+            yield f"out without gradients, {call} call", relative_norm(out, expected)
+
+
+def split_conv1d_scan() -> Iterator[tuple[str, float]]:
+    """``MambaSplitConv1dScanCombinedFn`` on upstream's Triton kernels."""
+    from mamba_ssm.ops.triton.ssd_combined import mamba_split_conv1d_scan_combined
+
+    tensors, options = small_mixer()
+    yield from against_float64(mamba_split_conv1d_scan_combined, ssd_mixer, tensors, options)
+
+
+def ssd_on_triton() -> Iterator[tuple[str, float]]:
+    """The op ``ssd`` by its backend ``triton``, called as where nothing is dispatched to it."""
+    from jetson_mamba.ops import ssd
+
+    tensors, options = small_mixer()
+    yield from against_float64(ssd.mamba_split_conv1d_scan_combined, ssd_mixer, tensors, options)
+    for gated in (True, False):
+        scan = {
+            "x": torch.randn(1, 17, 2, 8),
+            "dt": torch.randn(1, 17, 2),
+            "A": -torch.rand(2) - 0.5,
+            "B": torch.randn(1, 17, 1, 16),
+            "C": torch.randn(1, 17, 1, 16),
+            "D": torch.randn(2),
+            "dt_bias": torch.randn(2),
+            "initial_states": torch.randn(1, 2, 8, 16),
+            **({"z": torch.randn(1, 17, 2, 8)} if gated else {}),
+        }
+        errors = against_float64(
+            ssd.mamba_chunk_scan_combined, ssd_scan, scan, {"dt_softplus": True}
+        )
+        for name, error in errors:
+            yield f"{name} of a scan {'with' if gated else 'without'} z", error
+    assert {choice.backend for choice in ssd.op.choices().values()} == {"triton"}
 
 
 def autocast() -> Iterator[tuple[str, float]]:
@@ -222,7 +268,9 @@ def gradchecks() -> Iterator[tuple[str, float]]:
 
 CHECKS = {
     check.__name__: check
-    for check in (mamba, mamba2, mamba_inner, split_conv1d_scan, autocast, gradchecks)
+    for check in (
+        *(mamba, mamba2, mamba_inner, split_conv1d_scan, ssd_on_triton, autocast, gradchecks),
+    )
 }
 
 

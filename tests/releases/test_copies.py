@@ -18,7 +18,7 @@ from jetson_mamba.rewrite import rewrite
 from tests.releases.download import MAMBA_SSM, release_path
 
 EXTENSIONS = ("causal_conv1d", "causal_conv1d_cuda", "selective_scan_cuda")
-INTERFACE, COMBINED, GENERATION = TARGETS
+INTERFACE, COMBINED, GENERATION, *NORMS = TARGETS
 
 
 class Difference(NamedTuple):
@@ -64,6 +64,9 @@ def describe(difference: Difference) -> str:
                 "transformers.generation", "jetson_mamba.compat.transformers_generation"
             )
             return "import of names that transformers removed"
+        if text == "import torch":
+            assert ast.unparse(copy) == "import torch, jetson_mamba.ops"
+            return "import beside torch"
         assert any(f" {name}" in text for name in EXTENSIONS), text
         assert ast.unparse(copy) == "import jetson_mamba.ops"
         return "import"
@@ -85,8 +88,12 @@ def describe(difference: Difference) -> str:
             function = ast.unparse(copy.orelse.func)
             assert function == f"jetson_mamba.ops.{difference.inside}"
             return "past the autograd function"
+        if ast.unparse(copy.test) == "jetson_mamba.ops.launches_triton_on(x.device)":
+            assert isinstance(copy.orelse, ast.Call)
+            assert ast.unparse(copy.orelse.func) == f"jetson_mamba.ops.{difference.inside}"
+            return "a norm past Triton"
         assert ast.unparse(copy.test).startswith("jetson_mamba.ops.through_triton_autograd(")
-        return "where Triton cannot run"
+        return "past Triton's autograd function"
     if isinstance(copy, ast.Subscript):
         assert ast.unparse(copy.slice) == ":3"
         copy = copy.value
@@ -125,7 +132,7 @@ def pairs() -> list[tuple[str, str]]:
         (version, target)
         for version in MAMBA_SSM
         for target in TARGETS
-        if target != COMBINED or not version.startswith("1.")
+        if source_of(version, target) is not None
     ]
 
 
@@ -143,7 +150,14 @@ def test_a_copy_differs_in_the_declared_places_only(version: str, target: str) -
     convolution = {
         inside for inside, kind in kinds if "causal_conv1d_" in kind and "_fn" not in kind
     }
-    if target == GENERATION:
+    if target in NORMS:
+        gated = target.endswith("_gated")
+        names = ("layernorm_fn", "rmsnorm_fn") if gated else ("layer_norm_fn", "rms_norm_fn")
+        assert sorted(kinds) == [
+            ("", "import beside torch"),
+            *((name, "a norm past Triton") for name in names),
+        ]
+    elif target == GENERATION:
         assert [kind for _, kind in kinds] == ["import of names that transformers removed"]
     elif target == INTERFACE:
         assert convolution == {"MambaInnerFn.forward", "MambaInnerFn.backward"}
@@ -155,7 +169,7 @@ def test_a_copy_differs_in_the_declared_places_only(version: str, target: str) -
     else:
         name = "MambaSplitConv1dScanCombinedFn"
         assert convolution == {f"{name}.forward", f"{name}.backward"}
-        assert {inside for inside, kind in kinds if "Triton" in kind} == {
+        assert {inside for inside, kind in kinds if "past Triton" in kind} == {
             "mamba_chunk_scan_combined",
             "mamba_split_conv1d_scan_combined",
         }
@@ -198,3 +212,6 @@ def test_the_edits_of_each_release(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(rows) == 26
     assert {counts[0] for _, counts in rows} == {19, 22}
     assert {counts[1] for version, counts in rows if version >= "2"} == {9}
+    # Every release has the norms of its models, and from 2.0 on those of the mixer.
+    for version, counts in rows:
+        assert counts[3:] == ([3, None, 3] if version >= "2" else [None, 3, None])

@@ -1,0 +1,197 @@
+"""The norms around and inside the blocks, as tensor operations that PyTorch differentiates.
+
+They take the place of the functions of the same names in ``mamba_ssm.ops.triton.layer_norm``
+(``layernorm`` in 1.x) and ``layernorm_gated`` wherever :func:`launches_triton_on` is false: while
+a graph is traced, the compiler of which fuses them, and on devices without Triton. All compute in
+at least float32, and return the dtype of ``x``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .operators import is_compiling
+from .ssd.contract import compute_dtype
+from .ssd.triton_runs import triton_runs_on
+
+
+def launches_triton_on(device: torch.device) -> bool:
+    """Whether a norm launches upstream's Triton kernel: it can, and no graph is traced."""
+    return not is_compiling() and triton_runs_on(device)
+
+
+def layer_norm_fn(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    x1: Tensor | None = None,
+    weight1: Tensor | None = None,
+    bias1: Tensor | None = None,
+    eps: float = 1e-6,
+    dropout_p: float = 0.0,
+    rowscale: Tensor | None = None,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+    is_rms_norm: bool = False,
+    return_dropout_mask: bool = False,
+) -> Any:
+    """``norm(dropout(x * rowscale) + dropout(x1) + residual) * weight + bias``.
+
+    x, x1 and residual are (..., dim); weight, bias, weight1 and bias1 (dim,); rowscale (...). The
+    norm is that of a LayerNorm, or with ``is_rms_norm`` the root mean square.
+
+    Returns the output; with weight1 a second one, of the same sum by weight1 and bias1; with
+    ``prenorm`` the sum, in the dtype of the residual (without one: float32 with
+    ``residual_in_fp32``, else that of x); with ``return_dropout_mask`` what dropout kept of x and
+    of x1, bool, each None where nothing was dropped. A tuple where there is more than the output.
+
+    Raises ValueError for shapes that do not fit, and for rowscale beside x1.
+    """
+    dim = x.shape[-1]
+    for name, tensor in (("x1", x1), ("residual", residual)):
+        _expect(name, tensor, tuple(x.shape), "the shape of x")
+    for name, tensor in (
+        *(("weight", weight), ("bias", bias)),
+        *(("weight1", weight1), ("bias1", bias1)),
+    ):
+        _expect(name, tensor, (dim,), "(dim,)")
+    if rowscale is not None and x1 is not None:
+        raise ValueError("rowscale: expected None beside x1, found a tensor")
+    dtype = compute_dtype(x, weight, bias, residual, x1, weight1, bias1)
+    total = x.to(dtype)
+    if rowscale is not None:
+        total = total * rowscale.reshape(x.shape[:-1]).unsqueeze(-1)
+    total, kept = _dropout(total, dropout_p)
+    kept1 = None
+    if x1 is not None:
+        other, kept1 = _dropout(x1.to(dtype), dropout_p)
+        total = total + other
+    if residual is not None:
+        total = total + residual
+    normed = _normalised(total, eps, is_rms_norm)
+    results: list[Tensor | None] = [_affine(normed, weight, bias).to(x.dtype)]
+    if weight1 is not None:
+        results.append(_affine(normed, weight1, bias1).to(x.dtype))
+    if prenorm:
+        if residual is not None:
+            total = total.to(residual.dtype)
+        elif not residual_in_fp32:
+            total = total.to(x.dtype)
+        results.append(total)
+    if return_dropout_mask:
+        results += [kept, kept1]
+    return tuple(results) if len(results) > 1 else results[0]
+
+
+def rms_norm_fn(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    x1: Tensor | None = None,
+    weight1: Tensor | None = None,
+    bias1: Tensor | None = None,
+    eps: float = 1e-6,
+    dropout_p: float = 0.0,
+    rowscale: Tensor | None = None,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+    return_dropout_mask: bool = False,
+) -> Any:
+    """:func:`layer_norm_fn` by the root mean square."""
+    return layer_norm_fn(
+        x,
+        weight,
+        bias,
+        residual=residual,
+        x1=x1,
+        weight1=weight1,
+        bias1=bias1,
+        eps=eps,
+        dropout_p=dropout_p,
+        rowscale=rowscale,
+        prenorm=prenorm,
+        residual_in_fp32=residual_in_fp32,
+        is_rms_norm=True,
+        return_dropout_mask=return_dropout_mask,
+    )
+
+
+def layernorm_fn(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    z: Tensor | None = None,
+    eps: float = 1e-6,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+    is_rms_norm: bool = False,
+) -> Tensor:
+    """``(norm(x) * weight + bias) * silu(z)``, or the norm of ``x * silu(z)``.
+
+    x and z are (..., dim), z may be None; weight and bias (dim,), bias may be None. The norm is
+    taken over each run of ``group_size`` channels, all of them if it is None.
+
+    Raises ValueError for shapes that do not fit.
+    """
+    dim = x.shape[-1]
+    _expect("z", z, tuple(x.shape), "the shape of x")
+    _expect("weight", weight, (dim,), "(dim,)")
+    _expect("bias", bias, (dim,), "(dim,)")
+    group_size = dim if group_size is None else group_size
+    if group_size < 1 or dim % group_size:
+        raise ValueError(f"group_size: expected a divisor of dim={dim}, found {group_size}")
+    dtype = compute_dtype(x, weight, bias, z)
+    wide = x.to(dtype)
+    gate = None if z is None else functional.silu(z.to(dtype))
+    if gate is not None and not norm_before_gate:
+        wide = wide * gate
+    grouped = torch.unflatten(wide, -1, (-1, group_size))
+    out = _affine(_normalised(grouped, eps, is_rms_norm).flatten(-2), weight, bias)
+    if gate is not None and norm_before_gate:
+        out = out * gate
+    return out.to(x.dtype)
+
+
+def rmsnorm_fn(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    z: Tensor | None = None,
+    eps: float = 1e-6,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+) -> Tensor:
+    """:func:`layernorm_fn` by the root mean square."""
+    return layernorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm=True)
+
+
+def _normalised(x: Tensor, eps: float, is_rms_norm: bool) -> Tensor:
+    """x over its root mean square along the last axis, or over its deviation from the mean."""
+    if not is_rms_norm:
+        x = x - x.mean(-1, keepdim=True)
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x * weight if bias is None else x * weight + bias
+
+
+def _dropout(x: Tensor, p: float) -> tuple[Tensor, Tensor | None]:
+    """What is left of x, scaled to the same mean, and where that is."""
+    if p == 0.0:
+        return x, None
+    if not 0.0 <= p < 1.0:
+        raise ValueError(f"dropout_p: expected at least 0 and less than 1, found {p}")
+    kept = torch.rand_like(x) >= p
+    return x.masked_fill(~kept, 0.0) / (1.0 - p), kept
+
+
+def _expect(name: str, tensor: Tensor | None, shape: tuple[int, ...], meaning: str) -> None:
+    if tensor is not None and tuple(tensor.shape) != shape:
+        raise ValueError(f"{name}: expected {meaning}, {shape}, found {tuple(tensor.shape)}")

@@ -1,0 +1,30 @@
+"""The norms of the models from 2.0 on, with the residual, dropout and a second branch in them."""
+
+from jetson_mamba.rewrite import Override
+from vendored_overrides.norms import IMPORT, past_triton
+
+PARAMETERS = (
+    "x",
+    "weight",
+    "bias",
+    "residual",
+    "x1",
+    "weight1",
+    "bias1",
+    "eps",
+    "dropout_p",
+    "rowscale",
+    "prenorm",
+    "residual_in_fp32",
+    "return_dropout_mask",
+)
+
+OVERRIDE = Override(
+    target="mamba_ssm.ops.triton.layer_norm",
+    edits=(
+        IMPORT,
+        past_triton("layer_norm_fn", (*PARAMETERS, "is_rms_norm")),
+        past_triton("rms_norm_fn", PARAMETERS),
+    ),
+    required=False,
+)
