@@ -22,6 +22,8 @@ of the argument it belongs to (``out`` and ``out_z``: of ``u``).
 
 from __future__ import annotations
 
+from contextlib import suppress
+from operator import is_
 from typing import Any
 
 import torch
@@ -242,8 +244,44 @@ def _checked(
 ) -> tuple[Scan, Case]:
     """The arguments, checked and in the dtypes that a backend is promised, and their case.
 
-    ``others`` have a say in what is the widest dtype.
+    ``others`` have a say in what is the widest dtype. Arguments that look like those of a call
+    that passed are not looked at again, which a small call would feel.
     """
+    scan = Scan(u, delta, A, B, C, D, z, delta_bias, bool(delta_softplus))
+    signature: tuple[Any, ...] | None = None
+    if not is_compiling():
+        # What is no tensor is left to the check, which has words for it; a symbolic size of a fake
+        # tensor has no hash.
+        with suppress(AttributeError, TypeError):
+            key = tuple(
+                [
+                    None if each is None else (each.shape, each.dtype, each.device)
+                    for each in (*scan[:8], *others)
+                ]
+            )
+            passed = _passed.get(key)
+            signature = key
+            if passed is not None:
+                case, fits = passed
+                return (scan if fits else _converted(scan, case)), case
+    case = _check(scan, others)
+    converted = _converted(scan, case)
+    if signature is not None:
+        if len(_passed) >= MAXIMUM_PASSED:
+            _passed.clear()
+        _passed[signature] = (case, all(map(is_, scan[:8], converted)))
+    return converted, case
+
+
+# By shape, dtype and device of every argument: the case, and whether the dtypes are right as they
+# are. A caller with ever new lengths starts over.
+_passed: dict[tuple[Any, ...], tuple[Case, bool]] = {}
+MAXIMUM_PASSED = 1024
+
+
+def _check(scan: Scan, others: tuple[Tensor, ...]) -> Case:
+    """The case of a scan; raises as :func:`selective_scan_fwd` says."""
+    u, delta, A, B, C, D, z, delta_bias, _ = scan
     _check_tensor("u", u, u, REAL_DTYPES)
     if u.dim() != 3:
         raise ValueError(f"u: expected 3 dimensions, (batch, dim, seqlen), found {tuple(u.shape)}")
@@ -258,7 +296,6 @@ def _checked(
         raise ValueError(
             f"A: expected shape (dim={dim}, dstate of at least 1), found {tuple(A.shape)}"
         )
-    is_complex = A.is_complex()
     _check_weight("B", B, u, A)
     _check_weight("C", C, u, A)
     if B.dim() == C.dim() == 4 and B.shape[1] != C.shape[1]:
@@ -275,9 +312,14 @@ def _checked(
     for weight in (A, B, C, D, delta_bias):
         if weight is not None and weight.dtype in (torch.float64, torch.complex128):
             dtype = torch.float64
-    case = Case(u.device, dtype, is_complex, A.shape[1])
-    real, weights = real_dtype(case), weight_dtype(case)
-    scan = Scan(
+    return Case(u.device, dtype, A.is_complex(), A.shape[1])
+
+
+def _converted(scan: Scan, case: Case) -> Scan:
+    """The scan in the dtypes that a backend is promised."""
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus = scan
+    dtype, real, weights = case.dtype, real_dtype(case), weight_dtype(case)
+    return Scan(
         u.to(dtype),
         delta.to(dtype),
         A.to(weights),
@@ -286,9 +328,8 @@ def _checked(
         None if D is None else D.to(real),
         None if z is None else z.to(dtype),
         None if delta_bias is None else delta_bias.to(real),
-        bool(delta_softplus),
+        delta_softplus,
     )
-    return scan, case
 
 
 def _check_tensor(name: str, tensor: object, u: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:

@@ -202,14 +202,16 @@ def backward(scan: Scan, returning: Returning) -> Gradients:
                     a.conj_physical_()
                     h.conj_physical_()
                 dC.add(chunk, block, h[1:], dread[block], scratch=g)
-                torch.mul(dread[block], outputs[block].conj(), out=g)
+                # Not conj(): where this runs as an operator of a graph, out= overlooks that a view
+                # is conjugated lazily (torch 2.13).
+                torch.mul(dread[block], outputs[block].conj_physical(), out=g)
                 carry = _scan_back(a, g, carry)
                 # The gradient of delta A at each step: conj(exp(delta A) h[t-1]) g[t].
                 a.mul_(h[:-1]).mul_(g)
                 scratch = h[1:]
                 dB.add(chunk, block, g, driven[block].to(A.dtype), scratch)
-                inward = _over_states(inputs[block].conj(), g, B.dim() == 4, scratch)
-                onward = _over_states(decay_rates.conj(), a, False, scratch)
+                inward = _over_states(inputs[block].conj_physical(), g, B.dim() == 4, scratch)
+                onward = _over_states(decay_rates.conj_physical(), a, False, scratch)
                 ddriven[block] = inward.real if A.is_complex() else inward
                 dstep[block] = onward.real if A.is_complex() else onward
                 dA += torch.mul(a, step[block], out=scratch).sum((0, 1))

@@ -1,0 +1,1 @@
+"""torch.compile and torch.export over the ops, and over the blocks of real releases."""

@@ -1,0 +1,213 @@
+"""The operators that stand for the convolution and the scan in a graph.
+
+``torch.library.opcheck`` holds each to its schema, its fake implementation and its gradient, in
+eager mode and traced, with static and symbolic sizes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from jetson_mamba.ops import (
+    causal_conv1d_bwd,
+    causal_conv1d_fn,
+    causal_conv1d_update,
+    selective_scan_bwd,
+    selective_scan_fn,
+    selective_scan_fwd,
+)
+from tests.references.tolerance import relative_norm
+
+# What torch's own checks and compiler warn of is theirs.
+pytestmark = [
+    pytest.mark.skipif(
+        not hasattr(torch.library, "opcheck"), reason="this torch has no operators of this form"
+    ),
+    pytest.mark.filterwarnings("ignore"),
+]
+TOLERANCE = 1e-5
+
+
+def operator(name: str) -> Any:
+    return getattr(torch.ops.jetson_mamba, name).default
+
+
+def drawn(*shape: int, dtype: torch.dtype = torch.float32, grad: bool = True) -> Tensor:
+    return torch.randn(shape, dtype=dtype, requires_grad=grad)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("stateful", [False, True])
+def test_the_convolution_keeps_to_its_schema(channels_last: bool, stateful: bool) -> None:
+    batch, dim, seqlen, width = 2, 6, 9, 4
+    x = drawn(batch, seqlen, dim).transpose(1, 2) if channels_last else drawn(batch, dim, seqlen)
+    initial = drawn(batch, dim, width - 1) if stateful else None
+    indices = None if stateful else torch.zeros(batch, seqlen, dtype=torch.int32)
+    arguments = (x, drawn(dim, width), drawn(dim), indices, initial, stateful, True)
+    torch.library.opcheck(operator("causal_conv1d"), arguments)
+    gradients = (
+        *(each.detach() for each in (x, *arguments[1:3], x)),
+        indices,
+        None if initial is None else initial.detach(),
+        None,
+        stateful,
+        True,
+    )
+    torch.library.opcheck(operator("causal_conv1d_backward"), gradients)
+
+
+def test_the_convolution_of_a_slice_has_the_strides_that_its_fake_tells() -> None:
+    x = torch.randn(2, 12, 9)[:, 6:].requires_grad_()
+    arguments = (x, drawn(6, 4), None, None, None, False, False)
+    torch.library.opcheck(operator("causal_conv1d"), arguments)
+
+
+def test_a_step_of_the_convolution_writes_its_state() -> None:
+    x, state = drawn(2, 6, 1, grad=False), drawn(2, 6, 3, grad=False)
+    arguments = (x, state, drawn(6, 4, grad=False), None, None, None, True)
+    torch.library.opcheck(operator("causal_conv1d_update"), arguments)
+
+
+def scan_arguments(z: bool, groups: int = 2, is_complex: bool = False) -> tuple[Any, ...]:
+    batch, dim, seqlen, dstate = 2, 4, 9, 3
+    A = -torch.rand(dim, dstate)
+    if is_complex:
+        A = torch.complex(A, torch.randn(dim, dstate))
+    width = seqlen * (2 if is_complex else 1)
+    return (
+        drawn(batch, dim, seqlen),
+        drawn(batch, dim, seqlen),
+        A.requires_grad_(),
+        drawn(batch, groups, dstate, width),
+        drawn(batch, groups, dstate, width),
+        drawn(dim) if z else None,
+        drawn(batch, dim, seqlen) if z else None,
+        drawn(dim) if z else None,
+        True,
+    )
+
+
+@pytest.mark.parametrize("z", [False, True])
+@pytest.mark.parametrize("is_complex", [False, True])
+def test_the_scan_keeps_to_its_schema(z: bool, is_complex: bool) -> None:
+    arguments = scan_arguments(z, is_complex=is_complex)
+    # Only the final output is differentiated, so the check of all outputs' gradients is not made.
+    utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(operator("selective_scan"), arguments, test_utils=utilities)
+    plain = tuple(each.detach() if isinstance(each, Tensor) else each for each in arguments)
+    torch.library.opcheck(operator("selective_scan_output"), plain)
+    out, x, _ = operator("selective_scan")(*plain)
+    backward = (*plain, torch.randn_like(out), x, out if z else None, z)
+    torch.library.opcheck(operator("selective_scan_backward"), backward)
+
+
+def compare(function: Callable[..., Tensor], arguments: tuple[Any, ...], **options: Any) -> None:
+    """Hold a compiled function, whole in one graph, to itself: output and gradients."""
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager", **options)
+    results = []
+    for each in (function, compiled):
+        leaves = [
+            argument.detach().clone().requires_grad_(argument.requires_grad)
+            if isinstance(argument, Tensor)
+            else argument
+            for argument in arguments
+        ]
+        out = each(*leaves)
+        wanted = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+        weights = torch.linspace(-1, 1, out.numel()).view(out.shape)
+        results.append([out, *torch.autograd.grad((out * weights).sum(), wanted)])
+    for found, expected in zip(results[1], results[0]):
+        assert relative_norm(found, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_the_convolution_compiles_without_a_break(dynamic: bool) -> None:
+    def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        out: Tensor = causal_conv1d_fn(x, weight, bias, activation="silu")
+        return out
+
+    for seqlen in (9, 12):
+        compare(function, (drawn(2, 6, seqlen), drawn(6, 4), drawn(6)), dynamic=dynamic)
+
+
+def test_the_final_states_of_a_compiled_convolution_are_written_where_they_are_wanted() -> None:
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def function(x: Tensor, weight: Tensor, states: Tensor) -> Tensor:
+        out: Tensor = causal_conv1d_fn(x, weight, final_states_out=states)
+        return out
+
+    x, weight = drawn(2, 6, 9, grad=False), drawn(6, 4, grad=False)
+    states, expected = torch.zeros(2, 6, 3), torch.zeros(2, 6, 3)
+    out = function(x, weight, states)
+    torch.testing.assert_close(out, causal_conv1d_fn(x, weight, final_states_out=expected))
+    assert torch.equal(states, expected)
+
+
+def test_a_compiled_step_writes_the_state_of_its_caller() -> None:
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def function(x: Tensor, state: Tensor, weight: Tensor) -> Tensor:
+        return causal_conv1d_update(x, state, weight, activation="silu")
+
+    x, weight, state = (drawn(*shape, grad=False) for shape in ((2, 6), (6, 4), (2, 6, 4)))
+    expected_state = state.clone()
+    expected = causal_conv1d_update(x, expected_state, weight, activation="silu")
+    torch.testing.assert_close(function(x, state, weight), expected)
+    assert torch.equal(state, expected_state)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("z", [False, True])
+def test_the_scan_compiles_without_a_break(z: bool, dynamic: bool) -> None:
+    def function(*arguments: Any) -> Tensor:
+        out = selective_scan_fn(*arguments)
+        assert isinstance(out, Tensor)
+        return out
+
+    compare(function, scan_arguments(z), dynamic=dynamic)
+
+
+def test_a_compiled_scan_gives_its_last_state() -> None:
+    arguments = (*scan_arguments(True), True)
+    compiled = torch.compile(selective_scan_fn, fullgraph=True, backend="aot_eager")
+    for found, expected in zip(compiled(*arguments), selective_scan_fn(*arguments)):
+        torch.testing.assert_close(found, expected)
+
+
+def test_calls_of_the_extension_compile_inside_an_autograd_function_of_a_fork() -> None:
+    """A fork's function calls forward and backward itself, and gives the targets to write to."""
+
+    class ForksFunction(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, xz: Tensor, weight: Tensor, A: Tensor, B: Tensor) -> Tensor:
+            x, z = xz.chunk(2, dim=1)
+            u = causal_conv1d_fn(x, weight, activation="silu")
+            out, states, out_z = selective_scan_fwd(u, u, A, B, B, None, z, None, True)
+            ctx.save_for_backward(xz, weight, A, B, u, out, states)
+            return out_z
+
+        @staticmethod
+        def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+            xz, weight, A, B, u, out, states = ctx.saved_tensors
+            x, z = xz.chunk(2, dim=1)
+            dxz = torch.empty_like(xz)
+            dx, dz = dxz.chunk(2, dim=1)
+            gradients: list[Any] = selective_scan_bwd(
+                u, u, A, B, B, None, z, None, dout, states, out, dz, True, True
+            )
+            du, ddelta, dA, dB, dC = gradients[:5]
+            _, dweight, *_ = causal_conv1d_bwd(
+                x, weight, None, du + ddelta, dx=dx, activation="silu"
+            )
+            return dxz, dweight, dA, dB + dC
+
+    def function(*arguments: Tensor) -> Tensor:
+        out: Tensor = ForksFunction.apply(*arguments)  # type: ignore[no-untyped-call]
+        return out
+
+    A = (-torch.rand(4, 3)).requires_grad_()
+    compare(function, (drawn(2, 8, 9), drawn(4, 4), A, drawn(2, 1, 3, 9)))
