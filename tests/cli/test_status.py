@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 import jetson_mamba
+from jetson_mamba.cli import tables
 from jetson_mamba.ops import causal_conv1d_fn
+from jetson_mamba.report.status import Selected, Status
 from tests.cli.command import jetson_mamba as command
 from tests.hook.sandbox import Sandbox
 
@@ -122,6 +126,37 @@ def test_each_case_of_an_op_tells_its_backend_and_those_passed_over() -> None:
     tried = [each.backend for each in found.passed_over] + [found.backend]
     assert tried == ["package", "extension", "cuda", "pytorch"][: len(tried)]
     assert all(each.reason for each in found.passed_over)
+
+
+def test_a_backend_that_is_named_is_told_before_and_after_a_call() -> None:
+    with jetson_mamba.backend(causal_conv1d="pytorch"):
+        found = jetson_mamba.status()
+        assert found.selections == (Selected("causal_conv1d", "pytorch", "jetson_mamba.backend"),)
+        assert named_rows(found) == ["causal_conv1d pytorch named by jetson_mamba.backend"]
+        causal_conv1d_fn(torch.ones(1, 2, 5), torch.ones(2, 4))
+        (row,) = (row for row in jetson_mamba.status().backends if row.op == "causal_conv1d")
+        assert (row.backend, row.passed_over) == ("pytorch", ())
+        named = named_rows(jetson_mamba.status())
+        assert named == ["causal_conv1d cpu pytorch named by jetson_mamba.backend"]
+    assert jetson_mamba.status().selections == ()
+
+
+def named_rows(found: Status) -> list[str]:
+    """The rows of the table of backends that say by what a backend is named."""
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(tables.backends(found.backends, found.selections))
+    lines = (" ".join(line.split()) for line in console.export_text().splitlines())
+    return [line for line in lines if "named by" in line]
+
+
+def test_the_command_shows_what_the_variable_says(tmp_path: Path) -> None:
+    done = command("status", folder=tmp_path, JETSON_MAMBA_BACKEND="selective_scan=pytorch")
+    assert done.stdout.splitlines()[0].endswith(
+        "(JETSON_MAMBA=on, JETSON_MAMBA_BACKEND=selective_scan=pytorch)"
+    )
+    done = command("status", "--json", folder=tmp_path, JETSON_MAMBA_BACKEND="cuda")
+    found = json.loads(done.stdout)
+    assert (found["backend_variable"], found["selections"]) == ("cuda", [])
 
 
 def test_the_command_looks_ahead_without_importing_mamba_ssm(tmp_path: Path) -> None:
