@@ -1,0 +1,68 @@
+"""Mamba-2 of real releases in a graph, without a break and equal to its eager calls.
+
+So is the language model, in its default configuration; and so are calls without gradients, which
+take a path of their own.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.releases.test_blocks import python
+
+LATEST = "2.3.2.post1"
+needs_operators = pytest.mark.skipif(
+    not hasattr(torch.library, "register_autograd"), reason="operators need torch 2.4"
+)
+
+
+def differences(version: str, cache: Path, *checks: str) -> dict[str, float]:
+    printed = python(version, cache, "-W", "ignore", "-m", "tests.compile.mamba2", *checks)
+    lines = [line.rsplit(" ", 1) for line in printed.splitlines()]
+    assert {line[0].split()[0] for line in lines} == set(checks)
+    return {name: float(difference) for name, difference in lines}
+
+
+def beyond(found: dict[str, float], bound: float) -> dict[str, float]:
+    return {name: each for name, each in found.items() if not each <= bound}
+
+
+@needs_operators
+@pytest.mark.parametrize("version", ["2.2.4", LATEST])
+def test_a_block_and_a_model_compile_whole_forward_and_backward(
+    version: str, tmp_path: Path
+) -> None:
+    found = differences(version, tmp_path, "traced_block", "traced_model", "breaks")
+    assert {found.pop(f"breaks {name}") for name in ("block", "model")} == {0}
+    assert beyond(found, 1e-5) == {}
+
+
+@needs_operators
+def test_every_form_of_a_block_compiles_whole_and_is_exported(tmp_path: Path) -> None:
+    checks = ("symbolic_block", "mlp_block", "parts_of_block", "exported")
+    assert beyond(differences(LATEST, tmp_path, *checks), 1e-5) == {}
+
+
+@needs_operators
+def test_a_block_compiles_under_autocast(tmp_path: Path) -> None:
+    assert beyond(differences(LATEST, tmp_path, "autocast_block"), 2e-2) == {}
+
+
+@needs_operators
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler on a CPU")
+def test_a_model_compiles_with_inductor(tmp_path: Path) -> None:
+    assert beyond(differences(LATEST, tmp_path, "inductor_model"), 1e-5) == {}
+
+
+def test_a_model_of_the_default_configuration_runs_on_a_cpu(tmp_path: Path) -> None:
+    assert beyond(differences(LATEST, tmp_path, "double"), 1e-5) == {}
+
+
+def test_calls_without_gradients_give_what_those_with_gradients_give(tmp_path: Path) -> None:
+    found = differences(LATEST, tmp_path, "inference")
+    assert len(found) == 16
+    assert beyond(found, 1e-6) == {}
