@@ -1,7 +1,8 @@
 """Compiles and exports the Mamba block of one release, and prints how far it is from eager calls.
 
 ``python -m tests.compile.mamba CHECK...`` prints a line for each result: its name and the relative
-norm of its difference. The release is whatever ``mamba_ssm`` is first on the path.
+norm of its difference. The release is whatever ``mamba_ssm`` is first on the path, the device is
+torch's default.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import jetson_mamba  # noqa: F401 - activates the overrides
+from jetson_mamba.ops.paths import inference_path
 from tests.references.tolerance import relative_norm
 
 D_MODEL, DSTATE = 16, 8
@@ -38,17 +40,18 @@ def step(module: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor) -> dict
     (out * torch.linspace(-1, 1, D_MODEL)).sum().backward()
     found = {"out": out.detach(), "x": x.grad}
     found.update((name, each.grad) for name, each in module.named_parameters())
+    # Copies: with CUDA graphs the next call writes to the same memory.
     return {name: each.clone() for name, each in found.items() if each is not None}
 
 
-def compiled(backend: str, dynamic: bool | None, autocast: bool) -> Iterator[tuple[str, float]]:
+def compiled(autocast: bool = False, **options: Any) -> Iterator[tuple[str, float]]:
     """A block in one graph, at two lengths, forward and backward, and without gradients."""
     module = block()
     torch._dynamo.reset()
-    whole: Any = torch.compile(module, fullgraph=True, backend=backend, dynamic=dynamic)
+    whole: Any = torch.compile(module, fullgraph=True, **options)
     for seqlen in (35, 41):
         x = drawn(seqlen)
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
             expected, found = step(module, module, x), step(module, whole, x)
             assert len(expected) == len(list(module.parameters())) + 2
             for name, right in expected.items():
@@ -58,19 +61,33 @@ def compiled(backend: str, dynamic: bool | None, autocast: bool) -> Iterator[tup
 
 
 def traced() -> Iterator[tuple[str, float]]:
-    yield from compiled("aot_eager", None, False)
+    yield from compiled(backend="aot_eager")
 
 
 def symbolic() -> Iterator[tuple[str, float]]:
-    yield from compiled("aot_eager", True, False)
+    yield from compiled(backend="aot_eager", dynamic=True)
 
 
 def autocast() -> Iterator[tuple[str, float]]:
-    yield from compiled("aot_eager", None, True)
+    yield from compiled(True, backend="aot_eager")
 
 
 def inductor() -> Iterator[tuple[str, float]]:
-    yield from compiled("inductor", True, False)
+    yield from compiled(dynamic=True)
+
+
+def cuda_graphs() -> Iterator[tuple[str, float]]:
+    yield from compiled(mode="reduce-overhead")
+
+
+def inference() -> Iterator[tuple[str, float]]:
+    """The inference path in bfloat16 beside upstream's autograd function."""
+    module = block().bfloat16()
+    x = drawn(300).bfloat16()
+    with torch.no_grad():
+        found = module(x)
+        with inference_path(False):
+            yield "inference", relative_norm(found, module(x))
 
 
 def breaks() -> Iterator[tuple[str, float]]:
@@ -121,7 +138,10 @@ def fork() -> Iterator[tuple[str, float]]:
 
 CHECKS = {
     check.__name__: check
-    for check in (traced, symbolic, autocast, inductor, breaks, exported, fork)
+    for check in (
+        *(traced, symbolic, autocast, inductor, cuda_graphs),
+        *(inference, breaks, exported, fork),
+    )
 }
 
 
