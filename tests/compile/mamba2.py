@@ -16,6 +16,8 @@ from torch import Tensor, nn
 import jetson_mamba  # noqa: F401 - activates the overrides
 from tests.references.tolerance import relative_norm
 
+# Tests on a GPU set others.
+DEVICE = torch.device("cpu")
 D_MODEL, VOCABULARY = 16, 32
 LAYER = {"d_state": 16, "headdim": 8, "chunk_size": 16}
 Results = Iterator["tuple[str, float]"]
@@ -29,7 +31,7 @@ class Subject:
 
     def given(self, batch: int, seqlen: int) -> Tensor:
         """An input."""
-        return torch.randn(batch, seqlen, D_MODEL, requires_grad=True)
+        return torch.randn(batch, seqlen, D_MODEL, device=DEVICE, requires_grad=True)
 
     def out(self, call: Callable[[Tensor], Any], x: Tensor) -> Tensor:
         """The output of a call."""
@@ -42,7 +44,7 @@ class Subject:
         if x.requires_grad:
             leaves["x"] = x
         out = self.out(call, x)
-        loss = (out * torch.linspace(-1, 1, out.shape[-1])).sum()
+        loss = (out * torch.linspace(-1, 1, out.shape[-1], device=DEVICE)).sum()
         gradients = torch.autograd.grad(loss, list(leaves.values()))
         return {"out": out.detach(), **dict(zip(leaves, gradients))}
 
@@ -52,7 +54,7 @@ class Model(Subject):
 
     def given(self, batch: int, seqlen: int) -> Tensor:
         """Tokens."""
-        return torch.randint(0, VOCABULARY, (batch, seqlen))
+        return torch.randint(0, VOCABULARY, (batch, seqlen), device=DEVICE)
 
     def out(self, call: Callable[[Tensor], Any], x: Tensor) -> Tensor:
         """The logits."""
@@ -64,7 +66,7 @@ def block(**options: Any) -> Subject:
     from mamba_ssm.modules.mamba2 import Mamba2
 
     torch.manual_seed(0)
-    return Subject(Mamba2(D_MODEL, **LAYER, **options))
+    return Subject(Mamba2(D_MODEL, device=DEVICE, **LAYER, **options))
 
 
 def model(layers: int = 2) -> Subject:
@@ -76,7 +78,7 @@ def model(layers: int = 2) -> Subject:
     layer = {"layer": "Mamba2", **LAYER}
     config = MambaConfig(d_model=D_MODEL, n_layer=layers, vocab_size=VOCABULARY, ssm_cfg=layer)
     assert config.rms_norm and config.fused_add_norm and config.residual_in_fp32
-    return Model(MambaLMHeadModel(config))
+    return Model(MambaLMHeadModel(config, device=DEVICE))
 
 
 def compiled(
@@ -92,7 +94,7 @@ def compiled(
     whole: Any = torch.compile(subject.module, fullgraph=True, backend=backend, dynamic=dynamic)
     for seqlen in lengths:
         x = subject.given(2, seqlen)
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=autocast):
             expected, found = subject.step(subject.module, x), subject.step(whole, x)
             for name, right in expected.items():
                 yield f"{seqlen} {name}", relative_norm(found[name], right)

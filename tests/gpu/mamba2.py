@@ -1,0 +1,120 @@
+"""Mamba-2 on a GPU, on upstream's Triton kernels, called in every way that does without autograd.
+
+``python -m tests.gpu.mamba2 CHECK...`` prints a line for each result, as ``tests.compile.mamba2``
+does, of which some checks are made here as well.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from typing import Any
+
+import torch
+
+from tests.compile import mamba2
+from tests.compile.mamba2 import Model, Results, Subject, block, model
+from tests.references.tolerance import relative_norm
+
+mamba2.DEVICE = torch.device("cuda")
+# Few sizes: for each, Triton tries every configuration of every kernel.
+mamba2.D_MODEL, mamba2.VOCABULARY = 64, 64
+mamba2.LAYER = {"d_state": 32, "headdim": 32, "chunk_size": 32}
+
+
+def in_bfloat16(subject: Subject) -> Subject:
+    module = copy.deepcopy(subject.module).to(torch.bfloat16)
+    return Model(module) if isinstance(subject, Model) else Subject(module)
+
+
+def recordings() -> list[Any]:
+    """What is repeated of the launches of upstream's kernels, and None for what is not."""
+    from jetson_mamba.ops.ssd import op
+
+    backends = {op.implementation(case).mixer_forward.__self__ for case in op.choices()}  # type: ignore[attr-defined]
+    return [
+        recording
+        for backend in backends
+        for repeatable in (backend._scan, backend._mixing)
+        for recording in repeatable._recordings.values()
+    ]
+
+
+def inference() -> Results:
+    """In bfloat16: the inference path, four times with other numbers, against the way past it."""
+    from jetson_mamba.ops.paths import inference_path
+
+    for count, (name, subject) in enumerate(
+        (
+            ("block", block()),
+            ("gated", block(rmsnorm=False)),
+            ("MLP", block(d_ssm=64)),
+            ("parts", block(use_mem_eff_path=False)),
+        ),
+        start=1,
+    ):
+        low = in_bfloat16(subject)
+        for call in range(4):
+            x = torch.randn(2, 77, mamba2.D_MODEL, device="cuda", dtype=torch.bfloat16)
+            with torch.no_grad():
+                found = low.module(x)
+                with inference_path(False):
+                    expected = low.module(x)
+            yield f"{name} {call}", relative_norm(found, expected)
+        assert len(recordings()) == count and None not in recordings(), "not repeated"
+
+
+def captured() -> Results:
+    """The inference path captured in a CUDA graph, and on a stream of its own."""
+    low = in_bfloat16(block())
+    x = torch.randn(2, 77, mamba2.D_MODEL, device="cuda", dtype=torch.bfloat16)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.no_grad():
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                warm = low.module(x)
+        torch.cuda.current_stream().wait_stream(stream)
+        expected = low.module(x)
+        yield "on a stream", relative_norm(warm, expected)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = low.module(x)
+        x.normal_()
+        graph.replay()
+        yield "in a graph", relative_norm(out, low.module(x))
+
+
+def reduce_overhead() -> Results:
+    """Compiled with CUDA graphs, block and model, with other numbers at each call."""
+    for name, subject in (("block", block()), ("model", model())):
+        torch._dynamo.reset()
+        low = in_bfloat16(subject)
+        whole: Any = torch.compile(low.module, fullgraph=True, mode="reduce-overhead")
+        for call in range(4):
+            x = subject.given(2, 77)
+            x = x.detach().bfloat16() if x.is_floating_point() else x
+            with torch.no_grad():
+                torch.compiler.cudagraph_mark_step_begin()
+                found, expected = low.out(whole, x).clone(), low.out(low.module, x)
+            yield f"{name} {call}", relative_norm(found, expected)
+
+
+CHECKS = {
+    **{
+        name: mamba2.CHECKS[name]
+        for name in ("traced_block", "autocast_block", "breaks", "exported", "inductor_model")
+    },
+    **{check.__name__: check for check in (inference, captured, reduce_overhead)},
+}
+
+
+def main() -> None:
+    """Run the checks named on the command line."""
+    for name in sys.argv[1:]:
+        for result, difference in CHECKS[name]():
+            print(f"{name} {result} {difference:.3e}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
