@@ -630,6 +630,52 @@ def test_mixer_names_the_argument_that_does_not_fit(
         mixer(**given)
 
 
+@pytest.mark.parametrize("case", MIXERS)
+def test_a_mixer_without_gradients_gives_what_one_with_gradients_gives(case: str) -> None:
+    tensors, options = mixer_case(case, 70)
+    given = leaves(tensors, torch.float32)
+    expected = mixer(**given, **options, chunk_size=64, return_final_states=True)
+    with torch.no_grad():
+        found = mixer(**given, **options, chunk_size=64, return_final_states=True)
+    for actual, wanted in zip(found, expected):
+        assert wanted.requires_grad and not actual.requires_grad
+        assert torch.equal(actual, wanted)
+
+
+def test_a_scan_without_gradients_gives_what_one_with_gradients_gives() -> None:
+    given = leaves(scan_tensors(70), torch.float32)
+    options = {"dt_softplus": True, "seq_idx": packed(70), "return_final_states": True}
+    expected = scan(**given, **options, chunk_size=64)
+    with torch.inference_mode():
+        found = scan(**given, **options, chunk_size=64)
+    for actual, wanted in zip(found, expected):
+        assert torch.equal(actual, wanted)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "errors"),
+    [
+        (scan, lambda: leaves(scan_tensors(8), torch.float32), SCAN_ERRORS),
+        (
+            mixer,
+            lambda: {
+                **leaves(mixer_case("no activation", 8)[0], torch.float32),
+                **mixer_case("no activation", 8)[1],
+            },
+            MIXER_ERRORS,
+        ),
+    ],
+)
+def test_errors_are_the_same_without_gradients(
+    function: Callable[..., Any],
+    arguments: Callable[[], dict[str, Any]],
+    errors: list[tuple[dict[str, Any], type[Exception], str]],
+) -> None:
+    for change, error, message in errors:
+        with torch.no_grad(), pytest.raises(error, match=message):
+            function(**{**arguments(), "chunk_size": 64, **change})
+
+
 def test_triton_does_not_run_on_a_device_of_no_compiler() -> None:
     assert not triton_runs_on(torch.device("meta"))
 

@@ -175,6 +175,42 @@ def ssd_on_triton() -> Iterator[tuple[str, float]]:
     assert {choice.backend for choice in ssd.op.choices().values()} == {"triton"}
 
 
+def norms_on_triton() -> Iterator[tuple[str, float]]:
+    """The norms of ``jetson_mamba.ops`` against upstream's on its Triton kernels."""
+    from mamba_ssm.ops.triton import layer_norm, layernorm_gated
+
+    from jetson_mamba import ops
+
+    def rows() -> Tensor:
+        return torch.randn(3, 5, D_MODEL, requires_grad=True)
+
+    def weight() -> Tensor:
+        return torch.randn(D_MODEL, requires_grad=True)
+
+    branch = {"x1": rows(), "weight1": weight(), "bias1": weight()}
+    cases: list[tuple[str, Any, dict[str, Any]]] = [
+        ("layer_norm_fn", layer_norm, {"residual": rows(), "prenorm": True}),
+        ("layer_norm_fn", layer_norm, {"residual": rows(), "prenorm": True, **branch}),
+        ("rms_norm_fn", layer_norm, {"residual": rows()}),
+        ("rms_norm_fn", layer_norm, {"rowscale": torch.randn(3, 5), "eps": 1.0}),
+        ("layernorm_fn", layernorm_gated, {"z": rows(), "group_size": 8}),
+        ("rmsnorm_fn", layernorm_gated, {"z": rows(), "norm_before_gate": False}),
+    ]
+    for index, (name, upstream, options) in enumerate(cases):
+        arguments = {"x": rows(), "weight": weight(), "bias": weight(), **options}
+        leaves = [
+            each for each in arguments.values() if isinstance(each, Tensor) and each.requires_grad
+        ]
+        found = []
+        for function in (getattr(ops, name), getattr(upstream, name)):
+            results = function(**arguments)
+            results = results if isinstance(results, tuple) else (results,)
+            total = sum((each * torch.linspace(-1, 1, D_MODEL)).sum() for each in results)
+            found.append([*results, *torch.autograd.grad(total, leaves)])
+        for place, (ours, theirs) in enumerate(zip(*found)):
+            yield f"{name} {index} {place}", relative_norm(ours, theirs)
+
+
 def autocast() -> Iterator[tuple[str, float]]:
     """Both blocks under a CPU's autocast, as in training; their products are in bfloat16."""
 
@@ -269,7 +305,8 @@ def gradchecks() -> Iterator[tuple[str, float]]:
 CHECKS = {
     check.__name__: check
     for check in (
-        *(mamba, mamba2, mamba_inner, split_conv1d_scan, ssd_on_triton, autocast, gradchecks),
+        *(mamba, mamba2, mamba_inner, split_conv1d_scan, ssd_on_triton, norms_on_triton),
+        *(autocast, gradchecks),
     )
 }
 

@@ -90,6 +90,16 @@ def test_the_rewritten_mamba2_function_runs_on_upstreams_triton_kernels(
     assert {name: error for name, error in errors.items() if not error <= 1e-5} == {}
 
 
+def test_the_op_of_mamba2_runs_on_upstreams_triton_kernels(tmp_path: Path) -> None:
+    errors = compare(VERSIONS[-1], tmp_path, "ssd_on_triton", TRITON_INTERPRET="1")
+    assert {name: error for name, error in errors.items() if not error <= 1e-5} == {}
+
+
+def test_norms_are_those_of_upstreams_triton_kernels(tmp_path: Path) -> None:
+    errors = compare(VERSIONS[-1], tmp_path, "norms_on_triton", TRITON_INTERPRET="1")
+    assert {name: error for name, error in errors.items() if not error <= 1e-5} == {}
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_triton_reads_the_source_of_the_copy(version: str, tmp_path: Path) -> None:
     """Triton hashes a kernel's source, which ``inspect`` finds for it: it must be the copy's."""
