@@ -14,6 +14,7 @@ from jetson_mamba.rewrite import Override, Refused, Rewritten, rewrite
 
 OVERRIDE = copies.override("mamba_ssm.ops.selective_scan_interface")
 COMBINED = copies.override("mamba_ssm.ops.triton.ssd_combined")
+NORM = copies.override("mamba_ssm.ops.triton.layernorm_gated")
 
 
 def rewritten(text: str, override: Override = OVERRIDE) -> str:
@@ -286,6 +287,45 @@ def test_what_is_not_understood_is_refused_with_the_reason(text: str, reason: st
 def test_a_mamba2_function_with_other_parameters_is_refused(body: str, reason: str) -> None:
     with pytest.raises(Refused, match=reason):
         rewrite(CUDA + body, COMBINED)
+
+
+def test_what_a_norm_calls_is_imported_beside_torch() -> None:
+    copy = rewritten(
+        """
+        import math
+        import torch  # first
+        import torch.nn.functional as F
+        def rmsnorm_fn(x, weight, bias, z=None, eps=1e-6):
+            return LayerNormFn.apply(x, weight, bias, z, eps)
+        """,
+        NORM,
+    )
+    assert "import torch, jetson_mamba.ops  # first\nimport torch.nn.functional as F\n" in copy
+    assert (
+        "return (LayerNormFn.apply(x, weight, bias, z, eps) "
+        "if jetson_mamba.ops.launches_triton_on(x.device) else jetson_mamba.ops.rmsnorm_fn("
+        "x=x, weight=weight, bias=bias, z=z, eps=eps))\n"
+    ) in copy
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "def rmsnorm_fn(x, weight, of_a_fork):\n    return LayerNormFn.apply(x, weight)\n",
+        "def rmsnorm_fn(x, *weights):\n    return LayerNormFn.apply(x, *weights)\n",
+        "def rmsnorm_fn(x, weight):\n    return x * weight\n",
+    ],
+)
+def test_a_norm_of_a_fork_is_left_alone(body: str) -> None:
+    text = f"import torch\n{body}"
+    found = rewrite(text, NORM)
+    assert (found.text, found.applied) == (text, ())
+
+
+def test_a_norm_without_torch_at_module_level_is_refused() -> None:
+    text = "def rmsnorm_fn(x):\n    import torch\n    return LayerNormFn.apply(x)\n"
+    with pytest.raises(Refused, match="does not import torch at module level"):
+        rewrite(text, NORM)
 
 
 # Any formatting of a call: spaces, line ends and comments between its tokens.
