@@ -652,6 +652,13 @@ def test_a_scan_without_gradients_gives_what_one_with_gradients_gives() -> None:
         assert torch.equal(actual, wanted)
 
 
+def test_limits_may_be_a_list_as_json_has_them() -> None:
+    tensors = scan_tensors(20)
+    for limit in ([0.1, 0.5], (0.1, 0.5)):
+        found = scan(**tensors, chunk_size=64, dt_limit=limit)
+        assert torch.equal(found, scan(**tensors, chunk_size=64, dt_limit=(0.1, 0.5)))
+
+
 @pytest.mark.parametrize(
     ("function", "arguments", "errors"),
     [

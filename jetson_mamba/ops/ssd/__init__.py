@@ -17,7 +17,7 @@ from ..backends import Op
 from ..operators import is_compiling
 from ..paths import through_autograd
 from . import pytorch
-from .checks import check_chunk_size, check_mixer, check_scan, check_sequences, head_size
+from .checks import check_chunk_size, check_mixer, check_scan, check_sequences, head_size, limits
 from .contract import Case, Implementation, Mixer, Scan
 from .gates import gate
 from .library import Operators
@@ -84,7 +84,7 @@ def mamba_chunk_scan_combined(
         cu_seqlens if return_varlen_states else None,
         chunk_size,
         bool(dt_softplus),
-        dt_limit,
+        limits(dt_limit),
     )
     check_scan(scan)
     if return_varlen_states:
@@ -156,7 +156,7 @@ def mamba_split_conv1d_scan_combined(
         outproj_bias=outproj_bias,
         seq_idx=seq_idx,
         chunk_size=chunk_size,
-        dt_limit=dt_limit,
+        dt_limit=limits(dt_limit),
         activation=activation,
         rmsnorm_eps=rmsnorm_eps,
         headdim=head_size(D, headdim),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Mapping
+from typing import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -44,7 +44,6 @@ def check_scan(scan: Scan) -> None:
             f"D: expected shape (nheads={nheads},) or (nheads={nheads}, headdim={headdim}), "
             f"found {tuple(scan.D.shape)}"
         )
-    check_limit(scan.dt_limit)
 
 
 def check_mixer(mixer: Mixer) -> None:
@@ -107,7 +106,6 @@ def check_mixer(mixer: Mixer) -> None:
             _check_dtypes(tensors, ("outproj_weight", "outproj_bias"), mixer.zxbcdt.dtype)
     elif mixer.outproj_bias is not None:
         raise ValueError("outproj_bias: expected None where outproj_weight is None, found a tensor")
-    check_limit(mixer.dt_limit)
 
 
 def head_size(D: Tensor, headdim: int | None) -> int:
@@ -133,10 +131,11 @@ def check_chunk_size(chunk_size: int) -> None:
         raise ValueError(f"chunk_size: expected at least 1, found {chunk_size}")
 
 
-def check_limit(dt_limit: tuple[float, float]) -> None:
-    """Raise unless it is (low, high) with low <= high."""
+def limits(dt_limit: Sequence[float]) -> tuple[float, float]:
+    """The two of them; a list, as a configuration in JSON has it, will do."""
     if len(dt_limit) != 2 or not dt_limit[0] <= dt_limit[1]:
         raise ValueError(f"dt_limit: expected (low, high) with low <= high, found {dt_limit}")
+    return dt_limit[0], dt_limit[1]
 
 
 def check_sequences(scan: Scan) -> None:
