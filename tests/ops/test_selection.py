@@ -13,7 +13,13 @@ import pytest
 import torch
 
 import jetson_mamba
-from jetson_mamba.ops import causal_conv1d_fn, selection, selective_scan_fn
+from jetson_mamba.ops import (
+    causal_conv1d_fn,
+    selection,
+    selective_scan_fn,
+    ssd,
+    through_triton_autograd,
+)
 from jetson_mamba.ops.backends import Op
 from tests.ops.small_op import serve, small_op, unavailable
 
@@ -162,6 +168,19 @@ def test_the_real_ops_can_be_named_with_their_own_backends() -> None:
     refusal = pytest.raises(RuntimeError, match="selective_scan: the backend 'cuda', asked for")
     with jetson_mamba.backend(selective_scan="cuda"), refusal:
         selective_scan_fn(x, x, -weight[:, :3], states, states)
+
+
+@pytest.mark.parametrize("named", [None, "triton", "pytorch"])
+def test_training_goes_past_upstreams_function_where_another_backend_than_its_own_is_named(
+    named: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = torch.device("cpu")
+    monkeypatch.setattr(ssd, "triton_runs_on", lambda device: True)
+    with jetson_mamba.backend(ssd=named):
+        assert through_triton_autograd(device) is (named != "pytorch")
+    with jetson_mamba.backend(ssd="pytorch"), jetson_mamba.backend(ssd=named):
+        assert through_triton_autograd(device) is (named != "pytorch")
+    assert through_triton_autograd(device)
 
 
 def test_the_backward_pass_of_the_convolution_runs_on_the_backend_of_its_forward_pass() -> None:

@@ -3,7 +3,7 @@
 The two functions take the place of the functions of the same names in
 ``mamba_ssm.ops.triton.ssd_combined``, with the same parameters and results, wherever
 :func:`through_triton_autograd` is false: on devices without Triton, while ``torch.compile``
-traces, and where no gradient is recorded.
+traces, where no gradient is recorded, and where another backend than ``triton`` is named.
 """
 
 from __future__ import annotations
@@ -34,8 +34,15 @@ __all__ = [
 
 
 def through_triton_autograd(device: torch.device) -> bool:
-    """Whether a call goes through upstream's autograd function, on its Triton kernels."""
-    return through_autograd() and triton_runs_on(device)
+    """Whether a call goes through upstream's autograd function, on its Triton kernels.
+
+    Those are the backend ``triton``: where another is named for the op, the call goes to that.
+    """
+    return (
+        through_autograd()
+        and (op.selection is None or op.selection.backend == "triton")
+        and triton_runs_on(device)
+    )
 
 
 def mamba_chunk_scan_combined(
