@@ -2,17 +2,21 @@
 
 This is what ``mamba_inner_fn`` of ``mamba_ssm.ops.selective_scan_interface`` computes, for the
 calls that ``paths`` leads past upstream's ``MambaInnerFn``: those that a graph is traced of, and
-those that need no gradient.
+those that need no gradient. The latter are launched by a CUDA graph where they are small.
 """
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from . import causal_conv1d, selective_scan
+from .autocast import autocast_dtype
+from .captured import Captured, Weights
 from .causal_conv1d import causal_conv1d_fn
+from .operators import is_compiling
 from .selective_scan import selective_scan_fn
 
 
@@ -60,28 +64,108 @@ def mamba_inner_fn(
     """
     if checkpoint_lvl not in (0, 1):
         raise ValueError(f"checkpoint_lvl: expected 0 or 1, found {checkpoint_lvl}")
-    x, z = xz.chunk(2, dim=1)
-    x = causal_conv1d_fn(x, conv1d_weight.squeeze(1), conv1d_bias, activation="silu")
+    weights = (
+        conv1d_weight,
+        conv1d_bias,
+        x_proj_weight,
+        delta_proj_weight,
+        out_proj_weight,
+        out_proj_bias,
+        B_proj_bias,
+        C_proj_bias,
+        b_rms_weight,
+        c_rms_weight,
+        dt_rms_weight,
+    )
+    options = (delta_softplus, b_c_dt_rms_eps)
+    if B is not None or C is not None or is_compiling() or torch.is_grad_enabled():
+        return _composed(_Inner(xz, A, D, delta_bias, *weights, B, C, *options))
+    (out,) = _CAPTURED(
+        # A block makes these anew for each call.
+        tuple([each for each in (xz, A, D, delta_bias) if each is not None]),
+        weights,
+        *(D is not None, delta_bias is not None, *options),
+        *(autocast_dtype(xz.device), torch.get_float32_matmul_precision()),
+        *(causal_conv1d.OP.selection, selective_scan.OP.selection),
+    )
+    return out
+
+
+class _Inner(NamedTuple):
+    """The arguments of the whole: what a block makes for each call, its weights, and the rest."""
+
+    xz: Tensor
+    A: Tensor
+    D: Tensor | None
+    delta_bias: Tensor | None
+    conv1d_weight: Tensor
+    conv1d_bias: Tensor | None
+    x_proj_weight: Tensor
+    delta_proj_weight: Tensor
+    out_proj_weight: Tensor
+    out_proj_bias: Tensor | None
+    B_proj_bias: Tensor | None
+    C_proj_bias: Tensor | None
+    b_rms_weight: Tensor | None
+    c_rms_weight: Tensor | None
+    dt_rms_weight: Tensor | None
+    B: Tensor | None
+    C: Tensor | None
+    delta_softplus: bool
+    eps: float
+
+
+def _from_parts(
+    inputs: tuple[Tensor, ...],
+    weights: Weights,
+    has_D: bool,
+    has_delta_bias: bool,
+    delta_softplus: bool,
+    eps: float,
+    dtype: torch.dtype | None,
+    *_: Any,
+) -> tuple[Tensor]:
+    """The function that is captured; ``dtype`` is that of autocast."""
+    xz, A, *vectors = inputs
+    D = vectors.pop(0) if has_D else None
+    delta_bias = vectors.pop(0) if has_delta_bias else None
+    fields: list[Any] = [xz, A, D, delta_bias, *weights, None, None, delta_softplus, eps]
+    inner = _Inner(*fields)
+    if dtype is None:
+        return (_composed(inner),)
+    # What autocast keeps of a cast weight it frees at its end; a graph would go on reading it.
+    with torch.autocast(xz.device.type, dtype, cache_enabled=False):
+        return (_composed(inner),)
+
+
+_CAPTURED = Captured(_from_parts)
+
+
+def _composed(inner: _Inner) -> Tensor:
+    """The whole computation, in operations that PyTorch differentiates."""
+    A, B, C, rank = inner.A, inner.B, inner.C, inner.delta_proj_weight.shape[1]
+    x, z = inner.xz.chunk(2, dim=1)
+    x = causal_conv1d_fn(x, inner.conv1d_weight.squeeze(1), inner.conv1d_bias, activation="silu")
     # Time stays the last dimension throughout, which the scan wants; so nothing is transposed.
-    projected = _project(x_proj_weight, x)
-    delta = _project(delta_proj_weight, projected[:, : delta_proj_weight.shape[1]])
+    projected = _project(inner.x_proj_weight, x)
+    delta = _project(inner.delta_proj_weight, projected[:, :rank])
     dstate = A.shape[1] * (2 if A.is_complex() else 1)
     if B is None:
-        first = delta_proj_weight.shape[1]
-        B = _variable(projected[:, first : first + dstate], B_proj_bias, A.is_complex())
+        B = _variable(projected[:, rank : rank + dstate], inner.B_proj_bias, A.is_complex())
     if C is None:
-        C = _variable(projected[:, -dstate:], C_proj_bias, A.is_complex())
-    if b_rms_weight is not None:
-        B = _normalised(B, b_rms_weight, b_c_dt_rms_eps)
-    if c_rms_weight is not None:
-        C = _normalised(C, c_rms_weight, b_c_dt_rms_eps)
-    if dt_rms_weight is not None:
-        delta = _normalised(delta, dt_rms_weight, b_c_dt_rms_eps)
-    y = cast(Tensor, selective_scan_fn(x, delta, A, B, C, D, z, delta_bias, delta_softplus))
-    weight = out_proj_weight.t().expand(y.shape[0], -1, -1)
-    if out_proj_bias is None:
-        return torch.bmm(y.transpose(1, 2), weight)
-    return torch.baddbmm(out_proj_bias, y.transpose(1, 2), weight)
+        C = _variable(projected[:, -dstate:], inner.C_proj_bias, A.is_complex())
+    if inner.b_rms_weight is not None:
+        B = _normalised(B, inner.b_rms_weight, inner.eps)
+    if inner.c_rms_weight is not None:
+        C = _normalised(C, inner.c_rms_weight, inner.eps)
+    if inner.dt_rms_weight is not None:
+        delta = _normalised(delta, inner.dt_rms_weight, inner.eps)
+    y = selective_scan_fn(x, delta, A, B, C, inner.D, z, inner.delta_bias, inner.delta_softplus)
+    y = cast(Tensor, y).transpose(1, 2)
+    weight = inner.out_proj_weight.t().expand(y.shape[0], -1, -1)
+    if inner.out_proj_bias is None:
+        return torch.bmm(y, weight)
+    return torch.baddbmm(inner.out_proj_bias, y, weight)
 
 
 def _project(weight: Tensor, x: Tensor) -> Tensor:

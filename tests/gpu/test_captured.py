@@ -1,0 +1,195 @@
+"""Calls that a CUDA graph launches: as if they had been made one by one, whatever lies around."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from jetson_mamba.ops import captured, mamba_inner
+from jetson_mamba.ops.captured import Captured
+from jetson_mamba.ops.mamba_inner import mamba_inner_fn
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
+
+
+class Counted:
+    """A function of two inputs and a weight, and how often Python ran it."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, inputs: Any, weights: Any, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Run it."""
+        self.calls += 1
+        x, y = inputs
+        return torch.mm(x, weights[0]) * scale + y, x + 1
+
+
+def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, device="cuda", dtype=dtype)
+
+
+@pytest.fixture(autouse=True)
+def without_gradients() -> Any:
+    with torch.no_grad():
+        yield
+
+
+def warm(captured: Captured, function: Counted, weight: Tensor, calls: int = 3) -> None:
+    for _ in range(calls):
+        captured((drawn(4, 8), drawn(4, 8)), (weight,))
+    # Once by itself, twice while it was captured; the third call is the graph's alone.
+    assert function.calls == 3
+
+
+def test_a_graph_computes_with_the_inputs_of_each_call() -> None:
+    function, weight = Counted(), drawn(8, 8)
+    call = Captured(function)
+    warm(call, function, weight)
+    results = []
+    for _ in range(5):
+        inputs = (drawn(4, 8), drawn(4, 8))
+        results.append((call(inputs, (weight,)), Counted()(inputs, (weight,))))
+    # Compared at the end: a result belongs to its caller, and no later call writes to it.
+    for found, expected in results:
+        for one, other in zip(found, expected):
+            torch.testing.assert_close(one, other)
+    assert function.calls == 3
+
+
+def test_weights_are_read_at_each_call() -> None:
+    function, weight = Counted(), drawn(8, 8)
+    call = Captured(function)
+    warm(call, function, weight)
+    inputs = (drawn(4, 8), drawn(4, 8))
+    weight.mul_(2)
+    torch.testing.assert_close(call(inputs, (weight,))[0], Counted()(inputs, (weight,))[0])
+    assert function.calls == 3
+    other = drawn(8, 8)
+    torch.testing.assert_close(call(inputs, (other,))[0], Counted()(inputs, (other,))[0])
+    assert function.calls == 4
+
+
+def test_what_decides_beside_the_tensors_is_heeded() -> None:
+    function, weight = Counted(), drawn(8, 8)
+    call = Captured(function)
+    warm(call, function, weight)
+    inputs = (drawn(4, 8), drawn(4, 8))
+    for scale in (3.0, 5.0, 3.0, 5.0, 3.0, 5.0):
+        expected = Counted()(inputs, (weight,), scale)
+        torch.testing.assert_close(call(inputs, (weight,), scale), expected)
+    # Another size and another layout are other kinds.
+    for x in (drawn(6, 8), drawn(8, 4).t()):
+        inputs = (x, drawn(*x.shape))
+        for _ in range(3):
+            torch.testing.assert_close(call(inputs, (weight,)), Counted()(inputs, (weight,)))
+
+
+def test_threads_on_one_stream_and_streams_beside_each_other_get_their_own_results() -> None:
+    function, weight = Counted(), drawn(64, 64)
+    call = Captured(function)
+    wrong: list[str] = []
+
+    def run(own_stream: bool) -> None:
+        stream = torch.cuda.Stream() if own_stream else torch.cuda.default_stream()
+        with torch.no_grad(), torch.cuda.stream(stream):
+            for _ in range(50):
+                inputs = (drawn(32, 64), drawn(32, 64))
+                found, expected = call(inputs, (weight,)), Counted()(inputs, (weight,))
+                if not torch.allclose(found[0], expected[0], rtol=1e-3, atol=1e-3):
+                    wrong.append(f"own stream: {own_stream}")
+
+    threads = [threading.Thread(target=run, args=(index % 2 == 0,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_inside_a_capture_of_the_user_the_kernels_themselves_are_captured() -> None:
+    function, weight = Counted(), drawn(8, 8)
+    call = Captured(function)
+    warm(call, function, weight)
+    inputs = (drawn(4, 8), drawn(4, 8))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = call(inputs, (weight,))
+    inputs[0].normal_()
+    graph.replay()
+    torch.testing.assert_close(found, Counted()(inputs, (weight,)))
+
+
+def test_a_function_that_cannot_be_captured_is_called_as_it_is() -> None:
+    class Reads(Counted):
+        def __call__(self, inputs: Any, weights: Any, scale: float = 1.0) -> Any:
+            """Run it."""
+            out = super().__call__(inputs, weights, scale)
+            assert float(out[0].sum()) == float(out[0].sum())  # the CPU waits for a number
+            return out
+
+    call, weight = Captured(Reads()), drawn(8, 8)
+    for _ in range(4):
+        inputs = (drawn(4, 8), drawn(4, 8))
+        torch.testing.assert_close(call(inputs, (weight,)), Counted()(inputs, (weight,)))
+
+
+def test_errors_are_those_of_the_function() -> None:
+    call = Captured(Counted())
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            call((drawn(4, 8), drawn(4, 8)), (drawn(7, 8),))
+
+
+def test_no_more_graphs_are_made_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captured, "MOST_GRAPHS", 4)
+    call, weight = Captured(Counted()), drawn(8, 8)
+    for rows in range(1, 12):
+        inputs = (drawn(rows, 8), drawn(rows, 8))
+        for _ in range(3):
+            torch.testing.assert_close(call(inputs, (weight,)), Counted()(inputs, (weight,)))
+    assert len(call._graphs) == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("inference_mode", [False, True])
+def test_a_block_is_computed_by_a_graph_as_it_is_without(
+    dtype: torch.dtype, autocast: bool, inference_mode: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dim, seqlen, rank, dstate = 128, 70, 8, 16
+    weights: dict[str, Any] = {
+        "conv1d_weight": drawn(dim, 1, 4, dtype=dtype),
+        "conv1d_bias": drawn(dim, dtype=dtype),
+        "x_proj_weight": drawn(rank + 2 * dstate, dim, dtype=dtype) / 11,
+        "delta_proj_weight": drawn(dim, rank, dtype=dtype),
+        "out_proj_weight": drawn(64, dim, dtype=dtype).requires_grad_(),
+        "out_proj_bias": None,
+    }
+    function = Captured(mamba_inner._from_parts)
+    monkeypatch.setattr(mamba_inner, "_CAPTURED", function)
+    signal_dtype = torch.bfloat16 if autocast else dtype
+    context = torch.inference_mode() if inference_mode else torch.no_grad()
+    with context, torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+        for _ in range(4):
+            given: dict[str, Any] = {
+                "xz": drawn(2, 2 * dim, seqlen, dtype=signal_dtype),
+                "A": -torch.rand(dim, dstate, device="cuda"),
+                "D": drawn(dim),
+                "delta_bias": drawn(dim),
+            }
+            with monkeypatch.context() as patch:
+                patch.setattr(captured, "MOST_ELEMENTS", 0)
+                plain = mamba_inner_fn(**given, **weights)
+            graphed = mamba_inner_fn(**given, **weights)
+            assert graphed.dtype == plain.dtype == signal_dtype
+            assert graphed.is_inference() == inference_mode
+            torch.testing.assert_close(graphed, plain)
+    assert [graph is not None for graph in function._graphs.values()] == [True]
