@@ -1,7 +1,7 @@
 """The norms that are Triton kernels, and where they go otherwise.
 
-Each function that a model calls goes past its autograd function while a graph is traced, and on a
-device that Triton has no kernels for.
+Each function that a model calls goes past its autograd function while a graph is traced, where no
+gradient is recorded, and on a device that Triton has no kernels for.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def past_triton(function: str, parameters: tuple[str, ...]) -> Dispatch:
     return Dispatch(
         inside=function,
         call="LayerNormFn.apply",
-        condition="jetson_mamba.ops.launches_triton_on({first}.device)",
+        condition="jetson_mamba.ops.through_triton_autograd({first}.device)",
         becomes=f"jetson_mamba.ops.{function}",
         parameters=parameters,
         # A fork's own norm is left as it is.

@@ -13,7 +13,6 @@ from jetson_mamba.ops.causal_conv1d import (
 from jetson_mamba.ops.in_place import addmm
 from jetson_mamba.ops.mamba_inner import mamba_inner_fn
 from jetson_mamba.ops.norms import (
-    launches_triton_on,
     layer_norm_fn,
     layernorm_fn,
     rms_norm_fn,
@@ -38,7 +37,6 @@ __all__ = [
     "causal_conv1d_bwd",
     "causal_conv1d_fn",
     "causal_conv1d_update",
-    "launches_triton_on",
     "layer_norm_fn",
     "layernorm_fn",
     "mamba_chunk_scan_combined",

@@ -51,7 +51,8 @@ class Repeatable:
     def __init__(self, function: Function, launchers: tuple[Any, ...]) -> None:
         self._function = function
         self._launchers = launchers
-        self._recordings: dict[Hashable, _Recording | None] = {}
+        # Where a kind cannot be recorded, why.
+        self._recordings: dict[Hashable, _Recording | str] = {}
         self._met: set[Hashable] = set()
 
     def __call__(self, tensors: Tensors, *options: Hashable) -> tuple[Tensor, ...]:
@@ -61,9 +62,13 @@ class Repeatable:
             recording = self._recordings[kind]
         except KeyError:
             return self._first_calls(kind, tensors, options)
-        if recording is None:
+        if isinstance(recording, str):
             return self._function(self._launchers, tensors, *options)
         return recording.repeat(tensors)
+
+    def refused(self) -> list[str]:
+        """Why some kinds of calls that came at least twice are not repeated."""
+        return [each for each in self._recordings.values() if isinstance(each, str)]
 
     def _first_calls(
         self, kind: Hashable, tensors: Tensors, options: tuple[Hashable, ...]
@@ -78,9 +83,9 @@ class Repeatable:
             return self._function(self._launchers, tensors, *options)
         try:
             recording, results = _record(self._function, self._launchers, tensors, options)
-        except Exception:
+        except Exception as error:
             # Whatever it is, the function itself says it better, or works.
-            self._recordings[kind] = None
+            self._recordings[kind] = f"{type(error).__name__}: {error}"
             return self._function(self._launchers, tensors, *options)
         self._recordings[kind] = recording
         return results

@@ -1,9 +1,10 @@
-"""The norms around and inside the blocks, as tensor operations that PyTorch differentiates.
+"""The norms around and inside the blocks, past upstream's autograd functions.
 
 They take the place of the functions of the same names in ``mamba_ssm.ops.triton.layer_norm``
-(``layernorm`` in 1.x) and ``layernorm_gated`` wherever :func:`launches_triton_on` is false: while
-a graph is traced, the compiler of which fuses them, and on devices without Triton. All compute in
-at least float32, and return the dtype of ``x``.
+(``layernorm`` in 1.x) and ``layernorm_gated`` wherever ``through_triton_autograd`` is false. Where
+no gradient is recorded they launch upstream's Triton kernels. While a graph is traced, the
+compiler of which fuses them, and on devices without Triton they are tensor operations that
+PyTorch differentiates. All compute in at least float32, and return the dtype of ``x``.
 """
 
 from __future__ import annotations
@@ -14,14 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from . import norm_launches
 from .operators import is_compiling
 from .ssd.contract import compute_dtype
 from .ssd.triton_runs import triton_runs_on
-
-
-def launches_triton_on(device: torch.device) -> bool:
-    """Whether a norm launches upstream's Triton kernel: it can, and no graph is traced."""
-    return not is_compiling() and triton_runs_on(device)
 
 
 def layer_norm_fn(
@@ -63,6 +60,20 @@ def layer_norm_fn(
     if rowscale is not None and x1 is not None:
         raise ValueError("rowscale: expected None beside x1, found a tensor")
     dtype = compute_dtype(x, weight, bias, residual, x1, weight1, bias1)
+    if residual is not None:
+        total_dtype = residual.dtype
+    else:
+        total_dtype = torch.float32 if residual_in_fp32 else x.dtype
+    if dropout_p == 0.0 and _launches_triton(x.device, dtype):
+        tensors = (x, weight, bias, residual, x1, weight1, bias1, rowscale)
+        launched = norm_launches.norm(tensors, total_dtype, eps, is_rms_norm)
+        if launched is not None:
+            outputs = 1 if weight1 is None else 2
+            # Where there is no sum, it is x itself.
+            results: list[Any] = [*launched[:outputs]]
+            if prenorm:
+                results.append(launched[-1] if len(launched) > outputs else x)
+            return _together(results, [None, None] if return_dropout_mask else [])
     total = x.to(dtype)
     if rowscale is not None:
         total = total * rowscale.reshape(x.shape[:-1]).unsqueeze(-1)
@@ -74,18 +85,12 @@ def layer_norm_fn(
     if residual is not None:
         total = total + residual
     normed = _normalised(total, eps, is_rms_norm)
-    results: list[Tensor | None] = [_affine(normed, weight, bias).to(x.dtype)]
+    results = [_affine(normed, weight, bias).to(x.dtype)]
     if weight1 is not None:
         results.append(_affine(normed, weight1, bias1).to(x.dtype))
     if prenorm:
-        if residual is not None:
-            total = total.to(residual.dtype)
-        elif not residual_in_fp32:
-            total = total.to(x.dtype)
-        results.append(total)
-    if return_dropout_mask:
-        results += [kept, kept1]
-    return tuple(results) if len(results) > 1 else results[0]
+        results.append(total.to(total_dtype))
+    return _together(results, [kept, kept1] if return_dropout_mask else [])
 
 
 def rms_norm_fn(
@@ -147,6 +152,11 @@ def layernorm_fn(
     if group_size < 1 or dim % group_size:
         raise ValueError(f"group_size: expected a divisor of dim={dim}, found {group_size}")
     dtype = compute_dtype(x, weight, bias, z)
+    if _launches_triton(x.device, dtype):
+        options = (eps, group_size, norm_before_gate, is_rms_norm)
+        launched = norm_launches.gated_norm((x, weight, bias, z), *options)
+        if launched is not None:
+            return launched
     wide = x.to(dtype)
     gate = None if z is None else functional.silu(z.to(dtype))
     if gate is not None and not norm_before_gate:
@@ -169,6 +179,21 @@ def rmsnorm_fn(
 ) -> Tensor:
     """:func:`layernorm_fn` by the root mean square."""
     return layernorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm=True)
+
+
+def _launches_triton(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether upstream's kernels do the work: nothing of it is to be differentiated or traced."""
+    return (
+        not is_compiling()
+        and not torch.is_grad_enabled()
+        and dtype == torch.float32
+        and triton_runs_on(device)
+    )
+
+
+def _together(results: list[Any], masks: list[Any]) -> Any:
+    """A tuple of all; the output alone if there is no more."""
+    return results[0] if len(results) == 1 and not masks else (*results, *masks)
 
 
 def _normalised(x: Tensor, eps: float, is_rms_norm: bool) -> Tensor:

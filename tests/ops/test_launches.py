@@ -208,6 +208,7 @@ def test_what_is_computed_beside_the_kernels_is_not_left_out() -> None:
         assert torch.allclose(repeatable((x, y), 3.0)[1], expected(x, y, 3.0)[1] + 1)
     # Once more for the attempt to record it.
     assert function.calls == 5
+    assert repeatable.refused() == ["Unrepeatable: it calls aten::add"]
 
 
 def test_kernels_that_are_not_compiled_are_launched_by_the_function(
@@ -219,6 +220,7 @@ def test_kernels_that_are_not_compiled_are_launched_by_the_function(
     for _ in range(4):
         assert_gives(repeatable, torch.randn(5), torch.randn(5))
     assert function.calls == 5
+    assert repeatable.refused() == ["Unrepeatable: a kernel is not compiled"]
 
 
 def test_results_that_differ_when_they_are_repeated_are_computed_by_the_function() -> None:
@@ -232,6 +234,7 @@ def test_results_that_differ_when_they_are_repeated_are_computed_by_the_function
     numbers = [float(repeatable((torch.randn(3),))[0][0]) for _ in range(4)]
     assert len(set(numbers)) == 4
     assert function.calls == 5
+    assert repeatable.refused() == ["Unrepeatable: its results differ when it is repeated"]
 
 
 def test_a_result_that_is_an_argument_stays_one() -> None:

@@ -205,6 +205,11 @@ def norms_on_triton() -> Iterator[tuple[str, float]]:
             found.append([*results, *torch.autograd.grad(total, leaves)])
         for place, (ours, theirs) in enumerate(zip(*found)):
             yield f"{name} {index} {place}", relative_norm(ours, theirs)
+        with torch.no_grad():
+            results = getattr(ops, name)(**arguments)
+        results = results if isinstance(results, tuple) else (results,)
+        for place, (ours, theirs) in enumerate(zip(results, found[1])):
+            yield f"{name} {index} {place} without gradients", relative_norm(ours, theirs)
 
 
 def autocast() -> Iterator[tuple[str, float]]:
