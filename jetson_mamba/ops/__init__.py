@@ -17,6 +17,7 @@ from jetson_mamba.ops.norms import (
     layernorm_fn,
     rms_norm_fn,
     rmsnorm_fn,
+    through_norm_autograd,
 )
 from jetson_mamba.ops.paths import through_autograd
 from jetson_mamba.ops.selective_scan import (
@@ -48,6 +49,7 @@ __all__ = [
     "selective_scan_fn",
     "selective_scan_fwd",
     "through_autograd",
+    "through_norm_autograd",
     "through_triton_autograd",
     "triton_runs_on",
 ]

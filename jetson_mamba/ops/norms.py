@@ -1,7 +1,7 @@
 """The norms around and inside the blocks, past upstream's autograd functions.
 
 They take the place of the functions of the same names in ``mamba_ssm.ops.triton.layer_norm``
-(``layernorm`` in 1.x) and ``layernorm_gated`` wherever ``through_triton_autograd`` is false. Where
+(``layernorm`` in 1.x) and ``layernorm_gated`` wherever :func:`through_norm_autograd` is false. Where
 no gradient is recorded they launch upstream's Triton kernels. While a graph is traced, the
 compiler of which fuses them, and on devices without Triton they are tensor operations that
 PyTorch differentiates. All compute in at least float32, and return the dtype of ``x``.
@@ -17,8 +17,14 @@ from torch.nn import functional
 
 from . import norm_launches
 from .operators import is_compiling
+from .paths import through_autograd
 from .ssd.contract import compute_dtype
 from .ssd.triton_runs import triton_runs_on
+
+
+def through_norm_autograd(device: torch.device) -> bool:
+    """Whether a norm goes through upstream's autograd function, on its Triton kernel."""
+    return through_autograd() and triton_runs_on(device)
 
 
 def layer_norm_fn(
