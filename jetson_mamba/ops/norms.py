@@ -1,8 +1,8 @@
 """The norms around and inside the blocks, past upstream's autograd functions.
 
 They take the place of the functions of the same names in ``mamba_ssm.ops.triton.layer_norm``
-(``layernorm`` in 1.x) and ``layernorm_gated`` wherever :func:`through_norm_autograd` is false. Where
-no gradient is recorded they launch upstream's Triton kernels. While a graph is traced, the
+(``layernorm`` in 1.x) and ``layernorm_gated`` wherever :func:`through_norm_autograd` is false.
+Where no gradient is recorded they launch upstream's Triton kernels. While a graph is traced, the
 compiler of which fuses them, and on devices without Triton they are tensor operations that
 PyTorch differentiates. All compute in at least float32, and return the dtype of ``x``.
 """
