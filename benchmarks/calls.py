@@ -5,7 +5,8 @@ it prints, in microseconds, medians over repeated runs of a few calls: *call*, f
 next where calls follow each other; *CPU*, until the call returns; *GPU*, the sum of its kernels,
 and their number, both as torch's profiler sees them. The ways: without the inference path, with it,
 compiled, compiled with CUDA graphs (``reduce-overhead``), and captured in a CUDA graph by hand;
-with ``--train`` a whole step, forward and backward. All of a table is from one run.
+with ``--train`` a whole step, forward and backward; with ``--decode`` a step of one token, as
+``generate`` makes it. All of a table is from one run.
 """
 
 from __future__ import annotations
@@ -106,6 +107,25 @@ def training_rows(name: str, size: tuple[int, int, int], runs: int) -> Iterator[
         yield measured(name, size, way, step(compiled), runs)
 
 
+def decoding_rows(name: str, size: tuple[int, int, int], runs: int) -> Iterator[Row]:
+    """One token through a block, whose states it updates, eager and in a CUDA graph."""
+    batch, _, d_model = size
+    module: Any = block_of(name, d_model)
+    x = torch.randn(batch, 1, d_model, device="cuda", dtype=torch.bfloat16)
+    states = module.allocate_inference_cache(batch, 1)
+
+    def step() -> Any:
+        return module.step(x, *states)
+
+    with torch.no_grad():
+        yield measured(name, (batch, 1, d_model), "token", step, runs)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            kept = step()
+        yield measured(name, (batch, 1, d_model), "token, graph by hand", graph.replay, runs)
+        del kept
+
+
 def measured(
     name: str, size: tuple[int, int, int], way: str, call: Callable[[], Any], runs: int
 ) -> Row:
@@ -155,6 +175,7 @@ def main() -> None:
     parser.add_argument("--block", choices=["Mamba", "Mamba2"], help="only this one")
     parser.add_argument("--small", action="store_true", help="only batch 1")
     parser.add_argument("--train", action="store_true", help="whole steps, at the large sizes")
+    parser.add_argument("--decode", action="store_true", help="one token, at batch 1")
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--json", metavar="FILE", help="also write the rows there")
     chosen = parser.parse_args()
@@ -163,8 +184,13 @@ def main() -> None:
     print("| block | B, L, d_model | way | call | CPU | GPU | kernels |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name in (chosen.block,) if chosen.block else ("Mamba", "Mamba2"):
-        table = training_rows if chosen.train else inference_rows
-        sizes = LARGE if chosen.train else SMALL if chosen.small else SMALL + LARGE
+        sizes: tuple[tuple[int, int, int], ...]
+        if chosen.decode:
+            table, sizes = decoding_rows, SMALL[:1]
+        elif chosen.train:
+            table, sizes = training_rows, LARGE
+        else:
+            table, sizes = inference_rows, SMALL if chosen.small else SMALL + LARGE
         for size in sizes:
             for row in table(name, size, chosen.runs):
                 rows.append(row)
