@@ -19,7 +19,16 @@ from importlib.machinery import SourceFileLoader
 from typing import Any, NamedTuple
 
 from jetson_mamba import cache
-from jetson_mamba.rewrite import Dispatch, ImportFrom, Override, Refused, Rewritten, rewrite
+from jetson_mamba.rewrite import (
+    Dispatch,
+    Expression,
+    ImportFrom,
+    Override,
+    Rebind,
+    Refused,
+    Rewritten,
+    rewrite,
+)
 
 if sys.version_info >= (3, 9):
     from importlib.resources import files
@@ -155,6 +164,8 @@ def _may_concern(declared: Override, source: bytes) -> bool:
             names += edit.names
         elif isinstance(edit, Dispatch):
             names.append(edit.inside)
+        elif isinstance(edit, (Rebind, Expression)):
+            names.append(edit.of)
     return declared.required or any(name.encode() in source for name in names)
 
 

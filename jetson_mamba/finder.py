@@ -19,6 +19,7 @@ TARGETS = (
     "mamba_ssm.ops.triton.layer_norm",
     "mamba_ssm.ops.triton.layernorm",
     "mamba_ssm.ops.triton.layernorm_gated",
+    "mamba_ssm.ops.triton.selective_state_update",
 )
 # What an unmodified target imports: seeing it asked for shows that a target went past the finder.
 EXTENSIONS = ("selective_scan_cuda", "causal_conv1d", "causal_conv1d_cuda")

@@ -77,6 +77,18 @@ class Dispatch(NamedTuple):
     optional: bool = False
 
 
+class Rebind(NamedTuple):
+    """After the last line, the name of the function ``of`` is bound to ``becomes``.
+
+    That is an expression of the function. Only where the module defines one function of that
+    name, with no parameter that is not among ``parameters``: a fork's own is left alone.
+    """
+
+    of: str
+    becomes: str
+    parameters: tuple[str, ...]
+
+
 class Expression(NamedTuple):
     """The expression ``of`` becomes ``becomes`` in every function that takes ``parameter``."""
 
@@ -98,7 +110,7 @@ class Import(NamedTuple):
 class ImportBeside(NamedTuple):
     """The statement that imports the module ``beside`` imports ``module`` as well.
 
-    Only where another edit is made: those call what is imported.
+    Only where an edit is made whose replacement names that module.
     """
 
     beside: str
@@ -113,7 +125,7 @@ class ImportFrom(NamedTuple):
     names: tuple[str, ...]
 
 
-Edit = Union[Call, Rename, Dispatch, Expression, Import, ImportBeside, ImportFrom]
+Edit = Union[Call, Rename, Dispatch, Rebind, Expression, Import, ImportBeside, ImportFrom]
 
 
 class Override(NamedTuple):
@@ -183,6 +195,8 @@ class _Rewriter:
         self.replacements: list[_Replacement] = []
         # id of a node in the tree -> the node that stands in its place in the copy.
         self.substitutes: dict[int, ast.AST] = {}
+        # What stands after the last statement of the source.
+        self.appended: list[ast.stmt] = []
         self._lines = _lines(text)
         self._line_starts = [0]
         for line in self._lines:
@@ -250,8 +264,8 @@ class _Rewriter:
                 self._function(node)
             elif isinstance(node, ast.Constant) and node.value in self.modules:
                 raise Refused(f"line {node.lineno} names {node.value} in a string")
-        if self.applied:
-            self._import_beside()
+        self._rebind()
+        self._import_beside()
         self._uses(called)
         if self.names and not self._binds_at_module_level():
             raise Refused("it imports the extension in functions or under conditions only")
@@ -294,7 +308,12 @@ class _Rewriter:
 
     def _import_beside(self) -> None:
         assert isinstance(self.tree, ast.Module)
+        written = [
+            each.edit.becomes for each in self.applied if not isinstance(each.edit, ImportBeside)
+        ]
         for edit in self._imports_beside:
+            if not any(edit.module in each for each in written):
+                continue
             for statement in self.tree.body:
                 if isinstance(statement, ast.Import) and (edit.beside, None) in [
                     (alias.name, alias.asname) for alias in statement.names
@@ -307,6 +326,26 @@ class _Rewriter:
             names = [*statement.names, ast.alias(name=edit.module, asname=None)]
             self._substitute(statement, ast.Import(names=names))
             self.applied.append(Applied(statement.lineno, edit))
+
+    def _rebind(self) -> None:
+        assert isinstance(self.tree, ast.Module)
+        for edit in self.edits:
+            if not isinstance(edit, Rebind):
+                continue
+            functions = [
+                statement
+                for statement in self.tree.body
+                if isinstance(statement, ast.FunctionDef) and statement.name == edit.of
+            ]
+            if len(functions) != 1 or _unknown_parameters(functions[0], edit):
+                continue
+            end = len(self.text)
+            line_end = next(iter(re.findall(r"\r\n|\r|\n", self.text)), "\n")
+            before = "" if self.text.endswith(("\r", "\n")) else line_end
+            self._replace(end, end, f"{before}{edit.of} = {edit.becomes}{line_end}")
+            self.appended.append(_statement(f"{edit.of} = {edit.becomes}"))
+            line = len(self._lines) + len(self.appended)
+            self.applied.append(Applied(line, edit))
 
     def _import_from(self, node: ast.ImportFrom, edit: ImportFrom) -> None:
         start, end = self._extent(node)
@@ -426,7 +465,7 @@ class _Rewriter:
                         "expected once"
                     )
                 self._dispatch(node, calls[0], edit)
-            elif isinstance(edit, Expression) and self.names:
+            elif isinstance(edit, Expression) and (self.names or self._imports_beside):
                 self._expressions(node, edit)
 
     def _expressions(
@@ -534,7 +573,10 @@ class _Rewriter:
 
     def expected(self) -> ast.AST:
         """The tree of the source after the edits."""
-        return _Substitution(self.substitutes).visit(self.tree)
+        tree = _Substitution(self.substitutes).visit(self.tree)
+        assert isinstance(tree, ast.Module)
+        tree.body.extend(self.appended)
+        return tree
 
     # Positions: the tree counts bytes of UTF-8 in a line, the text counts characters
 
@@ -633,7 +675,9 @@ def _matching_form(node: ast.Call, edit: Call, origin: str) -> Form:
     )
 
 
-def _unknown_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef, edit: Dispatch) -> str:
+def _unknown_parameters(
+    function: ast.FunctionDef | ast.AsyncFunctionDef, edit: Dispatch | Rebind
+) -> str:
     """What a function takes and the replacement does not, in words; nothing if all is known."""
     arguments = function.args
     if arguments.vararg or arguments.kwarg:
@@ -670,11 +714,22 @@ def _names_set_to_none(node: ast.AST) -> list[ast.AST]:
 def _expression(text: str) -> ast.expr:
     """The tree of an expression, without positions: it stands on whatever line it is put."""
     expression = ast.parse(text, mode="eval").body
-    for node in ast.walk(expression):
+    _forget_positions(expression)
+    return expression
+
+
+def _statement(text: str) -> ast.stmt:
+    """The tree of a statement, without positions."""
+    statement = ast.parse(text).body[0]
+    _forget_positions(statement)
+    return statement
+
+
+def _forget_positions(tree: ast.AST) -> None:
+    for node in ast.walk(tree):
         for attribute in ("lineno", "col_offset", "end_lineno", "end_col_offset"):
             if hasattr(node, attribute):
                 delattr(node, attribute)
-    return expression
 
 
 def _lines(text: str) -> list[str]:

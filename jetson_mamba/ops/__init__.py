@@ -25,12 +25,14 @@ from jetson_mamba.ops.selective_scan import (
     selective_scan_fn,
     selective_scan_fwd,
 )
+from jetson_mamba.ops.selective_state_update import selective_state_update
 from jetson_mamba.ops.ssd import (
     mamba_chunk_scan_combined,
     mamba_split_conv1d_scan_combined,
     through_triton_autograd,
     triton_runs_on,
 )
+from jetson_mamba.ops.triton_dispatch import where_triton_runs
 
 __all__ = [
     "addmm",
@@ -48,10 +50,12 @@ __all__ = [
     "selective_scan_bwd",
     "selective_scan_fn",
     "selective_scan_fwd",
+    "selective_state_update",
     "through_autograd",
     "through_norm_autograd",
     "through_triton_autograd",
     "triton_runs_on",
+    "where_triton_runs",
 ]
 
 selection.read_variable()

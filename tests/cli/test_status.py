@@ -23,6 +23,7 @@ GENERATION = "mamba_ssm.utils.generation"
 NORMS = [
     f"mamba_ssm.ops.triton.{name}" for name in ("layer_norm", "layernorm", "layernorm_gated")
 ]
+UPDATE = "mamba_ssm.ops.triton.selective_state_update"
 PRINT = (
     "import dataclasses, json, sys\n"
     "assert 'torch' not in sys.modules\n"
@@ -45,7 +46,7 @@ def test_before_an_import_no_target_is_known(tmp_path: Path) -> None:
     found = status(Sandbox(tmp_path), "import jetson_mamba\n")
     assert (found["active"], found["activated_by"], found["mode"]) == (True, "import", "on")
     assert found["version"] == jetson_mamba.__version__
-    assert list(found["targets"]) == [INTERFACE, COMBINED, GENERATION, *NORMS]
+    assert list(found["targets"]) == [INTERFACE, COMBINED, GENERATION, *NORMS, UPDATE]
     for target in found["targets"].values():
         assert target == {
             "state": "not imported",

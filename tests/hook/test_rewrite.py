@@ -14,6 +14,8 @@ from jetson_mamba.rewrite import Override, Refused, Rewritten, rewrite
 
 OVERRIDE = copies.override("mamba_ssm.ops.selective_scan_interface")
 COMBINED = copies.override("mamba_ssm.ops.triton.ssd_combined")
+UPDATE = copies.override("mamba_ssm.ops.triton.selective_state_update")
+GENERATION = copies.override("mamba_ssm.utils.generation")
 NORM = copies.override("mamba_ssm.ops.triton.layernorm_gated")
 
 
@@ -326,6 +328,72 @@ def test_a_norm_without_torch_at_module_level_is_refused() -> None:
     text = "def rmsnorm_fn(x):\n    import torch\n    return LayerNormFn.apply(x)\n"
     with pytest.raises(Refused, match="does not import torch at module level"):
         rewrite(text, NORM)
+
+
+STEP = "import torch\ndef selective_state_update(state, x, z=None):\n    return state"
+ENDS = ("", "\n", "\n    # a comment", "\n\n\n", '\nif x:\n    y = """\n"""', "; z = 1")
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("last", ENDS)
+def test_a_function_is_bound_anew_after_the_last_line(last: str, line_end: str) -> None:
+    text = (STEP + last).replace("\n", line_end)
+    found = rewrite(text, UPDATE)
+    before = text.replace("import torch", "import torch, jetson_mamba.ops", 1)
+    if not before.endswith(line_end):
+        before += line_end
+    assert found.text == (
+        f"{before}selective_state_update = jetson_mamba.ops.where_triton_runs("
+        f"selective_state_update, jetson_mamba.ops.selective_state_update){line_end}"
+    )
+    assert [each.line for each in found.applied] == [1, len(before.splitlines()) + 1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        STEP.replace("z=None", "z=None, pad_slot=-1"),
+        STEP.replace("z=None", "*rest"),
+        STEP.replace("z=None", "**rest"),
+        STEP + "\n" + STEP,
+        STEP.replace("def selective_state_update", "def selective_state_update_ref"),
+        "import torch\nfrom elsewhere import selective_state_update",
+        "import torch\nif x:\n    def selective_state_update(state): pass",
+    ],
+)
+def test_a_function_of_a_fork_is_not_bound_anew(text: str) -> None:
+    assert rewrite(text, UPDATE) == Rewritten(text, ())
+
+
+def test_a_function_is_not_bound_anew_where_nothing_imports_what_it_would_be_bound_to() -> None:
+    with pytest.raises(Refused, match="does not import torch at module level"):
+        rewrite(STEP.replace("import torch\n", ""), UPDATE)
+
+
+def test_the_events_that_time_a_generation_are_replaced_where_it_can_be_timed() -> None:
+    text = """
+    import torch
+    def decode(input_ids, enable_timing=False):
+        start = torch.cuda.Event(enable_timing=enable_timing)
+        torch.cuda.synchronize()
+    def capture_graph():
+        return torch.cuda.Event()
+    """
+    assert rewritten(text, GENERATION).splitlines()[1:] == [
+        "import torch, jetson_mamba.compat.cuda_events",
+        "def decode(input_ids, enable_timing=False):",
+        "    start = jetson_mamba.compat.cuda_events.event(enable_timing=enable_timing)",
+        "    jetson_mamba.compat.cuda_events.synchronize()",
+        "def capture_graph():",
+        "    return torch.cuda.Event()",
+    ]
+
+
+def test_no_module_is_imported_beside_another_where_no_edit_names_it() -> None:
+    text = "import torch\nfrom transformers.generation import SampleDecoderOnlyOutput\n"
+    assert rewrite(text, GENERATION).text == text.replace(
+        "transformers.generation", "jetson_mamba.compat.transformers_generation"
+    )
 
 
 # Any formatting of a call: spaces, line ends and comments between its tokens.

@@ -18,7 +18,7 @@ from jetson_mamba.rewrite import rewrite
 from tests.releases.download import MAMBA_SSM, release_path
 
 EXTENSIONS = ("causal_conv1d", "causal_conv1d_cuda", "selective_scan_cuda")
-INTERFACE, COMBINED, GENERATION, *NORMS = TARGETS
+INTERFACE, COMBINED, GENERATION, *NORMS, UPDATE = TARGETS
 
 
 class Difference(NamedTuple):
@@ -41,6 +41,15 @@ def differences(source: ast.AST, copy: ast.AST, inside: str = "") -> list[Differ
     if type(source) is not type(copy) or isinstance(source, (ast.Import, ast.ImportFrom)):
         return [] if ast.dump(source) == ast.dump(copy) else [Difference(inside, source, copy)]
     children, counterparts = list(ast.iter_child_nodes(source)), list(ast.iter_child_nodes(copy))
+    if isinstance(source, ast.Module) and len(counterparts) == len(children) + 1:
+        # A statement after the last one.
+        *counterparts, after = counterparts
+        appended = [Difference(inside, source, after)]
+        return appended + [
+            difference
+            for child, counterpart in zip(children, counterparts)
+            for difference in differences(child, counterpart, inside)
+        ]
     values = [value for _, value in ast.iter_fields(source) if isinstance(value, (str, int))]
     others = [value for _, value in ast.iter_fields(copy) if isinstance(value, (str, int))]
     if len(children) != len(counterparts) or values != others:
@@ -65,11 +74,20 @@ def describe(difference: Difference) -> str:
             )
             return "import of names that transformers removed"
         if text == "import torch":
-            assert ast.unparse(copy) == "import torch, jetson_mamba.ops"
+            assert ast.unparse(copy) in (
+                "import torch, jetson_mamba.ops",
+                "import torch, jetson_mamba.compat.cuda_events",
+            )
             return "import beside torch"
         assert any(f" {name}" in text for name in EXTENSIONS), text
         assert ast.unparse(copy) == "import jetson_mamba.ops"
         return "import"
+    if isinstance(source, ast.Module):
+        assert ast.unparse(copy) == (
+            "selective_state_update = jetson_mamba.ops.where_triton_runs("
+            "selective_state_update, jetson_mamba.ops.selective_state_update)"
+        )
+        return "a step past Triton"
     if isinstance(source, ast.Name):
         assert source.id.startswith("causal_conv1d")
         assert ast.unparse(copy) == "jetson_mamba.ops"
@@ -108,6 +126,8 @@ def describe(difference: Difference) -> str:
             "causal_conv1d_cuda.causal_conv1d_fwd": "jetson_mamba.ops.causal_conv1d_fn",
             "causal_conv1d_cuda.causal_conv1d_bwd": "jetson_mamba.ops.causal_conv1d_bwd",
             "torch.addmm": "jetson_mamba.ops.addmm",
+            "torch.cuda.Event": "jetson_mamba.compat.cuda_events.event",
+            "torch.cuda.synchronize": "jetson_mamba.compat.cuda_events.synchronize",
             "selective_scan_cuda.fwd": "jetson_mamba.ops.selective_scan_fwd",
             "selective_scan_cuda.bwd": "jetson_mamba.ops.selective_scan_bwd",
         }[before]
@@ -142,9 +162,7 @@ def test_a_copy_differs_in_the_declared_places_only(version: str, target: str) -
     assert path is not None
     source = path.read_bytes()
     copy = copies.make(target, source)
-    if copy is None:
-        assert target == GENERATION and version.startswith("2.3")
-        return
+    assert copy is not None
     found = differences(ast.parse(source), ast.parse(copy))
     kinds = [(each.inside, describe(each)) for each in found]
     convolution = {
@@ -157,8 +175,17 @@ def test_a_copy_differs_in_the_declared_places_only(version: str, target: str) -
             ("", "import beside torch"),
             *((name, "past Triton's autograd function") for name in names),
         ]
+    elif target == UPDATE:
+        assert sorted(kinds) == [("", "a step past Triton"), ("", "import beside torch")]
     elif target == GENERATION:
-        assert [kind for _, kind in kinds] == ["import of names that transformers removed"]
+        removed = "import of names that transformers removed"
+        assert sorted(kinds) == [
+            ("", "import beside torch"),
+            *([] if version.startswith("2.3") else [("", removed)]),
+            ("decode", "call of torch.cuda.Event"),
+            ("decode", "call of torch.cuda.Event"),
+            ("decode", "call of torch.cuda.synchronize"),
+        ]
     elif target == INTERFACE:
         assert convolution == {"MambaInnerFn.forward", "MambaInnerFn.backward"}
         assert {inside for inside, kind in kinds if kind == "autocast"} == {"MambaInnerFn.forward"}
@@ -174,9 +201,10 @@ def test_a_copy_differs_in_the_declared_places_only(version: str, target: str) -
             "mamba_split_conv1d_scan_combined",
         }
     # As many as the rewriter says it made, no line moved, and nothing of an extension is left.
+    appended = 1 if target == UPDATE else 0
     rewritten = rewrite(source.decode(), copies.override(target))
     assert len(rewritten.applied) == len(found)
-    assert len(rewritten.text.splitlines()) == len(source.splitlines())
+    assert len(rewritten.text.splitlines()) == len(source.splitlines()) + appended
     loaded = {
         node.id
         for node in ast.walk(ast.parse(copy))
@@ -214,4 +242,5 @@ def test_the_edits_of_each_release(capsys: pytest.CaptureFixture[str]) -> None:
     assert {counts[1] for version, counts in rows if version >= "2"} == {9}
     # Every release has the norms of its models, and from 2.0 on those of the mixer.
     for version, counts in rows:
-        assert counts[3:] == ([3, None, 3] if version >= "2" else [None, 3, None])
+        assert counts[3:6] == ([3, None, 3] if version >= "2" else [None, 3, None])
+        assert counts[6] == 2

@@ -1,10 +1,11 @@
-"""Text generation: two classes that transformers 5 no longer has.
+"""Text generation: two classes that transformers 5 no longer has, and events of a GPU.
 
-Up to mamba-ssm 2.2.6.post3 this module imports them; where they are missing, ``import
-mamba_ssm`` fails. Later releases import the class that took their place, and are left alone.
+Up to mamba-ssm 2.2.6.post3 this module imports the classes; where they are missing, ``import
+mamba_ssm`` fails. In every release ``decode`` makes two CUDA events whether it is timed or not,
+which a torch without CUDA refuses.
 """
 
-from jetson_mamba.rewrite import ImportFrom, Override
+from jetson_mamba.rewrite import Expression, ImportBeside, ImportFrom, Override
 
 OVERRIDE = Override(
     target="mamba_ssm.utils.generation",
@@ -13,6 +14,17 @@ OVERRIDE = Override(
             of="transformers.generation",
             becomes="jetson_mamba.compat.transformers_generation",
             names=("GreedySearchDecoderOnlyOutput", "SampleDecoderOnlyOutput"),
+        ),
+        ImportBeside(beside="torch", module="jetson_mamba.compat.cuda_events"),
+        Expression(
+            of="torch.cuda.Event",
+            becomes="jetson_mamba.compat.cuda_events.event",
+            parameter="enable_timing",
+        ),
+        Expression(
+            of="torch.cuda.synchronize",
+            becomes="jetson_mamba.compat.cuda_events.synchronize",
+            parameter="enable_timing",
         ),
     ),
     required=False,
