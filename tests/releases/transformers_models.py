@@ -29,12 +29,19 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 # By model, the functions that its module looks for in causal_conv1d and mamba_ssm.
 FUNCTIONS = {
-    "Mamba": ("causal_conv1d_fn", "causal_conv1d_update", "mamba_inner_fn", "mamba_selective_scan"),
+    "Mamba": (
+        "causal_conv1d_fn",
+        "causal_conv1d_update",
+        "mamba_inner_fn",
+        "mamba_selective_scan",
+        "mamba_selective_state_update",
+    ),
     "Mamba2": (
         "causal_conv1d_fn",
         "causal_conv1d_update",
         "mamba2_split_conv1d_scan_combined",
         "mamba2_chunk_scan",
+        "mamba2_selective_state_update",
     ),
 }
 
@@ -105,11 +112,26 @@ def decoded(model: Any, tokens: Tensor) -> dict[str, Tensor]:
     return logits
 
 
+def generated(model: Any, tokens: Tensor) -> dict[str, Tensor]:
+    """The tokens of a greedy generation, and the logits that they were chosen by."""
+    model.eval()
+    out = model.generate(
+        tokens,
+        max_new_tokens=2 * STEPS,
+        do_sample=False,
+        eos_token_id=None,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    return {"sequences": out.sequences, "logits": torch.stack(out.logits)}
+
+
 COMPUTED: dict[str, Callable[[Any, Tensor], dict[str, Tensor]]] = {
     "training": lambda model, tokens: differentiated(model, tokens, True),
     "evaluated": lambda model, tokens: differentiated(model, tokens, False),
     "continued": continued,
     "decoded": decoded,
+    "generated": generated,
 }
 
 
