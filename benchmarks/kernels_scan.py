@@ -32,7 +32,7 @@ def rows() -> Iterator[tuple[Row, int]]:
     """Each pass at each size, with the special functions that it takes."""
     for shape in SHAPES:
         for dtype in DTYPES:
-            scan = _scan(shape, dtype)
+            scan = drawn_scan(shape, dtype)
             dout = torch.randn_like(scan.u)
             scanned = cuda.forward(scan)
             returning = Returning(dout, scanned.x, scanned.out, None, False)
@@ -75,7 +75,8 @@ def main() -> None:
         )
 
 
-def _scan(shape: tuple[int, int, int], dtype: torch.dtype) -> Scan:
+def drawn_scan(shape: tuple[int, int, int], dtype: torch.dtype) -> Scan:
+    """Random arguments with all that is optional, steps of about a tenth."""
     batch, dim, seqlen = shape
     torch.manual_seed(0)
 

@@ -18,16 +18,18 @@ extern "C" __global__ void __launch_bounds__(32 * TILES, RESIDENT) causal_conv1d
     const INPUT* __restrict__ x, const WEIGHT* __restrict__ weight,
     const WEIGHT* __restrict__ bias, const int* __restrict__ seq_idx,
     const INPUT* __restrict__ dout, INPUT* __restrict__ dx, float* __restrict__ partial,
+#if STATES
+    const INPUT* __restrict__ initial, const INPUT* __restrict__ dfinal,
+    INPUT* __restrict__ dinitial,
+#endif
     long long batch, long long dim, long long length64, long long steps, long long x_batch,
     long long x_channel, long long x_step, long long dout_batch, long long dout_channel,
     long long dout_step, long long dx_batch, long long dx_channel, long long dx_step
 #if STATES
     ,
-    const INPUT* __restrict__ initial, const INPUT* __restrict__ dfinal,
-    INPUT* __restrict__ dinitial, long long initial_batch, long long initial_channel,
-    long long initial_tap, long long dfinal_batch, long long dfinal_channel,
-    long long dfinal_tap, long long dinitial_batch, long long dinitial_channel,
-    long long dinitial_tap
+    long long initial_batch, long long initial_channel, long long initial_tap,
+    long long dfinal_batch, long long dfinal_channel, long long dfinal_tap,
+    long long dinitial_batch, long long dinitial_channel, long long dinitial_tap
 #endif
 ) {
     __shared__ float sums[TILES][VECTOR][WIDTH + 1][32];
@@ -50,6 +52,29 @@ extern "C" __global__ void __launch_bounds__(32 * TILES, RESIDENT) causal_conv1d
             const INPUT* dout_column = dout + b * dout_batch + channel * dout_channel;
             INPUT* dx_column = dx + b * dx_batch + channel * dx_channel;
             const int* sequences = SEQ_IDX ? seq_idx + b * length64 : nullptr;
+            const INPUT* x_from = column + start * x_step;
+            const INPUT* dout_from = dout_column + start * dout_step;
+            INPUT* to = dx_column + (start - HALO) * dx_step;
+            const int limit = min(end + HALO, length);
+            // Asks for the UNROLL steps from t0 and names the group, whether or not any is left.
+            const auto fetch = [&](int t0, int stage) {
+                if (t0 + UNROLL <= limit) {
+#pragma unroll
+                    for (int u = 0; u < UNROLL; ++u, x_from += x_step, dout_from += dout_step) {
+                        copy_async(&ring[stage][u][0][thread], x_from);
+                        copy_async(&ring[stage][u][1][thread], dout_from);
+                    }
+                } else {
+                    for (int u = 0; t0 + u < limit; ++u, x_from += x_step, dout_from += dout_step) {
+                        copy_async(&ring[stage][u][0][thread], x_from);
+                        copy_async(&ring[stage][u][1][thread], dout_from);
+                    }
+                }
+                commit_copies();
+            };
+            // The first rows are under way before the taps before them are waited for.
+#pragma unroll
+            for (int s = 0; s < STAGES - 1; ++s) fetch(start + s * UNROLL, s);
             // window[v][k], g[v][k] and sequence[k] belong to step t - HALO + k.
             float window[VECTOR][WIDTH];
             float g[VECTOR][WIDTH];
@@ -72,26 +97,6 @@ extern "C" __global__ void __launch_bounds__(32 * TILES, RESIDENT) causal_conv1d
                 }
                 sequence[j + 1] = sequence_at(sequences, t, length);
             }
-            const INPUT* x_from = column + start * x_step;
-            const INPUT* dout_from = dout_column + start * dout_step;
-            INPUT* to = dx_column + (start - HALO) * dx_step;
-            const int limit = min(end + HALO, length);
-            // Asks for the UNROLL steps from t0 and names the group, whether or not any is left.
-            const auto fetch = [&](int t0, int stage) {
-                if (t0 + UNROLL <= limit) {
-#pragma unroll
-                    for (int u = 0; u < UNROLL; ++u, x_from += x_step, dout_from += dout_step) {
-                        copy_async(&ring[stage][u][0][thread], x_from);
-                        copy_async(&ring[stage][u][1][thread], dout_from);
-                    }
-                } else {
-                    for (int u = 0; t0 + u < limit; ++u, x_from += x_step, dout_from += dout_step) {
-                        copy_async(&ring[stage][u][0][thread], x_from);
-                        copy_async(&ring[stage][u][1][thread], dout_from);
-                    }
-                }
-                commit_copies();
-            };
             // UNROLL steps from t0. EDGE: some may lie past the tile, where g still feeds this
             // tile's dx, or dx before the tile, which belongs to another.
             const auto advance = [&](int t0, int stage, auto edge) {
@@ -163,8 +168,6 @@ extern "C" __global__ void __launch_bounds__(32 * TILES, RESIDENT) causal_conv1d
                     if (!edge.value || (done >= start && done < end)) result.store(to);
                 }
             };
-#pragma unroll
-            for (int s = 0; s < STAGES - 1; ++s) fetch(start + s * UNROLL, s);
             int stage = 0;
 #pragma unroll 1
             for (int t0 = start; t0 < end + HALO; t0 += UNROLL) {
@@ -180,6 +183,7 @@ extern "C" __global__ void __launch_bounds__(32 * TILES, RESIDENT) causal_conv1d
         }
     }
 
+    let_the_next_kernel_start();
 #pragma unroll
     for (int v = 0; v < VECTOR; ++v)
 #pragma unroll

@@ -30,16 +30,18 @@ extern "C" __global__ void __launch_bounds__(128, RESIDENT) causal_conv1d_backwa
     const INPUT* __restrict__ x, const WEIGHT* __restrict__ weight,
     const WEIGHT* __restrict__ bias, const int* __restrict__ seq_idx,
     const INPUT* __restrict__ dout, INPUT* __restrict__ dx, float* __restrict__ partial,
+#if STATES
+    const INPUT* __restrict__ initial, const INPUT* __restrict__ dfinal,
+    INPUT* __restrict__ dinitial,
+#endif
     long long batch, long long length64, long long rounds, long long x_batch,
     long long x_channel, long long dout_batch, long long dout_channel, long long dx_batch,
     long long dx_channel
 #if STATES
     ,
-    const INPUT* __restrict__ initial, const INPUT* __restrict__ dfinal,
-    INPUT* __restrict__ dinitial, long long initial_batch, long long initial_channel,
-    long long initial_tap, long long dfinal_batch, long long dfinal_channel,
-    long long dfinal_tap, long long dinitial_batch, long long dinitial_channel,
-    long long dinitial_tap
+    long long initial_batch, long long initial_channel, long long initial_tap,
+    long long dfinal_batch, long long dfinal_channel, long long dfinal_tap,
+    long long dinitial_batch, long long dinitial_channel, long long dinitial_tap
 #endif
 ) {
     __shared__ float sums[4][WIDTH + 1];
@@ -199,6 +201,7 @@ extern "C" __global__ void __launch_bounds__(128, RESIDENT) causal_conv1d_backwa
         }
     }
 
+    let_the_next_kernel_start();
 #pragma unroll
     for (int k = 0; k <= WIDTH; ++k) {
 #pragma unroll

@@ -14,14 +14,16 @@ using Row = Packed<INPUT, VECTOR>;
 extern "C" __global__ void __launch_bounds__(32 * TILES, RESIDENT) causal_conv1d_forward_channels(
     const INPUT* __restrict__ x, const WEIGHT* __restrict__ weight,
     const WEIGHT* __restrict__ bias, const int* __restrict__ seq_idx, INPUT* __restrict__ out,
+#if STATES
+    const INPUT* __restrict__ initial, INPUT* __restrict__ final,
+#endif
     long long batch, long long dim, long long length64, long long steps, long long x_batch,
     long long x_channel, long long x_step, long long out_batch, long long out_channel,
     long long out_step
 #if STATES
     ,
-    const INPUT* __restrict__ initial, INPUT* __restrict__ final, long long initial_batch,
-    long long initial_channel, long long initial_tap, long long final_batch,
-    long long final_channel, long long final_tap
+    long long initial_batch, long long initial_channel, long long initial_tap,
+    long long final_batch, long long final_channel, long long final_tap
 #endif
 ) {
     const int length = static_cast<int>(length64);

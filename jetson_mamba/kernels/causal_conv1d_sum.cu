@@ -10,6 +10,7 @@ extern "C" __global__ void __launch_bounds__(32 * SHARES) causal_conv1d_sum(
     const float* __restrict__ partial, WEIGHT* __restrict__ dweight, WEIGHT* __restrict__ dbias,
     long long parts, long long columns) {
     __shared__ float sums[SHARES][32];
+    wait_for_the_kernel_before();
     const long long column = blockIdx.x * 32LL + threadIdx.x;
     float sum = 0.0f;
     if (column < columns) {

@@ -5,10 +5,9 @@ here is compiled against torch, so no ABI can mismatch. A kernel is specialised 
 definitions, compiled to machine code of one architecture, and kept in the user's cache under
 the digest of all that went into it. Neither package is imported before a kernel is asked for.
 
-Two conventions bind the sources to :meth:`Kernel.launch`: every integer and pointer parameter
-of a kernel is 64 bits wide (``long long``, ``T*``), every real one ``double``, because that is
-how ``cuda.core`` passes Python's ``int`` and ``float``, at the least cost; and every header is
-a file of this package, included by its plain name.
+Two conventions bind the sources to a :class:`Launch`: every integer and pointer parameter of a
+kernel is 64 bits wide (``long long``, ``T*``), because that is how ``cuda.core`` passes Python's
+``int`` at the least cost; and every header is a file of this package, included by its plain name.
 """
 
 from __future__ import annotations
@@ -27,8 +26,7 @@ from jetson_mamba.ops.backends import Unavailable
 
 OPTIONS = ("--std=c++17", "--ptxas-options=-v", "--device-as-default-execution-space")
 CACHE_DIRECTORY = "cubins"
-# A launch configuration is kept for each grid met; a caller with ever new lengths starts over.
-MAXIMUM_CONFIGURATIONS = 256
+OVERLAP = "programmatic_stream_serialization"
 
 
 class CompileError(RuntimeError):
@@ -46,20 +44,10 @@ class Compiled(NamedTuple):
 
 
 class Kernel:
-    """A kernel that is loaded on one device.
-
-    ``maximum_shared_bytes`` is the most dynamic shared memory that a launch may ask for: the
-    device's opt-in limit less the kernel's static share.
-    """
+    """A kernel that is loaded on one device."""
 
     def __init__(self, cubin: bytes, entry: str, device_index: int) -> None:
         core, driver = _cuda_core(), _driver()
-        self._index = device_index
-        self._launch = core.launch
-        self._configuration = core.LaunchConfig
-        self._stream = core.Stream.from_handle
-        self._configurations: dict[tuple[Any, ...], Any] = {}
-        self._streams: dict[int, Any] = {}
         with torch.cuda.device(device_index):
             # The context must exist before a module is loaded into it.
             torch.cuda.current_stream(device_index)
@@ -69,69 +57,65 @@ class Kernel:
             before = _checked(driver.cuThreadExchangeStreamCaptureMode(mode))
             try:
                 self._module = core.ObjectCode.from_cubin(cubin)
-                self._kernel = self._module.get_kernel(entry)
-                self.maximum_shared_bytes = self._opt_in(driver)
+                self.handle = self._module.get_kernel(entry)
             finally:
                 _checked(driver.cuThreadExchangeStreamCaptureMode(before))
+        # cuda-core 1.0 has no such option, and GPUs before Hopper no such hardware.
+        is_able = torch.cuda.get_device_capability(device_index) >= (9, 0)
+        self.overlaps = is_able and hasattr(core.LaunchConfig, OVERLAP)
 
-    def launch(
+
+class Launch:
+    """A kernel with its grid and block, to be started any number of times.
+
+    ``overlapping``: the blocks may start while the kernel launched before drains, where the
+    device can do that. The kernel then calls ``wait_for_the_kernel_before`` (``numbers.cuh``)
+    ahead of its first access to memory.
+    """
+
+    __slots__ = ("_configuration", "_kernel", "_start")
+
+    def __init__(
         self,
+        kernel: Kernel,
         grid: tuple[int, int, int],
         block: tuple[int, int, int],
-        shared_bytes: int,
-        *arguments: float,
+        overlapping: bool = False,
     ) -> None:
-        """Launch on torch's current stream of the kernel's device, and return at once.
+        core = _cuda_core()
+        options = {OVERLAP: True} if overlapping and kernel.overlaps else {}
+        self._start = core.launch
+        self._configuration = core.LaunchConfig(grid=grid, block=block, **options)
+        self._kernel = kernel.handle
 
-        ``arguments`` are Python ints (sizes, strides, ``tensor.data_ptr()``) and floats.
+    def __call__(self, stream: Any, *arguments: int) -> None:
+        """Start the kernel on a stream of :func:`current_stream`, and return at once.
+
+        ``arguments`` are sizes, strides and ``tensor.data_ptr()``.
         """
-        index = self._index
-        if torch._C._cuda_getDevice() != index:
-            with torch.cuda.device(index):
-                self.launch(grid, block, shared_bytes, *arguments)
-            return
-        if not hasattr(_thread, "ready"):
-            # torch makes a context current in a thread lazily; the driver needs one.
-            _cuda_core().Device(index).set_current()
-            _thread.ready = True
-        handle = torch._C._cuda_getCurrentRawStream(index)
-        stream = self._streams.get(handle)
-        if stream is None:
-            stream = self._streams[handle] = self._stream(handle)
-        key = (grid, block, shared_bytes)
-        configuration = self._configurations.get(key)
-        if configuration is None:
-            if len(self._configurations) >= MAXIMUM_CONFIGURATIONS:
-                self._configurations.clear()
-            configuration = self._configuration(grid=grid, block=block, shmem_size=shared_bytes)
-            self._configurations[key] = configuration
-        self._launch(stream, configuration, self._kernel, *arguments)
+        self._start(stream, self._configuration, self._kernel, *arguments)
 
-    def _opt_in(self, driver: Any) -> int:
-        handle, attribute = self._kernel.handle, driver.CUfunction_attribute
-        limit = _checked(
-            driver.cuDeviceGetAttribute(
-                driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
-                self._index,
-            )
-        )
-        static = _checked(
-            driver.cuKernelGetAttribute(
-                attribute.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, handle, self._index
-            )
-        )
-        _checked(
-            driver.cuKernelSetAttribute(
-                attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                limit - static,
-                handle,
-                self._index,
-            )
-        )
-        return int(limit - static)
+
+def current_device() -> int:
+    """The index of torch's current device. A launch is made while its kernel's device is."""
+    return int(torch._C._cuda_getDevice())
+
+
+def current_stream(device_index: int) -> Any:
+    """torch's current stream of its current device, as a :class:`Launch` takes it."""
+    if not hasattr(_thread, "ready"):
+        # torch makes a context current in a thread lazily; the driver needs one.
+        _cuda_core().Device(device_index).set_current()
+        _thread.ready = True
+    handle = torch._C._cuda_getCurrentRawStream(device_index)
+    stream = _streams.get((device_index, handle))
+    if stream is None:
+        stream = _streams[device_index, handle] = _cuda_core().Stream.from_handle(handle)
+    return stream
 
 
 _thread = threading.local()
+_streams: dict[tuple[int, int], Any] = {}
 _lock = threading.Lock()
 _loaded: dict[tuple[str, str, tuple[tuple[str, str], ...], int], Kernel] = {}
 

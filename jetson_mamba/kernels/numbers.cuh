@@ -80,11 +80,17 @@ struct alignas(COUNT * sizeof(T) < 4 ? 4 : COUNT * sizeof(T)) Packed {
         }
     }
 
+    // Spelled out: the compiler takes a vector apart where the store stands under a condition.
     __device__ __forceinline__ void store(T* address) const {
         if constexpr (bytes == 16)
-            *reinterpret_cast<uint4*>(address) = make_uint4(words[0], words[1], words[2], words[3]);
+            asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+                         :
+                         : "l"(address), "r"(words[0]), "r"(words[1]), "r"(words[2]),
+                           "r"(words[3]));
         else if constexpr (bytes == 8)
-            *reinterpret_cast<uint2*>(address) = make_uint2(words[0], words[1]);
+            asm volatile("st.global.v2.b32 [%0], {%1, %2};"
+                         :
+                         : "l"(address), "r"(words[0]), "r"(words[1]));
         else if constexpr (bytes == 4)
             *reinterpret_cast<unsigned*>(address) = words[0];
         else
@@ -156,6 +162,20 @@ struct alignas(COUNT * sizeof(T) < 4 ? 4 : COUNT * sizeof(T)) Packed {
         return result;
     }
 };
+
+// Ahead of the first access to memory of a kernel that may start while the one launched before it
+// drains: returns when that one is done.
+__device__ __forceinline__ void wait_for_the_kernel_before() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" : : : "memory");
+#endif
+}
+// Lets the blocks of such a kernel take their places; of use where every block is past this.
+__device__ __forceinline__ void let_the_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" : : : "memory");
+#endif
+}
 
 // Copies to shared memory that need no register while they are under way, for a thread's own use:
 // after commit_copies, wait_for_copies<LEFT> returns when all groups but the last LEFT are there.

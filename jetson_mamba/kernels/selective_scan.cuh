@@ -53,8 +53,13 @@ constexpr int FLOATS = STATES * COMPONENTS;    // floats of state in a lane
 constexpr int TILE = least(32, 8 * LANES);
 static_assert(INTERVAL % TILE == 0, "x keeps states at the ends of tiles");
 constexpr int OWNED = TILE / LANES;
+// Its steps lie in pieces of up to 16 bytes, those of a channel's lanes side by side: an access of
+// a warp is made of whole sectors.
+constexpr int PIECE = least(OWNED, 16 / static_cast<int>(sizeof(number)));
+// Where owned step i lies, from the lane's first one.
+constexpr __host__ __device__ int place_of(int i) { return i / PIECE * LANES * PIECE + i % PIECE; }
 constexpr int PITCH = TILE + 4;                // rows 16 bytes apart modulo the banks
-constexpr int PART = least(TILE, most(4, (WIDTH > 64 ? 1024 : 2048) / WIDTH));
+constexpr int PART = least(TILE, most(4, (WIDTH >= 64 ? 1024 : 2048) / WIDTH));
 
 // Lanes of a warp: the low LANE_SHIFT bits are the channel's, the next the state's, the rest the
 // channel's again. With LANE_SHIFT 1, neighbours (xor 1) read the same B and C, and lanes two apart
@@ -226,6 +231,20 @@ __device__ __forceinline__ float rounded(float value) {
     return __uint_as_float(__float_as_uint(value) + 0x1000u);
 }
 
+// An address that is kept: the compiler would compute it again at each use, to save registers.
+template <typename T>
+__device__ __forceinline__ T* settled(T* address) {
+    asm volatile("" : "+l"(address));
+    __builtin_assume(__isGlobal(address));
+    return address;
+}
+
+// The opposite: what follows from the value is computed again at each use, to save registers.
+__device__ __forceinline__ long long hidden(int value) {
+    asm volatile("" : "+r"(value));
+    return value;
+}
+
 // The place of a thread: which channel and which of its states.
 struct Place {
     int warp, lane;
@@ -240,18 +259,19 @@ struct Place {
     }
 };
 
-// Consecutive numbers of a row, packed as they lie in memory.
+// Numbers of a row, packed as they lie in memory: one piece of neighbours, or a lane's own steps.
 template <int COUNT>
 struct Run {
     static constexpr int each = least(COUNT, 16 / static_cast<int>(sizeof(number)));
     static constexpr int pieces = COUNT / each;
+    static constexpr int apart = LANES * each;
     Packed<number, each> piece[pieces];
 
     __device__ __forceinline__ float at(int i) const { return piece[i / each].number(i % each); }
 
     // Whether number i, at `first` + i, is before `end`; rows that are ALIGNED end with a piece.
     static __device__ __forceinline__ bool within(int first, int i, int end) {
-        return first + (ALIGNED ? i / each * each : i) < end;
+        return first + i / each * apart + (ALIGNED ? 0 : i % each) < end;
     }
     static __device__ __forceinline__ float masked(float value, int first, int i, int end) {
         return within(first, i, end) ? value : 0.0f;
@@ -269,9 +289,9 @@ struct Run {
 #pragma unroll
         for (int i = 0; i < pieces; ++i) {
             if (ALIGNED) {
-                piece[i].load(row + least(first + i * each, end - each));
+                piece[i].load(row + least(first + i * apart, end - each));
             } else {
-                piece[i].load_some(row + first + i * each, end - first - i * each);
+                piece[i].load_some(row + first + i * apart, end - first - i * apart);
             }
         }
     }
@@ -286,9 +306,9 @@ struct Run {
 #pragma unroll
         for (int i = 0; i < pieces; ++i) {
             if (!ALIGNED) {
-                piece[i].store_some(address + i * each, end - first - i * each);
+                piece[i].store_some(address + i * apart, end - first - i * apart);
             } else if (within(first, i * each, end)) {
-                piece[i].store(address + i * each);
+                piece[i].store(address + i * apart);
             }
         }
     }
@@ -299,7 +319,7 @@ __device__ __forceinline__ void put_steps(float* row, const float* values) {
     if constexpr (OWNED % 4 == 0) {
 #pragma unroll
         for (int i = 0; i < OWNED; i += 4) {
-            *reinterpret_cast<float4*>(row + i) =
+            *reinterpret_cast<float4*>(row + place_of(i)) =
                 make_float4(values[i], values[i + 1], values[i + 2], values[i + 3]);
         }
     } else {
@@ -311,7 +331,7 @@ __device__ __forceinline__ void get_steps(const float* row, float* values) {
     if constexpr (OWNED % 4 == 0) {
 #pragma unroll
         for (int i = 0; i < OWNED; i += 4) {
-            const float4 v = *reinterpret_cast<const float4*>(row + i);
+            const float4 v = *reinterpret_cast<const float4*>(row + place_of(i));
             values[i] = v.x, values[i + 1] = v.y, values[i + 2] = v.z, values[i + 3] = v.w;
         }
     } else {
@@ -326,6 +346,9 @@ __device__ __forceinline__ void get_two(const float* row, float* values) {
 __device__ __forceinline__ void get_four(const float* row, float* values) {
     const float4 v = *reinterpret_cast<const float4*>(row);
     values[0] = v.x, values[1] = v.y, values[2] = v.z, values[3] = v.w;
+}
+__device__ __forceinline__ void put_four(float* row, const float* values) {
+    *reinterpret_cast<float4*>(row) = make_float4(values[0], values[1], values[2], values[3]);
 }
 // A lane's states, 16 bytes at a time.
 __device__ __forceinline__ void get_states(const float* row, state* states) {
@@ -362,20 +385,28 @@ struct Staging {
     static __device__ __forceinline__ bool exists(int which) {
         return COUNT * per_matrix % THREADS == 0 || which < COUNT;
     }
-
+    // Where the thread's vectors of a turn lie at step 0; null where there are none.
+    static __device__ __forceinline__ const number* row_of(const Matrix* matrices, int turn,
+                                                           int thread) {
+        const int index = turn * THREADS + thread;
+        const int n = index % PADDED, which = index / per_matrix;
+        if (!exists(which) || (DSTATE != PADDED && n >= DSTATE)) return nullptr;
+        Matrix matrix = matrices[0];
+        if (COUNT > 1 && which == 1) matrix = matrices[COUNT - 1];
+        return matrix.base + n * matrix.stride;
+    }
+    __device__ __forceinline__ void fetch_turn(int turn, const number* row, int step, int end) {
+        const int k = (turn * THREADS + threadIdx.x) / PADDED % rows;
+        if ((COUNT * per_matrix % THREADS == 0 && DSTATE == PADDED) || row) {
+            vectors[turn].load(row, step * COMPONENTS + k * size, end * COMPONENTS);
+        } else {
+            vectors[turn].clear();
+        }
+    }
     __device__ __forceinline__ void fetch(const Matrix* matrices, int step, int end) {
 #pragma unroll
         for (int turn = 0; turn < turns; ++turn) {
-            const int index = turn * THREADS + threadIdx.x;
-            const int n = index % PADDED, k = index / PADDED % rows, which = index / per_matrix;
-            if (exists(which) && (DSTATE == PADDED || n < DSTATE)) {
-                Matrix matrix = matrices[0];
-                if (COUNT > 1 && which == 1) matrix = matrices[COUNT - 1];
-                vectors[turn].load(matrix.base + n * matrix.stride, step * COMPONENTS + k * size,
-                                   end * COMPONENTS);
-            } else {
-                vectors[turn].clear();
-            }
+            fetch_turn(turn, row_of(matrices, turn, hidden(threadIdx.x)), step, end);
         }
     }
     __device__ __forceinline__ void put(float* shared) const {
@@ -391,6 +422,25 @@ struct Staging {
                     place[along / COMPONENTS * WIDTH + along % COMPONENTS] = vectors[turn].at(i);
                 }
             }
+        }
+    }
+};
+
+// The same where there are registers for the addresses.
+template <int COUNT>
+struct SettledStaging : Staging<COUNT> {
+    const number* row[Staging<COUNT>::turns];
+
+    __device__ __forceinline__ void begin(const Matrix* matrices) {
+#pragma unroll
+        for (int turn = 0; turn < Staging<COUNT>::turns; ++turn) {
+            row[turn] = settled(this->row_of(matrices, turn, threadIdx.x));
+        }
+    }
+    __device__ __forceinline__ void fetch(int step, int end) {
+#pragma unroll
+        for (int turn = 0; turn < Staging<COUNT>::turns; ++turn) {
+            this->fetch_turn(turn, row[turn], step, end);
         }
     }
 };

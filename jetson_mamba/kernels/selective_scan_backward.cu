@@ -39,9 +39,9 @@ constexpr bool ONE_TILE = INTERVAL == TILE && PART == TILE;
 constexpr int SUM_BUFFERS = BYTES_WITHOUT_SUMS + 8 * SUM_ROWS * SUM_PITCH <= 48 * 1024 ? 2 : 1;
 
 // 168 registers, so that three blocks fit a multiprocessor: with a fourth they would spill, as
-// they would for float with the third on sm_80.
+// they would for float with the third before sm_90.
 constexpr int MINIMUM_BLOCKS =
-    COMPLEX || FLOATS != 4 || LANES != 4 ? 1 : sizeof(number) == 4 && __CUDA_ARCH__ == 800 ? 2 : 3;
+    COMPLEX || FLOATS != 4 || LANES != 4 ? 1 : sizeof(number) == 4 && __CUDA_ARCH__ < 900 ? 2 : 3;
 
 struct Arguments {
     const number *u, *delta, *B, *C, *z, *dout, *out;
@@ -136,15 +136,14 @@ __device__ __forceinline__ void put_sums(float* sums, float (&values)[2 * FLOATS
 // Where channel `d` of a tensor begins. Written out at each use, with a `d` that the compiler
 // cannot see through: nine addresses kept over the whole scan would cost 18 registers.
 #define ROW(tensor) (p.tensor + hidden(span.batch) * p.tensor##_batch + hidden(d) * p.tensor##_dim)
-__device__ __forceinline__ long long hidden(int value) {
-    asm volatile("" : "+r"(value));
-    return value;
-}
 
 // Brings the tile that comes next from memory to the L2 cache: its loads have no registers to
 // wait in.
 __device__ __forceinline__ void prefetch(const number* address) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+#pragma unroll
+    for (int i = 0; i < OWNED; i += PIECE) {
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(address + place_of(i)));
+    }
 }
 
 __device__ __forceinline__ Matrix B_of(const Arguments& p, const Span& span) {
@@ -165,7 +164,7 @@ __device__ __forceinline__ void scan(const Arguments& p) {
 
     const Place place;
     const Span span(p);
-    const int lane = place.lane, part = place.part, own = part * OWNED;
+    const int lane = place.lane, part = place.part, own = part * PIECE;
     float* steps = shared_steps[place.warp][place.channel];
     float* inputs = shared_inputs[place.warp][place.channel];
     float* gradients = shared_gradients[place.warp][place.channel];
@@ -560,7 +559,7 @@ __device__ __forceinline__ void scan_carry(const Arguments& p) {
 
     const Place place;
     const Span span(p);
-    const int part = place.part, own = part * OWNED;
+    const int part = place.part, own = part * PIECE;
     float* steps = shared_steps[place.warp][place.channel];
     float* gradients = shared_gradients[place.warp][place.channel];
     const float* matrix = shared_matrices + part * FLOATS;
@@ -686,6 +685,7 @@ extern "C" {
 
 // Grid: (groups * slots, batch, segments). A block takes every slots-th set of channels.
 __global__ void __launch_bounds__(THREADS, MINIMUM_BLOCKS) selective_scan_backward(PARAMETERS) {
+    if (SEGMENTED) wait_for_the_kernel_before();
     scan(ARGUMENTS);
 }
 

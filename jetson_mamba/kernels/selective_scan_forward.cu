@@ -2,6 +2,8 @@
 #include "selective_scan.cuh"
 
 constexpr bool VARIABLE_B = !CONSTANT_B, VARIABLE_C = !CONSTANT_C;
+// 168 registers, so that three blocks fit a multiprocessor.
+constexpr int MINIMUM_BLOCKS = COMPLEX || FLOATS != 4 || LANES != 4 ? 1 : 3;
 
 struct Arguments {
     const number *u, *delta, *B, *C, *z;
@@ -16,6 +18,13 @@ struct Arguments {
     long long out_batch, out_dim, out_z_batch, out_z_dim;
     long long B_batch, B_group, B_state, C_batch, C_group, C_state;
 };
+
+// Each lane leaves the sums over its own states in shared memory, where the lane that owns a step
+// adds them: [channel][part][step]. The pitches put both accesses of a quarter-warp, 16 bytes a
+// lane, into different banks. A row begins with four places for what precedes the tile.
+constexpr int LEAD = 4;
+constexpr int SUM_ROW = TILE + (PIECE == 4 ? 3 : 2) * LEAD;
+constexpr int SUM_CHANNEL = LANES * SUM_ROW + (PIECE == 4 ? 0 : 4);
 
 // A lane's states in a row of x, those of the middle and the end side by side; `count` are left.
 __device__ __forceinline__ void put_x(state* row, const state* middle, const state* end,
@@ -44,14 +53,15 @@ template <bool CARRY>
 __device__ __forceinline__ void scan(const Arguments& p) {
     constexpr bool with_C = VARIABLE_C && !CARRY;
     constexpr int matrices = VARIABLE_B + with_C;
-    using Stage = Staging<most(1, matrices)>;
+    using Stage = SettledStaging<most(1, matrices)>;
     __shared__ __align__(16) float shared_matrices[2][matrices ? Stage::floats : 4];
     __shared__ __align__(16) float shared_steps[WARPS][CHANNELS][PITCH];
     __shared__ __align__(16) float shared_inputs[WARPS][CHANNELS][PITCH];
-    __shared__ __align__(16) float shared_outputs[CARRY ? 1 : WARPS][CHANNELS][PITCH];
+    __shared__ __align__(16) float shared_sums[CARRY ? 4 : WARPS * CHANNELS * SUM_CHANNEL];
+    __shared__ __align__(16) float shared_middle[CARRY || !KEPT ? 4 : THREADS * FLOATS];
 
     const Place place;
-    const int lane = place.lane, part = place.part;
+    const int part = place.part, own = part * PIECE;
     const long long batch = blockIdx.y, segment = SEGMENTED ? blockIdx.z : 0;
     const int group_blocks = (p.group_channels + BLOCK_CHANNELS - 1) / BLOCK_CHANNELS;
     const long long group = blockIdx.x / group_blocks;
@@ -67,13 +77,19 @@ __device__ __forceinline__ void scan(const Arguments& p) {
 
     float* steps = shared_steps[place.warp][place.channel];
     float* inputs = shared_inputs[place.warp][place.channel];
-    float* outputs = shared_outputs[CARRY ? 0 : place.warp][place.channel];
+    float* sums = shared_sums +
+                  (CARRY ? 0 : (place.warp * CHANNELS + place.channel) * SUM_CHANNEL);
+    float* shared_own = shared_middle + (CARRY || !KEPT ? 0 : threadIdx.x * FLOATS);
 
-    const number* u_row = p.u + batch * p.u_batch + d * p.u_dim;
-    const number* delta_row = p.delta + batch * p.delta_batch + d * p.delta_dim;
-    const number* z_row = HAS_Z ? p.z + batch * p.z_batch + d * p.z_dim : nullptr;
-    number* out_row = p.out + batch * p.out_batch + d * p.out_dim;
-    number* out_z_row = HAS_Z ? p.out_z + batch * p.out_z_batch + d * p.out_z_dim : nullptr;
+    const number* u_row = settled(p.u + batch * p.u_batch + d * p.u_dim);
+    const number* delta_row = settled(p.delta + batch * p.delta_batch + d * p.delta_dim);
+    const number* z_row =
+        HAS_Z && !CARRY ? settled(p.z + batch * p.z_batch + d * p.z_dim) : nullptr;
+    number* out_row = (KEPT || !HAS_Z) && !CARRY
+                          ? settled(p.out + batch * p.out_batch + d * p.out_dim)
+                          : nullptr;
+    number* out_z_row =
+        HAS_Z && !CARRY ? settled(p.out_z + batch * p.out_z_batch + d * p.out_z_dim) : nullptr;
     const float bias = HAS_BIAS ? p.bias[d] : 0.0f;
     const float skip = HAS_D && !CARRY ? p.D[d] : 0.0f;
     Matrix sources[2];
@@ -85,12 +101,12 @@ __device__ __forceinline__ void scan(const Arguments& p) {
     }
 
     rate a[STATES];
-    state h[STATES], middle[STATES], b[STATES], c[STATES];
+    state h[STATES], b[STATES], c[STATES];
     load_weights(p.A, d, part, h);
 #pragma unroll
     for (int i = 0; i < STATES; ++i) {
         a[i] = to_rate(h[i]);
-        h[i] = middle[i] = b[i] = c[i] = zero();
+        h[i] = b[i] = c[i] = zero();
     }
     if (CONSTANT_B) load_weights(p.constant_B, d, part, b);
     if (CONSTANT_C && !CARRY) load_weights(p.constant_C, d, part, c);
@@ -106,24 +122,34 @@ __device__ __forceinline__ void scan(const Arguments& p) {
         }
     }
     const long long rows = (p.seqlen + 2 * INTERVAL - 1) / (2 * INTERVAL);
-    state* x_row = p.x + (batch * p.dim + d) * rows * 2 * DSTATE;
+    state* x_row = p.x + ((batch * p.dim + d) * rows * DSTATE + part * STATES) * 2;
 
     float time = 0.0f;
     Stage stage;
-    if (matrices) stage.fetch(sources, begin, end);
+    if (matrices) {
+        stage.begin(sources);
+        stage.fetch(begin, end);
+    }
     Run<OWNED> u_next, delta_next, u_here, z_here;
-    const int own = part * OWNED;
     u_next.load(u_row, begin + own, end);
     delta_next.load(delta_row, begin + own, end);
     int half = 0;
 
+#pragma unroll 1
     for (int tile = begin; tile < end; tile += TILE) {
         float values[OWNED], products[OWNED];
         u_here = u_next;
 #pragma unroll
+        for (int i = 0; i < OWNED; ++i) values[i] = to_step(delta_next.at(i), bias);
+        if (tile + TILE > end) {
+            // Steps past the end have no length and leave the states as they are.
+#pragma unroll
+            for (int i = 0; i < OWNED; ++i) {
+                values[i] = Run<OWNED>::masked(values[i], tile + own, i, end);
+            }
+        }
+#pragma unroll
         for (int i = 0; i < OWNED; ++i) {
-            const float step = to_step(delta_next.at(i), bias);
-            values[i] = Run<OWNED>::masked(step, tile + own, i, readable);
             products[i] = values[i] * u_here.at(i);
             if (CARRY) time += values[i];
         }
@@ -133,6 +159,8 @@ __device__ __forceinline__ void scan(const Arguments& p) {
         u_next.load(u_row, tile + TILE + own, end);
         delta_next.load(delta_row, tile + TILE + own, end);
 
+        // Of the four steps in hand; those of the next four are read ahead.
+        float dt[4], du[4], y[4] = {};
 #pragma unroll 1
         for (int first = 0; first < TILE; first += PART) {
             if (matrices) {
@@ -140,46 +168,57 @@ __device__ __forceinline__ void scan(const Arguments& p) {
                 // the barrier of the part before.
                 stage.put(shared_matrices[half]);
                 __syncthreads();
-                if (tile + first + PART < end) stage.fetch(sources, tile + first + PART, end);
+                if (tile + first + PART < end) stage.fetch(tile + first + PART, end);
             } else {
                 __syncwarp();
             }
+            if (first == 0) {
+                get_four(steps, dt);
+                get_four(inputs, du);
+            }
             const float* matrix = shared_matrices[half] + part * FLOATS;
             half ^= 1;
-            // Four times four steps are in flight; more of them overflow the instruction cache.
 #pragma unroll 4
             for (int t = 0; t < PART; t += 4) {
-                float dt[4], du[4], y[4];
-                get_four(steps + first + t, dt);
-                get_four(inputs + first + t, du);
+                float dt_next[4], du_next[4], y_next[4];
 #pragma unroll
                 for (int s = 0; s < 4; ++s) {
                     if (VARIABLE_B) get_states(matrix + (t + s) * WIDTH, b);
                     if (with_C) get_states(matrix + (VARIABLE_B * PART + t + s) * WIDTH, c);
-                    y[s] = 0.0f;
+                    if (s == 1) {
+                        // Past the tile's end lie four numbers that nothing is computed from.
+                        get_four(steps + first + t + 4, dt_next);
+                        get_four(inputs + first + t + 4, du_next);
+                        // The sums of the four steps before, which no load has to wait for.
+                        if (!CARRY) put_four(sums + part * SUM_ROW + first + t, y);
+                    }
+                    y_next[s] = 0.0f;
 #pragma unroll
                     for (int i = 0; i < STATES; ++i) {
                         h[i] = decay(dt[s], a[i]) * h[i] + du[s] * b[i];
-                        if (!CARRY) y[s] += output(c[i], h[i]);
+                        if (!CARRY) y_next[s] += output(c[i], h[i]);
                     }
                 }
-                if (!CARRY) {
-                    sum_over_states<4>(y, lane);
-                    if (LANES <= 4 || part < 4) {
 #pragma unroll
-                        for (int s = 0; s < most(1, 4 / LANES); ++s) {
-                            outputs[first + t + index_over_states<4>(lane) + s] = y[s];
-                        }
-                    }
+                for (int s = 0; s < 4; ++s) {
+                    dt[s] = dt_next[s], du[s] = du_next[s], y[s] = y_next[s];
                 }
             }
         }
+        if (!CARRY) put_four(sums + part * SUM_ROW + TILE, y);
         __syncwarp();
         if (!CARRY) {
-            get_steps(outputs + own, values);
+            get_steps(sums + LEAD + own, values);
 #pragma unroll
-            for (int i = 0; i < OWNED; ++i) {
-                values[i] = HAS_D ? fmaf(skip, u_here.at(i), values[i]) : values[i];
+            for (int other = 1; other < LANES; ++other) {
+                float more[OWNED];
+                get_steps(sums + other * SUM_ROW + LEAD + own, more);
+#pragma unroll
+                for (int i = 0; i < OWNED; ++i) values[i] += more[i];
+            }
+            if (HAS_D) {
+#pragma unroll
+                for (int i = 0; i < OWNED; ++i) values[i] = fmaf(skip, u_here.at(i), values[i]);
             }
             Run<OWNED> packed;
             if (KEPT || !HAS_Z) {
@@ -195,14 +234,15 @@ __device__ __forceinline__ void scan(const Arguments& p) {
                 packed.pack(values);
                 packed.store(out_z_row, tile + own, readable);
             }
-            const int next = tile + TILE;
-            if (KEPT && next % (2 * INTERVAL) == INTERVAL) {
-#pragma unroll
-                for (int i = 0; i < STATES; ++i) middle[i] = h[i];
-            }
-            if (KEPT && (next % (2 * INTERVAL) == 0 || next >= p.seqlen)) {
-                state* row = x_row + static_cast<long long>(tile / (2 * INTERVAL)) * 2 * DSTATE;
-                if (valid) put_x(row + 2 * part * STATES, middle, h, DSTATE - part * STATES);
+            if (KEPT) {
+                const int next = tile + TILE, into = next % (2 * INTERVAL);
+                if (into > 0 && into <= INTERVAL) put_states(shared_own, h);
+                if (into == 0 || next >= p.seqlen) {
+                    state middle[STATES];
+                    get_states(shared_own, middle);
+                    state* row = x_row + static_cast<long long>(tile / (2 * INTERVAL)) * 2 * DSTATE;
+                    if (valid) put_x(row, middle, h, DSTATE - part * STATES);
+                }
             }
         }
     }
@@ -241,7 +281,8 @@ __device__ __forceinline__ void scan(const Arguments& p) {
 extern "C" {
 
 // Grid: (channel blocks of all groups, batch, segments).
-__global__ void __launch_bounds__(THREADS) selective_scan_forward(PARAMETERS) {
+__global__ void __launch_bounds__(THREADS, MINIMUM_BLOCKS) selective_scan_forward(PARAMETERS) {
+    if (SEGMENTED) wait_for_the_kernel_before();
     scan<false>(ARGUMENTS);
 }
 

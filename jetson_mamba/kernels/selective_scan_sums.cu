@@ -7,21 +7,19 @@ constexpr int COLUMNS = least(32, ROW);           // floats and steps that a blo
 constexpr int STEPS = 32;
 constexpr int QUADS = most(1, COLUMNS / 4);       // threads that add one step
 
-extern "C" {
+constexpr int SUM_THREADS = STEPS * QUADS;
+constexpr int COLUMN_BLOCKS = most(1, ROW / most(1, COLUMNS));
 
-// sums (batch * groups, slots, seqlen, MATRICES, WIDTH) to dB and dC (batch * groups, DSTATE,
-// seqlen * COMPONENTS). Grid: (seqlen / STEPS, ROW / COLUMNS, batch * groups), STEPS * QUADS
-// threads.
-__global__ void __launch_bounds__(STEPS* QUADS)
-    selective_scan_sums(const float* sums, number* dB, number* dC, long long slots,
-                        long long seqlen) {
+// Sums of STEPS steps and COLUMNS columns over the slots, and their place in dB or dC.
+__device__ __forceinline__ void add_slots(const float* sums, number* dB, number* dC, int slots,
+                                          long long seqlen, long long step, int columns,
+                                          long long group) {
     __shared__ float tile[STEPS][COLUMNS + 1];
     const int quad = threadIdx.x % QUADS, row = threadIdx.x / QUADS;
-    const long long step = static_cast<long long>(blockIdx.x) * STEPS;
     const long long stride = seqlen * ROW;
     if (step + row < seqlen) {
-        const float* source = sums + blockIdx.z * slots * stride + (step + row) * ROW +
-                              blockIdx.y * COLUMNS + quad * 4;
+        const float* source =
+            sums + group * slots * stride + (step + row) * ROW + columns * COLUMNS + quad * 4;
         float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll 8
         for (int slot = 0; slot < slots; ++slot) {
@@ -32,29 +30,41 @@ __global__ void __launch_bounds__(STEPS* QUADS)
         tile[row][quad * 4 + 2] = sum.z, tile[row][quad * 4 + 3] = sum.w;
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < STEPS * COLUMNS; i += STEPS * QUADS) {
+    for (int i = threadIdx.x; i < STEPS * COLUMNS; i += SUM_THREADS) {
         // Consecutive threads take the components of a step, then steps: rows of dB and dC.
         const int component = i % COMPONENTS, along = i / COMPONENTS % STEPS;
         const int column = i / (COMPONENTS * STEPS) * COMPONENTS + component;
-        const int value = blockIdx.y * COLUMNS + column;
+        const int value = columns * COLUMNS + column;
         const int matrix = value / WIDTH, n = value % WIDTH / COMPONENTS;
         if (step + along < seqlen && n < DSTATE) {
             number* target = CONSTANT_B || matrix == 1 ? dC : dB;
-            target[((blockIdx.z * static_cast<long long>(DSTATE) + n) * seqlen + step + along) *
-                       COMPONENTS +
-                   component] = from_float<number>(tile[along][column]);
+            target[((group * DSTATE + n) * seqlen + step + along) * COMPONENTS + component] =
+                from_float<number>(tile[along][column]);
         }
     }
 }
 
-// weights (rows, width) to one row.
-__global__ void __launch_bounds__(256)
-    selective_scan_weights(const float* weights, float* result, long long rows, long long width) {
-    const long long column = static_cast<long long>(blockIdx.x) * 256 + threadIdx.x;
+// sums (batch * groups, slots, seqlen, MATRICES, WIDTH) to dB and dC (batch * groups, DSTATE,
+// seqlen * COMPONENTS), and weights (rows, width) to one row, `total`.
+//
+// Grid: `sum_blocks`, for groups, columns and, fastest, steps, then those for the width.
+extern "C" __global__ void __launch_bounds__(SUM_THREADS, 1)
+    selective_scan_sums(const float* sums, number* dB, number* dC, const float* weights,
+                        float* total, long long sum_blocks, long long slots, long long seqlen,
+                        long long rows, long long width) {
+    wait_for_the_kernel_before();
+    if (MATRICES && blockIdx.x < sum_blocks) {
+        const unsigned step_blocks = (seqlen + STEPS - 1) / STEPS;
+        const unsigned others = blockIdx.x / step_blocks;
+        const long long step = static_cast<long long>(blockIdx.x % step_blocks) * STEPS;
+        add_slots(sums, dB, dC, slots, seqlen, step, others % COLUMN_BLOCKS,
+                  others / COLUMN_BLOCKS);
+        return;
+    }
+    const long long column = (blockIdx.x - sum_blocks) * SUM_THREADS + threadIdx.x;
     if (column >= width) return;
     float sum = 0.0f;
 #pragma unroll 8
     for (int row = 0; row < rows; ++row) sum += __ldg(weights + row * width + column);
-    result[column] = sum;
-}
+    total[column] = sum;
 }

@@ -38,6 +38,13 @@ def unwritten_memory_is_nan() -> Iterator[None]:
     torch.use_deterministic_algorithms(before)
 
 
+@pytest.fixture(autouse=True)
+def no_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans hold what a test replaces."""
+    monkeypatch.setattr(cuda, "_forward_plans", {})
+    monkeypatch.setattr(cuda, "_backward_plans", {})
+
+
 def drawn(
     batch: int = 2,
     dim: int = 40,

@@ -41,17 +41,16 @@ class Variant(NamedTuple):
 def variants() -> Iterator[Variant]:
     """All that the backend may ask for, with SiLU and weights of the input's dtype."""
     for dtype, width in itertools.product(cuda.TYPES, cuda.WIDTHS):
-        size = torch.empty((), dtype=dtype).element_size()
         yield Variant(dtype, width, "sum", False, False, ())
         yield Variant(dtype, width, "update", False, False, ())
         forms: list[tuple[str, tuple[int, ...]]] = [
-            ("forward_channels", cuda.FORWARD_WALK[size]),
+            ("forward_channels", cuda.FORWARD_WALK[dtype]),
             ("forward_channels", cuda.GENERAL_FORWARD),
-            ("backward_channels", cuda.BACKWARD_WALK[size]),
+            ("backward_channels", cuda.BACKWARD_WALK[dtype]),
             ("backward_channels", cuda.GENERAL_BACKWARD),
         ]
         for aligned in (0, 1):
-            forms.append(("forward_time", (aligned, cuda.FORWARD_BLOCKS)))
+            forms.append(("forward_time", (aligned, cuda.FORWARD_BLOCKS[dtype])))
             forms.append(("backward_time", (aligned, cuda.BACKWARD_BLOCKS)))
         for kind, form in forms:
             for sequences, states in itertools.product((False, True), repeat=2):
@@ -96,7 +95,7 @@ def test_weights_of_another_dtype_and_no_activation_compile(dtype: torch.dtype) 
         pytest.skip(str(reason))
     case = Case(torch.device("cuda", 0), dtype, torch.float32, 4)
     for kind, form in (
-        ("forward_time", (1, cuda.FORWARD_BLOCKS)),
+        ("forward_time", (1, cuda.FORWARD_BLOCKS[dtype])),
         ("backward_time", (1, cuda.BACKWARD_BLOCKS)),
         ("forward_channels", cuda.GENERAL_FORWARD),
         ("backward_channels", cuda.GENERAL_BACKWARD),

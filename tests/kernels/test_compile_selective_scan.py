@@ -34,20 +34,18 @@ FULL = cuda.Variant(
 
 
 class Entry(NamedTuple):
-    """A kernel and the warps of its blocks; None where the layout decides."""
+    """A kernel of a source."""
 
     source: str
     name: str
-    warps: int | None
 
 
 ENTRIES = (
-    Entry("selective_scan_forward.cu", "selective_scan_forward", cuda.FORWARD_WARPS),
-    Entry("selective_scan_forward.cu", "selective_scan_forward_carry", cuda.FORWARD_WARPS),
-    Entry("selective_scan_backward.cu", "selective_scan_backward", None),
-    Entry("selective_scan_backward.cu", "selective_scan_backward_carry", None),
-    Entry("selective_scan_sums.cu", "selective_scan_sums", None),
-    Entry("selective_scan_sums.cu", "selective_scan_weights", None),
+    Entry("selective_scan_forward.cu", "selective_scan_forward"),
+    Entry("selective_scan_forward.cu", "selective_scan_forward_carry"),
+    Entry("selective_scan_backward.cu", "selective_scan_backward"),
+    Entry("selective_scan_backward.cu", "selective_scan_backward_carry"),
+    Entry("selective_scan_sums.cu", "selective_scan_sums"),
 )
 
 LAYOUTS = [
@@ -83,10 +81,9 @@ def failures(variant: cuda.Variant, architecture: str) -> list[str]:
     for entry in ENTRIES:
         if entry.name.endswith("carry") and not variant.segmented:
             continue
-        if entry.name == "selective_scan_sums" and variant.constant_b and variant.constant_c:
-            continue
         layout = cuda.layout_of(variant.dstate, variant.is_complex)
-        defines = variant.defines(entry.warps or layout.backward_warps)
+        is_forward = "forward" in entry.source
+        defines = variant.defines(layout.forward_warps if is_forward else layout.backward_warps)
         compiled = compiler.compile_source(entry.source, entry.name, defines, architecture)
         if compiled.spill_bytes or compiled.static_shared_bytes > STATIC_SHARED_BYTES:
             found.append(

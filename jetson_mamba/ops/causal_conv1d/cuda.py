@@ -3,11 +3,14 @@
 Two pairs of kernels serve the two layouts that occur: time contiguous (Mamba-1) and channels
 contiguous (Mamba-2). What is aligned to whole vectors takes the fast form of each; odd lengths,
 slices and any other strides take an element at a time. ``docs/kernels.md`` says how they work.
+
+Which kernel serves a call, and how its grid is cut, is decided once, in a *plan*, for calls whose
+tensors differ in nothing but their addresses; a repeated call allocates and launches.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +25,9 @@ WIDTHS = (2, 3, 4)
 # Of a grid's second and third dimension.
 MAXIMUM_GRID = 65535
 WARPS = 4
+UPDATE_THREADS = 64
+VECTOR_BYTES = 16
+MOST_PLANS = 256
 
 
 class Walk(NamedTuple):
@@ -36,12 +42,22 @@ class Walk(NamedTuple):
     blocks: int = 1
 
 
-# All by the bytes of an element; chosen by measurement on an H100, see docs/kernels.md.
-BACKWARD_ROUNDS = {2: 8, 4: 16}
+# Chosen by measurement on an H100, see docs/kernels.md.
+# Rounds of a warp along a row where time is contiguous, at most.
+FORWARD_ROUNDS, BACKWARD_ROUNDS = 2, 16
 # Blocks resident on a multiprocessor, which bounds the registers of a thread.
-FORWARD_BLOCKS, BACKWARD_BLOCKS = 16, 8
-FORWARD_WALK = {2: Walk(2, 8, 4, 16, 1, 7), 4: Walk(2, 8, 4, 16, 1, 6)}
-BACKWARD_WALK = {2: Walk(2, 4, 4, 128, 3, 7), 4: Walk(2, 4, 4, 128, 3, 6)}
+FORWARD_BLOCKS = {torch.float32: 12, torch.float16: 10, torch.bfloat16: 16}
+BACKWARD_BLOCKS = 8
+FORWARD_WALK = {
+    torch.float32: Walk(2, 8, 4, 16, 1, 6),
+    torch.float16: Walk(2, 8, 4, 16, 1, 7),
+    torch.bfloat16: Walk(2, 8, 4, 16, 1, 7),
+}
+BACKWARD_WALK = {
+    torch.float32: Walk(2, 4, 4, 128, 3, 6),
+    torch.float16: Walk(2, 4, 4, 128, 3, 6),
+    torch.bfloat16: Walk(2, 4, 4, 128, 3, 7),
+}
 # Any strides, any alignment.
 GENERAL_FORWARD = Walk(1, 4, 4, 32)
 GENERAL_BACKWARD = Walk(1, 4, 4, 128, 2)
@@ -62,6 +78,22 @@ def load(case: Case) -> Implementation:
     return Implementation(kernels.forward, kernels.backward, kernels.update)
 
 
+class Plan(NamedTuple):
+    """What all calls share whose tensors differ in nothing but their addresses.
+
+    ``constants`` follow the addresses among a kernel's arguments. The other fields are the
+    backward pass's: whether dx is written where it is wanted, the shape of what the blocks leave
+    of the weight's and the bias's gradients, and the kernel that adds it.
+    """
+
+    launch: compiler.Launch
+    constants: tuple[int, ...]
+    writes_dx: bool = True
+    partial_shape: tuple[int, ...] = ()
+    sum_launch: compiler.Launch | None = None
+    sum_constants: tuple[int, ...] = ()
+
+
 class _Kernels:
     """The kernels of one case, each loaded when it is first needed."""
 
@@ -71,8 +103,8 @@ class _Kernels:
         self._case = case
         self._processors = torch.cuda.get_device_properties(self._index).multi_processor_count
         self._size = torch.empty((), dtype=case.dtype).element_size()
-        self._loaded: dict[tuple[object, ...], compiler.Kernel] = {}
-        self._kernel("forward_channels", False, False, False, FORWARD_WALK[self._size])
+        self._plans: dict[tuple[Any, ...], Plan] = {}
+        self._kernel("forward_channels", False, False, False, FORWARD_WALK[case.dtype])
 
     def forward(
         self,
@@ -85,62 +117,43 @@ class _Kernels:
         silu: bool,
     ) -> Tensor:
         """As :class:`~.contract.Forward` says."""
+        index = self._index
+        if compiler.current_device() != index:
+            with torch.cuda.device(index):
+                return self.forward(
+                    x, weight, bias, seq_idx, initial_states, final_states_out, silu
+                )
         out = torch.empty_like(x)
-        batch, dim, seqlen = x.shape
-        stateful = initial_states is not None or final_states_out is not None
-        states: tuple[int, ...] = ()
-        if stateful:
-            if initial_states is not None and final_states_out is not None:
-                # One block reads the first while another writes the second.
-                initial_states = initial_states.clone()
-            states = (
-                _address(initial_states),
-                _address(final_states_out),
-                *_strides(initial_states),
-                *_strides(final_states_out),
-            )
+        if initial_states is not None and final_states_out is not None:
+            # One block reads the first while another writes the second.
+            initial_states = initial_states.clone()
         weight, bias, seq_idx = weight.contiguous(), _packed(bias), _packed(seq_idx)
-        pointers = (
+        addresses: tuple[int, ...] = (
             x.data_ptr(),
             weight.data_ptr(),
             _address(bias),
             _address(seq_idx),
             out.data_ptr(),
-            batch,
         )
-        if _time_contiguous(x, dim) and out.stride(2) == 1:
-            aligned = _aligned(self._size, seqlen, (x, out))
-            form = (int(aligned), FORWARD_BLOCKS)
-            kernel = self._kernel("forward_time", silu, seq_idx is not None, stateful, form)
-            blocks, warps = _cut(seqlen, 32 * (16 // self._size))
-            kernel.launch(
-                (blocks, dim, min(batch, MAXIMUM_GRID)),
-                (32 * warps, 1, 1),
-                0,
-                *pointers,
-                seqlen,
-                x.stride(0),
-                x.stride(1),
-                out.stride(0),
-                out.stride(1),
-                *states,
+        states: tuple[Tensor | None, ...] = ()
+        if initial_states is not None or final_states_out is not None:
+            states = (initial_states, final_states_out)
+            addresses += (_address(initial_states), _address(final_states_out))
+        key = (
+            "forward",
+            silu,
+            (addresses[0] | addresses[4]) % VECTOR_BYTES,
+            seq_idx is None,
+            x.shape,
+            x.stride(),
+            *map(_strides, states),
+        )
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._remember(
+                key, self._forward_plan(x, out, seq_idx is not None, states, silu)
             )
-        else:
-            walk = self._walk(FORWARD_WALK[self._size], GENERAL_FORWARD, (x, out))
-            kernel = self._kernel("forward_channels", silu, seq_idx is not None, stateful, walk)
-            columns, rows, steps = self._tile(x, walk)
-            kernel.launch(
-                (columns, rows, min(batch, MAXIMUM_GRID)),
-                (32, walk.tiles, 1),
-                0,
-                *pointers,
-                dim,
-                seqlen,
-                steps,
-                *x.stride(),
-                *out.stride(),
-                *states,
-            )
+        plan.launch(compiler.current_stream(index), *addresses, *plan.constants)
         return out
 
     def backward(
@@ -157,50 +170,52 @@ class _Kernels:
         silu: bool,
     ) -> Gradients:
         """As :class:`~.contract.Backward` says."""
-        batch, dim, seqlen = x.shape
+        index = self._index
+        if compiler.current_device() != index:
+            with torch.cuda.device(index):
+                return self.backward(
+                    *(x, weight, bias, dout, seq_idx, initial_states, dfinal_states, dx),
+                    *(return_dinitial_states, silu),
+                )
         target = torch.empty_like(x) if dx is None else dx
+        states: tuple[Tensor | None, ...] = ()
         dinitial = None
         if return_dinitial_states:
             # Channels contiguous, as causal-conv1d lays its states out.
+            batch, dim, _ = x.shape
             dinitial = x.new_empty((batch, self._case.width - 1, dim)).transpose(1, 2)
-        stateful = not (initial_states is None and dfinal_states is None and dinitial is None)
-        states: tuple[int, ...] = ()
-        if stateful:
-            states = (
-                _address(initial_states),
-                _address(dfinal_states),
-                _address(dinitial),
-                *_strides(initial_states),
-                *_strides(dfinal_states),
-                *_strides(dinitial),
-            )
+        if not (initial_states is None and dfinal_states is None and dinitial is None):
+            states = (initial_states, dfinal_states, dinitial)
         weight, bias, seq_idx = weight.contiguous(), _packed(bias), _packed(seq_idx)
-        in_time = _time_contiguous(x, dim)
-        # The kernels walk all three tensors alike; another layout is worth a copy.
-        if in_time or x.stride(1) == 1:
-            unit = 2 if in_time else 1
-            if dout.stride(unit) != 1:
-                dout = torch.empty_like(x).copy_(dout)
-            written = target if target.stride(unit) == 1 else torch.empty_like(x)
-            in_time = in_time and written.stride(2) == 1 and dout.stride(2) == 1
-        else:
-            written = target
-        if in_time:
-            row = 32 * (16 // self._size)
-            rounds = batch * dim * seqlen // (row * self._processors * ENOUGH_WARPS)
-            rounds = _even(-(-seqlen // row), min(max(rounds, 1), BACKWARD_ROUNDS[self._size]))
-            blocks, warps = _cut(seqlen, rounds * row)
-            grid = (blocks, dim, min(batch, MAXIMUM_GRID))
-            parts = grid[0] * grid[2]
-        else:
-            walk = self._walk(BACKWARD_WALK[self._size], GENERAL_BACKWARD, (x, dout, written))
-            columns, rows, steps = self._tile(x, walk)
-            grid = (columns, rows, min(batch, MAXIMUM_GRID))
-            parts = grid[1] * grid[2]
-        partial = torch.empty(
-            (parts, dim, self._case.width + 1), dtype=torch.float32, device=x.device
+        key = (
+            "backward",
+            silu,
+            (x.data_ptr() | dout.data_ptr() | target.data_ptr()) % VECTOR_BYTES,
+            seq_idx is None,
+            x.shape,
+            x.stride(),
+            dout.stride(),
+            target.stride(),
+            *map(_strides, states),
         )
-        pointers = (
+        plan = self._plans.get(key)
+        if plan is None:
+            packed = self._walked_alike(x, dout)
+            if packed is not dout:
+                return self.backward(
+                    *(x, weight, bias, packed, seq_idx, initial_states, dfinal_states, dx),
+                    *(return_dinitial_states, silu),
+                )
+            plan = self._remember(
+                key, self._backward_plan(x, dout, target, seq_idx is not None, states, silu)
+            )
+        written = target if plan.writes_dx else torch.empty_like(x)
+        partial = torch.empty(plan.partial_shape, dtype=torch.float32, device=x.device)
+        dweight = torch.empty_like(weight)
+        dbias = None if bias is None else torch.empty_like(bias)
+        stream = compiler.current_stream(index)
+        plan.launch(
+            stream,
             x.data_ptr(),
             weight.data_ptr(),
             _address(bias),
@@ -208,54 +223,16 @@ class _Kernels:
             dout.data_ptr(),
             written.data_ptr(),
             partial.data_ptr(),
-            batch,
+            *map(_address, states),
+            *plan.constants,
         )
-        if in_time:
-            aligned = _aligned(self._size, seqlen, (x, dout, written))
-            form = (int(aligned), BACKWARD_BLOCKS)
-            kernel = self._kernel("backward_time", silu, seq_idx is not None, stateful, form)
-            kernel.launch(
-                grid,
-                (32 * warps, 1, 1),
-                0,
-                *pointers,
-                seqlen,
-                rounds,
-                x.stride(0),
-                x.stride(1),
-                dout.stride(0),
-                dout.stride(1),
-                written.stride(0),
-                written.stride(1),
-                *states,
-            )
-        else:
-            kernel = self._kernel("backward_channels", silu, seq_idx is not None, stateful, walk)
-            kernel.launch(
-                grid,
-                (32, walk.tiles, 1),
-                0,
-                *pointers,
-                dim,
-                seqlen,
-                steps,
-                *x.stride(),
-                *dout.stride(),
-                *written.stride(),
-                *states,
-            )
-        dweight = torch.empty_like(weight)
-        dbias = None if bias is None else torch.empty_like(bias)
-        sums = dim * (self._case.width + 1)
-        self._kernel("sum", False, False, False, ()).launch(
-            ((sums + 31) // 32, 1, 1),
-            (32, 8, 1),
-            0,
+        assert plan.sum_launch is not None
+        plan.sum_launch(
+            stream,
             partial.data_ptr(),
             dweight.data_ptr(),
             _address(dbias),
-            parts,
-            sums,
+            *plan.sum_constants,
         )
         if written is not target:
             target.copy_(written)
@@ -272,15 +249,21 @@ class _Kernels:
         silu: bool,
     ) -> Tensor:
         """As :class:`~.contract.Update` says."""
+        index = self._index
+        if compiler.current_device() != index:
+            with torch.cuda.device(index):
+                return self.update(
+                    x, conv_state, weight, bias, cache_seqlens, conv_state_indices, silu
+                )
         out = torch.empty_like(x)
-        batch, dim, seqlen = x.shape
         weight, bias = weight.contiguous(), _packed(bias)
         cache_seqlens, conv_state_indices = _packed(cache_seqlens), _packed(conv_state_indices)
-        threads = 64
-        self._kernel("update", silu, False, False, ()).launch(
-            ((dim + threads - 1) // threads, min(batch, MAXIMUM_GRID), 1),
-            (threads, 1, 1),
-            0,
+        key = ("update", silu, x.shape, x.stride(), conv_state.shape, conv_state.stride())
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._remember(key, self._update_plan(x, conv_state, out, silu))
+        plan.launch(
+            compiler.current_stream(index),
             x.data_ptr(),
             conv_state.data_ptr(),
             weight.data_ptr(),
@@ -288,15 +271,104 @@ class _Kernels:
             _address(cache_seqlens),
             _address(conv_state_indices),
             out.data_ptr(),
-            batch,
-            dim,
-            seqlen,
-            conv_state.shape[2],
-            *x.stride(),
-            *conv_state.stride(),
-            *out.stride(),
+            *plan.constants,
         )
         return out
+
+    def _remember(self, key: tuple[Any, ...], plan: Plan) -> Plan:
+        # A caller with ever new lengths starts over.
+        if len(self._plans) >= MOST_PLANS:
+            self._plans.clear()
+        self._plans[key] = plan
+        return plan
+
+    def _forward_plan(
+        self, x: Tensor, out: Tensor, sequences: bool, states: tuple[Tensor | None, ...], silu: bool
+    ) -> Plan:
+        batch, dim, seqlen = x.shape
+        rest = [stride for state in states for stride in _strides(state)]
+        if _time_contiguous(x, dim) and out.stride(2) == 1:
+            aligned = _aligned(self._size, seqlen, (x, out))
+            form = (int(aligned), FORWARD_BLOCKS[x.dtype])
+            kernel = self._kernel("forward_time", silu, sequences, bool(states), form)
+            rounds, blocks, warps = self._rounds(x, FORWARD_ROUNDS)
+            grid, block = (blocks, dim, min(batch, MAXIMUM_GRID)), (32 * warps, 1, 1)
+            sizes = (batch, seqlen, rounds, *x.stride()[:2], *out.stride()[:2])
+        else:
+            walk = self._walk(FORWARD_WALK[x.dtype], GENERAL_FORWARD, (x, out))
+            kernel = self._kernel("forward_channels", silu, sequences, bool(states), walk)
+            columns, rows, steps = self._tile(x, walk)
+            grid, block = (columns, rows, min(batch, MAXIMUM_GRID)), (32, walk.tiles, 1)
+            sizes = (batch, dim, seqlen, steps, *x.stride(), *out.stride())
+        return Plan(compiler.Launch(kernel, grid, block), (*sizes, *rest))
+
+    def _walked_alike(self, x: Tensor, dout: Tensor) -> Tensor:
+        """dout, in x's layout where the kernels walk both alike: another is worth a copy."""
+        in_time = _time_contiguous(x, x.shape[1])
+        if (in_time or x.stride(1) == 1) and dout.stride(2 if in_time else 1) != 1:
+            return torch.empty_like(x).copy_(dout)
+        return dout
+
+    def _backward_plan(
+        self,
+        x: Tensor,
+        dout: Tensor,
+        target: Tensor,
+        sequences: bool,
+        states: tuple[Tensor | None, ...],
+        silu: bool,
+    ) -> Plan:
+        batch, dim, seqlen = x.shape
+        rest = [stride for state in states for stride in _strides(state)]
+        in_time = _time_contiguous(x, dim)
+        written = target
+        if (in_time or x.stride(1) == 1) and target.stride(2 if in_time else 1) != 1:
+            written = torch.empty_like(x)
+        if in_time and written.stride(2) == 1 and dout.stride(2) == 1:
+            aligned = _aligned(self._size, seqlen, (x, dout, written))
+            form = (int(aligned), BACKWARD_BLOCKS)
+            kernel = self._kernel("backward_time", silu, sequences, bool(states), form)
+            rounds, blocks, warps = self._rounds(x, BACKWARD_ROUNDS)
+            grid, block = (blocks, dim, min(batch, MAXIMUM_GRID)), (32 * warps, 1, 1)
+            parts = grid[0] * grid[2]
+            strides = (*x.stride()[:2], *dout.stride()[:2], *written.stride()[:2])
+            sizes = (batch, seqlen, rounds, *strides)
+        else:
+            walk = self._walk(BACKWARD_WALK[x.dtype], GENERAL_BACKWARD, (x, dout, written))
+            kernel = self._kernel("backward_channels", silu, sequences, bool(states), walk)
+            columns, rows, steps = self._tile(x, walk)
+            grid, block = (columns, rows, min(batch, MAXIMUM_GRID)), (32, walk.tiles, 1)
+            parts = grid[1] * grid[2]
+            strides = (*x.stride(), *dout.stride(), *written.stride())
+            sizes = (batch, dim, seqlen, steps, *strides)
+        sums = dim * (self._case.width + 1)
+        sum_kernel = self._kernel("sum", False, False, False, ())
+        return Plan(
+            compiler.Launch(kernel, grid, block),
+            (*sizes, *rest),
+            written is target,
+            (parts, dim, self._case.width + 1),
+            compiler.Launch(sum_kernel, (-(-sums // 32), 1, 1), (32, 8, 1), overlapping=True),
+            (parts, sums),
+        )
+
+    def _update_plan(self, x: Tensor, conv_state: Tensor, out: Tensor, silu: bool) -> Plan:
+        batch, dim, seqlen = x.shape
+        kernel = self._kernel("update", silu, False, False, ())
+        grid = (-(-dim // UPDATE_THREADS), min(batch, MAXIMUM_GRID), 1)
+        strides = (*x.stride(), *conv_state.stride(), *out.stride())
+        return Plan(
+            compiler.Launch(kernel, grid, (UPDATE_THREADS, 1, 1)),
+            (batch, dim, seqlen, conv_state.shape[2], *strides),
+        )
+
+    def _rounds(self, x: Tensor, most: int) -> tuple[int, int, int]:
+        """Rounds of a warp along a row, blocks along it, and warps in each."""
+        batch, dim, seqlen = x.shape
+        row = 32 * (16 // self._size)
+        rounds = batch * dim * seqlen // (row * self._processors * ENOUGH_WARPS)
+        rounds = _even(-(-seqlen // row), min(max(rounds, 1), most))
+        return rounds, *_cut(seqlen, rounds * row)
 
     def _walk(self, fast: Walk, general: Walk, tensors: tuple[Tensor, ...]) -> Walk:
         """``fast`` where every tensor is made of whole vectors of channels."""
@@ -326,13 +398,8 @@ class _Kernels:
     def _kernel(
         self, kind: str, silu: bool, sequences: bool, stateful: bool, form: tuple[int, ...]
     ) -> compiler.Kernel:
-        key = (kind, silu, sequences, stateful, form)
-        kernel = self._loaded.get(key)
-        if kernel is None:
-            name, defines = variant(self._case, kind, silu, sequences, stateful, form)
-            kernel = compiler.load(f"{name}.cu", name, defines, self._index)
-            self._loaded[key] = kernel
-        return kernel
+        name, defines = variant(self._case, kind, silu, sequences, stateful, form)
+        return compiler.load(f"{name}.cu", name, defines, self._index)
 
 
 def variant(

@@ -1,7 +1,9 @@
 """The selective scan by the project's own CUDA kernels (``kernels/selective_scan_*.cu``).
 
 Here is what surrounds them: which variant serves a call, how time and channels are divided over
-the GPU, and the buffers. Every result is the same in every run: nothing is added atomically.
+the GPU, and the buffers. All of that is decided once, in a *plan*, for calls whose tensors differ
+in nothing but their addresses; a repeated call allocates and launches. Every result is the same in
+every run: nothing is added atomically.
 
 ``x`` is finer than upstream's: a row is two times ``layout.interval`` steps, entry ``2 n`` the
 state ``n`` in its middle and ``2 n + 1`` at its end. ``x[:, :, -1, 1::2]`` is the last state, as
@@ -11,7 +13,7 @@ upstream's. An ``x`` of another shape is made again.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +22,8 @@ from ...kernels import compiler
 from ..backends import Unavailable
 from .contract import Case, Gradients, Implementation, Returning, Scan, Scanned
 
+Plan = TypeVar("Plan")
+
 MAXIMUM_DSTATE = 256
 NUMBERS = {torch.float32: "float", torch.float16: "half_t", torch.bfloat16: "bfloat16_t"}
 # Segments of time below these would spend more on their carries than they gain.
@@ -27,8 +31,9 @@ SHORTEST_FORWARD = 256
 SHORTEST_BACKWARD = 128
 MOST_SEGMENTS = 16
 SUM_STEPS = 32
-FORWARD_WARPS = BACKWARD_WARPS = 4
+WARPS = 4
 VECTOR_BYTES = 16
+MOST_PLANS = 256
 
 
 class Variant(NamedTuple):
@@ -39,12 +44,12 @@ class Variant(NamedTuple):
     is_complex: bool
     constant_b: bool
     constant_c: bool
-    has_d: bool
-    has_z: bool
-    has_bias: bool
-    softplus: bool
-    aligned: bool
-    segmented: bool
+    has_d: bool = False
+    has_z: bool = False
+    has_bias: bool = False
+    softplus: bool = False
+    aligned: bool = False
+    segmented: bool = False
     kept: bool = True
     recompute: bool = False
 
@@ -79,7 +84,8 @@ class Layout(NamedTuple):
     padded: int  # states of a channel, rounded up
     width: int  # floats of a channel's states
     interval: int  # steps between the states that x keeps
-    backward_warps: int  # of a block
+    forward_warps: int  # of a block
+    backward_warps: int
 
 
 @lru_cache(maxsize=None)
@@ -91,9 +97,11 @@ def layout_of(dstate: int, is_complex: bool) -> Layout:
     # Up to 16 states, the steps that the backward pass stages at once, which spares it a sweep's
     # loads; x then takes 2 bytes a step and channel. Rarer where a state is large.
     interval = min(32, 8 * lanes) if dstate <= 16 else 64 if dstate <= 64 else 128
-    # The sums of more than 8 lanes a channel fit 48 KB of shared memory with two warps.
-    warps = BACKWARD_WARPS if lanes <= 8 else 2
-    return Layout(32 // lanes, padded, padded * (2 if is_complex else 1), interval, warps)
+    width = padded * (2 if is_complex else 1)
+    # With fewer warps, what the widest need fits 48 KB of shared memory.
+    forward_warps = WARPS if width <= 256 else 2
+    backward_warps = WARPS if lanes <= 8 else 2
+    return Layout(32 // lanes, padded, width, interval, forward_warps, backward_warps)
 
 
 def load(case: Case) -> Implementation:
@@ -108,6 +116,44 @@ def load(case: Case) -> Implementation:
         raise Unavailable("made for NVIDIA GPUs")
     step = 2 * layout_of(case.dstate, case.is_complex).interval
     return Implementation(forward, backward, output, lambda seqlen: (seqlen + step - 1) // step)
+
+
+class ForwardPlan(NamedTuple):
+    """What all forward passes share whose tensors differ in nothing but their addresses."""
+
+    out_format: torch.memory_format
+    x_shape: tuple[int, ...]
+    # The floats of a segment's end states and of its delta's sums, padded to 16 bytes.
+    carried: int
+    carried_times: int
+    # After the addresses, and the kernels in their order.
+    constants: tuple[int, ...]
+    launches: tuple[compiler.Launch, ...]
+
+
+class BackwardPlan(NamedTuple):
+    """The same of backward passes."""
+
+    x_shape: tuple[int, ...]
+    ddelta_format: torch.memory_format
+    writes_given_dz: bool
+    # Rows of the weights' gradients, and the floats of A's, constant B's and C's, D's and
+    # delta_bias's in each.
+    rows: int
+    pieces: tuple[int, ...]
+    # The floats of what is of use in the pass alone, padded to 16 bytes.
+    weights: int
+    sums: int
+    carried: int
+    carried_times: int
+    constants: tuple[int, ...]
+    launches: tuple[compiler.Launch, ...]
+    sum_constants: tuple[int, ...]
+    sum_launch: compiler.Launch | None
+
+
+_forward_plans: dict[tuple[Any, ...], ForwardPlan] = {}
+_backward_plans: dict[tuple[Any, ...], BackwardPlan] = {}
 
 
 def forward(scan: Scan) -> Scanned:
@@ -127,252 +173,347 @@ def output(scan: Scan) -> Tensor:
 
 def _scanned(scan: Scan, kept: bool) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """``out``, ``x`` and ``out_z``; what only a backward pass needs is None unless ``kept``."""
-    u, delta, A, B, C, D, z, delta_bias, delta_softplus = scan
-    u, delta, B, C = _rows(u), _rows(delta), _matrix(B), _matrix(C)
-    z = None if z is None else _rows(z)
-    A, D, delta_bias = A.contiguous(), _packed(D), _packed(delta_bias)
-    batch, dim, seqlen = u.shape
-    dstate = A.shape[1]
-    is_complex = A.is_complex()
-    layout = layout_of(dstate, is_complex)
-    step = 2 * layout.interval
-    out = x = out_z = None
-    if kept or z is None:
-        out = torch.empty_like(delta)
-        if out.stride(2) != 1:
-            out = torch.empty_like(delta, memory_format=torch.contiguous_format)
-    if z is not None:
-        out_z = torch.empty_like(z, memory_format=torch.contiguous_format)
-    if kept:
-        x = A.new_empty((batch, dim, (seqlen + step - 1) // step, 2 * dstate))
-    groups = scan.groups
-    sets = groups * -(-(dim // groups) // (FORWARD_WARPS * layout.channels))
+    u, delta, A, B, C, D, z, delta_bias, _ = scan
     index = u.get_device()
-    segment, segments = _segments(seqlen, sets * batch, index, step, SHORTEST_FORWARD)
-    kernel, carry_kernel = _forward_kernels(
-        Variant(
-            u.dtype,
-            dstate,
-            is_complex,
-            B.dim() == 2,
-            C.dim() == 2,
-            D is not None,
-            z is not None,
-            delta_bias is not None,
-            delta_softplus,
-            _aligned(u, delta, z, out, out_z, _variable(B), _variable(C)),
-            segments > 1,
-            kept,
-        ),
-        index,
-    )
-    carried = batch * dim * segments if segments > 1 else 0
-    _scratch_tensor, (carry, carry_time) = _scratch(A, carried * layout.width, carried)
-    arguments = (
+    if compiler.current_device() != index:
+        with torch.cuda.device(index):
+            return _scanned(scan, kept)
+    addresses = (
         u.data_ptr(),
         delta.data_ptr(),
         A.data_ptr(),
         B.data_ptr(),
         C.data_ptr(),
-        _pointer(D),
-        _pointer(z),
-        _pointer(delta_bias),
-        _pointer(out),
-        _pointer(out_z),
-        _pointer(x),
-        carry,
-        carry_time,
-        dim,
-        dim // groups,
-        seqlen,
-        segment,
-        segments,
-        *_strides(u, delta, z, out, out_z),
-        *_matrix_strides(B),
-        *_matrix_strides(C),
+        0 if D is None else D.data_ptr(),
+        0 if z is None else z.data_ptr(),
+        0 if delta_bias is None else delta_bias.data_ptr(),
     )
-    block = (32 * FORWARD_WARPS, 1, 1)
-    if carry_kernel is not None:
-        carry_kernel.launch((sets, batch, segments - 1), block, 0, *arguments)
-    kernel.launch((sets, batch, segments), block, 0, *arguments)
+    is_aligned = not (
+        (addresses[0] | addresses[1] | addresses[3] | addresses[4] | addresses[6]) % VECTOR_BYTES
+    )
+    key = (kept, is_aligned, index, *_likeness(scan))
+    plan = _forward_plans.get(key)
+    if plan is None:
+        packed = _packed(scan)
+        if packed is not scan:
+            return _scanned(packed, kept)
+        plan = _remember(_forward_plans, key, _forward_plan(scan, kept, is_aligned, index))
+    out = x = out_z = scratch = None
+    if kept or z is None:
+        out = torch.empty_like(delta, memory_format=plan.out_format)
+    if z is not None:
+        out_z = torch.empty_like(z, memory_format=torch.contiguous_format)
+    if kept:
+        x = A.new_empty(plan.x_shape)
+    carry = carry_times = 0
+    if plan.carried:
+        scratch = _floats(u, plan.carried + plan.carried_times)
+        carry = scratch.data_ptr()
+        carry_times = carry + 4 * plan.carried
+    arguments = (
+        *addresses,
+        0 if out is None else out.data_ptr(),
+        0 if out_z is None else out_z.data_ptr(),
+        0 if x is None else x.data_ptr(),
+        carry,
+        carry_times,
+        *plan.constants,
+    )
+    stream = compiler.current_stream(index)
+    for launch in plan.launches:
+        launch(stream, *arguments)
     return out, x, out_z
 
 
 def backward(scan: Scan, returning: Returning) -> Gradients:
     """The gradients of a scan's arguments, and ``out_z``; see ``contract.py``."""
-    u, delta, A, B, C, D, z, delta_bias, delta_softplus = scan
-    dout, x, out, given_dz, recompute_out_z = returning
-    u, delta, dout, B, C = _rows(u), _rows(delta), _rows(dout), _matrix(B), _matrix(C)
-    A, D, delta_bias = A.contiguous(), _packed(D), _packed(delta_bias)
-    batch, dim, seqlen = u.shape
-    dstate = A.shape[1]
-    is_complex = A.is_complex()
-    layout = layout_of(dstate, is_complex)
-    step = 2 * layout.interval
-    chunks = (seqlen + step - 1) // step
-    if x is None or x.shape != (batch, dim, chunks, 2 * dstate) or not x.is_contiguous():
-        x = forward(scan._replace(D=None, z=None)).x
-    du = torch.empty_like(u, memory_format=torch.contiguous_format)
-    ddelta = torch.empty_like(delta)
-    if ddelta.stride(2) != 1:
-        ddelta = torch.empty_like(delta, memory_format=torch.contiguous_format)
-    dz, out_z = given_dz, None
-    if z is None:
-        out = dz = given_dz = None
-    else:
-        z = _rows(z)
-        if out is None:
-            out = output(scan._replace(z=None))
-        out = _rows(out)
-        if dz is None or (dz.stride(2) != 1 and seqlen > 1):
-            dz = torch.empty_like(z, memory_format=torch.contiguous_format)
-        if recompute_out_z:
-            out_z = torch.empty_like(z, memory_format=torch.contiguous_format)
-    groups = scan.groups
-    channels = layout.backward_warps * layout.channels
-    sets = -(-(dim // groups) // channels)
+    u, delta, A, B, C, D, z, delta_bias, _ = scan
+    dout, x, out, dz, recompute_out_z = returning
     index = u.get_device()
-    segment, segments = _segments(seqlen, groups * sets * batch, index, step, SHORTEST_BACKWARD)
-    constant_b, constant_c = B.dim() == 2, C.dim() == 2
-    matrices = 2 - constant_b - constant_c
-    slots = _slots(sets, channels, layout.width, batch * groups * segments, index)
-    variant = Variant(
-        u.dtype,
-        dstate,
-        is_complex,
-        constant_b,
-        constant_c,
-        D is not None,
-        z is not None,
-        delta_bias is not None,
-        delta_softplus,
-        _aligned(u, delta, z, dout, out, ddelta, dz, _variable(B), _variable(C)),
-        segments > 1,
-        recompute=out_z is not None,
-    )
-    kernel, carry_kernel, sum_kernel, weight_kernel = _backward_kernels(variant, index)
-    floats = dim * dstate * (2 if is_complex else 1)
-    width = floats * (1 + constant_b + constant_c) + 2 * dim
-    rows = batch * segments
-    weights = A.new_empty((rows, width), dtype=torch.float32)
-    carried = batch * dim * segments if segments > 1 else 0
-    _scratch_tensor, (sums, carry, carry_time) = _scratch(
-        A,
-        batch * groups * slots * seqlen * matrices * layout.width,
-        carried * layout.width,
-        carried,
-    )
-    arguments = (
+    if compiler.current_device() != index:
+        with torch.cuda.device(index):
+            return backward(scan, returning)
+    if z is None:
+        out = dz = None
+    elif out is None:
+        out = output(scan._replace(z=None))
+    addresses = (
         u.data_ptr(),
         delta.data_ptr(),
         A.data_ptr(),
         B.data_ptr(),
         C.data_ptr(),
-        _pointer(D),
-        _pointer(z),
-        _pointer(delta_bias),
+        0 if D is None else D.data_ptr(),
+        0 if z is None else z.data_ptr(),
+        0 if delta_bias is None else delta_bias.data_ptr(),
         dout.data_ptr(),
-        x.data_ptr(),
-        _pointer(out),
-        du.data_ptr(),
-        ddelta.data_ptr(),
-        _pointer(dz),
-        _pointer(out_z),
-        weights.data_ptr(),
-        sums,
-        carry,
-        carry_time,
-        dim,
-        dim // groups,
-        slots,
-        seqlen,
-        segment,
-        segments,
-        *_strides(u, delta, z, dout, out, du, ddelta, dz, out_z),
-        *_matrix_strides(B),
-        *_matrix_strides(C),
     )
-    grid, block = (groups * slots, batch, segments), (32 * layout.backward_warps, 1, 1)
-    if carry_kernel is not None:
-        carry_kernel.launch(grid, block, 0, *arguments)
-    kernel.launch(grid, block, 0, *arguments)
+    out_address = 0 if out is None else out.data_ptr()
+    is_aligned = not (
+        (
+            addresses[0]
+            | addresses[1]
+            | addresses[3]
+            | addresses[4]
+            | addresses[6]
+            | addresses[8]
+            | out_address
+            | (0 if dz is None else dz.data_ptr())
+        )
+        % VECTOR_BYTES
+    )
+    key = (
+        is_aligned,
+        recompute_out_z,
+        index,
+        *_likeness(scan),
+        dout.stride(),
+        None if out is None else out.stride(),
+        None if dz is None else dz.stride(),
+    )
+    plan = _backward_plans.get(key)
+    if plan is None:
+        packed = _packed(scan)
+        rows = returning._replace(dout=_rows(dout), out=None if out is None else _rows(out))
+        if packed is not scan or rows.dout is not dout or rows.out is not out:
+            return backward(packed, rows)
+        made = _backward_plan(scan, rows, is_aligned, index)
+        plan = _remember(_backward_plans, key, made)
+    if x is None or x.shape != plan.x_shape or not x.is_contiguous():
+        x = forward(scan._replace(D=None, z=None)).x
+    du = torch.empty_like(u, memory_format=torch.contiguous_format)
+    ddelta = torch.empty_like(delta, memory_format=plan.ddelta_format)
+    written, out_z = dz, None
+    if z is not None:
+        if not plan.writes_given_dz:
+            written = torch.empty_like(z, memory_format=torch.contiguous_format)
+        if recompute_out_z:
+            out_z = torch.empty_like(z, memory_format=torch.contiguous_format)
     dB = torch.empty_like(B, memory_format=torch.contiguous_format)
     dC = torch.empty_like(C, memory_format=torch.contiguous_format)
-    if matrices:
-        columns = min(32, matrices * layout.width)
-        sum_kernel.launch(
-            (-(-seqlen // SUM_STEPS), matrices * layout.width // columns, batch * groups),
-            (SUM_STEPS * max(1, columns // 4), 1, 1),
-            0,
+    # Of one row the weights' gradients are the sum already.
+    total = _floats(u, sum(plan.pieces))
+    scratch = _floats(u, plan.weights + plan.sums + plan.carried + plan.carried_times)
+    weights = scratch.data_ptr()
+    sums = weights + 4 * plan.weights
+    carry = sums + 4 * plan.sums
+    if plan.rows == 1:
+        weights = total.data_ptr()
+    arguments = (
+        *addresses,
+        x.data_ptr(),
+        out_address,
+        du.data_ptr(),
+        ddelta.data_ptr(),
+        0 if written is None else written.data_ptr(),
+        0 if out_z is None else out_z.data_ptr(),
+        weights,
+        sums,
+        carry,
+        carry + 4 * plan.carried,
+        *plan.constants,
+    )
+    stream = compiler.current_stream(index)
+    for launch in plan.launches:
+        launch(stream, *arguments)
+    if plan.sum_launch is not None:
+        plan.sum_launch(
+            stream,
             sums,
             dB.data_ptr(),
             dC.data_ptr(),
+            weights,
+            total.data_ptr(),
+            *plan.sum_constants,
+        )
+    dA, constant_dB, constant_dC, dD, ddelta_bias = total.split_with_sizes(plan.pieces)
+    if dz is not None and not plan.writes_given_dz:
+        assert written is not None
+        written = dz.copy_(written)
+    return Gradients(
+        du,
+        ddelta,
+        _weight(dA, A),
+        dB if B.dim() == 4 else _weight(constant_dB, B),
+        dC if C.dim() == 4 else _weight(constant_dC, C),
+        None if D is None else dD,
+        None if delta_bias is None else ddelta_bias,
+        written,
+        out_z,
+    )
+
+
+def _likeness(scan: Scan) -> tuple[Any, ...]:
+    """All of a scan that decides how it is done, but the addresses and the device."""
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus = scan
+    return (
+        u.dtype,
+        A.dtype,
+        delta_softplus,
+        u.shape,
+        B.shape,
+        C.shape,
+        A.shape,
+        u.stride(),
+        delta.stride(),
+        A.stride(),
+        B.stride(),
+        C.stride(),
+        None if D is None else D.stride(),
+        None if z is None else z.stride(),
+        None if delta_bias is None else delta_bias.stride(),
+    )
+
+
+def _remember(plans: dict[tuple[Any, ...], Plan], key: tuple[Any, ...], plan: Plan) -> Plan:
+    # A caller with ever new lengths starts over.
+    if len(plans) >= MOST_PLANS:
+        plans.clear()
+    plans[key] = plan
+    return plan
+
+
+def _forward_plan(scan: Scan, kept: bool, is_aligned: bool, index: int) -> ForwardPlan:
+    u, delta, A, B, C, _, z, _, _ = scan
+    batch, dim, seqlen = u.shape
+    layout = layout_of(A.shape[1], A.is_complex())
+    step = 2 * layout.interval
+    out_format = _packed_format(delta)
+    out = torch.empty_like(delta, device="meta", memory_format=out_format)
+    out_z = None if z is None else torch.empty(z.shape, dtype=z.dtype, device="meta")
+    groups = scan.groups
+    sets = groups * -(-(dim // groups) // (layout.forward_warps * layout.channels))
+    segment, segments = _segments(seqlen, sets * batch, index, step, SHORTEST_FORWARD)
+    aligned = is_aligned and _aligned(u, delta, z, out, _variable(B), _variable(C))
+    variant = _variant(scan, aligned, segments > 1)._replace(kept=kept)
+    source, defines = "selective_scan_forward.cu", variant.defines(layout.forward_warps)
+    block = (32 * layout.forward_warps, 1, 1)
+    launches = [
+        compiler.Launch(
+            compiler.load(source, "selective_scan_forward", defines, index),
+            (sets, batch, segments),
+            block,
+            overlapping=segments > 1,
+        )
+    ]
+    if segments > 1:
+        carry = compiler.load(source, "selective_scan_forward_carry", defines, index)
+        launches.insert(0, compiler.Launch(carry, (sets, batch, segments - 1), block))
+    carried = batch * dim * segments if segments > 1 else 0
+    return ForwardPlan(
+        out_format,
+        (batch, dim, -(-seqlen // step), 2 * A.shape[1]),
+        _whole_vectors(carried * layout.width),
+        carried,
+        (
+            dim,
+            dim // groups,
+            seqlen,
+            segment,
+            segments,
+            *_strides(u, delta, z, out, out_z),
+            *_matrix_strides(B),
+            *_matrix_strides(C),
+        ),
+        tuple(launches),
+    )
+
+
+def _backward_plan(scan: Scan, returning: Returning, is_aligned: bool, index: int) -> BackwardPlan:
+    u, delta, A, B, C, _, z, _, _ = scan
+    dout, _, out, given_dz, recompute_out_z = returning
+    batch, dim, seqlen = u.shape
+    dstate = A.shape[1]
+    layout = layout_of(dstate, A.is_complex())
+    step = 2 * layout.interval
+    ddelta_format = _packed_format(delta)
+    ddelta = torch.empty_like(delta, device="meta", memory_format=ddelta_format)
+    packed = torch.empty(u.shape, dtype=u.dtype, device="meta")
+    writes_given_dz = given_dz is not None and (given_dz.stride(2) == 1 or seqlen == 1)
+    dz = None if z is None else given_dz if writes_given_dz else packed
+    out_z = packed if recompute_out_z and z is not None else None
+    groups = scan.groups
+    channels = layout.backward_warps * layout.channels
+    sets = -(-(dim // groups) // channels)
+    segment, segments = _segments(seqlen, groups * sets * batch, index, step, SHORTEST_BACKWARD)
+    constant_b, constant_c = B.dim() == 2, C.dim() == 2
+    matrices = 2 - constant_b - constant_c
+    slots = _slots(sets, channels, layout.width, batch * groups * segments, index)
+    aligned = is_aligned and _aligned(
+        u, delta, z, dout, out, ddelta, dz, _variable(B), _variable(C)
+    )
+    variant = _variant(scan, aligned, segments > 1)._replace(recompute=out_z is not None)
+    source, defines = "selective_scan_backward.cu", variant.defines(layout.backward_warps)
+    grid, block = (groups * slots, batch, segments), (32 * layout.backward_warps, 1, 1)
+    launches = [
+        compiler.Launch(
+            compiler.load(source, "selective_scan_backward", defines, index),
+            grid,
+            block,
+            overlapping=segments > 1,
+        )
+    ]
+    if segments > 1:
+        carry = compiler.load(source, "selective_scan_backward_carry", defines, index)
+        launches.insert(0, compiler.Launch(carry, grid, block))
+
+    floats = dim * dstate * (2 if A.is_complex() else 1)
+    pieces = (floats, floats * constant_b, floats * constant_c, dim, dim)
+    rows, width = batch * segments, sum(pieces)
+    columns = min(32, matrices * layout.width)
+    sum_blocks = 0
+    if matrices:
+        sum_blocks = -(-seqlen // SUM_STEPS) * (matrices * layout.width // columns) * batch * groups
+    threads = SUM_STEPS * max(1, columns // 4)
+    blocks = sum_blocks + (-(-width // threads) if rows > 1 else 0)
+    sum_launch = None
+    if blocks:
+        # The sums depend on less: one variant of them serves many of the scan.
+        plain = Variant(variant.dtype, dstate, variant.is_complex, constant_b, constant_c)
+        name = "selective_scan_sums"
+        kernel = compiler.load(f"{name}.cu", name, plain.defines(layout.backward_warps), index)
+        sum_launch = compiler.Launch(kernel, (blocks, 1, 1), (threads, 1, 1), overlapping=True)
+    carried = batch * dim * segments if segments > 1 else 0
+    return BackwardPlan(
+        (batch, dim, -(-seqlen // step), 2 * dstate),
+        ddelta_format,
+        writes_given_dz,
+        rows,
+        pieces,
+        _whole_vectors(rows * width if rows > 1 else 0),
+        batch * groups * slots * seqlen * matrices * layout.width,
+        _whole_vectors(carried * layout.width),
+        carried,
+        (
+            dim,
+            dim // groups,
             slots,
             seqlen,
-        )
-    total = weights
-    if rows > 1:
-        total = weights.new_empty((width,))
-        weight_kernel.launch(
-            (-(-width // 256), 1, 1),
-            (256, 1, 1),
-            0,
-            weights.data_ptr(),
-            total.data_ptr(),
-            rows,
-            width,
-        )
-    total = total.view(width)
-    dA = _weight(total, 0, A)
-    if constant_b:
-        dB = _weight(total, floats, A)
-    if constant_c:
-        dC = _weight(total, floats * (1 + constant_b), A)
-    dD = None if D is None else total[width - 2 * dim : width - dim]
-    ddelta_bias = None if delta_bias is None else total[width - dim :]
-    if given_dz is not None and dz is not given_dz:
-        assert dz is not None
-        given_dz.copy_(dz)
-        dz = given_dz
-    return Gradients(du, ddelta, dA, dB, dC, dD, ddelta_bias, dz, out_z)
+            segment,
+            segments,
+            *_strides(u, delta, z, dout, out, packed, ddelta, dz, out_z),
+            *_matrix_strides(B),
+            *_matrix_strides(C),
+        ),
+        tuple(launches),
+        (sum_blocks, slots, seqlen, rows, width),
+        sum_launch,
+    )
 
 
-@lru_cache(maxsize=None)
-def _forward_kernels(
-    variant: Variant, index: int
-) -> tuple[compiler.Kernel, compiler.Kernel | None]:
-    source, defines = "selective_scan_forward.cu", variant.defines(FORWARD_WARPS)
-    carry = None
-    if variant.segmented:
-        carry = compiler.load(source, "selective_scan_forward_carry", defines, index)
-    return compiler.load(source, "selective_scan_forward", defines, index), carry
-
-
-@lru_cache(maxsize=None)
-def _backward_kernels(
-    variant: Variant, index: int
-) -> tuple[compiler.Kernel, compiler.Kernel | None, compiler.Kernel, compiler.Kernel]:
-    source = "selective_scan_backward.cu"
-    warps = layout_of(variant.dstate, variant.is_complex).backward_warps
-    defines = variant.defines(warps)
-    carry = None
-    if variant.segmented:
-        carry = compiler.load(source, "selective_scan_backward_carry", defines, index)
-    # The sums depend on less: one variant of them serves many of the scan.
-    plain = variant._replace(
-        has_d=False,
-        has_z=False,
-        has_bias=False,
-        softplus=False,
-        aligned=False,
-        segmented=False,
-        recompute=False,
-    ).defines(warps)
-    return (
-        compiler.load(source, "selective_scan_backward", defines, index),
-        carry,
-        compiler.load("selective_scan_sums.cu", "selective_scan_sums", plain, index),
-        compiler.load("selective_scan_sums.cu", "selective_scan_weights", plain, index),
+def _variant(scan: Scan, aligned: bool, segmented: bool) -> Variant:
+    return Variant(
+        scan.u.dtype,
+        scan.A.shape[1],
+        scan.A.is_complex(),
+        scan.B.dim() == 2,
+        scan.C.dim() == 2,
+        scan.D is not None,
+        scan.z is not None,
+        scan.delta_bias is not None,
+        scan.delta_softplus,
+        aligned,
+        segmented,
     )
 
 
@@ -403,15 +544,35 @@ def _slots(sets: int, channels: int, width: int, others: int, index: int) -> int
     return max(1, min(sets, max(affordable, busy)))
 
 
-def _scratch(like: Tensor, *sizes: int) -> tuple[Tensor, list[int]]:
-    """One allocation for buffers of these many floats, and the address of each, 16-byte aligned."""
-    places, total = [], 0
-    for size in sizes:
-        places.append(total)
-        total += -(-size // 4) * 4
-    scratch = like.new_empty((total,), dtype=torch.float32)
-    begin = scratch.data_ptr()
-    return scratch, [begin + 4 * place for place in places]
+def _floats(like: Tensor, count: int) -> Tensor:
+    return like.new_empty((count,), dtype=torch.float32)
+
+
+def _whole_vectors(floats: int) -> int:
+    return -(-floats // 4) * 4
+
+
+def _packed_format(tensor: Tensor) -> torch.memory_format:
+    """That of a tensor like this one whose last dimension is packed."""
+    alike = torch.empty_like(tensor, device="meta")
+    return torch.preserve_format if alike.stride(2) == 1 else torch.contiguous_format
+
+
+def _packed(scan: Scan) -> Scan:
+    """The scan with rows and weights as the kernels read them; itself where they are."""
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus = scan
+    packed = Scan(
+        _rows(u),
+        _rows(delta),
+        A.contiguous(),
+        _matrix(B),
+        _matrix(C),
+        None if D is None else D.contiguous(),
+        None if z is None else _rows(z),
+        None if delta_bias is None else delta_bias.contiguous(),
+        delta_softplus,
+    )
+    return scan if all(one is other for one, other in zip(scan, packed)) else packed
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -424,16 +585,8 @@ def _matrix(tensor: Tensor) -> Tensor:
     return _rows(tensor) if tensor.dim() == 4 else tensor.contiguous()
 
 
-def _packed(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
-
-
 def _variable(matrix: Tensor) -> Tensor | None:
     return matrix if matrix.dim() == 4 else None
-
-
-def _pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _strides(*tensors: Tensor | None) -> list[int]:
@@ -448,12 +601,12 @@ def _matrix_strides(matrix: Tensor) -> tuple[int, ...]:
 
 
 def _aligned(*tensors: Tensor | None) -> bool:
-    """Whether every row of these begins and ends at a multiple of 16 bytes."""
+    """Whether every row of these is whole vectors, if the first begins at one."""
     for tensor in tensors:
         if tensor is None:
             continue
         size = tensor.element_size()
-        combined = tensor.data_ptr() | tensor.shape[-1] * size
+        combined = tensor.shape[-1] * size
         for stride in tensor.stride()[:-1]:
             combined |= stride * size
         if combined % VECTOR_BYTES:
@@ -461,12 +614,11 @@ def _aligned(*tensors: Tensor | None) -> bool:
     return True
 
 
-def _weight(total: Tensor, first: int, like: Tensor) -> Tensor:
-    """A (dim, dstate) gradient out of the row of all weights' gradients."""
+def _weight(gradient: Tensor, like: Tensor) -> Tensor:
+    """A (dim, dstate) gradient out of a row of floats."""
     if not like.is_complex():
-        return total[first : first + like.numel()].view(like.shape)
-    pairs = total[first : first + 2 * like.numel()].view(*like.shape, 2)
-    return torch.view_as_complex(pairs)
+        return gradient.view(like.shape)
+    return torch.view_as_complex(gradient.view(*like.shape, 2))
 
 
 def _power_of_two_above(number: int) -> int:
