@@ -48,22 +48,9 @@ class Captured:
         self, inputs: tuple[Tensor, ...], weights: Weights, *options: Hashable
     ) -> tuple[Tensor, ...]:
         """What ``function(inputs, weights, *options)`` returns."""
-        first = inputs[0]
-        if not first.is_cuda or first.numel() > MOST_ELEMENTS or _watched():
+        kind = _kind(inputs, weights, options)
+        if kind is None:
             return self._function(inputs, weights, *options)
-        kind = (
-            options,
-            torch._C._cuda_getCurrentRawStream(first.get_device()),
-            tuple([(type(x), x.shape, x.stride(), x.dtype, x.device) for x in inputs]),
-            tuple(
-                [
-                    None
-                    if x is None
-                    else (type(x), x.data_ptr(), x.shape, x.stride(), x.dtype, x.device)
-                    for x in weights
-                ]
-            ),
-        )
         # Two threads may share a stream: what a graph reads must not change before it runs.
         with self._lock:
             try:
@@ -163,6 +150,31 @@ def _capture(
         places.setdefault(x.dtype, []).append(place)
     groups = tuple(([kept[place] for place in group], group) for group in places.values())
     return _Graph(graph, kept, results, groups)
+
+
+def _kind(
+    inputs: tuple[Tensor, ...], weights: Weights, options: tuple[Hashable, ...]
+) -> Hashable | None:
+    """What a graph is made for; None where the call is not to be launched by one."""
+    try:
+        first = inputs[0]
+        if not first.is_cuda or first.numel() > MOST_ELEMENTS or _watched():
+            return None
+        return (
+            options,
+            torch._C._cuda_getCurrentRawStream(first.get_device()),
+            tuple([(type(x), x.shape, x.stride(), x.dtype, x.device) for x in inputs]),
+            tuple(
+                [
+                    None
+                    if x is None
+                    else (type(x), x.data_ptr(), x.shape, x.stride(), x.dtype, x.device)
+                    for x in weights
+                ]
+            ),
+        )
+    except AttributeError:  # no tensor, which the function has words for
+        return None
 
 
 def _watched() -> bool:

@@ -9,11 +9,15 @@ traces, where no gradient is recorded, and where another backend than ``triton``
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import causal_conv1d
+from ..autocast import autocast_dtype
 from ..backends import Op
+from ..captured import Captured, Weights
 from ..operators import is_compiling
 from ..paths import through_autograd
 from . import pytorch
@@ -149,6 +153,44 @@ def mamba_split_conv1d_scan_combined(
 
     Raises ValueError or TypeError for arguments that do not fit together.
     """
+    options = (
+        chunk_size,
+        limits(dt_limit),
+        activation,
+        rmsnorm_eps,
+        headdim,
+        ngroups,
+        bool(norm_before_gate),
+    )
+    weights = (conv1d_weight, conv1d_bias, dt_bias, D, rmsnorm_weight, outproj_weight, outproj_bias)
+    if (
+        is_compiling()
+        or torch.is_grad_enabled()
+        or initial_states is not None
+        or seq_idx is not None
+    ):
+        out, final_states = _mixed(zxbcdt, A, weights, initial_states, seq_idx, options)
+        return (out, final_states) if return_final_states else out
+    results = _CAPTURED(
+        (zxbcdt, A),
+        weights,
+        *(return_final_states, options, autocast_dtype(zxbcdt.device)),
+        *(torch.get_float32_matmul_precision(), op.selection, causal_conv1d.OP.selection),
+    )
+    return (results[0], results[1]) if return_final_states else results[0]
+
+
+def _mixed(
+    zxbcdt: Tensor,
+    A: Tensor,
+    weights: tuple[Any, ...],
+    initial_states: Tensor | None,
+    seq_idx: Tensor | None,
+    options: tuple[Any, ...],
+) -> tuple[Tensor, Tensor]:
+    """A mixer, its arguments being checked: its output and the last state."""
+    conv1d_weight, conv1d_bias, dt_bias, D, rmsnorm_weight, outproj_weight, outproj_bias = weights
+    chunk_size, dt_limit, activation, rmsnorm_eps, headdim, ngroups, norm_before_gate = options
     check_chunk_size(chunk_size)
     mixer = Mixer(
         zxbcdt=zxbcdt,
@@ -163,22 +205,36 @@ def mamba_split_conv1d_scan_combined(
         outproj_bias=outproj_bias,
         seq_idx=seq_idx,
         chunk_size=chunk_size,
-        dt_limit=limits(dt_limit),
+        dt_limit=dt_limit,
         activation=activation,
         rmsnorm_eps=rmsnorm_eps,
         headdim=head_size(D, headdim),
         ngroups=ngroups,
-        norm_before_gate=bool(norm_before_gate),
+        norm_before_gate=norm_before_gate,
     )
     check_mixer(mixer)
     if is_compiling():
-        out, final_states = compose(mixer, _OPERATORS.scan)
-    else:
-        implementation = _implementation(mixer)
-        graph = torch.is_grad_enabled()
-        run = implementation.mixer if graph else implementation.mixer_forward
-        out, final_states = run(mixer)
-    return (out, final_states) if return_final_states else out
+        return compose(mixer, _OPERATORS.scan)
+    implementation = _implementation(mixer)
+    return (implementation.mixer if torch.is_grad_enabled() else implementation.mixer_forward)(
+        mixer
+    )
+
+
+def _from_parts(
+    inputs: tuple[Tensor, ...],
+    weights: Weights,
+    return_final_states: bool,
+    options: tuple[Any, ...],
+    *_: Any,
+) -> tuple[Tensor, ...]:
+    """The function that is captured."""
+    zxbcdt, A = inputs
+    results = _mixed(zxbcdt, A, weights, None, None, options)
+    return results if return_final_states else results[:1]
+
+
+_CAPTURED = Captured(_from_parts)
 
 
 def _implementation(given: Scan | Mixer) -> Implementation:
