@@ -20,9 +20,7 @@ from tests.hook.sandbox import Sandbox
 INTERFACE = "mamba_ssm.ops.selective_scan_interface"
 COMBINED = "mamba_ssm.ops.triton.ssd_combined"
 GENERATION = "mamba_ssm.utils.generation"
-NORMS = [
-    f"mamba_ssm.ops.triton.{name}" for name in ("layer_norm", "layernorm", "layernorm_gated")
-]
+NORMS = [f"mamba_ssm.ops.triton.{name}" for name in ("layer_norm", "layernorm", "layernorm_gated")]
 UPDATE = "mamba_ssm.ops.triton.selective_state_update"
 PRINT = (
     "import dataclasses, json, sys\n"
