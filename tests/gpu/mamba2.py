@@ -42,8 +42,11 @@ def repeated() -> int:
 
 
 def inference() -> Results:
-    """In bfloat16: the inference path, four times with other numbers, against the way past it."""
-    from jetson_mamba.ops import norm_launches
+    """In bfloat16: the inference path, four times with other numbers, against the way past it.
+
+    Once by launches that are repeated one by one, and once by CUDA graphs.
+    """
+    from jetson_mamba.ops import captured, norm_launches
     from jetson_mamba.ops.paths import inference_path
 
     subjects = {
@@ -53,18 +56,21 @@ def inference() -> Results:
         "parts": block(use_mem_eff_path=False),
         "model": model(),
     }
-    for count, (name, subject) in enumerate(subjects.items(), start=1):
-        low = in_bfloat16(subject)
-        for call in range(4):
-            x = subject.given(2, 77)
-            x = x.detach().bfloat16() if x.is_floating_point() else x
-            with torch.no_grad():
-                found = low.out(low.module, x)
-                with inference_path(False):
-                    expected = low.out(low.module, x)
-            yield f"{name} {call}", relative_norm(found, expected)
-        # The mixers of the model are of the kind that the block's is.
-        assert repeated() == min(count, 4)
+    most_elements = captured.MOST_ELEMENTS
+    for way, captured.MOST_ELEMENTS in (("launches", 0), ("graphs", most_elements)):
+        for count, (name, subject) in enumerate(subjects.items(), start=1):
+            low = in_bfloat16(subject)
+            for call in range(4):
+                x = subject.given(2, 77)
+                x = x.detach().bfloat16() if x.is_floating_point() else x
+                with torch.no_grad():
+                    found = low.out(low.module, x)
+                    with inference_path(False):
+                        expected = low.out(low.module, x)
+                yield f"{name} by {way} {call}", relative_norm(found, expected)
+            if way == "launches":
+                # The mixers of the model are of the kind that the block's is.
+                assert repeated() == min(count, 4)
     assert [len(each._recordings) for each in norm_launches._repeatable.values()] == [1, 2]
 
 

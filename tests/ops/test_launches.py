@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from jetson_mamba.ops import launches
 from jetson_mamba.ops.launches import Repeatable
 
-triton = pytest.importorskip("triton", minversion="3.0")
+triton = pytest.importorskip("triton", minversion="3.3")  # before, it wants a GPU to tune on
 from triton import language as tl  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 

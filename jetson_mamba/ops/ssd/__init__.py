@@ -101,7 +101,7 @@ def mamba_chunk_scan_combined(
     if return_varlen_states:
         check_sequences(scan)
     if is_compiling() and not return_varlen_states:
-        out, final_states = _OPERATORS.scan(scan._replace(z=None))
+        out, final_states = _OPERATORS.scan(scan)
         if z is not None:
             out = gate(out, z).to(out.dtype)
         return (out, final_states) if return_final_states else out

@@ -17,7 +17,7 @@ INTEGER = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 def check_scan(scan: Scan) -> None:
     """Raise ValueError or TypeError where the arguments of a scan do not fit together."""
     tensors = _tensors(
-        scan._asdict(),
+        scan,
         required=("x", "dt", "A", "B", "C"),
         optional=("D", "z", "dt_bias", "initial_states", "seq_idx"),
     )
@@ -49,7 +49,7 @@ def check_scan(scan: Scan) -> None:
 def check_mixer(mixer: Mixer) -> None:
     """Raise ValueError or TypeError where the arguments of a mixer do not fit together."""
     tensors = _tensors(
-        mixer._asdict(),
+        mixer,
         required=("zxbcdt", "conv1d_weight", "dt_bias", "A", "D"),
         optional=(
             "conv1d_bias",
@@ -66,8 +66,8 @@ def check_mixer(mixer: Mixer) -> None:
     dim = nheads * mixer.headdim
     _check_steps(seqlen, "zxbcdt")
     _check_groups(nheads, mixer.ngroups, "ngroups:")
-    dstate, rest = divmod(channels - dim, 2 * mixer.ngroups)
-    if dstate < 1 or rest:
+    dstate = (channels - dim) // (2 * mixer.ngroups)
+    if dstate < 1 or channels != dim + 2 * mixer.ngroups * dstate:
         raise ValueError(
             f"conv1d_weight: expected dim + 2 * ngroups * dstate channels for dim={dim}, "
             f"ngroups={mixer.ngroups} and some dstate, found {channels}"
@@ -163,14 +163,14 @@ def check_sequences(scan: Scan) -> None:
 
 
 def _tensors(
-    fields: Mapping[str, object],
+    arguments: Scan | Mixer,
     required: tuple[str, ...],
     optional: tuple[str, ...],
 ) -> Mapping[str, Tensor]:
     """The tensors that were given, by name, of a dtype that fits and on one device."""
-    given = {}
+    given: dict[str, Tensor] = {}
     for name in (*required, *optional):
-        value = fields[name]
+        value = getattr(arguments, name)
         if value is None and name not in required:
             continue
         if not isinstance(value, Tensor):

@@ -44,7 +44,7 @@ class Operators:
         )
 
     def scan(self, given: Scan) -> tuple[Tensor, Tensor]:
-        """The output and the last state of a scan without z; differentiable."""
+        """The output before the gate, and the last state; differentiable."""
         least, most = given.dt_limit
         out, final_states = self._forward(
             given.x,
