@@ -99,15 +99,14 @@ def mamba_chunk_scan_combined(
     )
     check_scan(scan)
     if return_varlen_states:
-        check_sequences(scan)
-    if is_compiling() and not return_varlen_states:
-        out, final_states = _OPERATORS.scan(scan)
+        # How many states there are is known to a tensor only: a graph breaks here.
+        out, *states = _scan_with_varlen_states(scan)
+    elif is_compiling():
+        out, *states = _OPERATORS.scan(scan)
         if z is not None:
             out = gate(out, z).to(out.dtype)
-        return (out, final_states) if return_final_states else out
-    implementation = _implementation(scan)
-    graph = torch.is_grad_enabled()
-    out, *states = (implementation.scan if graph else implementation.scan_forward)(scan)
+    else:
+        out, *states = _scan(scan)
     wanted = (return_final_states, return_varlen_states)
     results = (out, *(state for state, want in zip(states, wanted) if want and state is not None))
     return results if len(results) > 1 else out
@@ -178,6 +177,20 @@ def mamba_split_conv1d_scan_combined(
         *(torch.get_float32_matmul_precision(), op.selection, causal_conv1d.OP.selection),
     )
     return (results[0], results[1]) if return_final_states else results[0]
+
+
+def _scan(scan: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
+    implementation = _implementation(scan)
+    return (implementation.scan if torch.is_grad_enabled() else implementation.scan_forward)(scan)
+
+
+def _scan_with_varlen_states(scan: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
+    check_sequences(scan)
+    return _scan(scan)
+
+
+if hasattr(torch, "compiler"):  # torch 2.1
+    _scan_with_varlen_states = torch.compiler.disable(_scan_with_varlen_states)
 
 
 def _mixed(
