@@ -92,25 +92,21 @@ class Captured:
 
 class _Graph(NamedTuple):
     graph: torch.cuda.CUDAGraph
-    # What the graph reads in place of each input, and what it writes.
-    inputs: tuple[Tensor, ...]
+    # What the graph writes.
     results: tuple[Tensor, ...]
-    # The graph's inputs by dtype: those of one dtype are copied by one kernel.
-    groups: tuple[tuple[list[Tensor], list[int]], ...]
+    # What it reads in place of the inputs, as bytes: so one kernel copies them all.
+    read: list[Tensor]
 
     def replay(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The results for these inputs, in memory of their own."""
-        for targets, places in self.groups:
-            if len(targets) == 1:
-                targets[0].copy_(inputs[places[0]])
-            else:
-                torch._foreach_copy_(targets, [inputs[place] for place in places])
+        torch._foreach_copy_(self.read, [x.view(torch.uint8) for x in inputs])
         self.graph.replay()
         return tuple([result.clone() for result in self.results])
 
 
-# By device and stream: where the graphs that run on it have the memory between.
-_pools: dict[tuple[int, int], Any] = {}
+# By device and stream: where the graphs that run on it have the memory between, and the first of
+# them, without which torch would give the memory up.
+_pools: dict[tuple[int, int], tuple[Any, torch.cuda.CUDAGraph]] = {}
 
 
 @torch.inference_mode(False)
@@ -127,29 +123,37 @@ def _capture(
     )
     for target, source in zip(kept, inputs):
         target.copy_(source)
+    read = [x.view(torch.uint8) for x in kept]
     with torch.cuda.device(device):
         current = torch.cuda.current_stream()
-        pool = _pools.setdefault(
-            (device.index, current.cuda_stream), torch.cuda.graph_pool_handle()
-        )
+        place = (device.index, current.cuda_stream)
+        graph = torch.cuda.CUDAGraph()
+        pool = _pools[place][0] if place in _pools else torch.cuda.graph_pool_handle()
         aside = torch.cuda.Stream()
         aside.wait_stream(current)
-        graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(aside):
             # Once outside of the graph: libraries set themselves up for a stream at its first use.
             function(kept, weights, *options)
-            # Other threads may go on allocating meanwhile.
-            graph.capture_begin(pool, capture_error_mode="thread_local")
             try:
-                results = function(kept, weights, *options)
-            finally:
-                graph.capture_end()
+                # Other threads may go on allocating meanwhile.
+                graph.capture_begin(pool, capture_error_mode="thread_local")
+                try:
+                    results = function(kept, weights, *options)
+                finally:
+                    graph.capture_end()
+            except Exception:
+                _leave_capture(device.index)
+                raise
         current.wait_stream(aside)
-    places: dict[torch.dtype, list[int]] = {}
-    for place, x in enumerate(kept):
-        places.setdefault(x.dtype, []).append(place)
-    groups = tuple(([kept[place] for place in group], group) for group in places.values())
-    return _Graph(graph, kept, results, groups)
+        _pools.setdefault(place, (pool, graph))
+    return _Graph(graph, results, read)
+
+
+def _leave_capture(device_index: int) -> None:
+    """Free the random number generator from a capture that failed, in which torch leaves it."""
+    generator = torch.cuda.default_generators[device_index]
+    if hasattr(generator, "graphsafe_set_state"):  # torch 2.5; before, nothing holds it
+        generator.graphsafe_set_state(generator.clone_state())
 
 
 def _kind(
