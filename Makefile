@@ -18,7 +18,7 @@ DEMO_BASE  = .demo/base-$(shell echo '$(TORCH) $(TRITON)' | cksum | cut -d ' ' -
 DEMO_MAMBA = .demo/mamba-ssm-$(MAMBA_SSM)
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint matrix copies docs clean
+.PHONY: help demo test lint matrix copies docs sanitize clean
 
 help:
 	@echo 'make demo [MAMBA_SSM=2.2.4] [TEXT=file]   train two small models here, nothing compiled'
@@ -26,6 +26,7 @@ help:
 	@echo 'make lint                                 lint and types only'
 	@echo 'make matrix                               every release with every release (half an hour)'
 	@echo 'make copies                               the copies that a released wheel carries'
+	@echo 'make sanitize                             the CUDA kernels under compute-sanitizer, on a GPU'
 	@echo 'make docs                                 the documentation, in build/site'
 	@echo 'make clean                                remove what these made'
 
@@ -78,6 +79,17 @@ docs: .venv/docs-ready
 .venv/docs-ready: requirements-docs.txt .venv/ready
 	.venv/$(PIP) --requirement requirements-docs.txt
 	touch $@
+
+# On a GPU, with compute-sanitizer. Only the project's own kernels are looked into; the API errors
+# left out are cuda-bindings asking for functions that the driver does not have.
+SANITIZER = compute-sanitizer --error-exitcode 1 --report-api-errors no \
+    --kernel-name kns=selective_scan --kernel-name kns=causal_conv1d
+SANITIZED = $(PYTHON) -m pytest --quiet -p no:cacheprovider tests/gpu/test_kernels_causal_conv1d.py \
+    tests/gpu/test_kernels_selective_scan.py
+
+sanitize:
+	$(SANITIZER) --tool memcheck $(SANITIZED)
+	$(SANITIZER) --tool racecheck $(SANITIZED)
 
 clean:
 	rm -rf .demo .venv .releases build dist demo-output

@@ -10,12 +10,14 @@
 
 constexpr int HALO = WIDTH - 1;
 
-// BLOCKS, those resident on a multiprocessor, bounds the registers of a thread. Chosen for sm_80
-// and later; the same code needs more registers on what came before.
-#if __CUDA_ARCH__ >= 800
-#define RESIDENT BLOCKS
-#else
+// BLOCKS, those resident on a multiprocessor, bounds the registers of a thread. Chosen for sm_80 to
+// sm_90; the same code needs more registers on what came before, and a few more on what came after.
+#if __CUDA_ARCH__ < 800
 #define RESIDENT 1
+#elif __CUDA_ARCH__ > 900 && BLOCKS > 1
+#define RESIDENT (BLOCKS - 1)
+#else
+#define RESIDENT BLOCKS
 #endif
 
 struct Filter {

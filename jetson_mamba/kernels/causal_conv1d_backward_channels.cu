@@ -3,7 +3,8 @@
 //
 // A thread owns VECTOR neighbouring channels and walks over `steps` time steps, with the last
 // taps and the last g = dout * act'(convolution) in registers: at step t, dx of step t - (WIDTH-1)
-// is complete. The WIDTH - 1 steps after a tile are computed twice, by its owner and for this
+// is complete. Rows come through shared memory, 16 bytes a lane where VECTOR is 2: a warp's lanes
+// share out UNROLL rows. The WIDTH - 1 steps after a tile are computed twice, by its owner and for this
 // tile's dx. The tiles of a block add their weight gradients in shared memory and leave one sum,
 // and causal_conv1d_sum.cu adds the blocks' sums in a fixed order: results are deterministic.
 //
@@ -13,6 +14,10 @@
 #include "causal_conv1d.cuh"
 
 using Row = Packed<INPUT, VECTOR>;
+// A copy brings COPIED lanes' numbers of one row; ACROSS lanes bring a row, the others the next.
+constexpr int COPIED = VECTOR > 1 ? 16 / sizeof(Row) : 1;
+constexpr int ACROSS = 32 / COPIED;
+using Copy = Packed<INPUT, COPIED * VECTOR>;
 
 extern "C" __global__ void __launch_bounds__(32 * TILES, RESIDENT) causal_conv1d_backward_channels(
     const INPUT* __restrict__ x, const WEIGHT* __restrict__ weight,
@@ -33,8 +38,8 @@ extern "C" __global__ void __launch_bounds__(32 * TILES, RESIDENT) causal_conv1d
 #endif
 ) {
     __shared__ float sums[TILES][VECTOR][WIDTH + 1][32];
-    // Rows on their way: each thread reads what it asked for itself, so no barrier is needed.
-    __shared__ Row ring[STAGES][UNROLL][2][32 * TILES];
+    // Rows on their way, those of a warp side by side.
+    __shared__ __align__(16) Row ring[STAGES][UNROLL][2][32 * TILES];
     const int thread = threadIdx.y * 32 + threadIdx.x;
     const int length = static_cast<int>(length64);
     const int channel = (blockIdx.x * 32 + threadIdx.x) * VECTOR;
@@ -43,32 +48,35 @@ extern "C" __global__ void __launch_bounds__(32 * TILES, RESIDENT) causal_conv1d
     // The gradients of the taps, then of the bias.
     float total[VECTOR][WIDTH + 1] = {};
 
-    if (channel < dim && start < length) {
+    if (start < length) {
+        // Lanes past the last channel copy with the others, and work on what nobody reads.
+        const bool exists = channel < dim;
+        const int readable = exists ? channel : static_cast<int>(dim) - VECTOR;
+        const int copied = (blockIdx.x * 32 + threadIdx.x % ACROSS * COPIED) * VECTOR;
         Filter filter[VECTOR];
 #pragma unroll
-        for (int v = 0; v < VECTOR; ++v) filter[v] = load_filter(weight, bias, channel + v);
+        for (int v = 0; v < VECTOR; ++v) filter[v] = load_filter(weight, bias, readable + v);
         for (long long b = blockIdx.z; b < batch; b += gridDim.z) {
-            const INPUT* column = x + b * x_batch + channel * x_channel;
-            const INPUT* dout_column = dout + b * dout_batch + channel * dout_channel;
-            INPUT* dx_column = dx + b * dx_batch + channel * dx_channel;
+            const INPUT* column = x + b * x_batch + readable * x_channel;
             const int* sequences = SEQ_IDX ? seq_idx + b * length64 : nullptr;
-            const INPUT* x_from = column + start * x_step;
-            const INPUT* dout_from = dout_column + start * dout_step;
-            INPUT* to = dx_column + (start - HALO) * dx_step;
-            const int limit = min(end + HALO, length);
+            const int below = start + threadIdx.x / ACROSS;
+            const INPUT* x_from = x + b * x_batch + copied * x_channel + below * x_step;
+            const INPUT* dout_from =
+                dout + b * dout_batch + copied * dout_channel + below * dout_step;
+            INPUT* to = dx + b * dx_batch + channel * dx_channel + (start - HALO) * dx_step;
+            const int limit = copied < dim ? min(end + HALO, length) : 0;
             // Asks for the UNROLL steps from t0 and names the group, whether or not any is left.
             const auto fetch = [&](int t0, int stage) {
-                if (t0 + UNROLL <= limit) {
 #pragma unroll
-                    for (int u = 0; u < UNROLL; ++u, x_from += x_step, dout_from += dout_step) {
-                        copy_async(&ring[stage][u][0][thread], x_from);
-                        copy_async(&ring[stage][u][1][thread], dout_from);
+                for (int u = 0; u < UNROLL; u += COPIED) {
+                    const int row = u + threadIdx.x / ACROSS;
+                    const int place = threadIdx.y * 32 + threadIdx.x % ACROSS * COPIED;
+                    if (t0 + row < limit) {
+                        copy_async(reinterpret_cast<Copy*>(&ring[stage][row][0][place]), x_from);
+                        copy_async(reinterpret_cast<Copy*>(&ring[stage][row][1][place]), dout_from);
                     }
-                } else {
-                    for (int u = 0; t0 + u < limit; ++u, x_from += x_step, dout_from += dout_step) {
-                        copy_async(&ring[stage][u][0][thread], x_from);
-                        copy_async(&ring[stage][u][1][thread], dout_from);
-                    }
+                    x_from += COPIED * x_step;
+                    dout_from += COPIED * dout_step;
                 }
                 commit_copies();
             };
@@ -91,7 +99,7 @@ extern "C" __global__ void __launch_bounds__(32 * TILES, RESIDENT) causal_conv1d
 #if STATES
                     if (t < 0 && initial)
                         window[v][j + 1] = to_float(initial[b * initial_batch +
-                                                            (channel + v) * initial_channel +
+                                                            (readable + v) * initial_channel +
                                                             j * initial_tap]);
 #endif
                 }
@@ -153,10 +161,10 @@ extern "C" __global__ void __launch_bounds__(32 * TILES, RESIDENT) causal_conv1d
 #pragma unroll
                         for (int v = 0; v < VECTOR; ++v)
                             gradient[v] +=
-                                to_float(dfinal[b * dfinal_batch + (channel + v) * dfinal_channel +
+                                to_float(dfinal[b * dfinal_batch + (readable + v) * dfinal_channel +
                                                 j * dfinal_tap]);
                     }
-                    if (dinitial && done < 0) {
+                    if (dinitial && done < 0 && exists) {
 #pragma unroll
                         for (int v = 0; v < VECTOR; ++v)
                             dinitial[b * dinitial_batch + (channel + v) * dinitial_channel +
@@ -165,14 +173,16 @@ extern "C" __global__ void __launch_bounds__(32 * TILES, RESIDENT) causal_conv1d
 #endif
                     Row result;
                     result.pack(gradient);
-                    if (!edge.value || (done >= start && done < end)) result.store(to);
+                    if (exists && (!edge.value || (done >= start && done < end))) result.store(to);
                 }
             };
             int stage = 0;
 #pragma unroll 1
             for (int t0 = start; t0 < end + HALO; t0 += UNROLL) {
+                wait_for_copies<STAGES - 2>();
+                // The rows here are those of all lanes; and all are done with the rows before.
+                __syncwarp();
                 fetch(t0 + (STAGES - 1) * UNROLL, stage == 0 ? STAGES - 1 : stage - 1);
-                wait_for_copies<STAGES - 1>();
                 if (t0 > start && t0 + UNROLL <= end)
                     advance(t0, stage, Flag<false>());
                 else
@@ -180,6 +190,7 @@ extern "C" __global__ void __launch_bounds__(32 * TILES, RESIDENT) causal_conv1d
                 stage = stage == STAGES - 1 ? 0 : stage + 1;
             }
             wait_for_copies<0>();
+            __syncwarp();
         }
     }
 

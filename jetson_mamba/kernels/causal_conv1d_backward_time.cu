@@ -58,9 +58,9 @@ extern "C" __global__ void __launch_bounds__(128, RESIDENT) causal_conv1d_backwa
     float total[WIDTH + 1] = {};
 
     for (long long b = blockIdx.z; b < batch && start < length; b += gridDim.z) {
-        const INPUT* row = x + b * x_batch + channel * x_channel;
-        const INPUT* dout_row = dout + b * dout_batch + channel * dout_channel;
-        INPUT* dx_row = dx + b * dx_batch + channel * dx_channel;
+        const INPUT* row = settled(x + b * x_batch + channel * x_channel);
+        const INPUT* dout_row = settled(dout + b * dout_batch + channel * dout_channel);
+        INPUT* dx_row = settled(dx + b * dx_batch + channel * dx_channel);
         const int* sequences = SEQ_IDX ? seq_idx + b * length64 : nullptr;
 
         int c = (end - start + 32 * N - 1) / (32 * N) - 1;

@@ -163,6 +163,20 @@ struct alignas(COUNT * sizeof(T) < 4 ? 4 : COUNT * sizeof(T)) Packed {
     }
 };
 
+// An address that is kept: the compiler would compute it again at each use, to save registers.
+template <typename T>
+__device__ __forceinline__ T* settled(T* address) {
+    asm volatile("" : "+l"(address));
+    __builtin_assume(__isGlobal(address));
+    return address;
+}
+
+// The opposite: what follows from the value is computed again at each use, to save registers.
+__device__ __forceinline__ long long hidden(int value) {
+    asm volatile("" : "+r"(value));
+    return value;
+}
+
 // Ahead of the first access to memory of a kernel that may start while the one launched before it
 // drains: returns when that one is done.
 __device__ __forceinline__ void wait_for_the_kernel_before() {
@@ -177,19 +191,25 @@ __device__ __forceinline__ void let_the_next_kernel_start() {
 #endif
 }
 
-// Copies to shared memory that need no register while they are under way, for a thread's own use:
-// after commit_copies, wait_for_copies<LEFT> returns when all groups but the last LEFT are there.
+// Copies to shared memory that need no register while they are under way: after commit_copies,
+// wait_for_copies<LEFT> returns when all of the thread's groups but the last LEFT are there.
 // Before sm_80, and below 4 bytes, the copy is done at once.
 template <typename T, int COUNT>
 __device__ __forceinline__ void copy_async(Packed<T, COUNT>* shared, const T* global) {
     constexpr int bytes = Packed<T, COUNT>::bytes;
 #if __CUDA_ARCH__ >= 800
     if constexpr (bytes >= 4) {
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;"
-                     :
-                     : "r"(static_cast<unsigned>(__cvta_generic_to_shared(shared))), "l"(global),
-                       "n"(bytes)
-                     : "memory");
+        const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+        if constexpr (bytes == 16)
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+                         :
+                         : "r"(place), "l"(global)
+                         : "memory");
+        else
+            asm volatile("cp.async.ca.shared.global [%0], [%1], %2;"
+                         :
+                         : "r"(place), "l"(global), "n"(bytes)
+                         : "memory");
         return;
     }
 #endif

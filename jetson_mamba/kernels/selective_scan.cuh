@@ -231,20 +231,6 @@ __device__ __forceinline__ float rounded(float value) {
     return __uint_as_float(__float_as_uint(value) + 0x1000u);
 }
 
-// An address that is kept: the compiler would compute it again at each use, to save registers.
-template <typename T>
-__device__ __forceinline__ T* settled(T* address) {
-    asm volatile("" : "+l"(address));
-    __builtin_assume(__isGlobal(address));
-    return address;
-}
-
-// The opposite: what follows from the value is computed again at each use, to save registers.
-__device__ __forceinline__ long long hidden(int value) {
-    asm volatile("" : "+r"(value));
-    return value;
-}
-
 // The place of a thread: which channel and which of its states.
 struct Place {
     int warp, lane;

@@ -44,7 +44,8 @@ class Walk(NamedTuple):
 
 # Chosen by measurement on an H100, see docs/kernels.md.
 # Rounds of a warp along a row where time is contiguous, at most.
-FORWARD_ROUNDS, BACKWARD_ROUNDS = 2, 16
+FORWARD_ROUNDS = {torch.float32: 2, torch.float16: 2, torch.bfloat16: 2}
+BACKWARD_ROUNDS = {torch.float32: 8, torch.float16: 16, torch.bfloat16: 16}
 # Blocks resident on a multiprocessor, which bounds the registers of a thread.
 FORWARD_BLOCKS = {torch.float32: 12, torch.float16: 10, torch.bfloat16: 16}
 BACKWARD_BLOCKS = 8
@@ -55,8 +56,8 @@ FORWARD_WALK = {
 }
 BACKWARD_WALK = {
     torch.float32: Walk(2, 4, 4, 128, 3, 6),
-    torch.float16: Walk(2, 4, 4, 128, 3, 6),
-    torch.bfloat16: Walk(2, 4, 4, 128, 3, 7),
+    torch.float16: Walk(2, 4, 4, 128, 2, 6),
+    torch.bfloat16: Walk(2, 4, 4, 128, 2, 7),
 }
 # Any strides, any alignment.
 GENERAL_FORWARD = Walk(1, 4, 4, 32)
@@ -295,7 +296,8 @@ class _Kernels:
             grid, block = (blocks, dim, min(batch, MAXIMUM_GRID)), (32 * warps, 1, 1)
             sizes = (batch, seqlen, rounds, *x.stride()[:2], *out.stride()[:2])
         else:
-            walk = self._walk(FORWARD_WALK[x.dtype], GENERAL_FORWARD, (x, out))
+            fast = FORWARD_WALK[x.dtype]
+            walk = self._walk(fast, GENERAL_FORWARD, fast.vector * self._size, (x, out))
             kernel = self._kernel("forward_channels", silu, sequences, bool(states), walk)
             columns, rows, steps = self._tile(x, walk)
             grid, block = (columns, rows, min(batch, MAXIMUM_GRID)), (32, walk.tiles, 1)
@@ -334,7 +336,8 @@ class _Kernels:
             strides = (*x.stride()[:2], *dout.stride()[:2], *written.stride()[:2])
             sizes = (batch, seqlen, rounds, *strides)
         else:
-            walk = self._walk(BACKWARD_WALK[x.dtype], GENERAL_BACKWARD, (x, dout, written))
+            fast, tensors = BACKWARD_WALK[x.dtype], (x, dout, written)
+            walk = self._walk(fast, GENERAL_BACKWARD, VECTOR_BYTES, tensors)
             kernel = self._kernel("backward_channels", silu, sequences, bool(states), walk)
             columns, rows, steps = self._tile(x, walk)
             grid, block = (columns, rows, min(batch, MAXIMUM_GRID)), (32, walk.tiles, 1)
@@ -362,24 +365,20 @@ class _Kernels:
             (batch, dim, seqlen, conv_state.shape[2], *strides),
         )
 
-    def _rounds(self, x: Tensor, most: int) -> tuple[int, int, int]:
+    def _rounds(self, x: Tensor, most: dict[torch.dtype, int]) -> tuple[int, int, int]:
         """Rounds of a warp along a row, blocks along it, and warps in each."""
         batch, dim, seqlen = x.shape
         row = 32 * (16 // self._size)
         rounds = batch * dim * seqlen // (row * self._processors * ENOUGH_WARPS)
-        rounds = _even(-(-seqlen // row), min(max(rounds, 1), most))
+        rounds = _even(-(-seqlen // row), min(max(rounds, 1), most[x.dtype]))
         return rounds, *_cut(seqlen, rounds * row)
 
-    def _walk(self, fast: Walk, general: Walk, tensors: tuple[Tensor, ...]) -> Walk:
-        """``fast`` where every tensor is made of whole vectors of channels."""
-        vector = fast.vector
-        if tensors[0].shape[1] % vector:
-            return general
+    def _walk(self, fast: Walk, general: Walk, alignment: int, tensors: tuple[Tensor, ...]) -> Walk:
+        """``fast`` where every tensor's rows of channels are whole vectors of so many bytes."""
         for tensor in tensors:
             batch, channel, step = tensor.stride()
-            if channel != 1 or batch % vector or step % vector:
-                return general
-            if tensor.data_ptr() % (vector * self._size):
+            numbers = tensor.shape[1] | batch | step
+            if channel != 1 or (tensor.data_ptr() | numbers * self._size) % alignment:
                 return general
         return fast
 
@@ -450,7 +449,7 @@ def _cut(seqlen: int, span: int) -> tuple[int, int]:
     return -(-spans // warps), warps
 
 
-def _even(length: int, most: int) -> int:
+def _even(length: int, most: dict[torch.dtype, int]) -> int:
     """The size, ``most`` or less, of the fewest equal parts that make up ``length``."""
     return -(-length // -(-length // most))
 
