@@ -449,7 +449,7 @@ def _cut(seqlen: int, span: int) -> tuple[int, int]:
     return -(-spans // warps), warps
 
 
-def _even(length: int, most: dict[torch.dtype, int]) -> int:
+def _even(length: int, most: int) -> int:
     """The size, ``most`` or less, of the fewest equal parts that make up ``length``."""
     return -(-length // -(-length // most))
 
