@@ -4,6 +4,9 @@ A block at batch 1 keeps a GPU busy for some 30 us, and starting its kernels one
 ten times as long. So where a call is like one met before, its kernels are *captured* in a CUDA
 graph, which one launch repeats from then on.
 
+Nothing is captured while other Python threads run: until a capture ends, torch would refuse them
+random numbers of the device. Graphs that are there serve every thread.
+
 A graph reads and writes the addresses that it was captured with. Weights are read where they lie,
 and calls with weights that lie elsewhere have a graph of their own. What is made anew for every
 call is copied to memory that the graph reads, and the results are copied out of memory that it
@@ -75,7 +78,7 @@ class Captured:
                 self._met.clear()
             self._met.add(kind)
             return None
-        if len(self._graphs) >= MOST_GRAPHS:
+        if len(self._graphs) >= MOST_GRAPHS or threading.active_count() > 1:
             return None
         plain = all(type(x) in _PLAIN for x in (*inputs, *weights) if x is not None)
         same_device = all(x is None or x.device == inputs[0].device for x in (*inputs, *weights))

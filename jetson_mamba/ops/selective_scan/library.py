@@ -57,7 +57,8 @@ class Operators:
     def forward(self, scan: Scan) -> Scanned:
         """As ``contract`` says."""
         out, x, out_z = self._forward(*scan)
-        x = x.unflatten(2, (-1, 2 * scan.A.shape[1]))
+        # Not unflatten: Dynamo of torch 2.11 does not trace it where torch has a default device.
+        x = x.view(*x.shape[:2], -1, 2 * scan.A.shape[1])
         return Scanned(out, x, None if scan.z is None else out_z)
 
     def differentiable(self, scan: Scan) -> tuple[Tensor, Tensor]:
