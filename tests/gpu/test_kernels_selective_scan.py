@@ -25,8 +25,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*deterministic"),
 ]
 
-# Relative norm of the error. Rounding a result to bfloat16 is up to 2^-8 of it, 2^-9.2 in the mean.
+# Relative norm of the error that no result exceeds.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 4e-3}
+# Of a 16-bit result, beyond its rounding: dB and dC are summed from products of 11 bits.
+BEYOND_ROUNDING = 5e-4
+# Of float32 results of 16-bit scans, whose softplus is good to 8e-6.
+TOLERANCE_OF_WEIGHTS = 2e-5
+# Made from `out` as it was stored, and so rounded twice.
+FROM_STORED_OUT = ("dz", "again")
 GRADIENTS = ("du", "ddelta", "dA", "dB", "dC", "dD", "dz", "ddelta_bias")
 
 
@@ -105,8 +111,18 @@ def hold_to_reference(scan: Scan) -> None:
         last_state=scanned.x[:, :, -1, 1::2],
     )
     errors = {name: relative_norm(found[name], expected[name]) for name in expected}
-    tolerance = TOLERANCE[scan.u.dtype]
-    assert all(error <= tolerance for error in errors.values()), errors
+    dtype = scan.u.dtype
+    assert all(error <= TOLERANCE[dtype] for error in errors.values()), errors
+    if dtype == torch.float32:
+        return
+    rounding = {name: relative_norm(right.to(dtype), right) for name, right in expected.items()}
+    for name, error in errors.items():
+        bound = rounding[name] + BEYOND_ROUNDING
+        if name in FROM_STORED_OUT:
+            bound += rounding["out"]
+        if found[name].dtype == torch.float32:
+            bound = TOLERANCE_OF_WEIGHTS
+        assert error <= bound, f"{name}: {error:.1e}, expected at most {bound:.1e}"
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
