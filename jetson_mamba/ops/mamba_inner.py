@@ -179,7 +179,8 @@ def _variable(rows: Tensor, bias: Tensor | None, is_complex: bool) -> Tensor:
         rows = rows + bias.to(rows.dtype).unsqueeze(-1)
     if is_complex:
         # The real and the imaginary part of a state are neighbours, and become those of a step.
-        rows = rows.unflatten(1, (-1, 2)).transpose(2, 3).flatten(2)
+        batch, pairs, seqlen = rows.shape
+        rows = rows.reshape(batch, pairs // 2, 2, seqlen).transpose(2, 3).flatten(2)
     return rows.unsqueeze(1)
 
 
