@@ -46,12 +46,17 @@ class Row:
 
 
 def block_of(name: str, d_model: int) -> nn.Module:
-    """A block in bfloat16 on the GPU, with the settings of the published models."""
+    """A block in bfloat16 on the GPU, with the settings of the published models.
+
+    "Linear" is torch's, for what torch itself takes of a call.
+    """
     from mamba_ssm.modules.mamba2 import Mamba2
     from mamba_ssm.modules.mamba_simple import Mamba
 
     torch.manual_seed(0)
     kept: dict[str, Any] = {"device": "cuda", "dtype": torch.bfloat16}
+    if name == "Linear":
+        return nn.Linear(d_model, d_model, **kept)
     module: nn.Module = (
         Mamba(d_model, **kept)
         if name == "Mamba"
@@ -172,7 +177,7 @@ def profiled(call: Callable[[], Any]) -> tuple[float, int]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--block", choices=["Mamba", "Mamba2"], help="only this one")
+    parser.add_argument("--block", choices=["Mamba", "Mamba2", "Linear"], help="only this one")
     parser.add_argument("--small", action="store_true", help="only batch 1")
     parser.add_argument("--train", action="store_true", help="whole steps, at the large sizes")
     parser.add_argument("--decode", action="store_true", help="one token, at batch 1")
