@@ -14,7 +14,9 @@ from .contract import Gradients, Implementation
 class Operators:
     """What the op calls while a graph is traced, its arguments being checked.
 
-    ``choose`` gives the backend for x and weight; it is asked when an operator runs.
+    Arguments are those of ``contract``'s functions, less the tensors that they write to but for
+    ``conv_state``. ``choose`` gives the backend for x and weight; it is asked when an operator
+    runs.
     """
 
     def __init__(self, choose: Callable[[Tensor, Tensor], Implementation]) -> None:
@@ -41,46 +43,16 @@ class Operators:
             _fake_update,
         )
 
-    def forward(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        seq_idx: Tensor | None,
-        initial_states: Tensor | None,
-        return_final_states: bool,
-        silu: bool,
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor | None]:
         """The output and, where asked for, the final states; differentiable."""
-        out, final_states = self._forward(
-            x, weight, bias, seq_idx, initial_states, return_final_states, silu
-        )
+        out, final_states = self._forward(*arguments)
+        return_final_states = arguments[5]
         return out, final_states if return_final_states else None
 
-    def backward(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        dout: Tensor,
-        seq_idx: Tensor | None,
-        initial_states: Tensor | None,
-        dfinal_states: Tensor | None,
-        return_dinitial_states: bool,
-        silu: bool,
-    ) -> Gradients:
+    def backward(self, *arguments: Any) -> Gradients:
         """The gradients, as ``contract`` has them."""
-        dx, dweight, dbias, dinitial_states = self._backward(
-            x,
-            weight,
-            bias,
-            dout,
-            seq_idx,
-            initial_states,
-            dfinal_states,
-            return_dinitial_states,
-            silu,
-        )
+        dx, dweight, dbias, dinitial_states = self._backward(*arguments)
+        bias, return_dinitial_states = arguments[2], arguments[7]
         return (
             dx,
             dweight,
@@ -88,61 +60,23 @@ class Operators:
             dinitial_states if return_dinitial_states else None,
         )
 
-    def update(
-        self,
-        x: Tensor,
-        conv_state: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        cache_seqlens: Tensor | None,
-        conv_state_indices: Tensor | None,
-        silu: bool,
-    ) -> Tensor:
+    def update(self, *arguments: Any) -> Tensor:
         """The output of further steps; ``conv_state`` is written."""
-        out: Tensor = self._update(
-            x, conv_state, weight, bias, cache_seqlens, conv_state_indices, silu
-        )
+        out: Tensor = self._update(*arguments)
         return out
 
-    def _run_forward(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        seq_idx: Tensor | None,
-        initial_states: Tensor | None,
-        return_final_states: bool,
-        silu: bool,
-    ) -> tuple[Tensor, Tensor]:
+    def _run_forward(self, x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+        bias, seq_idx, initial_states, return_final_states, silu = others
         final_states = _states_of(x, weight) if return_final_states else None
         out = self._choose(x, weight).forward(
             x, weight, bias, seq_idx, initial_states, final_states, silu
         )
         return laid_out_as(out, x), or_empty(final_states, x)
 
-    def _run_backward(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        dout: Tensor,
-        seq_idx: Tensor | None,
-        initial_states: Tensor | None,
-        dfinal_states: Tensor | None,
-        return_dinitial_states: bool,
-        silu: bool,
-    ) -> tuple[Tensor, ...]:
+    def _run_backward(self, x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, ...]:
+        bias, dout, seq_idx, initial, dfinal, return_dinitial_states, silu = others
         dx, dweight, dbias, dinitial_states = self._choose(x, weight).backward(
-            x,
-            weight,
-            bias,
-            dout,
-            seq_idx,
-            initial_states,
-            dfinal_states,
-            None,
-            return_dinitial_states,
-            silu,
+            x, weight, bias, dout, seq_idx, initial, dfinal, None, return_dinitial_states, silu
         )
         if dinitial_states is not None:
             dinitial_states = dinitial_states.transpose(1, 2).contiguous().transpose(1, 2)
@@ -153,19 +87,8 @@ class Operators:
             or_empty(dinitial_states, x),
         )
 
-    def _run_update(
-        self,
-        x: Tensor,
-        conv_state: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        cache_seqlens: Tensor | None,
-        conv_state_indices: Tensor | None,
-        silu: bool,
-    ) -> Tensor:
-        out = self._choose(x, weight).update(
-            x, conv_state, weight, bias, cache_seqlens, conv_state_indices, silu
-        )
+    def _run_update(self, x: Tensor, conv_state: Tensor, weight: Tensor, *others: Any) -> Tensor:
+        out = self._choose(x, weight).update(x, conv_state, weight, *others)
         return laid_out_as(out, x)
 
     def _differentiate(
@@ -196,30 +119,14 @@ def _states_of(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty((x.shape[0], weight.shape[1] - 1, x.shape[1])).transpose(1, 2)
 
 
-def _fake_forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    seq_idx: Tensor | None,
-    initial_states: Tensor | None,
-    return_final_states: bool,
-    silu: bool,
-) -> tuple[Tensor, Tensor]:
+def _fake_forward(x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    return_final_states = others[3]
     final_states = _states_of(x, weight) if return_final_states else None
     return torch.empty_like(x), or_empty(final_states, x)
 
 
-def _fake_backward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    dout: Tensor,
-    seq_idx: Tensor | None,
-    initial_states: Tensor | None,
-    dfinal_states: Tensor | None,
-    return_dinitial_states: bool,
-    silu: bool,
-) -> tuple[Tensor, ...]:
+def _fake_backward(x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    bias, return_dinitial_states = others[0], others[5]
     dbias = None if bias is None else weight.new_empty(bias.shape)
     dinitial_states = _states_of(x, weight) if return_dinitial_states else None
     return (
@@ -230,13 +137,5 @@ def _fake_backward(
     )
 
 
-def _fake_update(
-    x: Tensor,
-    conv_state: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    cache_seqlens: Tensor | None,
-    conv_state_indices: Tensor | None,
-    silu: bool,
-) -> Tensor:
+def _fake_update(x: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(x)
