@@ -6,6 +6,8 @@ eager mode and traced, with static and symbolic sizes.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any, Callable
 
 import pytest
@@ -64,6 +66,13 @@ def test_the_convolution_of_a_slice_has_the_strides_that_its_fake_tells() -> Non
     x = torch.randn(2, 12, 9)[:, 6:].requires_grad_()
     arguments = (x, drawn(6, 4), None, None, None, False, False)
     torch.library.opcheck(operator("causal_conv1d"), arguments)
+
+
+def test_the_ops_are_imported_without_torchs_compiler() -> None:
+    """It takes longer to import than torch itself."""
+    program = "import jetson_mamba.ops, sys; print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    assert done.stdout.strip() == b"False"
 
 
 def test_a_step_of_the_convolution_writes_its_state() -> None:

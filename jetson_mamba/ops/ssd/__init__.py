@@ -99,8 +99,14 @@ def mamba_chunk_scan_combined(
     )
     check_scan(scan)
     if return_varlen_states:
-        # How many states there are is known to a tensor only: a graph breaks here.
-        out, *states = _scan_with_varlen_states(scan)
+        # How many states there are is known to a tensor only: a graph breaks here. Not a decorator,
+        # which would import torch's compiler with this module: a second.
+        run = (
+            torch.compiler.disable(_scan_with_varlen_states)
+            if is_compiling()
+            else _scan_with_varlen_states
+        )
+        out, *states = run(scan)
     elif is_compiling():
         out, *states = _OPERATORS.scan(scan)
         if z is not None:
@@ -187,10 +193,6 @@ def _scan(scan: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
 def _scan_with_varlen_states(scan: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
     check_sequences(scan)
     return _scan(scan)
-
-
-if hasattr(torch, "compiler"):  # torch 2.1
-    _scan_with_varlen_states = torch.compiler.disable(_scan_with_varlen_states)
 
 
 def _mixed(
