@@ -124,9 +124,8 @@ def _capture(
     kept = tuple(
         torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device) for x in inputs
     )
-    for target, source in zip(kept, inputs):
-        target.copy_(source)
     read = [x.view(torch.uint8) for x in kept]
+    torch._foreach_copy_(read, [x.view(torch.uint8) for x in inputs])
     with torch.cuda.device(device):
         current = torch.cuda.current_stream()
         place = (device.index, current.cuda_stream)
