@@ -28,8 +28,10 @@ Function = Callable[..., Tuple[Tensor, ...]]
 
 # Larger calls keep the GPU busy for longer than their launches take; the copies would cost more.
 MOST_ELEMENTS = 1 << 22
-# A graph takes some 100 KB and the memory of its inputs and results.
+# What all graphs of a function may hold: how many, of some 100 KB each, and what they read and
+# write, in bytes.
 MOST_GRAPHS = 1024
+MOST_BYTES = 1 << 28
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -45,6 +47,10 @@ class Captured:
         self._function = function
         self._graphs: dict[Hashable, _Graph | None] = {}
         self._met: set[Hashable] = set()
+        # By stream, shapes, strides and dtypes: what graphs read in place of a call's inputs.
+        # They run one after another, so those of all layers of a model share it.
+        self._read: dict[Hashable, tuple[Tensor, ...]] = {}
+        self._bytes = 0
         self._lock = threading.Lock()
 
     def __call__(
@@ -66,7 +72,7 @@ class Captured:
 
     def _captured(
         self,
-        kind: Hashable,
+        kind: _Kind,
         inputs: tuple[Tensor, ...],
         weights: Weights,
         options: tuple[Hashable, ...],
@@ -78,19 +84,33 @@ class Captured:
                 self._met.clear()
             self._met.add(kind)
             return None
-        if len(self._graphs) >= MOST_GRAPHS or threading.active_count() > 1:
+        full = len(self._graphs) >= MOST_GRAPHS or self._bytes >= MOST_BYTES
+        if full or threading.active_count() > 1:
             return None
-        plain = all(type(x) in _PLAIN for x in (*inputs, *weights) if x is not None)
-        same_device = all(x is None or x.device == inputs[0].device for x in (*inputs, *weights))
+        tensors = [x for x in (*inputs, *weights) if x is not None]
         graph = None
-        if plain and same_device:
+        if all(type(x) in _PLAIN and x.device == inputs[0].device for x in tensors):
             try:
-                graph = _capture(self._function, inputs, weights, options)
+                place = (kind.stream, kind.inputs)
+                if place not in self._read:
+                    self._read[place] = _room_for(inputs)
+                    self._bytes += sum(x.nbytes for x in inputs)
+                graph = _capture(self._function, self._read[place], inputs, weights, options)
+                self._bytes += sum(x.nbytes for x in graph.results)
             except Exception:
                 # Whatever it is, the function itself says it better, or works.
                 graph = None
         self._graphs[kind] = graph
         return graph
+
+
+class _Kind(NamedTuple):
+    """What a graph is made for."""
+
+    options: tuple[Hashable, ...]
+    stream: int
+    inputs: tuple[Hashable, ...]
+    weights: tuple[Hashable, ...]
 
 
 class _Graph(NamedTuple):
@@ -107,38 +127,53 @@ class _Graph(NamedTuple):
         return tuple([result.clone() for result in self.results])
 
 
-# By device and stream: where the graphs that run on it have the memory between, and the first of
-# them, without which torch would give the memory up.
-_pools: dict[tuple[int, int], tuple[Any, torch.cuda.CUDAGraph]] = {}
+class _Place(NamedTuple):
+    """Where the graphs that run on a stream are captured, and have the memory between."""
+
+    pool: Any
+    # One for all: a library keeps a workspace for each stream that it has seen.
+    aside: torch.cuda.Stream
+    # Without which torch would give the pool up.
+    first: torch.cuda.CUDAGraph
+
+
+_places: dict[tuple[int, int], _Place] = {}
+
+
+@torch.inference_mode(False)
+def _room_for(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(
+        torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device) for x in inputs
+    )
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
 def _capture(
     function: Function,
+    kept: tuple[Tensor, ...],
     inputs: tuple[Tensor, ...],
     weights: Weights,
     options: tuple[Hashable, ...],
 ) -> _Graph:
+    """A graph of ``function(kept, weights, *options)``; ``inputs`` are for trying it."""
     device = inputs[0].device
-    kept = tuple(
-        torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device) for x in inputs
-    )
     read = [x.view(torch.uint8) for x in kept]
     torch._foreach_copy_(read, [x.view(torch.uint8) for x in inputs])
     with torch.cuda.device(device):
         current = torch.cuda.current_stream()
-        place = (device.index, current.cuda_stream)
+        key = (device.index, current.cuda_stream)
         graph = torch.cuda.CUDAGraph()
-        pool = _pools[place][0] if place in _pools else torch.cuda.graph_pool_handle()
-        aside = torch.cuda.Stream()
-        aside.wait_stream(current)
-        with torch.cuda.stream(aside):
+        place = _places.get(key)
+        if place is None:
+            place = _Place(torch.cuda.graph_pool_handle(), torch.cuda.Stream(), graph)
+        place.aside.wait_stream(current)
+        with torch.cuda.stream(place.aside):
             # Once outside of the graph: libraries set themselves up for a stream at its first use.
             function(kept, weights, *options)
             try:
                 # Other threads may go on allocating meanwhile.
-                graph.capture_begin(pool, capture_error_mode="thread_local")
+                graph.capture_begin(place.pool, capture_error_mode="thread_local")
                 try:
                     results = function(kept, weights, *options)
                 finally:
@@ -146,8 +181,8 @@ def _capture(
             except Exception:
                 _leave_capture(device.index)
                 raise
-        current.wait_stream(aside)
-        _pools.setdefault(place, (pool, graph))
+        current.wait_stream(place.aside)
+        _places[key] = place
     return _Graph(graph, results, read)
 
 
@@ -160,15 +195,15 @@ def _leave_capture(device_index: int) -> None:
 
 def _kind(
     inputs: tuple[Tensor, ...], weights: Weights, options: tuple[Hashable, ...]
-) -> Hashable | None:
-    """What a graph is made for; None where the call is not to be launched by one."""
+) -> _Kind | None:
+    """The kind of a call; None where it is not to be launched by a graph."""
     try:
-        first = inputs[0]
-        if not first.is_cuda or first.numel() > MOST_ELEMENTS or _watched():
+        stream = _stream(inputs[0])
+        if stream is None:
             return None
-        return (
+        return _Kind(
             options,
-            torch._C._cuda_getCurrentRawStream(first.get_device()),
+            stream,
             tuple([(type(x), x.shape, x.stride(), x.dtype, x.device) for x in inputs]),
             tuple(
                 [
@@ -183,6 +218,16 @@ def _kind(
         return None
 
 
-def _watched() -> bool:
-    """Whether someone else captures or watches what is computed, and is to see all of it."""
-    return bool(torch._C._cuda_isCurrentStreamCapturing() or torch._C._len_torch_dispatch_stack())
+def _stream(first: Tensor) -> int | None:
+    """The current stream of the first input's device; None for a call that is no graph's.
+
+    Someone else may capture or watch what is computed, and is to see all of it.
+    """
+    if (
+        not first.is_cuda
+        or first.numel() > MOST_ELEMENTS
+        or torch._C._cuda_isCurrentStreamCapturing()
+        or torch._C._len_torch_dispatch_stack()
+    ):
+        return None
+    return int(torch._C._cuda_getCurrentRawStream(first.get_device()))
