@@ -29,11 +29,14 @@ def contents() -> dict[str, bytes]:
         for target in TARGETS:
             path = release_path(version) / f"{target.replace('.', '/')}.py"
             source = path.read_bytes() if path.exists() else None
-            copy = copies.make(target, source) if source is not None else None
-            if source is None or copy is None:
+            if source is None:
                 continue
             name = copies.file_name(target, source)
-            found[name] = cache.seal(name, copy)
+            if name not in found:  # else another release has the same text
+                copy = copies.make(target, source)
+                if copy is None:
+                    continue
+                found[name] = cache.seal(name, copy)
             entry = provenance.setdefault(
                 name,
                 {
