@@ -32,6 +32,8 @@ MOST_ELEMENTS = 1 << 22
 # write, in bytes.
 MOST_GRAPHS = 1024
 MOST_BYTES = 1 << 28
+# Streams that have graphs: each has a workspace of cuBLAS, of up to 32 MB.
+MOST_STREAMS = 4
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -166,6 +168,8 @@ def _capture(
         graph = torch.cuda.CUDAGraph()
         place = _places.get(key)
         if place is None:
+            if len(_places) >= MOST_STREAMS:
+                raise RuntimeError("there are graphs on as many streams as may have them")
             place = _Place(torch.cuda.graph_pool_handle(), torch.cuda.Stream(), graph)
         place.aside.wait_stream(current)
         with torch.cuda.stream(place.aside):
