@@ -50,13 +50,13 @@ def block_of(name: str, d_model: int) -> nn.Module:
 
     "Linear" is torch's, for what torch itself takes of a call.
     """
-    from mamba_ssm.modules.mamba2 import Mamba2
-    from mamba_ssm.modules.mamba_simple import Mamba
-
     torch.manual_seed(0)
     kept: dict[str, Any] = {"device": "cuda", "dtype": torch.bfloat16}
     if name == "Linear":
         return nn.Linear(d_model, d_model, **kept)
+    from mamba_ssm.modules.mamba2 import Mamba2
+    from mamba_ssm.modules.mamba_simple import Mamba
+
     module: nn.Module = (
         Mamba(d_model, **kept)
         if name == "Mamba"

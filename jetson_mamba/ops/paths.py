@@ -22,6 +22,7 @@ import torch
 from .operators import is_compiling
 
 __all__ = ["inference_path", "is_compiling", "through_autograd"]
+
 _value = os.environ.get("JETSON_MAMBA_INFERENCE") or "on"
 if _value not in ("on", "off"):
     warnings.warn(

@@ -7,7 +7,6 @@ torch's default.
 
 from __future__ import annotations
 
-import sys
 from typing import Any, Callable, Iterator
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 import jetson_mamba  # noqa: F401 - activates the overrides
 from jetson_mamba.ops.paths import inference_path
+from tests import checks
 from tests.references.tolerance import relative_norm
 
 D_MODEL, DSTATE = 16, 8
@@ -147,10 +147,7 @@ CHECKS = {
 
 def main() -> None:
     """Run the checks named on the command line."""
-    torch.set_num_threads(1)
-    for name in sys.argv[1:]:
-        for result, difference in CHECKS[name]():
-            print(f"{name} {result} {difference:.3e}")
+    checks.run(CHECKS)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ norm of its difference. The release is whatever ``mamba_ssm`` is first on the pa
 from __future__ import annotations
 
 import copy
-import sys
 from typing import Any, Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 import jetson_mamba  # noqa: F401 - activates the overrides
+from tests import checks
 from tests.references.tolerance import relative_norm
 
 # Tests on a GPU set others.
@@ -200,10 +200,7 @@ CHECKS = {
 
 def main() -> None:
     """Run the checks named on the command line."""
-    torch.set_num_threads(1)
-    for name in sys.argv[1:]:
-        for result, difference in CHECKS[name]():
-            print(f"{name} {result} {difference:.3e}")
+    checks.run(CHECKS)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,12 @@ on the path; the package that is tested is activated by its startup file alone, 
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Any, Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from tests import checks
 from tests.references.blocks import mamba2_block, mamba_block
 from tests.references.ssd import ssd_mixer, ssd_scan
 from tests.references.tolerance import relative_norm
@@ -314,15 +313,7 @@ CHECKS = {
 
 def main() -> None:
     """Run the checks named on the command line."""
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        from tests.releases import triton_on_cpu
-
-        triton_on_cpu.prepare()
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    for name in sys.argv[1:]:
-        for result, error in CHECKS[name]():
-            print(f"{name} {result} {error:.3e}")
+    checks.run(CHECKS)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,14 @@ name and the relative norm of its error. The release is whatever ``mamba_ssm`` i
 from __future__ import annotations
 
 import inspect
-import os
 import pickle
-import sys
 from typing import Any, Iterator
 
 import torch
 from torch import Tensor
 
 import jetson_mamba  # noqa: F401 - activates the overrides
+from tests import checks
 from tests.references.tolerance import relative_norm
 
 VOCABULARY, BATCH, PROMPT, LENGTH = 48, 2, 7, 15
@@ -163,15 +162,7 @@ CHECKS = {each.__name__: each for each in (mamba1, mamba2, on_triton, padded_on_
 
 def main() -> None:
     """Run the checks named on the command line."""
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        from tests.releases import triton_on_cpu
-
-        triton_on_cpu.prepare()
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    for name in sys.argv[1:]:
-        for result, error in CHECKS[name]():
-            print(f"{name} {result} {error:.3e}")
+    checks.run(CHECKS)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,25 @@
+"""Runs checks by their names in a process of its own, for the tests that start one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Callable, Iterator, Mapping
+
+import torch
+
+
+def run(checks: Mapping[str, Callable[[], Iterator[tuple[str, float]]]]) -> None:
+    """Run those named on the command line; print a line for each result, its number last.
+
+    Under ``TRITON_INTERPRET=1`` upstream's Triton kernels run on the CPU.
+    """
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        from tests.releases import triton_on_cpu
+
+        triton_on_cpu.prepare()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    for name in sys.argv[1:]:
+        for result, number in checks[name]():
+            print(f"{name} {result} {number:.3e}")
