@@ -123,7 +123,9 @@ def decoding_rows(name: str, size: tuple[int, int, int], runs: int) -> Iterator[
         return module.step(x, *states)
 
     with torch.no_grad():
-        yield measured(name, (batch, 1, d_model), "token", step, runs)
+        with inference_path(False):
+            yield measured(name, (batch, 1, d_model), "token, path off", step, runs)
+        yield measured(name, (batch, 1, d_model), "token, path on", step, runs)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             kept = step()

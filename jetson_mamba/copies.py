@@ -105,6 +105,7 @@ def file_name(target: str, source: bytes) -> str:
         declared.joinpath(f"{target.replace('.', '/')}.py").read_bytes(),
         declared.joinpath("extensions.py").read_bytes(),
         declared.joinpath("norms.py").read_bytes(),
+        declared.joinpath("blocks.py").read_bytes(),
         files("jetson_mamba").joinpath("rewrite.py").read_bytes(),
     )
     digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts))
@@ -165,7 +166,7 @@ def _may_concern(declared: Override, source: bytes) -> bool:
         elif isinstance(edit, Dispatch):
             names.append(edit.inside)
         elif isinstance(edit, (Rebind, Expression)):
-            names.append(edit.of)
+            names.append(edit.of.rpartition(".")[2])
     return declared.required or any(name.encode() in source for name in names)
 
 

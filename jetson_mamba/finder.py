@@ -20,6 +20,9 @@ TARGETS = (
     "mamba_ssm.ops.triton.layernorm",
     "mamba_ssm.ops.triton.layernorm_gated",
     "mamba_ssm.ops.triton.selective_state_update",
+    "mamba_ssm.modules.mamba_simple",
+    "mamba_ssm.modules.mamba2",
+    "mamba_ssm.modules.mamba2_simple",
 )
 # What an unmodified target imports: seeing it asked for shows that a target went past the finder.
 EXTENSIONS = ("selective_scan_cuda", "causal_conv1d", "causal_conv1d_cuda")

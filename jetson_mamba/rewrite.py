@@ -78,10 +78,10 @@ class Dispatch(NamedTuple):
 
 
 class Rebind(NamedTuple):
-    """After the last line, the name of the function ``of`` is bound to ``becomes``.
+    """After the last line, the name of the function or method ``of`` is bound to ``becomes``.
 
-    That is an expression of the function. Only where the module defines one function of that
-    name, with no parameter that is not among ``parameters``: a fork's own is left alone.
+    That is an expression of the function. Only where the module, or its class, defines one function
+    of that name, with no parameter that is not among ``parameters``: a fork's own is left alone.
     """
 
     of: str
@@ -332,16 +332,13 @@ class _Rewriter:
         for edit in self.edits:
             if not isinstance(edit, Rebind):
                 continue
-            functions = [
-                statement
-                for statement in self.tree.body
-                if isinstance(statement, ast.FunctionDef) and statement.name == edit.of
-            ]
-            if len(functions) != 1 or _unknown_parameters(functions[0], edit):
+            function = _defined(self.tree, edit.of)
+            if function is None or _unknown_parameters(function, edit):
                 continue
             end = len(self.text)
             line_end = next(iter(re.findall(r"\r\n|\r|\n", self.text)), "\n")
-            before = "" if self.text.endswith(("\r", "\n")) else line_end
+            begun = self.appended or self.text.endswith(("\r", "\n"))
+            before = "" if begun else line_end
             self._replace(end, end, f"{before}{edit.of} = {edit.becomes}{line_end}")
             self.appended.append(_statement(f"{edit.of} = {edit.becomes}"))
             line = len(self._lines) + len(self.appended)
@@ -673,6 +670,19 @@ def _matching_form(node: ast.Call, edit: Call, origin: str) -> Form:
         + "".join(f", {keyword.arg}=" for keyword in node.keywords)
         + ", a form that is not known"
     )
+
+
+def _defined(tree: ast.Module, name: str) -> ast.FunctionDef | None:
+    """The function ``f``, or the method ``C.f``, where a module defines one of that name."""
+    *classes, function = name.split(".")
+    body = tree.body
+    for each in classes:
+        found = [x for x in body if isinstance(x, ast.ClassDef) and x.name == each]
+        if len(found) != 1:
+            return None
+        body = found[0].body
+    functions = [x for x in body if isinstance(x, ast.FunctionDef) and x.name == function]
+    return functions[0] if len(functions) == 1 else None
 
 
 def _unknown_parameters(

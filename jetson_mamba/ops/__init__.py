@@ -5,6 +5,7 @@ The copies know these names and nothing else of this package.
 
 from jetson_mamba.ops import selection
 from jetson_mamba.ops.autocast import autocast_dtype
+from jetson_mamba.ops.blocks import forward_by_graph, step_by_graph
 from jetson_mamba.ops.causal_conv1d import (
     causal_conv1d_bwd,
     causal_conv1d_fn,
@@ -40,6 +41,7 @@ __all__ = [
     "causal_conv1d_bwd",
     "causal_conv1d_fn",
     "causal_conv1d_update",
+    "forward_by_graph",
     "layer_norm_fn",
     "layernorm_fn",
     "mamba_chunk_scan_combined",
@@ -51,6 +53,7 @@ __all__ = [
     "selective_scan_fn",
     "selective_scan_fwd",
     "selective_state_update",
+    "step_by_graph",
     "through_autograd",
     "through_norm_autograd",
     "through_triton_autograd",

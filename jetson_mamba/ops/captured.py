@@ -28,8 +28,7 @@ Function = Callable[..., Tuple[Tensor, ...]]
 
 # Larger calls keep the GPU busy for longer than their launches take; the copies would cost more.
 MOST_ELEMENTS = 1 << 22
-# What all graphs of a function may hold: how many, of some 100 KB each, and what they read and
-# write, in bytes.
+# What all graphs may hold: how many, of some 100 KB each, and what they read and write, in bytes.
 MOST_GRAPHS = 1024
 MOST_BYTES = 1 << 28
 # Streams that have graphs: each has a workspace of cuBLAS, of up to 32 MB.
@@ -37,40 +36,65 @@ MOST_STREAMS = 4
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
+class Memory:
+    """What all graphs share and hold: they run one after another, also those of other functions."""
+
+    def __init__(self) -> None:
+        # By stream, shapes, strides and dtypes: what graphs read in place of a call's inputs.
+        # All layers of a model share it.
+        self.read: dict[Hashable, tuple[Tensor, ...]] = {}
+        self.bytes = 0
+        self.graphs = 0
+        # Two threads may share a stream: what a graph reads must not change before it runs. A
+        # function that is captured may have parts that are launched by graphs elsewhere.
+        self.lock = threading.RLock()
+
+    def is_full(self) -> bool:
+        """Whether no further graph is made."""
+        return self.graphs >= MOST_GRAPHS or self.bytes >= MOST_BYTES
+
+
+MEMORY = Memory()
+
+
 class Captured:
     """``function``, by a CUDA graph from the second call of a kind on.
 
     ``inputs`` are tensors that are made for a call, the first of which tells its size; ``weights``
     are tensors that outlast it. ``options`` are whatever decides beside the tensors, also what is
-    set elsewhere. No gradients are recorded.
+    set elsewhere. The function may change the last ``written`` inputs in place. No gradients are
+    recorded.
+
+    A graph is kept only if it gives the function's bits, and as long as this object is.
     """
 
-    def __init__(self, function: Function) -> None:
+    def __init__(self, function: Function, written: int = 0) -> None:
         self._function = function
+        self._written = written
+        self._memory = MEMORY
         self._graphs: dict[Hashable, _Graph | None] = {}
         self._met: set[Hashable] = set()
-        # By stream, shapes, strides and dtypes: what graphs read in place of a call's inputs.
-        # They run one after another, so those of all layers of a model share it.
-        self._read: dict[Hashable, tuple[Tensor, ...]] = {}
-        self._bytes = 0
-        self._lock = threading.Lock()
 
     def __call__(
         self, inputs: tuple[Tensor, ...], weights: Weights, *options: Hashable
     ) -> tuple[Tensor, ...]:
         """What ``function(inputs, weights, *options)`` returns."""
+        results = self.launched(inputs, weights, *options)
+        return self._function(inputs, weights, *options) if results is None else results
+
+    def launched(
+        self, inputs: tuple[Tensor, ...], weights: Weights, *options: Hashable
+    ) -> tuple[Tensor, ...] | None:
+        """The results, by a graph; None where there is none, and nothing has been computed."""
         kind = _kind(inputs, weights, options)
         if kind is None:
-            return self._function(inputs, weights, *options)
-        # Two threads may share a stream: what a graph reads must not change before it runs.
-        with self._lock:
+            return None
+        with self._memory.lock:
             try:
                 graph = self._graphs[kind]
             except KeyError:
                 graph = self._captured(kind, inputs, weights, options)
-            if graph is not None:
-                return graph.replay(inputs)
-        return self._function(inputs, weights, *options)
+            return graph.replay(inputs) if graph is not None else None
 
     def _captured(
         self,
@@ -86,24 +110,33 @@ class Captured:
                 self._met.clear()
             self._met.add(kind)
             return None
-        full = len(self._graphs) >= MOST_GRAPHS or self._bytes >= MOST_BYTES
-        if full or threading.active_count() > 1:
+        memory = self._memory
+        if memory.is_full() or threading.active_count() > 1:
             return None
         tensors = [x for x in (*inputs, *weights) if x is not None]
         graph = None
         if all(type(x) in _PLAIN and x.device == inputs[0].device for x in tensors):
             try:
                 place = (kind.stream, kind.inputs)
-                if place not in self._read:
-                    self._read[place] = _room_for(inputs)
-                    self._bytes += sum(x.nbytes for x in inputs)
-                graph = _capture(self._function, self._read[place], inputs, weights, options)
-                self._bytes += sum(x.nbytes for x in graph.results)
+                if place not in memory.read:
+                    memory.read[place] = _room_for(inputs)
+                    memory.bytes += sum(x.nbytes for x in inputs)
+                graph = _capture(
+                    self._function, memory.read[place], inputs, weights, options, self._written
+                )
+                memory.bytes += graph.bytes
+                memory.graphs += 1
             except Exception:
                 # Whatever it is, the function itself says it better, or works.
                 graph = None
         self._graphs[kind] = graph
         return graph
+
+    def __del__(self) -> None:
+        for graph in self._graphs.values():
+            if graph is not None:
+                self._memory.bytes -= graph.bytes
+                self._memory.graphs -= 1
 
 
 class _Kind(NamedTuple):
@@ -117,16 +150,31 @@ class _Kind(NamedTuple):
 
 class _Graph(NamedTuple):
     graph: torch.cuda.CUDAGraph
-    # What the graph writes.
+    # What the graph writes, beside what it changes of what it reads.
     results: tuple[Tensor, ...]
-    # What it reads in place of the inputs, as bytes: so one kernel copies them all.
+    # What it reads in place of the inputs, and changes of it.
     read: list[Tensor]
+    changed: list[Tensor]
+    as_bytes: bool
+    bytes: int
 
     def replay(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The results for these inputs, in memory of their own."""
-        torch._foreach_copy_(self.read, [x.view(torch.uint8) for x in inputs])
+        _copy(self.read, inputs, self.as_bytes)
         self.graph.replay()
+        if self.changed:
+            torch._foreach_copy_([*inputs[-len(self.changed) :]], self.changed)
         return tuple([result.clone() for result in self.results])
+
+
+def _copy(targets: list[Tensor], sources: tuple[Tensor, ...], as_bytes: bool) -> None:
+    """Copy all, by one kernel if they are of one dtype; as bytes, they are."""
+    if len(sources) == 1:
+        targets[0].copy_(sources[0])
+    elif as_bytes:
+        torch._foreach_copy_(targets, [x.view(torch.uint8) for x in sources])
+    else:
+        torch._foreach_copy_(targets, [*sources])
 
 
 class _Place(NamedTuple):
@@ -140,6 +188,8 @@ class _Place(NamedTuple):
 
 
 _places: dict[tuple[int, int], _Place] = {}
+# Their streams aside, on which nothing else is to be captured.
+_aside: set[int] = set()
 
 
 @torch.inference_mode(False)
@@ -157,11 +207,16 @@ def _capture(
     inputs: tuple[Tensor, ...],
     weights: Weights,
     options: tuple[Hashable, ...],
+    written: int,
 ) -> _Graph:
-    """A graph of ``function(kept, weights, *options)``; ``inputs`` are for trying it."""
+    """A graph of ``function(kept, weights, *options)``; ``inputs`` are for trying it.
+
+    Raises RuntimeError if the graph gives other results than the function.
+    """
     device = inputs[0].device
-    read = [x.view(torch.uint8) for x in kept]
-    torch._foreach_copy_(read, [x.view(torch.uint8) for x in inputs])
+    as_bytes = len({x.dtype for x in kept}) > 1 and all(x.stride(-1) == 1 for x in kept)
+    read = [x.view(torch.uint8) for x in kept] if as_bytes and len(kept) > 1 else [*kept]
+    changed = [*kept[len(kept) - written :]]
     with torch.cuda.device(device):
         current = torch.cuda.current_stream()
         key = (device.index, current.cuda_stream)
@@ -171,10 +226,12 @@ def _capture(
             if len(_places) >= MOST_STREAMS:
                 raise RuntimeError("there are graphs on as many streams as may have them")
             place = _Place(torch.cuda.graph_pool_handle(), torch.cuda.Stream(), graph)
+            _aside.add(place.aside.cuda_stream)
         place.aside.wait_stream(current)
         with torch.cuda.stream(place.aside):
+            _copy(read, inputs, as_bytes)
             # Once outside of the graph: libraries set themselves up for a stream at its first use.
-            function(kept, weights, *options)
+            expected = [*function(kept, weights, *options), *(x.clone() for x in changed)]
             try:
                 # Other threads may go on allocating meanwhile.
                 graph.capture_begin(place.pool, capture_error_mode="thread_local")
@@ -185,9 +242,14 @@ def _capture(
             except Exception:
                 _leave_capture(device.index)
                 raise
+            _copy(read, inputs, as_bytes)
+            graph.replay()
+            for found, right in zip((*results, *changed), expected):
+                if not torch.allclose(found, right, rtol=0, atol=0, equal_nan=True):
+                    raise RuntimeError("the graph gives other results than the function")
         current.wait_stream(place.aside)
         _places[key] = place
-    return _Graph(graph, results, read)
+    return _Graph(graph, results, read, changed, as_bytes, sum(x.nbytes for x in results))
 
 
 def _leave_capture(device_index: int) -> None:
@@ -222,16 +284,24 @@ def _kind(
         return None
 
 
+def is_small(first: object, most_elements: int) -> bool:
+    """Whether this is a tensor of that many numbers at most, on a GPU."""
+    return type(first) is Tensor and first.is_cuda and first.numel() <= most_elements
+
+
 def _stream(first: Tensor) -> int | None:
     """The current stream of the first input's device; None for a call that is no graph's.
 
-    Someone else may capture or watch what is computed, and is to see all of it.
+    Someone else may capture, trace, transform or watch what is computed, and is to see all of it.
     """
     if (
         not first.is_cuda
         or first.numel() > MOST_ELEMENTS
         or torch._C._cuda_isCurrentStreamCapturing()
         or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
     ):
         return None
-    return int(torch._C._cuda_getCurrentRawStream(first.get_device()))
+    stream = int(torch._C._cuda_getCurrentRawStream(first.get_device()))
+    return None if stream in _aside else stream

@@ -21,7 +21,7 @@ import torch
 
 from .operators import is_compiling
 
-__all__ = ["inference_path", "is_compiling", "through_autograd"]
+__all__ = ["inference_path", "is_compiling", "through_autograd", "without_gradients"]
 
 _value = os.environ.get("JETSON_MAMBA_INFERENCE") or "on"
 if _value not in ("on", "off"):
@@ -46,6 +46,11 @@ def inference_path(enabled: bool) -> Iterator[None]:
         yield
     finally:
         _inference = before
+
+
+def without_gradients() -> bool:
+    """Whether a call is eager and takes the inference path."""
+    return not is_compiling() and _inference and not torch.is_grad_enabled()
 
 
 def through_autograd() -> bool:

@@ -22,6 +22,7 @@ COMBINED = "mamba_ssm.ops.triton.ssd_combined"
 GENERATION = "mamba_ssm.utils.generation"
 NORMS = [f"mamba_ssm.ops.triton.{name}" for name in ("layer_norm", "layernorm", "layernorm_gated")]
 UPDATE = "mamba_ssm.ops.triton.selective_state_update"
+BLOCKS = [f"mamba_ssm.modules.{name}" for name in ("mamba_simple", "mamba2", "mamba2_simple")]
 PRINT = (
     "import dataclasses, json, sys\n"
     "assert 'torch' not in sys.modules\n"
@@ -44,7 +45,7 @@ def test_before_an_import_no_target_is_known(tmp_path: Path) -> None:
     found = status(Sandbox(tmp_path), "import jetson_mamba\n")
     assert (found["active"], found["activated_by"], found["mode"]) == (True, "import", "on")
     assert found["version"] == jetson_mamba.__version__
-    assert list(found["targets"]) == [INTERFACE, COMBINED, GENERATION, *NORMS, UPDATE]
+    assert list(found["targets"]) == [INTERFACE, COMBINED, GENERATION, *NORMS, UPDATE, *BLOCKS]
     for target in found["targets"].values():
         assert target == {
             "state": "not imported",

@@ -1,11 +1,15 @@
-"""The tests of the ops compute small things, which threads only slow down."""
+"""What the tests of the ops begin with: one thread, since they compute small things, and graphs."""
 
 from __future__ import annotations
 
+import threading
 from typing import Iterator
 
 import pytest
 import torch
+
+from jetson_mamba.ops import captured
+from tests.ops.imitated import Imitated
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -15,3 +19,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def imitated(monkeypatch: pytest.MonkeyPatch) -> list[Imitated]:
+    """The graphs that were made, which imitate those of a GPU."""
+    Imitated.made = []
+    monkeypatch.setattr(captured, "_capture", Imitated)
+    monkeypatch.setattr(captured, "_stream", lambda first: 0)
+    monkeypatch.setattr(captured, "is_small", lambda first, _: type(first) is torch.Tensor)
+    monkeypatch.setattr(captured, "MEMORY", captured.Memory())
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
+    return Imitated.made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jetson_mamba.ops import captured
 from jetson_mamba.ops.captured import Captured
+from tests.ops.imitated import Imitated
 
 
 def test_on_a_cpu_every_call_is_the_functions_own() -> None:
@@ -35,35 +36,6 @@ def test_what_is_no_tensor_is_left_to_the_function_to_refuse() -> None:
         Captured(function)((None,), ())  # type: ignore[arg-type]
 
 
-class Imitated:
-    """Computes as a graph would: on the memory that it was made for, whatever the call gave."""
-
-    made: list[Imitated]
-
-    def __init__(self, function: Any, kept: Any, inputs: Any, weights: Any, options: Any) -> None:
-        self.kept = kept
-        self._call: Callable[[], tuple[Tensor, ...]] = lambda: function(kept, weights, *options)
-        self.results = self._call()
-        self.replays = 0
-        Imitated.made.append(self)
-
-    def replay(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """As a graph does it."""
-        self.replays += 1
-        for target, source in zip(self.kept, inputs):
-            target.copy_(source)
-        return tuple(result.clone() for result in self._call())
-
-
-@pytest.fixture
-def imitated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    Imitated.made = []
-    monkeypatch.setattr(captured, "_capture", Imitated)
-    monkeypatch.setattr(captured, "_stream", lambda first: 0)
-    monkeypatch.setattr(threading, "active_count", lambda: 1)
-    yield
-
-
 def product(inputs: tuple[Tensor, ...], weights: Any, scale: float = 1.0) -> tuple[Tensor]:
     return (inputs[0] @ weights[0] * scale,)
 
@@ -74,15 +46,17 @@ def hold(call: Captured, rows: int, weight: Tensor, *options: float) -> None:
     torch.testing.assert_close(call((x,), (weight,), *options), expected)
 
 
-def test_the_second_call_of_a_kind_makes_a_graph_for_all_that_follow(imitated: None) -> None:
+def test_the_second_call_of_a_kind_makes_a_graph_for_all_that_follow(
+    imitated: list[Imitated],
+) -> None:
     call, weight = Captured(product), torch.randn(4, 4)
     for made in (0, 1, 1, 1):
         hold(call, 3, weight)
-        assert len(Imitated.made) == made
-    assert Imitated.made[0].replays == 3
+        assert len(imitated) == made
+    assert imitated[0].replays == 3
 
 
-def test_sizes_options_and_weights_have_graphs_of_their_own(imitated: None) -> None:
+def test_sizes_options_and_weights_have_graphs_of_their_own(imitated: list[Imitated]) -> None:
     call, weight = Captured(product), torch.randn(4, 4)
     kinds: list[tuple[Any, ...]] = [
         (3, weight),
@@ -93,20 +67,20 @@ def test_sizes_options_and_weights_have_graphs_of_their_own(imitated: None) -> N
     ]
     for kind in kinds * 3:
         hold(call, *kind)
-    assert len(Imitated.made) == len(kinds)
+    assert len(imitated) == len(kinds)
 
 
-def test_the_layers_of_a_model_share_what_their_graphs_read(imitated: None) -> None:
+def test_the_layers_of_a_model_share_what_their_graphs_read(imitated: list[Imitated]) -> None:
     call, weights = Captured(product), [torch.randn(4, 4) for _ in range(5)]
     for _ in range(3):
         for weight in weights:
             hold(call, 3, weight)
-    assert len({graph.kept[0].data_ptr() for graph in Imitated.made}) == 1
+    assert len({graph.kept[0].data_ptr() for graph in imitated}) == 1
 
 
 @pytest.mark.parametrize(("limit", "value", "made"), [("MOST_GRAPHS", 2, 2), ("MOST_BYTES", 90, 1)])
 def test_graphs_are_made_while_there_is_room(
-    imitated: None, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, made: int
+    imitated: list[Imitated], monkeypatch: pytest.MonkeyPatch, limit: str, value: int, made: int
 ) -> None:
     """Three rows of four numbers take 48 bytes, and so does their product."""
     monkeypatch.setattr(captured, limit, value)
@@ -116,19 +90,21 @@ def test_graphs_are_made_while_there_is_room(
         for weight in weights:
             hold(call, 3, weight)
             hold(call, 3, weight)
-    assert len(Imitated.made) == made
+    assert len(imitated) == made
 
 
-def test_none_is_made_beside_other_threads(imitated: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_none_is_made_beside_other_threads(
+    imitated: list[Imitated], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(threading, "active_count", lambda: 2)
     call, weight = Captured(product), torch.randn(4, 4)
     for _ in range(3):
         hold(call, 3, weight)
-    assert Imitated.made == []
+    assert imitated == []
 
 
 def test_a_capture_that_fails_leaves_its_kind_to_the_function(
-    imitated: None, monkeypatch: pytest.MonkeyPatch
+    imitated: list[Imitated], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts = []
 
@@ -143,11 +119,48 @@ def test_a_capture_that_fails_leaves_its_kind_to_the_function(
     assert len(attempts) == 1
 
 
-def test_a_tensor_of_a_class_of_its_own_is_left_to_the_function(imitated: None) -> None:
+def test_a_tensor_of_a_class_of_its_own_is_left_to_the_function(imitated: list[Imitated]) -> None:
     class Wrapped(Tensor):
         pass
 
     call, weight = Captured(product), torch.randn(4, 4).as_subclass(Wrapped)
     for _ in range(3):
         hold(call, 3, weight)
-    assert Imitated.made == []
+    assert imitated == []
+
+
+def test_inputs_that_a_function_changes_are_changed(imitated: list[Imitated]) -> None:
+    def step(inputs: Any, weights: Any) -> tuple[Tensor, ...]:
+        x, first, second = inputs
+        first.add_(x)
+        second.mul_(2)
+        return (first + second,)
+
+    call = Captured(step, written=2)
+    states = torch.zeros(3), torch.ones(3)
+    for turn in range(1, 6):
+        (out,) = call((torch.ones(3), *states), ())
+        assert [each.tolist() for each in states] == [[turn] * 3, [2**turn] * 3]
+        assert out.tolist() == [turn + 2**turn] * 3
+    assert [graph.replays for graph in imitated] == [4]
+
+
+def test_what_graphs_take_is_free_again_with_their_function(imitated: list[Imitated]) -> None:
+    call = Captured(product)
+    for weight in (torch.randn(4, 4), torch.randn(4, 4)):
+        hold(call, 3, weight)
+        hold(call, 3, weight)
+    memory = captured.MEMORY
+    read = 48
+    assert (memory.graphs, memory.bytes) == (2, read + 2 * 48)
+    del call
+    assert (memory.graphs, memory.bytes) == (0, read)
+
+
+def test_a_part_that_is_launched_by_a_graph_elsewhere_does_not_wait_for_itself(
+    imitated: list[Imitated],
+) -> None:
+    part, weight = Captured(product), torch.randn(4, 4)
+    whole = Captured(part)
+    for _ in range(3):
+        hold(whole, 3, weight)

@@ -1,0 +1,73 @@
+"""How long a token takes that a whole model generates, in every way that upstream offers.
+
+``python -m benchmarks.generation`` needs a CUDA GPU, mamba_ssm on the path, and transformers. For a
+model of each layer, with the sizes of the published 130M models and random weights, it prints
+milliseconds per token at batch 1: without the inference path, with it, and with upstream's own
+CUDA graph (``cg=True``). The prompt's pass is not in them: the time of a generation is taken from
+one twice as long. Medians over repeated runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from typing import Callable
+
+import torch
+
+import jetson_mamba  # noqa: F401 - activates the overrides
+from jetson_mamba.ops.paths import inference_path
+
+PROMPT, TOKENS = 16, 64
+
+
+# Name, whether the inference path is on, and upstream's cg.
+WAYS = (("path off", False, False), ("path on", True, False), ("cg=True", True, True))
+
+
+def milliseconds(generate: Callable[[int], None], length: int) -> float:
+    """The time of one generation up to that length."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    generate(length)
+    torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def main() -> None:
+    """Print the table."""
+    from mamba_ssm.models.config_mamba import MambaConfig
+    from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--runs", type=int, default=5)
+    runs = parser.parse_args().runs
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    print("| layer | way | ms per token |")
+    print("| --- | --- | --- |")
+    for layer in ("Mamba1", "Mamba2"):
+        torch.manual_seed(0)
+        config = MambaConfig(d_model=768, n_layer=24, vocab_size=50277, ssm_cfg={"layer": layer})
+        model = MambaLMHeadModel(config, device="cuda", dtype=torch.bfloat16).eval()
+        prompt = torch.randint(0, config.vocab_size, (1, PROMPT), device="cuda")
+        for way, on, cg in (
+            ("path off", False, False),
+            ("path on", True, False),
+            ("cg", True, True),
+        ):
+
+            def generate(length: int, cg: bool = cg) -> None:
+                model.generate(prompt, max_length=PROMPT + length, cg=cg)  # noqa: B023
+
+            with inference_path(on):
+                generate(2 * TOKENS)
+                times = [
+                    milliseconds(generate, 2 * TOKENS) - milliseconds(generate, TOKENS)
+                    for _ in range(runs)
+                ]
+            print(f"| {layer} | {way} | {statistics.median(times) / TOKENS:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,10 @@
+"""The block of Mamba-2 that has no step of decoding."""
+
+from jetson_mamba.rewrite import Override
+from vendored_overrides.blocks import IMPORT, by_graph
+
+OVERRIDE = Override(
+    target="mamba_ssm.modules.mamba2_simple",
+    edits=(IMPORT, *by_graph("Mamba2Simple", ("u", "seq_idx"))),
+    required=False,
+)

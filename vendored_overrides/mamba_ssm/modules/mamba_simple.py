@@ -1,0 +1,10 @@
+"""The block of Mamba-1."""
+
+from jetson_mamba.rewrite import Override
+from vendored_overrides.blocks import IMPORT, by_graph
+
+OVERRIDE = Override(
+    target="mamba_ssm.modules.mamba_simple",
+    edits=(IMPORT, *by_graph("Mamba", ("hidden_states", "inference_params"))),
+    required=False,
+)
