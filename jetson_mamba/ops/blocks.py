@@ -32,6 +32,7 @@ MOST_ELEMENTS = captured.MOST_ELEMENTS // 4
 MOST_ELEMENTS_OF_STEP = MOST_ELEMENTS // 32
 
 _PLAIN = (bool, int, float, str, torch.dtype, torch.device, type(None))
+_TENSORS = (Tensor, nn.Parameter, type(None))
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 # Modules that keep what they are made of, and no more.
 _KNOWN = ("torch.nn.modules.", "mamba_ssm.")
@@ -99,11 +100,14 @@ class _Graphs:
             known = self._blocks[block] = _Block(block, self._method, self._written)
         if known.graphs is None:
             return None
-        return known.graphs.launched(inputs, known.weights(), *_surroundings(inputs[0].device))
+        return known.graphs.launched(inputs, (), *_surroundings(inputs[0].device))
 
 
 class _Block:
-    """What a block's method reads beside its arguments, as it was when this was made."""
+    """What a block's method reads beside its arguments, as it was when this was made.
+
+    ``graphs`` is None where that cannot be told.
+    """
 
     def __init__(self, block: nn.Module, method: Callable[..., Any], written: int) -> None:
         names: tuple[str, ...] = ()
@@ -111,11 +115,9 @@ class _Block:
         if isinstance(method, FunctionType):
             self._globals, names = method.__globals__, method.__code__.co_names
         self._named = [(name, self._globals[name]) for name in names if name in self._globals]
-        # Mappings beside what was in them: of these, values are compared.
+        # Mappings beside what was in them: attributes and submodules, then parameters and buffers.
         self._kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        # Of these, what is in them is a call's weights.
-        self._tensors: list[dict[str, Any]] = []
-        self._count = 0
+        self._holders: list[dict[str, Any]] = []
         self._hooks: list[dict[int, Any]] = [
             torch_module._global_forward_hooks,
             torch_module._global_forward_pre_hooks,
@@ -133,25 +135,37 @@ class _Block:
                 mappings += (each for each in own if isinstance(each, dict))
                 known = known and all(map(_is_plain, own))
             self._kept += ((mapping, dict(mapping)) for mapping in mappings)
-            self._tensors += (module._parameters, module._buffers)
-        self._count = sum(map(len, self._tensors))
+            self._holders += (module._parameters, module._buffers)
+        self._count = sum(map(len, self._holders))
+        held = [(each, name) for each in self._holders for name in each]
+        known = known and all(type(each[name]) in _TENSORS for each, name in held)
         self.graphs: Captured | None = None
+        self._tensors: list[tuple[dict[str, Any], str, Tensor | None, Hashable]] = []
         if known and not any(self._hooks):
+            self._tensors = [(each, name, each[name], _place(each[name])) for each, name in held]
             self.graphs = Captured(_function(ref(block), method, written), written)
 
     def is_as_it_was(self) -> bool:
-        """Whether all is as it was, but for the tensors, which each call looks at."""
+        """Whether nothing is different but the numbers in the tensors, which a graph reads."""
         for mapping, before in self._kept:
             if mapping != before:
                 return False
         for name, value in self._named:
             if self._globals.get(name) is not value:
                 return False
-        return not any(self._hooks) and sum(map(len, self._tensors)) == self._count
+        if any(self._hooks) or sum(map(len, self._holders)) != self._count:
+            return False
+        for holder, name, tensor, place in self._tensors:
+            if holder.get(name) is not tensor or _place(tensor) != place:
+                return False
+        return True
 
-    def weights(self) -> Weights:
-        """All parameters and buffers."""
-        return tuple([tensor for each in self._tensors for tensor in each.values()])
+
+def _place(tensor: Tensor | None) -> Hashable:
+    """Where a tensor's numbers lie, and how."""
+    if tensor is None:
+        return None
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _function(

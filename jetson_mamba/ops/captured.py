@@ -4,9 +4,6 @@ A block at batch 1 keeps a GPU busy for some 30 us, and starting its kernels one
 ten times as long. So where a call is like one met before, its kernels are *captured* in a CUDA
 graph, which one launch repeats from then on.
 
-Nothing is captured while other Python threads run: until a capture ends, torch would refuse them
-random numbers of the device. Graphs that are there serve every thread.
-
 A graph reads and writes the addresses that it was captured with. Weights are read where they lie,
 and calls with weights that lie elsewhere have a graph of their own. What is made anew for every
 call is copied to memory that the graph reads, and the results are copied out of memory that it
@@ -21,6 +18,8 @@ from typing import Any, Callable, Hashable, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
+
+from . import cuda_graph
 
 Weights = Tuple[Optional[Tensor], ...]
 # function(inputs, weights, *options): what it computes, on the current stream
@@ -94,7 +93,7 @@ class Captured:
                 graph = self._graphs[kind]
             except KeyError:
                 graph = self._captured(kind, inputs, weights, options)
-            return graph.replay(inputs) if graph is not None else None
+            return graph.replay(inputs, kind.stream) if graph is not None else None
 
     def _captured(
         self,
@@ -111,7 +110,7 @@ class Captured:
             self._met.add(kind)
             return None
         memory = self._memory
-        if memory.is_full() or threading.active_count() > 1:
+        if memory.is_full():
             return None
         tensors = [x for x in (*inputs, *weights) if x is not None]
         graph = None
@@ -149,7 +148,7 @@ class _Kind(NamedTuple):
 
 
 class _Graph(NamedTuple):
-    graph: torch.cuda.CUDAGraph
+    graph: cuda_graph.Graph
     # What the graph writes, beside what it changes of what it reads.
     results: tuple[Tensor, ...]
     # What it reads in place of the inputs, and changes of it.
@@ -158,10 +157,14 @@ class _Graph(NamedTuple):
     as_bytes: bool
     bytes: int
 
-    def replay(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The results for these inputs, in memory of their own."""
+    def replay(self, inputs: tuple[Tensor, ...], stream: int) -> tuple[Tensor, ...]:
+        """The results for these inputs, in memory of their own, on their device's stream."""
         _copy(self.read, inputs, self.as_bytes)
-        self.graph.replay()
+        if torch._C._cuda_getDevice() == inputs[0].get_device():
+            self.graph.launch(stream)
+        else:
+            with torch.cuda.device(inputs[0].get_device()):
+                self.graph.launch(stream)
         if self.changed:
             torch._foreach_copy_([*inputs[-len(self.changed) :]], self.changed)
         return tuple([result.clone() for result in self.results])
@@ -183,8 +186,6 @@ class _Place(NamedTuple):
     pool: Any
     # One for all: a library keeps a workspace for each stream that it has seen.
     aside: torch.cuda.Stream
-    # Without which torch would give the pool up.
-    first: torch.cuda.CUDAGraph
 
 
 _places: dict[tuple[int, int], _Place] = {}
@@ -220,43 +221,26 @@ def _capture(
     with torch.cuda.device(device):
         current = torch.cuda.current_stream()
         key = (device.index, current.cuda_stream)
-        graph = torch.cuda.CUDAGraph()
         place = _places.get(key)
         if place is None:
             if len(_places) >= MOST_STREAMS:
                 raise RuntimeError("there are graphs on as many streams as may have them")
-            place = _Place(torch.cuda.graph_pool_handle(), torch.cuda.Stream(), graph)
+            place = _places[key] = _Place(torch.cuda.graph_pool_handle(), cuda_graph.stream())
             _aside.add(place.aside.cuda_stream)
         place.aside.wait_stream(current)
         with torch.cuda.stream(place.aside):
             _copy(read, inputs, as_bytes)
             # Once outside of the graph: libraries set themselves up for a stream at its first use.
             expected = [*function(kept, weights, *options), *(x.clone() for x in changed)]
-            try:
-                # Other threads may go on allocating meanwhile.
-                graph.capture_begin(place.pool, capture_error_mode="thread_local")
-                try:
-                    results = function(kept, weights, *options)
-                finally:
-                    graph.capture_end()
-            except Exception:
-                _leave_capture(device.index)
-                raise
+            with cuda_graph.captured(place.pool) as graph:
+                results = function(kept, weights, *options)
             _copy(read, inputs, as_bytes)
-            graph.replay()
+            graph.launch(place.aside.cuda_stream)
             for found, right in zip((*results, *changed), expected):
                 if not torch.allclose(found, right, rtol=0, atol=0, equal_nan=True):
                     raise RuntimeError("the graph gives other results than the function")
         current.wait_stream(place.aside)
-        _places[key] = place
     return _Graph(graph, results, read, changed, as_bytes, sum(x.nbytes for x in results))
-
-
-def _leave_capture(device_index: int) -> None:
-    """Free the random number generator from a capture that failed, in which torch leaves it."""
-    generator = torch.cuda.default_generators[device_index]
-    if hasattr(generator, "graphsafe_set_state"):  # torch 2.5; before, nothing holds it
-        generator.graphsafe_set_state(generator.clone_state())
 
 
 def _kind(

@@ -42,9 +42,7 @@ def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 @pytest.fixture(autouse=True)
-def without_gradients(monkeypatch: pytest.MonkeyPatch) -> Any:
-    # Whatever threads the test runner has.
-    monkeypatch.setattr(threading, "active_count", lambda: 1)
+def without_gradients() -> Any:
     with torch.no_grad():
         yield
 
@@ -99,23 +97,23 @@ def test_what_decides_beside_the_tensors_is_heeded() -> None:
             torch.testing.assert_close(call(inputs, (weight,)), Counted()(inputs, (weight,)))
 
 
-def test_threads_share_the_graphs_that_are_there_and_get_their_own_results(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_threads_make_graphs_while_others_compute_draw_and_allocate() -> None:
     function, weight = Counted(), drawn(8, 8)
     call = Captured(function)
-    warm(call, function, weight)
-    monkeypatch.setattr(threading, "active_count", lambda: 5)
     wrong: list[str] = []
 
     def run(own_stream: bool) -> None:
         stream = torch.cuda.Stream() if own_stream else torch.cuda.default_stream()
-        with torch.no_grad(), torch.cuda.stream(stream):
-            for _ in range(50):
-                inputs = (drawn(4, 8), drawn(4, 8))
-                found, expected = call(inputs, (weight,)), Counted()(inputs, (weight,))
-                if not torch.allclose(found[0], expected[0], rtol=1e-3, atol=1e-3):
-                    wrong.append(f"own stream: {own_stream}")
+        try:
+            with torch.no_grad(), torch.cuda.stream(stream):
+                for turn in range(60):
+                    # A kind that no other thread has yet, every few turns.
+                    inputs = (drawn(4 + turn // 6, 8), drawn(4 + turn // 6, 8))
+                    found, expected = call(inputs, (weight,)), Counted()(inputs, (weight,))
+                    if not torch.allclose(found[0], expected[0], rtol=1e-3, atol=1e-3):
+                        wrong.append(f"own stream: {own_stream}")
+        except Exception as error:
+            wrong.append(repr(error))
 
     threads = [threading.Thread(target=run, args=(index % 2 == 0,)) for index in range(4)]
     for thread in threads:
@@ -123,8 +121,81 @@ def test_threads_share_the_graphs_that_are_there_and_get_their_own_results(
     for thread in threads:
         thread.join()
     assert wrong == []
-    # A stream has graphs of its own, and none was captured while the threads ran.
-    assert function.calls == 3 + 2 * 50
+    assert all(graph is not None for graph in call._graphs.values())
+    # Ten kinds on the default stream and on two others.
+    assert len(call._graphs) == 30
+
+
+def test_random_numbers_go_on_as_if_nothing_had_been_captured() -> None:
+    def draws() -> list[Tensor]:
+        torch.cuda.manual_seed(0)
+        call, weight = Captured(Counted()), drawn(8, 8)
+        return [call((drawn(4, 8), drawn(4, 8)), (weight,))[0] for _ in range(4)]
+
+    captured_ones, state = draws(), torch.cuda.get_rng_state()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(captured, "MOST_ELEMENTS", 0)
+        assert all(map(torch.equal, captured_ones, draws()))
+    assert torch.equal(state, torch.cuda.get_rng_state())
+
+
+def test_a_function_that_draws_random_numbers_is_called_each_time() -> None:
+    call = Captured(lambda inputs, weights: (inputs[0] + torch.rand_like(inputs[0]),))
+    x = drawn(4, 8)
+    results = [call((x,), ())[0] for _ in range(5)]
+    assert all(not torch.equal(one, other) for one, other in zip(results, results[1:]))
+    assert list(call._graphs.values()) == [None]
+    # The generator is free for a capture of the user's.
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = torch.rand_like(x)
+    graph.replay()
+    first = out.clone()
+    graph.replay()
+    assert not torch.equal(first, out)
+
+
+def test_what_a_graph_changes_of_its_inputs_is_changed() -> None:
+    def step(inputs: Any, weights: Any) -> tuple[Tensor]:
+        x, first, second = inputs
+        first.copy_(first.roll(1, -1) + x)
+        second.mul_(weights[0]).add_(first)
+        return (second * 2,)
+
+    call, weight = Captured(step, written=2), drawn(8)
+    states = [drawn(8, 4).t(), drawn(4, 8)]
+    others = [state.clone() for state in states]
+    for _ in range(6):
+        x = drawn(4, 8)
+        found, expected = call((x, *states), (weight,)), step((x, *others), (weight,))
+        assert torch.equal(found[0], expected[0])
+        assert all(map(torch.equal, states, others))
+    assert [graph is not None for graph in call._graphs.values()] == [True]
+
+
+def test_memory_is_free_for_others_after_a_graph_is_gone() -> None:
+    def bytes_in_use() -> int:
+        torch.cuda.synchronize()
+        return torch.cuda.memory_allocated()
+
+    weight = drawn(8, 8)
+    before = None
+    for _ in range(3):
+        call = Captured(Counted())
+        warm(call, call._function, weight)  # type: ignore[arg-type]
+        del call
+        before = bytes_in_use() if before is None else before
+        assert bytes_in_use() == before
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_graph_runs_on_the_device_of_its_inputs() -> None:
+    function = Counted()
+    call, weight = Captured(function), drawn(8, 8).to("cuda:1")
+    for _ in range(4):
+        inputs = (drawn(4, 8).to("cuda:1"), drawn(4, 8).to("cuda:1"))
+        torch.testing.assert_close(call(inputs, (weight,)), Counted()(inputs, (weight,)))
+    assert function.calls == 3
 
 
 def test_inside_a_capture_of_the_user_the_kernels_themselves_are_captured() -> None:

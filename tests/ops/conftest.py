@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Iterator
 
 import pytest
@@ -29,5 +28,4 @@ def imitated(monkeypatch: pytest.MonkeyPatch) -> list[Imitated]:
     monkeypatch.setattr(captured, "_stream", lambda first: 0)
     monkeypatch.setattr(captured, "is_small", lambda first, _: type(first) is torch.Tensor)
     monkeypatch.setattr(captured, "MEMORY", captured.Memory())
-    monkeypatch.setattr(threading, "active_count", lambda: 1)
     return Imitated.made

@@ -23,7 +23,7 @@ class Imitated:
         self.replays = 0
         Imitated.made.append(self)
 
-    def replay(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def replay(self, inputs: tuple[Tensor, ...], stream: int) -> tuple[Tensor, ...]:
         """As a graph does it."""
         self.replays += 1
         for target, source in zip(self.kept, inputs):

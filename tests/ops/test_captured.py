@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import pytest
@@ -91,16 +90,6 @@ def test_graphs_are_made_while_there_is_room(
             hold(call, 3, weight)
             hold(call, 3, weight)
     assert len(imitated) == made
-
-
-def test_none_is_made_beside_other_threads(
-    imitated: list[Imitated], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(threading, "active_count", lambda: 2)
-    call, weight = Captured(product), torch.randn(4, 4)
-    for _ in range(3):
-        hold(call, 3, weight)
-    assert imitated == []
 
 
 def test_a_capture_that_fails_leaves_its_kind_to_the_function(

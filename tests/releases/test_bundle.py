@@ -47,6 +47,9 @@ def test_every_release_is_bundled_once_for_each_text(site: Path) -> None:
         "layernorm": 3,
         "layernorm_gated": 1,
         "selective_state_update": 6,
+        "mamba_simple": 4,
+        "mamba2": 5,
+        "mamba2_simple": 2,
     }
     assert "Apache License" in (folder / bundle.LICENCE).read_text()
     for path in folder.glob("*.py"):
