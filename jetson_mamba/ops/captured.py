@@ -13,6 +13,7 @@ run one after another.
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Any, Callable, Hashable, NamedTuple, Optional, Tuple
 
@@ -195,9 +196,8 @@ _aside: set[int] = set()
 
 @torch.inference_mode(False)
 def _room_for(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(
-        torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device) for x in inputs
-    )
+    # In the order of their strides, without the gaps of a slice.
+    return tuple(torch.empty_like(x, requires_grad=False) for x in inputs)
 
 
 @torch.inference_mode(False)
@@ -216,7 +216,7 @@ def _capture(
     """
     device = inputs[0].device
     as_bytes = len({x.dtype for x in kept}) > 1 and all(x.stride(-1) == 1 for x in kept)
-    read = [x.view(torch.uint8) for x in kept] if as_bytes and len(kept) > 1 else [*kept]
+    read = [x.view(torch.uint8) for x in kept] if as_bytes else [*kept]
     changed = [*kept[len(kept) - written :]]
     with torch.cuda.device(device):
         current = torch.cuda.current_stream()
@@ -270,7 +270,12 @@ def _kind(
 
 def is_small(first: object, most_elements: int) -> bool:
     """Whether this is a tensor of that many numbers at most, on a GPU."""
-    return type(first) is Tensor and first.is_cuda and first.numel() <= most_elements
+    return (
+        type(first) is Tensor
+        and first.is_cuda
+        and torch._C._get_tracing_state() is None
+        and first.numel() <= most_elements
+    )
 
 
 def _stream(first: Tensor) -> int | None:
@@ -280,11 +285,12 @@ def _stream(first: Tensor) -> int | None:
     """
     if (
         not first.is_cuda
-        or first.numel() > MOST_ELEMENTS
-        or torch._C._cuda_isCurrentStreamCapturing()
-        or torch._C._len_torch_dispatch_stack()
         or torch._C._get_tracing_state() is not None
         or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack()
+        or sys.gettrace() is not None
+        or torch._C._cuda_isCurrentStreamCapturing()
+        or first.numel() > MOST_ELEMENTS
     ):
         return None
     stream = int(torch._C._cuda_getCurrentRawStream(first.get_device()))

@@ -69,14 +69,14 @@ def block(**options: Any) -> Subject:
     return Subject(Mamba2(D_MODEL, device=DEVICE, **LAYER, **options))
 
 
-def model(layers: int = 2) -> Subject:
+def model(layers: int = 2, layer: str = "Mamba2") -> Subject:
     """Of the default configuration: norms by the root mean square, fused with the residual."""
     from mamba_ssm.models.config_mamba import MambaConfig
     from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 
     torch.manual_seed(0)
-    layer = {"layer": "Mamba2", **LAYER}
-    config = MambaConfig(d_model=D_MODEL, n_layer=layers, vocab_size=VOCABULARY, ssm_cfg=layer)
+    sizes = {"layer": layer, **(LAYER if layer == "Mamba2" else {"d_state": 8})}
+    config = MambaConfig(d_model=D_MODEL, n_layer=layers, vocab_size=VOCABULARY, ssm_cfg=sizes)
     assert config.rms_norm and config.fused_add_norm and config.residual_in_fp32
     return Model(MambaLMHeadModel(config, device=DEVICE))
 
@@ -132,13 +132,19 @@ def traced_model() -> Results:
     yield from compiled(model(), "aot_eager")
 
 
+def traced_model_of_mamba() -> Results:
+    """The same model with layers of Mamba-1."""
+    yield from compiled(model(layer="Mamba1"), "aot_eager", lengths=(35, 41))
+
+
 def inductor_model() -> Results:
     yield from compiled(model(layers=1), "inductor", lengths=(35, 41), dynamic=True)
 
 
 def breaks() -> Results:
     """How often Dynamo has to leave its graph: no difference, but to be zero as well."""
-    for name, subject in (("block", block()), ("model", model())):
+    subjects = {"block": block(), "model": model(), "model of Mamba": model(layer="Mamba1")}
+    for name, subject in subjects.items():
         torch._dynamo.reset()
         explained = torch._dynamo.explain(subject.module)(subject.given(2, 35))
         assert explained.graph_count == 1
@@ -193,7 +199,8 @@ CHECKS = {
     check.__name__: check
     for check in (
         *(traced_block, symbolic_block, mlp_block, autocast_block, parts_of_block),
-        *(traced_model, inductor_model, breaks, exported, double, inference),
+        *(traced_model, traced_model_of_mamba, inductor_model),
+        *(breaks, exported, double, inference),
     )
 }
 

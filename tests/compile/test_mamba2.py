@@ -36,8 +36,9 @@ def beyond(found: dict[str, float], bound: float) -> dict[str, float]:
 def test_a_block_and_a_model_compile_whole_forward_and_backward(
     version: str, tmp_path: Path
 ) -> None:
-    found = differences(version, tmp_path, "traced_block", "traced_model", "breaks")
-    assert {found.pop(f"breaks {name}") for name in ("block", "model")} == {0}
+    checks = ("traced_block", "traced_model", "traced_model_of_mamba", "breaks")
+    found = differences(version, tmp_path, *checks)
+    assert {found.pop(f"breaks {name}") for name in ("block", "model", "model of Mamba")} == {0}
     assert beyond(found, 1e-5) == {}
 
 

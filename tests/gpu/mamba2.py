@@ -97,7 +97,8 @@ def captured() -> Results:
 
 def reduce_overhead() -> Results:
     """Compiled with CUDA graphs, block and model, with other numbers at each call."""
-    for name, subject in (("block", block()), ("model", model())):
+    subjects = {"block": block(), "model": model(), "model of Mamba": model(layer="Mamba1")}
+    for name, subject in subjects.items():
         torch._dynamo.reset()
         low = in_bfloat16(subject)
         whole: Any = torch.compile(low.module, fullgraph=True, mode="reduce-overhead")
@@ -113,7 +114,10 @@ def reduce_overhead() -> Results:
 CHECKS = {
     **{
         name: mamba2.CHECKS[name]
-        for name in ("traced_block", "autocast_block", "breaks", "exported", "inductor_model")
+        for name in (
+            *("traced_block", "traced_model_of_mamba", "autocast_block"),
+            *("breaks", "exported", "inductor_model"),
+        )
     },
     **{check.__name__: check for check in (inference, captured, reduce_overhead)},
 }

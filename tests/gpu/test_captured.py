@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import warnings
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from jetson_mamba.ops import captured, mamba_inner
 from jetson_mamba.ops.captured import Captured
@@ -42,7 +45,8 @@ def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 @pytest.fixture(autouse=True)
-def without_gradients() -> Any:
+def without_gradients(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(captured, "MEMORY", captured.Memory())
     with torch.no_grad():
         yield
 
@@ -209,6 +213,46 @@ def test_inside_a_capture_of_the_user_the_kernels_themselves_are_captured() -> N
     inputs[0].normal_()
     graph.replay()
     torch.testing.assert_close(found, Counted()(inputs, (weight,)))
+
+
+def test_whoever_watches_sees_all_of_it() -> None:
+    function, weight = Counted(), drawn(8, 8)
+    call = Captured(function)
+    warm(call, function, weight)
+    inputs = (drawn(4, 8), drawn(4, 8))
+    expected = Counted()(inputs, (weight,))
+
+    sys.settrace(lambda *_: None)
+    try:
+        torch.testing.assert_close(call(inputs, (weight,)), expected)
+    finally:
+        sys.settrace(None)
+    assert function.calls == 4
+
+    with FlopCounterMode(display=False) as counted:
+        torch.testing.assert_close(call(inputs, (weight,)), expected)
+    assert counted.get_total_flops() == 2 * 4 * 8 * 8
+
+    mapped = torch.func.vmap(lambda x, y: call((x, y), (weight,)))
+    stacked = [torch.stack([x, x + 1]) for x in inputs]
+    found = mapped(*stacked)
+    torch.testing.assert_close([each[0] for each in found], list(expected))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        traced = torch.jit.trace(lambda x, y: call((x, y), (weight,)), inputs)
+    others = (drawn(4, 8), drawn(4, 8))
+    torch.testing.assert_close(traced(*others), Counted()(others, (weight,)))
+
+
+def test_slices_and_expanded_inputs_are_read_without_their_gaps() -> None:
+    function, weight = Counted(), drawn(8, 8)
+    call = Captured(function)
+    for _ in range(4):
+        inputs = (drawn(4000, 8)[::1000], drawn(4, 1).expand(4, 8))
+        torch.testing.assert_close(call(inputs, (weight,)), Counted()(inputs, (weight,)))
+    assert function.calls == 3
+    assert captured.MEMORY.bytes < 1 << 20
 
 
 def test_a_function_that_cannot_be_captured_is_called_as_it_is() -> None:

@@ -55,8 +55,9 @@ def test_the_inference_path_gives_what_the_autograd_function_gives(tmp_path: Pat
 
 def test_a_block_and_a_model_compile_whole_forward_and_backward(tmp_path: Path) -> None:
     """Products are in TF32 in upstream's kernels, on both sides."""
-    found = differences(tmp_path, "traced_block", "inductor_model", "exported", "breaks")
-    assert {found.pop(f"breaks {name}") for name in ("block", "model")} == {0}
+    checks = ("traced_block", "traced_model_of_mamba", "inductor_model", "exported", "breaks")
+    found = differences(tmp_path, *checks)
+    assert {found.pop(f"breaks {name}") for name in ("block", "model", "model of Mamba")} == {0}
     assert beyond(found, 5e-3) == {}
 
 
