@@ -1,10 +1,11 @@
 """What one call of a block costs the CPU and the GPU, in every way that a block can be called.
 
 ``python -m benchmarks.calls`` needs a CUDA GPU and mamba_ssm on the path. For each block and size
-it prints, in microseconds, medians over repeated runs of a few calls: *call*, from one call to the
-next where calls follow each other; *CPU*, until the call returns; *GPU*, the sum of its kernels,
-and their number, both as torch's profiler sees them. The ways: without the inference path, with it,
-compiled, compiled with CUDA graphs (``reduce-overhead``), and captured in a CUDA graph by hand;
+it prints, in microseconds, medians over repeated runs of a few calls, the ways in turn: *call*,
+from one call to the next where calls follow each other; *CPU*, until the call returns; *GPU*, the
+sum of its kernels, and their number, both as torch's profiler sees them. The ways: without the
+inference path, with it, compiled, compiled with CUDA graphs (``reduce-overhead``), and captured in
+a CUDA graph by hand;
 with ``--train`` a whole step, forward and backward; with ``--decode`` a step of one token, as
 ``generate`` makes it. All of a table is from one run.
 """
@@ -70,23 +71,28 @@ def inference_rows(name: str, size: tuple[int, int, int], runs: int) -> Iterator
     batch, seqlen, d_model = size
     module = block_of(name, d_model)
     x = torch.randn(batch, seqlen, d_model, device="cuda", dtype=torch.bfloat16)
+    torch._dynamo.reset()
+    compiled = torch.compile(module, fullgraph=True)
+    graphed = torch.compile(module, fullgraph=True, mode="reduce-overhead")
 
-    def eager() -> Tensor:
-        out: Tensor = module(x)
-        return out
+    def without_path() -> None:
+        with inference_path(False):
+            module(x)
 
     with torch.no_grad():
-        with inference_path(False):
-            yield measured(name, size, "path off", eager, runs)
-        yield measured(name, size, "path on", eager, runs)
-        for way, mode in (("compiled", None), ("reduce-overhead", "reduce-overhead")):
-            torch._dynamo.reset()
-            compiled = torch.compile(module, fullgraph=True, mode=mode)
-            yield measured(name, size, way, lambda: compiled(x), runs)  # noqa: B023
+        for _ in range(3):
+            module(x)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            kept = eager()
-        yield measured(name, size, "graph by hand", graph.replay, runs)
+            kept = module(x)
+        ways = {
+            "path off": without_path,
+            "path on": lambda: module(x),
+            "compiled": lambda: compiled(x),
+            "reduce-overhead": lambda: graphed(x),
+            "graph by hand": graph.replay,
+        }
+        yield from measured(name, size, ways, runs)
         del kept
 
 
@@ -96,6 +102,7 @@ def training_rows(name: str, size: tuple[int, int, int], runs: int) -> Iterator[
     module = block_of(name, d_model)
     x = torch.randn(batch, seqlen, d_model, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     gradient = torch.randn(x.shape, device="cuda", dtype=x.dtype)
+    torch._dynamo.reset()
 
     def step(function: Callable[[Tensor], Tensor]) -> Callable[[], None]:
         def run() -> None:
@@ -105,11 +112,14 @@ def training_rows(name: str, size: tuple[int, int, int], runs: int) -> Iterator[
 
         return run
 
-    yield measured(name, size, "step", step(module), runs)
-    for way, mode in (("step, compiled", None), ("step, reduce-overhead", "reduce-overhead")):
-        torch._dynamo.reset()
-        compiled = torch.compile(module, fullgraph=True, mode=mode)
-        yield measured(name, size, way, step(compiled), runs)
+    ways = {
+        "step": step(module),
+        "step, compiled": step(torch.compile(module, fullgraph=True)),
+        "step, reduce-overhead": step(
+            torch.compile(module, fullgraph=True, mode="reduce-overhead")
+        ),
+    }
+    yield from measured(name, size, ways, runs)
 
 
 def decoding_rows(name: str, size: tuple[int, int, int], runs: int) -> Iterator[Row]:
@@ -122,46 +132,65 @@ def decoding_rows(name: str, size: tuple[int, int, int], runs: int) -> Iterator[
     def step() -> Any:
         return module.step(x, *states)
 
-    with torch.no_grad():
+    def without_path() -> None:
         with inference_path(False):
-            yield measured(name, (batch, 1, d_model), "token, path off", step, runs)
-        yield measured(name, (batch, 1, d_model), "token, path on", step, runs)
+            step()
+
+    with torch.no_grad():
+        for _ in range(3):
+            step()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             kept = step()
-        yield measured(name, (batch, 1, d_model), "token, graph by hand", graph.replay, runs)
+        ways = {
+            "token, path off": without_path,
+            "token, path on": step,
+            "token, graph by hand": graph.replay,
+        }
+        yield from measured(name, (batch, 1, d_model), ways, runs)
         del kept
 
 
 def measured(
-    name: str, size: tuple[int, int, int], way: str, call: Callable[[], Any], runs: int
-) -> Row:
-    """Time a call: medians over ``runs`` runs of a few calls, after a warm-up."""
-    try:
-        for _ in range(5):
-            call()
-        torch.cuda.synchronize()
-    except Exception as error:  # one way that fails leaves the others to be measured
-        failure = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return Row(name, size, way, failure=failure)
-    whole, enqueued = [], []
+    name: str, size: tuple[int, int, int], ways: dict[str, Callable[[], Any]], runs: int
+) -> Iterator[Row]:
+    """Time calls: medians over ``runs`` runs of a few calls, the ways in turn, after a warm-up.
+
+    In turn, because a GPU that has been busy for a while runs at another clock.
+    """
+    rows = {}
+    for way, call in ways.items():
+        rows[way] = Row(name, size, way)
+        try:
+            for _ in range(5):
+                call()
+            torch.cuda.synchronize()
+        except Exception as error:  # one way that fails leaves the others to be measured
+            failure = (str(error).strip() or type(error).__name__).splitlines()[0]
+            rows[way] = dataclasses.replace(rows[way], failure=failure)
+    working = {way: call for way, call in ways.items() if not rows[way].failure}
+    whole: dict[str, list[float]] = {way: [] for way in working}
+    enqueued: dict[str, list[float]] = {way: [] for way in working}
     for _ in range(runs):
-        start = time.perf_counter()
-        for _ in range(CALLS):
+        for way, call in working.items():
             call()
-        enqueued.append((time.perf_counter() - start) / CALLS)
-        torch.cuda.synchronize()
-        whole.append((time.perf_counter() - start) / CALLS)
-    gpu, kernels = profiled(call)
-    return Row(
-        name,
-        size,
-        way,
-        1e6 * statistics.median(whole),
-        1e6 * statistics.median(enqueued),
-        gpu,
-        kernels,
-    )
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for _ in range(CALLS):
+                call()
+            enqueued[way].append((time.perf_counter() - start) / CALLS)
+            torch.cuda.synchronize()
+            whole[way].append((time.perf_counter() - start) / CALLS)
+    for way, call in working.items():
+        gpu, kernels = profiled(call)
+        rows[way] = dataclasses.replace(
+            rows[way],
+            call=1e6 * statistics.median(whole[way]),
+            cpu=1e6 * statistics.median(enqueued[way]),
+            gpu=gpu,
+            kernels=kernels,
+        )
+    yield from rows.values()
 
 
 def profiled(call: Callable[[], Any]) -> tuple[float, int]:

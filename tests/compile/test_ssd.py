@@ -113,6 +113,52 @@ def test_every_mixer_compiles_without_a_break(case: str) -> None:
     assert_compiles(mixer, leaves(tensors, torch.float64), 1e-11, False, **options)
 
 
+CORES = [
+    case
+    for case, (sizes, _, left_out) in MIXERS.items()
+    if "mlp" not in sizes and "rmsnorm_weight" not in left_out
+]
+
+
+def core_case(case: str) -> tuple[Tensors, dict[str, Any]]:
+    tensors, options = mixer_case(case, SEQLEN)
+    tensors.pop("initial_states", None)
+    return leaves(tensors, torch.float32), options
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("case", CORES)
+def test_a_core_in_one_operator_is_what_its_steps_are(
+    case: str, dynamic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where Triton runs; the operator is computed in PyTorch here."""
+    tensors, options = core_case(case)
+    if case == "as a Mamba-2 block":
+        options["seq_idx"] = packed(SEQLEN).to(torch.int32)
+    monkeypatch.setattr(ssd, "triton_runs_on", lambda device: True)
+    # Only the core's own operators are left to be called.
+    monkeypatch.setattr(ssd._OPERATORS, "scan", None)
+    assert_compiles(mixer, tensors, 1e-5, dynamic, **options)
+
+
+@pytest.mark.parametrize("left_out", [(), ("conv1d_bias",)])
+def test_the_core_keeps_to_its_schema(left_out: tuple[str, ...]) -> None:
+    tensors, options = core_case("groups")
+    for name in left_out:
+        del tensors[name]
+    order = ("zxbcdt", "conv1d_weight", "conv1d_bias", "dt_bias", "A", "D", "rmsnorm_weight")
+    arguments = (
+        *(tensors.get(name) for name in order),
+        *(None, 64, 0.0, float("inf"), "silu", 1e-6, options["headdim"], 2, True),
+    )
+    torch.library.opcheck(operator("ssd_core"), arguments)
+    plain = tuple(each.detach() if isinstance(each, Tensor) else each for each in arguments)
+    out, final_states, *kept = operator("ssd_core")(*plain)
+    for dfinal_states in (None, torch.randn_like(final_states)):
+        backward = (torch.randn_like(out), dfinal_states, *kept, *plain)
+        torch.library.opcheck(operator("ssd_core_backward"), backward)
+
+
 def test_states_at_the_ends_of_sequences_break_a_graph_and_are_right() -> None:
     """Their number is not known while a graph is traced."""
     tensors = {name: t[:1] if t.dim() > 2 else t for name, t in scan_tensors(20).items()}

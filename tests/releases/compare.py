@@ -167,7 +167,22 @@ def ssd_on_triton() -> Iterator[tuple[str, float]]:
     errors = against_float64(ssd.mamba_chunk_scan_combined, ssd_scan, scan, {"dt_softplus": True})
     for name, error in errors:
         yield f"{name} of a scan", error
+    if hasattr(torch.library, "register_autograd"):
+        for name, error in against_float64(core_by_its_operator, ssd_mixer, tensors, options):
+            yield f"{name} of a core", error
     assert {choice.backend for choice in ssd.op.choices().values()} == {"triton"}
+
+
+def core_by_its_operator(
+    *, chunk_size: int, headdim: int, norm_before_gate: bool, outproj_weight: Tensor, **tensors: Any
+) -> Tensor:
+    """A mixer as a compiled graph computes it where Triton runs."""
+    order = ("zxbcdt", "conv1d_weight", "conv1d_bias", "dt_bias", "A", "D", "rmsnorm_weight")
+    out, *_ = torch.ops.jetson_mamba.ssd_core(
+        *(tensors[name] for name in order),
+        *(None, chunk_size, 0.0, float("inf"), "silu", 1e-6, headdim, 1, norm_before_gate),
+    )
+    return torch.nn.functional.linear(out, outproj_weight)
 
 
 def norms_on_triton() -> Iterator[tuple[str, float]]:

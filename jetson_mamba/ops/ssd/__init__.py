@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import causal_conv1d
-from ..autocast import autocast_dtype
+from ..autocast import autocast_dtype, without_autocast
 from ..backends import Op
 from ..captured import Captured, Weights
 from ..operators import is_compiling
@@ -25,7 +25,7 @@ from .checks import check_chunk_size, check_mixer, check_scan, check_sequences, 
 from .contract import Case, Implementation, Mixer, Scan
 from .gates import gate
 from .library import Operators
-from .mixer import compose
+from .mixer import compose, mlp_columns, project
 from .triton_runs import triton_runs_on
 
 __all__ = [
@@ -229,10 +229,30 @@ def _mixed(
     )
     check_mixer(mixer)
     if is_compiling():
-        return compose(mixer, _OPERATORS.scan)
+        if not _is_one_operator(mixer):
+            return compose(mixer, _OPERATORS.scan)
+        projection_dtype = autocast_dtype(zxbcdt.device)
+        out, final_states = _OPERATORS.core(mixer)
+        with without_autocast(zxbcdt.device):
+            return project(mixer, out, projection_dtype), final_states
     implementation = _implementation(mixer)
     return (implementation.mixer if torch.is_grad_enabled() else implementation.mixer_forward)(
         mixer
+    )
+
+
+def _is_one_operator(given: Mixer) -> bool:
+    """Whether a mixer's core is one operator in a graph: what upstream's kernels have a form for.
+
+    Elsewhere a compiler fuses what is around the scan.
+    """
+    return (
+        given.rmsnorm_weight is not None
+        and given.initial_states is None
+        and mlp_columns(given) == 0
+        and given.dtype == torch.float32
+        and (op.selection is None or op.selection.backend == "triton")
+        and triton_runs_on(given.zxbcdt.device)
     )
 
 

@@ -90,12 +90,41 @@ class ScanGradients(NamedTuple):
     initial_states: Tensor | None
 
 
+class Core(NamedTuple):
+    """A mixer with a norm between its two projections, and what its backward pass is given again.
+
+    ``out`` (batch, seqlen, dim) is that of the norm, ``final_states`` the last state; ``xBC``
+    (batch, seqlen, channels) that of the convolution, ``scanned`` (batch, seqlen, nheads, headdim)
+    that of the scan. ``rstd`` (ngroups * batch * seqlen,) is one over the root mean square of each
+    group of a step, the steps of a group one after another. All contiguous.
+    """
+
+    out: Tensor
+    final_states: Tensor
+    xBC: Tensor
+    scanned: Tensor
+    rstd: Tensor
+
+
+class CoreGradients(NamedTuple):
+    """The gradients of a core's arguments, each in the dtype of what it belongs to."""
+
+    zxbcdt: Tensor
+    conv1d_weight: Tensor
+    conv1d_bias: Tensor | None
+    dt_bias: Tensor
+    A: Tensor
+    D: Tensor
+    rmsnorm_weight: Tensor
+
+
 class Implementation(NamedTuple):
     """The functions of a backend: the first two record a graph, the others none.
 
     A scan returns out in the dtype of x, the last state in that of the sums, and, given
     ``cu_seqlens``, the states at the ends of the sequences, with which it has no backward. A
-    mixer returns out after norm, gate and projection, and the last state.
+    mixer returns out after norm, gate and projection, and the last state. A core is given a mixer
+    with a norm, and without an MLP and initial states; it looks at no projection.
     """
 
     scan: Callable[[Scan], tuple[Tensor, Tensor, Tensor | None]]
@@ -104,6 +133,9 @@ class Implementation(NamedTuple):
     # The scan has no z; the gradients given are of out and of the last state.
     scan_backward: Callable[[Scan, Tensor, Tensor], ScanGradients]
     mixer_forward: Callable[[Mixer], tuple[Tensor, Tensor]]
+    core_forward: Callable[[Mixer], Core]
+    # The gradients given are of out and of the last state, which may be None.
+    core_backward: Callable[[Mixer, Core, Tensor, Tensor | None], CoreGradients]
 
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:

@@ -56,6 +56,14 @@ class GatedRMSNorm(NamedTuple):
         dgated, dweight = self._norm_gradients(normed, rstd, dout)
         return dgated * gate, dgated * x * slope, dweight, normed * self.weight
 
+    def rstd(self, x: Tensor, z: Tensor) -> Tensor:
+        """One over the root mean squares: (ngroups * rows,), the rows of a group together."""
+        dtype = compute_dtype(x, z, self.weight)
+        x = x.to(dtype)
+        if not self.norm_before_gate:
+            x = x * functional.silu(z.to(dtype))
+        return self._normed(x)[1].flatten(0, -3).squeeze(-1).t().flatten()
+
     def _normed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         grouped = torch.unflatten(x, -1, (-1, self.group_size))
         rstd = torch.rsqrt(grouped.square().mean(-1, keepdim=True) + self.eps)

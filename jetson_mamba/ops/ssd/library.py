@@ -1,7 +1,7 @@
-"""The scan as operators of ``torch.library``: see ``ops/operators.py``.
+"""The scan, and the core of a mixer, as operators of ``torch.library``: see ``ops/operators.py``.
 
-They take no z: the gate is one elementwise step, which a compiler fuses with what follows. So
-nothing has to be kept for the backward pass but the arguments, whichever backend serves.
+The scan takes no z: the gate is one elementwise step, which a compiler fuses with what follows. So
+nothing has to be kept for its backward pass but the arguments, whichever backend serves.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Callable
 from torch import Tensor
 
 from ..operators import define, or_empty
-from .contract import Implementation, Scan, ScanGradients
+from .contract import Core, CoreGradients, Implementation, Mixer, Scan, ScanGradients
 
 _ARGUMENTS = (
     "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? dt_bias, "
@@ -19,15 +19,21 @@ _ARGUMENTS = (
     "float dt_most"
 )
 _TENSORS = 9
+_CORE_ARGUMENTS = (
+    "Tensor zxbcdt, Tensor conv1d_weight, Tensor? conv1d_bias, Tensor dt_bias, Tensor A, Tensor D, "
+    "Tensor rmsnorm_weight, Tensor? seq_idx, int chunk_size, float dt_least, float dt_most, "
+    "str? activation, float rmsnorm_eps, int headdim, int ngroups, bool norm_before_gate"
+)
+_CORE_TENSORS = 8
 
 
 class Operators:
     """What the op calls while a graph is traced, its arguments being checked.
 
-    ``choose`` gives the backend for a scan; it is asked when an operator runs.
+    ``choose`` gives the backend for a scan or a mixer; it is asked when an operator runs.
     """
 
-    def __init__(self, choose: Callable[[Scan], Implementation]) -> None:
+    def __init__(self, choose: Callable[[Scan | Mixer], Implementation]) -> None:
         self._choose = choose
         self._forward = define(
             f"ssd_scan({_ARGUMENTS}) -> (Tensor, Tensor)",
@@ -41,6 +47,20 @@ class Operators:
             "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
             self._run_backward,
             _fake_backward,
+        )
+        self._core = define(
+            f"ssd_core({_CORE_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+            self._run_core,
+            _fake_core,
+            _keep_core,
+            self._differentiate_core,
+        )
+        self._core_backward = define(
+            "ssd_core_backward(Tensor dout, Tensor? dfinal_states, Tensor xBC, Tensor scanned, "
+            f"Tensor rstd, {_CORE_ARGUMENTS}) -> "
+            "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+            self._run_core_backward,
+            _fake_core_backward,
         )
 
     def scan(self, given: Scan) -> tuple[Tensor, Tensor]:
@@ -62,6 +82,62 @@ class Operators:
             float(most),
         )
         return out, final_states
+
+    def core(self, given: Mixer) -> tuple[Tensor, Tensor]:
+        """The output between norm and projection, and the last state; differentiable.
+
+        The mixer has a norm, and neither an MLP nor initial states.
+        """
+        least, most = given.dt_limit
+        out, final_states, *_ = self._core(
+            given.zxbcdt,
+            given.conv1d_weight,
+            given.conv1d_bias,
+            given.dt_bias,
+            given.A,
+            given.D,
+            given.rmsnorm_weight,
+            given.seq_idx,
+            given.chunk_size,
+            float(least),
+            float(most),
+            given.activation,
+            given.rmsnorm_eps,
+            given.headdim,
+            given.ngroups,
+            given.norm_before_gate,
+        )
+        return out, final_states
+
+    def _run_core(self, *arguments: Any) -> Core:
+        given = _mixer(*arguments)
+        return self._choose(given).core_forward(given)
+
+    def _run_core_backward(
+        self,
+        dout: Tensor,
+        dfinal_states: Tensor | None,
+        xBC: Tensor,
+        scanned: Tensor,
+        rstd: Tensor,
+        *arguments: Any,
+    ) -> tuple[Tensor, ...]:
+        given = _mixer(*arguments)
+        # The output of the norm is not looked at, nor is the last state.
+        kept = Core(dout, scanned, xBC, scanned, rstd)
+        return _all_present(self._choose(given).core_backward(given, kept, dout, dfinal_states))
+
+    def _differentiate_core(
+        self, ctx: Any, dout: Tensor | None, dfinal_states: Tensor | None, *_: Any
+    ) -> tuple[Any, ...]:
+        *arguments, xBC, scanned, rstd = ctx.saved_tensors
+        if dout is None:
+            dout = scanned.new_zeros(scanned.shape).flatten(2)
+        gradients = self._core_backward(
+            dout, dfinal_states, xBC, scanned, rstd, *arguments, *ctx.options
+        )
+        found = [None if each is None else g for each, g in zip(arguments, gradients)]
+        return (*found, *(None,) * (1 + len(ctx.options)))
 
     def _run_forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
         given = _scan(*arguments)
@@ -133,4 +209,80 @@ def _fake_backward(dout: Tensor, dfinal_states: Tensor, *arguments: Any) -> tupl
             *(room(each) for each in (given.D, given.dt_bias, given.initial_states)),
         ),
         given.x,
+    )
+
+
+def _mixer(
+    zxbcdt: Tensor,
+    conv1d_weight: Tensor,
+    conv1d_bias: Tensor | None,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    rmsnorm_weight: Tensor,
+    seq_idx: Tensor | None,
+    chunk_size: int,
+    dt_least: float,
+    dt_most: float,
+    activation: str | None,
+    *others: Any,
+) -> Mixer:
+    rmsnorm_eps, headdim, ngroups, norm_before_gate = others
+    return Mixer(
+        *(zxbcdt, conv1d_weight, conv1d_bias, dt_bias, A, D),
+        initial_states=None,
+        rmsnorm_weight=rmsnorm_weight,
+        outproj_weight=None,
+        outproj_bias=None,
+        seq_idx=seq_idx,
+        chunk_size=chunk_size,
+        dt_limit=(dt_least, dt_most),
+        activation=activation,
+        rmsnorm_eps=rmsnorm_eps,
+        headdim=headdim,
+        ngroups=ngroups,
+        norm_before_gate=norm_before_gate,
+    )
+
+
+def _keep_core(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:_CORE_TENSORS], *output[2:])
+    ctx.options = inputs[_CORE_TENSORS:]
+
+
+def _all_present(gradients: CoreGradients) -> tuple[Tensor, ...]:
+    like = gradients.zxbcdt
+    return tuple(or_empty(each, like).contiguous() for each in gradients)
+
+
+def _fake_core(*arguments: Any) -> Core:
+    given = _mixer(*arguments)
+    whole, nheads = given.zxbcdt, given.A.shape[0]
+    batch, seqlen, _ = whole.shape
+    channels = given.conv1d_weight.shape[0]
+    dim = nheads * given.headdim
+    dstate = (channels - dim) // given.ngroups // 2
+    rows = given.ngroups * batch * seqlen
+    return Core(
+        whole.new_empty((batch, seqlen, dim)),
+        whole.new_empty((batch, nheads, given.headdim, dstate), dtype=given.dtype),
+        whole.new_empty((batch, seqlen, channels)),
+        whole.new_empty((batch, seqlen, nheads, given.headdim)),
+        whole.new_empty((rows,), dtype=given.dtype),
+    )
+
+
+def _fake_core_backward(
+    dout: Tensor,
+    dfinal_states: Tensor | None,
+    xBC: Tensor,
+    scanned: Tensor,
+    rstd: Tensor,
+    *arguments: Any,
+) -> tuple[Tensor, ...]:
+    given = _mixer(*arguments)
+    tensors = (*given[:6], given.rmsnorm_weight)
+    return _all_present(
+        CoreGradients(*(None if x is None else x.new_empty(x.shape) for x in tensors))  # type: ignore[arg-type]
     )

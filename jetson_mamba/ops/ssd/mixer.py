@@ -2,7 +2,7 @@
 
 Every step is made of operations that PyTorch differentiates, so that :func:`compose` is a whole
 mixer with gradients, given a scan that has them. Backends that fuse more take the steps one by
-one.
+one, or as ``core`` has them.
 """
 
 from __future__ import annotations
@@ -29,12 +29,17 @@ class Columns(NamedTuple):
     dt: Tensor
 
 
+def mlp_columns(given: Mixer) -> int:
+    """How many columns of zxbcdt are those of a gated MLP."""
+    nheads = given.A.shape[0]
+    return given.zxbcdt.shape[-1] - nheads * given.headdim - given.conv1d_weight.shape[0] - nheads
+
+
 def split_columns(given: Mixer, whole: Tensor) -> Columns:
     """The parts of a tensor that is laid out as zxbcdt."""
     nheads = given.A.shape[0]
     z, xBC = nheads * given.headdim, given.conv1d_weight.shape[0]
-    mlp = whole.shape[-1] - z - xBC - nheads
-    return Columns(*torch.split(whole, [mlp, z, xBC, nheads], dim=-1))
+    return Columns(*torch.split(whole, [mlp_columns(given), z, xBC, nheads], dim=-1))
 
 
 def split_heads(given: Mixer, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,10 +16,10 @@ from torch.autograd.function import once_differentiable
 from jetson_mamba.ops.causal_conv1d import causal_conv1d_bwd
 
 from ..autocast import autocast_dtype, without_autocast
-from . import chunks
-from .contract import Case, Implementation, Mixer, Scan, ScanGradients
-from .gates import swiglu, swiglu_backward
-from .mixer import convolved, inner_scan, norm_of, project, split_columns, split_heads
+from . import chunks, core
+from .contract import Case, Core, CoreGradients, Implementation, Mixer, Scan, ScanGradients
+from .gates import GatedRMSNorm, swiglu, swiglu_backward
+from .mixer import Columns, convolved, inner_scan, norm_of, project, split_columns, split_heads
 
 
 def load(case: Case) -> Implementation:
@@ -57,7 +57,47 @@ def mixer_forward(given: Mixer) -> tuple[Tensor, Tensor]:
     return out, state
 
 
-IMPLEMENTATION = Implementation(scan, mixer, scan_forward, scan_backward, mixer_forward)
+def core_forward(given: Mixer) -> Core:
+    """The core of a mixer with a norm."""
+    return core.forward(given, _STEPS)
+
+
+def core_backward(given: Mixer, kept: Core, dout: Tensor, dstate: Tensor | None) -> CoreGradients:
+    """The gradients of a core. The states between blocks are computed once more."""
+    return core.backward(given, kept, dout, dstate, _STEPS)
+
+
+IMPLEMENTATION = Implementation(
+    scan, mixer, scan_forward, scan_backward, mixer_forward, core_forward, core_backward
+)
+
+
+def _after_convolution(
+    given: Mixer, columns: Columns, xBC: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    norm = norm_of(given)
+    assert norm is not None
+    scanned, state, _ = scan_forward(inner_scan(given, columns, xBC, gated=False))
+    flat = scanned.flatten(2)
+    out = norm.forward(flat, columns.z).to(flat.dtype)
+    return out, state, scanned, norm.rstd(flat, columns.z)
+
+
+def _norm_backward(
+    norm: GatedRMSNorm, kept: Core, z: Tensor, dout: Tensor, dz: Tensor
+) -> tuple[Tensor, Tensor]:
+    dscanned, gradient, dweight, _ = norm.backward(kept.scanned.flatten(2), z, dout)
+    dz.copy_(gradient)
+    return dscanned.view(kept.scanned.shape), dweight
+
+
+def _core_scan_backward(
+    given: Scan, dout: Tensor, dstate: Tensor | None, targets: core.ScanTargets
+) -> ScanGradients:
+    return _scan_backward(given, chunks.states(given), dout, dstate, chunks.Targets(*targets, None))
+
+
+_STEPS = core.Steps(_after_convolution, _norm_backward, _core_scan_backward)
 
 
 def _scan_forward(given: Scan) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:

@@ -18,9 +18,10 @@ from torch.autograd.function import once_differentiable
 from ..autocast import autocast_dtype, without_autocast
 from ..backends import Unavailable, first_line
 from ..launches import Repeatable
-from .contract import Case, Implementation, Mixer, Scan, ScanGradients
-from .gates import gate, swiglu
-from .mixer import compose, convolved, inner_scan, norm_of, project, split_columns
+from . import core
+from .contract import Case, Core, CoreGradients, Implementation, Mixer, Scan, ScanGradients
+from .gates import GatedRMSNorm, gate, swiglu
+from .mixer import Columns, compose, convolved, inner_scan, norm_of, project, split_columns
 from .triton_runs import triton_runs_on
 
 MODULE = "mamba_ssm.ops.triton.ssd_combined"
@@ -35,6 +36,10 @@ _PARAMETERS = {
     ),
     "_layer_norm_fwd": (
         *("x", "weight", "bias", "eps", "z", "group_size", "norm_before_gate", "is_rms_norm"),
+    ),
+    "_layer_norm_bwd": (
+        *("dy", "x", "weight", "bias", "eps", "mean", "rstd", "z"),
+        *("group_size", "norm_before_gate", "is_rms_norm", "dz"),
     ),
 }
 
@@ -70,6 +75,8 @@ def _backend() -> Implementation:
         backend.scan_forward,
         backend.scan_backward,
         backend.mixer_forward,
+        backend.core_forward,
+        backend.core_backward,
     )
 
 
@@ -79,11 +86,13 @@ class _Upstream(NamedTuple):
     forward: Callable[..., Any]
     backward: Callable[..., Any]
     norm: Callable[..., Any]
+    norm_backward: Callable[..., Any]
 
 
 class _Backend:
     def __init__(self, upstream: _Upstream) -> None:
         self._upstream = upstream
+        self._steps = core.Steps(self._after_convolution, self._norm_backward, self._scan_backward)
         self._scan = Repeatable(_scan, upstream)
         self._mixing = Repeatable(_mixing, upstream)
 
@@ -108,6 +117,12 @@ class _Backend:
             torch.empty(each.shape, dtype=each.dtype, device=each.device)
             for each in (given.x, given.dt, given.B, given.C)
         )
+        return self._scan_backward(given, dout, dstate, (dx, ddt, dB, dC))
+
+    def _scan_backward(
+        self, given: Scan, dout: Tensor, dstate: Tensor | None, targets: core.ScanTargets
+    ) -> ScanGradients:
+        dx, ddt, dB, dC = targets
         _, _, dA, _, _, dD, _, ddt_bias, dinitial_states, *_ = self._upstream.backward(
             dout,
             *given[:5],
@@ -146,14 +161,49 @@ class _Backend:
         projection_dtype = autocast_dtype(whole.device)
         with without_autocast(whole.device):
             columns = split_columns(given, whole)
-            out, state = self._mixing(
-                # Neither the bias of the convolution nor the projection is part of it.
-                (convolved(given, columns), *given[:2], None, *given[3:8], None, None, given[10]),
-                *given[11:],
-            )
+            out, state, *_ = self._mixed(given, convolved(given, columns))
             if columns.mlp.shape[-1] > 0:
                 out = torch.cat([swiglu(columns.mlp).to(out.dtype), out], dim=-1)
             return project(given, out, projection_dtype), state
+
+    def core_forward(self, given: Mixer) -> Core:
+        return core.forward(given, self._steps)
+
+    def core_backward(
+        self, given: Mixer, kept: Core, dout: Tensor, dstate: Tensor | None
+    ) -> CoreGradients:
+        return core.backward(given, kept, dout, dstate, self._steps)
+
+    def _mixed(self, given: Mixer, xBC: Tensor) -> tuple[Tensor, ...]:
+        """Of what follows the convolution: out, last state, and with a norm scanned and rstd."""
+        # Neither the bias of the convolution nor the projection is part of it.
+        tensors = (xBC, *given[:2], None, *given[3:8], None, None, given[10])
+        return self._mixing(tensors, *given[11:])
+
+    def _after_convolution(
+        self, given: Mixer, columns: Columns, xBC: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        out, state, scanned, rstd = self._mixed(given, xBC)
+        return out, state, scanned, rstd
+
+    def _norm_backward(
+        self, norm: GatedRMSNorm, kept: Core, z: Tensor, dout: Tensor, dz: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        dscanned, dweight, *_ = self._upstream.norm_backward(
+            dout.contiguous().flatten(0, 1),
+            kept.scanned.view(-1, norm.weight.shape[0]),
+            norm.weight.contiguous(),
+            None,
+            norm.eps,
+            None,
+            kept.rstd,
+            z.flatten(0, 1),
+            group_size=norm.group_size,
+            norm_before_gate=norm.norm_before_gate,
+            is_rms_norm=True,
+            dz=dz.flatten(0, 1),
+        )
+        return dscanned.view(kept.scanned.shape), dweight
 
 
 class _ScanFunction(torch.autograd.Function):
@@ -201,25 +251,28 @@ def _scan(upstream: Any, tensors: Any, *options: Any) -> tuple[Tensor, ...]:
 
 
 def _mixing(upstream: Any, tensors: Any, *options: Any) -> tuple[Tensor, ...]:
-    """A mixer between convolution and projection: its output and the last state."""
+    """A mixer between convolution and projection: its output and the last state.
+
+    With a norm, also what that was given and one over the root mean squares.
+    """
     launchers = _Upstream(*upstream)
     xBC, *others = tensors
     given = Mixer(*others, *options)
     columns = split_columns(given, given.zxbcdt)
     norm = norm_of(given)
     inner = inner_scan(given, columns, xBC, gated=norm is None)
-    out, _, _, _, _, state = _forward(launchers, inner)
-    out = out.flatten(2)
-    if norm is not None:
-        normed, _, _ = launchers.norm(
-            out.flatten(0, 1),
-            norm.weight.contiguous(),
-            None,
-            norm.eps,
-            z=columns.z.flatten(0, 1),
-            group_size=norm.group_size,
-            norm_before_gate=norm.norm_before_gate,
-            is_rms_norm=True,
-        )
-        out = normed.view(out.shape)
-    return out, state
+    scanned, _, _, _, _, state = _forward(launchers, inner)
+    out = scanned.flatten(2)
+    if norm is None:
+        return out, state
+    normed, _, rstd = launchers.norm(
+        out.flatten(0, 1),
+        norm.weight.contiguous(),
+        None,
+        norm.eps,
+        z=columns.z.flatten(0, 1),
+        group_size=norm.group_size,
+        norm_before_gate=norm.norm_before_gate,
+        is_rms_norm=True,
+    )
+    return normed.view(out.shape), state, scanned, rstd
