@@ -128,6 +128,16 @@ def parts_of_block() -> Results:
     yield from compiled(block(use_mem_eff_path=False), "aot_eager")
 
 
+def core_of_block() -> Results:
+    """Its core one operator, as on a GPU; also under autocast."""
+    from jetson_mamba.ops import ssd
+
+    ssd._is_one_operator = lambda given: True
+    yield from compiled(block(), "aot_eager", lengths=(35, 41))
+    for name, difference in compiled(block(), "aot_eager", autocast=True):
+        yield f"autocast {name}", difference
+
+
 def traced_model() -> Results:
     yield from compiled(model(), "aot_eager")
 
@@ -198,7 +208,7 @@ def inference() -> Results:
 CHECKS = {
     check.__name__: check
     for check in (
-        *(traced_block, symbolic_block, mlp_block, autocast_block, parts_of_block),
+        *(traced_block, symbolic_block, mlp_block, autocast_block, parts_of_block, core_of_block),
         *(traced_model, traced_model_of_mamba, inductor_model),
         *(breaks, exported, double, inference),
     )

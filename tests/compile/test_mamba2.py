@@ -49,6 +49,20 @@ def test_every_form_of_a_block_compiles_whole_and_is_exported(tmp_path: Path) ->
 
 
 @needs_operators
+@pytest.mark.parametrize("interpreted", ["0", "1"])
+def test_a_block_compiles_with_its_core_in_one_operator(interpreted: str, tmp_path: Path) -> None:
+    """In PyTorch, and by upstream's Triton kernels under Triton's interpreter."""
+    printed = python(
+        *(LATEST, tmp_path, "-W", "ignore", "-m", "tests.compile.mamba2", "core_of_block"),
+        TRITON_INTERPRET=interpreted,
+    )
+    found = [line.rsplit(" ", 1) for line in printed.splitlines()]
+    assert len(found) == 3 * 11
+    for name, difference in found:
+        assert float(difference) <= (2e-2 if "autocast" in name else 1e-5), name
+
+
+@needs_operators
 def test_a_block_compiles_under_autocast(tmp_path: Path) -> None:
     assert beyond(differences(LATEST, tmp_path, "autocast_block"), 2e-2) == {}
 

@@ -131,11 +131,11 @@ def core_case(case: str) -> tuple[Tensors, dict[str, Any]]:
 def test_a_core_in_one_operator_is_what_its_steps_are(
     case: str, dynamic: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a GPU, where Triton runs; the operator is computed in PyTorch here."""
+    """As on a GPU; the operator is computed in PyTorch here."""
     tensors, options = core_case(case)
     if case == "as a Mamba-2 block":
         options["seq_idx"] = packed(SEQLEN).to(torch.int32)
-    monkeypatch.setattr(ssd, "triton_runs_on", lambda device: True)
+    monkeypatch.setattr(ssd, "_is_one_operator", lambda given: True)
     # Only the core's own operators are left to be called.
     monkeypatch.setattr(ssd._OPERATORS, "scan", None)
     assert_compiles(mixer, tensors, 1e-5, dynamic, **options)

@@ -242,17 +242,15 @@ def _mixed(
 
 
 def _is_one_operator(given: Mixer) -> bool:
-    """Whether a mixer's core is one operator in a graph: what upstream's kernels have a form for.
+    """Whether a mixer's core is one operator in a graph: on a GPU, where it has that form.
 
-    Elsewhere a compiler fuses what is around the scan.
+    On a CPU a compiler fuses what is around the scan.
     """
     return (
-        given.rmsnorm_weight is not None
+        given.zxbcdt.is_cuda
+        and given.rmsnorm_weight is not None
         and given.initial_states is None
         and mlp_columns(given) == 0
-        and given.dtype == torch.float32
-        and (op.selection is None or op.selection.backend == "triton")
-        and triton_runs_on(given.zxbcdt.device)
     )
 
 
