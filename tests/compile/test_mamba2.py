@@ -49,17 +49,11 @@ def test_every_form_of_a_block_compiles_whole_and_is_exported(tmp_path: Path) ->
 
 
 @needs_operators
-@pytest.mark.parametrize("interpreted", ["0", "1"])
-def test_a_block_compiles_with_its_core_in_one_operator(interpreted: str, tmp_path: Path) -> None:
-    """In PyTorch, and by upstream's Triton kernels under Triton's interpreter."""
-    printed = python(
-        *(LATEST, tmp_path, "-W", "ignore", "-m", "tests.compile.mamba2", "core_of_block"),
-        TRITON_INTERPRET=interpreted,
-    )
-    found = [line.rsplit(" ", 1) for line in printed.splitlines()]
+def test_a_block_compiles_with_its_core_in_one_operator(tmp_path: Path) -> None:
+    found = differences(LATEST, tmp_path, "core_of_block")
     assert len(found) == 3 * 11
-    for name, difference in found:
-        assert float(difference) <= (2e-2 if "autocast" in name else 1e-5), name
+    for name, difference in found.items():
+        assert difference <= (2e-2 if "autocast" in name else 1e-5), name
 
 
 @needs_operators
