@@ -119,6 +119,8 @@ def against_float64(
     reference: Callable[..., Any],
     tensors: dict[str, Tensor],
     options: dict[str, Any],
+    *,
+    without_gradients: bool = True,
 ) -> Iterator[tuple[str, float]]:
     """The output of a function on upstream's Triton kernels, and every gradient."""
     import jetson_mamba.ops
@@ -134,9 +136,10 @@ def against_float64(
     yield "out", relative_norm(out, expected)
     for name, single in singles.items():
         yield name, relative_norm(gradient(single), gradient(doubles[name]))
-    with torch.no_grad():
-        out = function(chunk_size=16, **singles, **options)
-    yield "out without gradients", relative_norm(out, expected)
+    if without_gradients:
+        with torch.no_grad():
+            out = function(chunk_size=16, **singles, **options)
+        yield "out without gradients", relative_norm(out, expected)
 
 
 def split_conv1d_scan() -> Iterator[tuple[str, float]]:
@@ -144,7 +147,20 @@ def split_conv1d_scan() -> Iterator[tuple[str, float]]:
     from mamba_ssm.ops.triton.ssd_combined import mamba_split_conv1d_scan_combined
 
     tensors, options = small_mixer()
-    yield from against_float64(mamba_split_conv1d_scan_combined, ssd_mixer, tensors, options)
+    yield from against_float64(
+        mamba_split_conv1d_scan_combined, ssd_mixer, tensors, options, without_gradients=False
+    )
+
+
+def split_conv1d_scan_without_gradients() -> Iterator[tuple[str, float]]:
+    """The same function on its way past ``MambaSplitConv1dScanCombinedFn``."""
+    from mamba_ssm.ops.triton.ssd_combined import mamba_split_conv1d_scan_combined
+
+    tensors, options = small_mixer()
+    doubles: dict[str, Any] = {name: each.double() for name, each in tensors.items()}
+    with torch.no_grad():
+        out = mamba_split_conv1d_scan_combined(chunk_size=16, **tensors, **options)
+    yield "out without gradients", relative_norm(out, ssd_mixer(**doubles, **options)[0])
 
 
 def ssd_on_triton() -> Iterator[tuple[str, float]]:
@@ -168,7 +184,10 @@ def ssd_on_triton() -> Iterator[tuple[str, float]]:
     for name, error in errors:
         yield f"{name} of a scan", error
     if hasattr(torch.library, "register_autograd"):
-        for name, error in against_float64(core_by_its_operator, ssd_mixer, tensors, options):
+        errors = against_float64(
+            core_by_its_operator, ssd_mixer, tensors, options, without_gradients=False
+        )
+        for name, error in errors:
             yield f"{name} of a core", error
     assert {choice.backend for choice in ssd.op.choices().values()} == {"triton"}
 
@@ -320,8 +339,8 @@ def gradchecks() -> Iterator[tuple[str, float]]:
 CHECKS = {
     check.__name__: check
     for check in (
-        *(mamba, mamba2, mamba_inner, split_conv1d_scan, ssd_on_triton, norms_on_triton),
-        *(autocast, gradchecks),
+        *(mamba, mamba2, mamba_inner, split_conv1d_scan, split_conv1d_scan_without_gradients),
+        *(ssd_on_triton, norms_on_triton, autocast, gradchecks),
     )
 }
 
