@@ -6,8 +6,9 @@ launches. Where no gradient is recorded and the call is small, its method runs t
 
 A method reads more than tensors, so a graph serves only while all of it is as it was: the
 attributes, parameters, buffers and submodules of the block, the globals that the method names,
-autocast and the backends. A block that keeps anything else than plain values, has hooks inside, or
-has submodules that are neither torch's nor mamba_ssm's is called as it is.
+autocast and the backends. A block that keeps anything else than plain values, has hooks inside, has
+submodules that are neither torch's nor mamba_ssm's, or is in training and has buffers is called as
+it is.
 """
 
 from __future__ import annotations
@@ -134,6 +135,8 @@ class _Block:
                 own = [attributes[name] for name in attributes.keys() - _OF_EVERY_MODULE]
                 mappings += (each for each in own if isinstance(each, dict))
                 known = known and all(map(_is_plain, own))
+            # Such as running means, which trying the method out would update once more.
+            known = known and not (module.training and module._buffers)
             self._kept += ((mapping, dict(mapping)) for mapping in mappings)
             self._holders += (module._parameters, module._buffers)
         self._count = sum(map(len, self._holders))

@@ -33,6 +33,7 @@ class Block(nn.Module):
         self.convolve = nn.Conv1d(4, 4, 3, padding="same")
         self.weight = nn.Parameter(torch.randn(4))
         self.register_buffer("shift", torch.randn(4))
+        self.eval()
 
     @forward_by_graph
     def forward(self, x: Tensor, seq_idx: Tensor | None = None, *, state: Any = None) -> Tensor:
@@ -100,7 +101,6 @@ CHANGES: dict[str, Callable[[Block], Any]] = {
     "an attribute": lambda block: setattr(block, "scale", 3.0),
     "a tuple": lambda block: setattr(block, "limit", (0.1, 1.0)),
     "a value in a dict": lambda block: block.given.update(d_model=5),
-    "training": lambda block: block.eval(),
     "a submodule": lambda block: setattr(block, "project", nn.Linear(4, 4)),
     "an attribute of a submodule": lambda block: setattr(block.project, "out_features", 5),
     "a parameter": lambda block: setattr(block, "weight", nn.Parameter(torch.randn(4))),
@@ -163,6 +163,10 @@ def with_forward_of_its_own(block: Block) -> None:
     vars(block.project)["forward"] = lambda x: plain(x) * 2
 
 
+def with_buffers_in_training(block: Block) -> None:
+    block.train()
+
+
 def with_a_list(block: Block) -> None:
     block.seen = []  # type: ignore[assignment]
 
@@ -188,6 +192,7 @@ def with_a_weight_made_of_others(block: Block) -> None:
         with_pre_hook,
         with_hook,
         with_forward_of_its_own,
+        with_buffers_in_training,
         with_a_list,
         with_a_tensor,
         with_a_module_of_its_own,
@@ -228,6 +233,17 @@ def test_a_hook_of_all_modules_is_not_left_out(imitated: list[Imitated]) -> None
     finally:
         handle.remove()
     assert seen == ["Linear", "Conv1d", "Block"]
+
+
+def test_training_has_a_graph_of_its_own(imitated: list[Imitated]) -> None:
+    block = Block()
+    del block.shift
+    block.shift = 1.0  # type: ignore[assignment]
+    warmed(block)
+    block.train()
+    assert hold(block)
+    hold(block)
+    assert len(imitated) == 2
 
 
 def test_a_block_that_changes_itself_is_run_at_each_call(imitated: list[Imitated]) -> None:
