@@ -1,0 +1,128 @@
+"""What is asked of the driver for a graph, and what becomes of its errors: it is imitated here."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from ctypes import c_char_p, c_void_p
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from jetson_mamba.ops import cuda_graph
+
+POOL, STREAM, DEVICE = (0, 5), 7, 1
+
+
+class Driver:
+    """Notes what is called; a function named in ``fails`` returns that error."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.fails: dict[str, int] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any) -> int:
+            self.calls.append(name)
+            if name == "cuGetErrorName":
+                arguments[1].value = b"CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"
+            elif name == "cuStreamEndCapture" and not self.fails:
+                arguments[1].value = 11
+            elif name == "cuGraphInstantiateWithFlags":
+                arguments[0].value = 12
+            return self.fails.get(name, 0)
+
+        return call
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    driver = Driver()
+    monkeypatch.setattr(cuda_graph, "_driver", lambda: driver)
+    current = SimpleNamespace(cuda_stream=STREAM, device_index=DEVICE)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current)
+    return driver
+
+
+@pytest.fixture(params=["torch 2.8", "torch 2.2", "torch 2.1"])
+def pools(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What the allocator was told, by a torch of each way to tell it."""
+    told: list[tuple[Any, ...]] = []
+    later = "_cuda_beginAllocateCurrentThreadToPool"
+    begin, end = "_cuda_beginAllocateCurrentStreamToPool", "_cuda_endAllocateCurrentStreamToPool"
+    monkeypatch.delattr(torch._C, later, raising=False)
+    if request.param == "torch 2.8":
+        begin, end = later, "_cuda_endAllocateToPool"
+
+    def ended(device: int, pool: Any) -> None:
+        told.append(("end", device, pool))
+
+    def ended_in_2_1(device: int) -> None:
+        told.append(("end", device, POOL))
+
+    monkeypatch.setattr(
+        torch._C, begin, lambda *given: told.append(("begin", *given)), raising=False
+    )
+    final = ended_in_2_1 if request.param == "torch 2.1" else ended
+    monkeypatch.setattr(torch._C, end, final, raising=False)
+    return told
+
+
+def test_a_graph_is_captured_launched_and_given_back(
+    driver: Driver, pools: list[tuple[Any, ...]]
+) -> None:
+    with cuda_graph.captured(POOL) as graph:
+        assert driver.calls == ["cuStreamBeginCapture_v2"]
+        assert pools == [("begin", DEVICE, POOL)]
+    assert pools[1:] == [("end", DEVICE, POOL)]
+    assert driver.calls[1:] == ["cuStreamEndCapture", "cuGraphInstantiateWithFlags"]
+    graph.launch(STREAM)
+    assert driver.calls[3:] == ["cuGraphLaunch"]
+    del graph
+    gc.collect()
+    assert driver.calls[4:] == ["cuGraphExecDestroy", "cuGraphDestroy"]
+
+
+def test_a_block_that_fails_ends_the_capture_and_raises_its_own_error(
+    driver: Driver, pools: list[tuple[Any, ...]]
+) -> None:
+    with pytest.raises(KeyError, match="own"), cuda_graph.captured(POOL):
+        raise KeyError("own")
+    assert driver.calls == ["cuStreamBeginCapture_v2", "cuStreamEndCapture"]
+    assert [each[0] for each in pools] == ["begin", "end"]
+
+
+@pytest.mark.parametrize("function", ["cuStreamBeginCapture_v2", "cuStreamEndCapture"])
+def test_an_error_of_the_driver_is_named(
+    function: str, driver: Driver, pools: list[tuple[Any, ...]]
+) -> None:
+    driver.fails[function] = 901
+    expected = rf"{function}: CUDA_ERROR_STREAM_CAPTURE_INVALIDATED \(901\)"
+    with pytest.raises(RuntimeError, match=expected), cuda_graph.captured(POOL):
+        pass
+    assert [each[0] for each in pools] == ["begin", "end"]
+
+
+def test_a_launch_that_fails_says_so(driver: Driver) -> None:
+    driver.fails["cuGraphLaunch"] = 1
+    with pytest.raises(RuntimeError, match="cuGraphLaunch: "):
+        cuda_graph.Graph().launch(STREAM)
+
+
+def test_without_a_driver_the_error_says_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> Any:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    with pytest.raises(RuntimeError, match=r"a driver of CUDA 11\.4 or later \(libcuda\.so\.1: "):
+        cuda_graph._driver.__wrapped__()
+
+
+def test_argument_types_are_set_on_a_handle_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = SimpleNamespace(**{name: SimpleNamespace() for name in cuda_graph._FUNCTIONS})
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    assert cuda_graph._driver.__wrapped__() is library
+    assert library.cuGraphLaunch.argtypes == (c_void_p, c_void_p)
+    assert library.cuGetErrorName.argtypes[1]._type_ is c_char_p
