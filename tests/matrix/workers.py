@@ -72,13 +72,14 @@ def _worker(cache: Path) -> subprocess.Popen[str]:
 def _answer(lines: Iterable[str]) -> None:
     import einops
     import torch
-    import transformers.generation
     import triton
+    from transformers.generation.streamers import TextStreamer
+    from transformers.generation.utils import GenerateDecoderOnlyOutput
 
     import jetson_mamba.ops
     from tests.releases import triton_on_cpu
 
-    heavy = (einops, torch, transformers.generation, triton, jetson_mamba.ops)
+    heavy = (einops, torch, triton, TextStreamer, GenerateDecoderOnlyOutput, jetson_mamba.ops)
     assert all(heavy)
     torch.set_num_threads(1)
     torch.manual_seed(0)
