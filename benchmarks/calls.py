@@ -5,9 +5,8 @@ it prints, in microseconds, medians over repeated runs of a few calls, the ways 
 from one call to the next where calls follow each other; *CPU*, until the call returns; *GPU*, the
 sum of its kernels, and their number, both as torch's profiler sees them. The ways: without the
 inference path, with it, compiled, compiled with CUDA graphs (``reduce-overhead``), and captured in
-a CUDA graph by hand;
-with ``--train`` a whole step, forward and backward; with ``--decode`` a step of one token, as
-``generate`` makes it. All of a table is from one run.
+a CUDA graph by hand; with ``--train`` a whole step, forward and backward; with ``--decode`` a step
+of one token, as ``generate`` makes it. All of a table is from one run.
 """
 
 from __future__ import annotations

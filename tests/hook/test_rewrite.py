@@ -365,6 +365,41 @@ def test_a_function_of_a_fork_is_not_bound_anew(text: str) -> None:
     assert rewrite(text, UPDATE) == Rewritten(text, ())
 
 
+BLOCK = """import torch
+class Mamba(torch.nn.Module):
+    def forward(self, hidden_states, inference_params=None): return hidden_states
+    def step(self, hidden_states, conv_state, ssm_state): return hidden_states
+"""
+BLOCKS = copies.override("mamba_ssm.modules.mamba_simple")
+
+
+@pytest.mark.parametrize("last", ["", "\n# a comment without an end of line"])
+def test_the_methods_of_a_block_are_bound_anew_one_after_the_other(last: str) -> None:
+    found = rewrite(BLOCK + last, BLOCKS)
+    assert found.text.splitlines()[-2:] == [
+        "Mamba.forward = jetson_mamba.ops.forward_by_graph(Mamba.forward)",
+        "Mamba.step = jetson_mamba.ops.step_by_graph(Mamba.step)",
+    ]
+    count = len((BLOCK + last).splitlines())
+    assert [each.line for each in found.applied] == [1, count + 1, count + 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "bound"),
+    [
+        (BLOCK.replace("inference_params=None", "mask=None"), ["Mamba.step"]),
+        (BLOCK.replace("ssm_state)", "ssm_state, *rest)"), ["Mamba.forward"]),
+        (BLOCK.replace("def step", "def one_step"), ["Mamba.forward"]),
+        (BLOCK.replace("class Mamba", "class Bimamba"), []),
+        (BLOCK + BLOCK.replace("import torch\n", ""), []),
+        ("import torch\ndef forward(self, hidden_states): pass\n", []),
+    ],
+)
+def test_a_method_of_a_fork_is_not_bound_anew(text: str, bound: list[str]) -> None:
+    added = rewrite(text, BLOCKS).text.splitlines()[len(text.splitlines()) :]
+    assert [line.partition(" = ")[0] for line in added] == bound
+
+
 def test_a_function_is_not_bound_anew_where_nothing_imports_what_it_would_be_bound_to() -> None:
     with pytest.raises(Refused, match="does not import torch at module level"):
         rewrite(STEP.replace("import torch\n", ""), UPDATE)

@@ -23,15 +23,13 @@ FIRST_WITH_TRITON_3 = (2, 1)
 class Cell(NamedTuple):
     """What is run; ``causal_conv1d`` None means that there is none and nothing is compiled.
 
-    ``failure`` is how the compiled extensions fail, one of ``emulated.FAILURES``. Without
-    ``mamba2``, its function is left out, for which Triton's interpreter takes seconds.
+    ``failure`` is how the compiled extensions fail, one of ``emulated.FAILURES``.
     """
 
     mamba_ssm: str
     causal_conv1d: str | None
     hook: bool
     failure: str | None = None
-    mamba2: bool = True
 
 
 class Outcome(NamedTuple):
@@ -80,7 +78,7 @@ def _largest_error(cell: Cell) -> float:
     from tests.releases import compare
 
     checks = [compare.mamba_inner]
-    if cell.mamba2 and emulated.version(cell.mamba_ssm)[:2] >= FIRST_WITH_TRITON_3:
+    if emulated.version(cell.mamba_ssm)[:2] >= FIRST_WITH_TRITON_3:
         checks.append(compare.split_conv1d_scan)
     errors = [error for check in checks for _, error in check()]
     # One that is not a number must not be lost among the others.
