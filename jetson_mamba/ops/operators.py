@@ -23,6 +23,7 @@ _library = (
     if hasattr(torch.library, "register_autograd")
     else None
 )
+has_operators = _library is not None
 
 
 def _never() -> bool:

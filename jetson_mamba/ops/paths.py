@@ -1,13 +1,19 @@
-"""Which way a call goes: through upstream's autograd function, or past it.
+"""Which way a call goes: to kernels, through operators of torch, or as plain tensor operations.
 
-The differentiable functions of the targets wrap a ``torch.autograd.Function``. Two kinds of calls
-are better off without one:
+Kernels are fast and opaque: they take addresses and give numbers. That serves a call unless
+something around it looks at tensors otherwise than by their numbers:
 
-* While ``torch.compile`` or ``torch.export`` traces, the function is a composition of tensor
-  operations and of this package's operators, which a graph can hold.
-* Where no gradient is recorded (``torch.no_grad``, ``torch.inference_mode``), the *inference
-  path* does the work of the forward pass and nothing else. ``JETSON_MAMBA_INFERENCE=off``, read
-  when this module is imported, or :func:`inference_path` switch it off.
+* What records a graph by itself, as ``torch.compile``, ``torch.export``, fake and meta tensors and
+  dispatch modes do, is shown *operators* of ``torch.library``, which it can hold, count and ask for
+  shapes.
+* What transforms each operation (``torch.func``, forward-mode derivatives, subclasses of tensors)
+  or knows none but torch's own (``torch.jit.trace`` and the exporter built on it) is given the
+  *composed* form, plain tensor operations.
+
+Upstream's functions wrap a ``torch.autograd.Function``. They are gone past on those two ways, and
+where no gradient is recorded: then the *inference path* does the work of the forward pass and
+nothing else. ``JETSON_MAMBA_INFERENCE=off``, read when this module is imported, or
+:func:`inference_path` switch that off.
 """
 
 from __future__ import annotations
@@ -15,13 +21,85 @@ from __future__ import annotations
 import os
 import warnings
 from contextlib import contextmanager
-from typing import Iterator
+from enum import Enum
+from typing import Any, Callable, Iterator
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
-from .operators import is_compiling
+from .operators import has_operators, is_compiling
 
-__all__ = ["inference_path", "is_compiling", "through_autograd", "without_gradients"]
+__all__ = [
+    "Way",
+    "inference_path",
+    "is_compiling",
+    "may_replay",
+    "through_autograd",
+    "way",
+    "without_gradients",
+]
+
+
+class Way(Enum):
+    """What computes a call."""
+
+    KERNELS = "kernels"
+    OPERATORS = "operators"
+    COMPOSED = "composed"
+
+
+# Shown to what records: with a torch that has no operators, plain operations are.
+_RECORDED = Way.OPERATORS if has_operators else Way.COMPOSED
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _none(*_: Any) -> Any:
+    return None
+
+
+_transform: Callable[[], Any] = getattr(
+    getattr(torch._C, "_functorch", None), "peek_interpreter_stack", _none
+)
+_traced: Callable[[], Any] = torch._C._get_tracing_state
+_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+_function_modes: Callable[[], int] = torch._C._len_torch_function_stack
+
+
+def way(*tensors: Tensor | None) -> Way:
+    """The way of a call with these tensors, as it stands now."""
+    if is_compiling():
+        return Way.OPERATORS
+    if _traced() is not None or _transform() is not None or forward_ad._current_level >= 0:
+        return Way.COMPOSED
+    if _dispatch_modes():
+        return _RECORDED
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if type(tensor) not in _PLAIN:
+            return _way_of_subclass(tensor)
+        if tensor.is_meta:
+            return _RECORDED
+    return Way.KERNELS
+
+
+def _way_of_subclass(tensor: Tensor) -> Way:
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return _RECORDED if isinstance(tensor, FakeTensor) else Way.COMPOSED
+
+
+def may_replay() -> bool:
+    """Whether a call may be launched again as it was, past all Python: nothing listens to it."""
+    if not _function_modes():
+        return True
+    # A default device is such a mode, and has no say in what is computed of given tensors.
+    from torch.overrides import _get_current_function_mode_stack
+    from torch.utils._device import DeviceContext
+
+    return all(type(mode) is DeviceContext for mode in _get_current_function_mode_stack())
+
 
 _value = os.environ.get("JETSON_MAMBA_INFERENCE") or "on"
 if _value not in ("on", "off"):
@@ -48,11 +126,11 @@ def inference_path(enabled: bool) -> Iterator[None]:
         _inference = before
 
 
-def without_gradients() -> bool:
-    """Whether a call is eager and takes the inference path."""
-    return not is_compiling() and _inference and not torch.is_grad_enabled()
+def without_gradients(*tensors: Tensor | None) -> bool:
+    """Whether a call takes the inference path, on kernels."""
+    return _inference and not torch.is_grad_enabled() and way(*tensors) is Way.KERNELS
 
 
-def through_autograd() -> bool:
+def through_autograd(*tensors: Tensor | None) -> bool:
     """Whether a call is to go through upstream's autograd function."""
-    return not is_compiling() and (not _inference or torch.is_grad_enabled())
+    return way(*tensors) is Way.KERNELS and (not _inference or torch.is_grad_enabled())
