@@ -21,13 +21,17 @@ from importlib.machinery import SourceFileLoader
 from typing import Any, Iterator, NamedTuple
 
 from jetson_mamba import cache
-from jetson_mamba.rewrite import LeftOut, Override, Refused, Rewritten, Texts, rewrite
-from jetson_mamba.rewrite.texts import digest_beside
+from jetson_mamba.errors import LeftOut, Refused
+from jetson_mamba.texts import Texts, digest_beside
 
 if sys.version_info >= (3, 9):
     from importlib.resources import files
 else:
     from importlib_resources import files
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from jetson_mamba.rewrite import Override, Rewritten
 
 NOTICE = "# Modified by jetson_mamba: "
 LEFT_OUT = "# Left as it is: "
@@ -53,7 +57,16 @@ class ModifiedCopy(NamedTuple):
 def find(target: str, loader: object) -> ModifiedCopy | None:
     """The modified copy for the source that ``loader`` would load; None if nothing changes.
 
-    Raises :class:`~jetson_mamba.rewrite.Refused` with the reason why there cannot be one.
+    Raises :class:`~jetson_mamba.errors.Refused` with the reason why there cannot be one.
+    """
+    found = look(target, loader)
+    return found if found is not None and found.edits else None
+
+
+def look(target: str, loader: object) -> ModifiedCopy | None:
+    """Like :func:`find`, and where nothing changes, why: a copy without edits, not to be run.
+
+    None where the text has nothing that the override is about.
     """
     if not isinstance(loader, SourceFileLoader):
         raise Refused(f"its loader, {type(loader).__name__}, does not read a plain .py file")
@@ -63,25 +76,24 @@ def find(target: str, loader: object) -> ModifiedCopy | None:
             data = file.read()
     except OSError as error:
         raise Refused(f"{source} cannot be read ({error.strerror})") from error
-    if not override(target).concerns(data):
-        return None
     package = package_of(target, getattr(loader, "name", target))
     name = file_name(target, data, source, package)
     bundled = files("vendored_overrides") / "copies" / name
     if isinstance(bundled, os.PathLike) and bundled.is_file():
         content = cache.unseal(name, bundled.read_bytes())
         if content is not None:
-            path = os.fspath(bundled)
-            return _ready(target, source, path, "bundled", content)
+            return _ready(target, source, os.fspath(bundled), "bundled", content)
 
     directory = cache.private_directory("copies")
     content = cache.read(directory, name) if directory else None
     if directory and content is not None:
         return _ready(target, source, os.path.join(directory, name), "cached", content)
 
-    content = make(target, data, source, package)
-    if content is None:
+    # Only here is the rewriter imported: what is kept needs none of it.
+    if not override(target).concerns(data):
         return None
+    encoding, rewritten = examine(target, data, source, package)
+    content = _with_notice(target, data, rewritten).encode(encoding)
     written = cache.write(directory, name, content) if directory else None
     path = written or os.path.join(os.path.dirname(source), name)
     return _ready(target, source, path, "made", content)
@@ -105,16 +117,27 @@ def make(
 ) -> bytes | None:
     """The bytes of a modified copy, with the notice after its last line; None if nothing changes.
 
-    The encoding and the line ends are those of the source. ``path`` is where that lies: without
-    it, functions that need other modules are known to be none of a release.
+    The encoding and the line ends are those of the source.
     """
-    encoding, _ = tokenize.detect_encoding(io.BytesIO(source).readline)
-    text = source.decode(encoding)
-    texts = Texts(target, text, path, source, package)
-    rewritten = rewrite(text, override(target), texts)
+    encoding, rewritten = examine(target, source, path, package)
     if not rewritten.applied:
         return None
     return _with_notice(target, source, rewritten).encode(encoding)
+
+
+def examine(
+    target: str, source: bytes, path: str | None = None, package: str = "mamba_ssm"
+) -> tuple[str, Rewritten]:
+    """The encoding of a source text, and what the override makes of it.
+
+    ``path`` is where it lies: without it, functions that need other modules are known to be none
+    of a release.
+    """
+    from jetson_mamba.rewrite import rewrite
+
+    encoding, _ = tokenize.detect_encoding(io.BytesIO(source).readline)
+    text = source.decode(encoding)
+    return encoding, rewrite(text, override(target), Texts(target, text, path, source, package))
 
 
 def package_of(target: str, module: str) -> str:
@@ -199,12 +222,15 @@ def _with_notice(target: str, source: bytes, rewritten: Rewritten) -> str:
     lines = sorted({applied.line for applied in rewritten.applied})
     notice = (
         "",
-        f"{NOTICE}{len(rewritten.applied)} edits, on lines {', '.join(map(str, lines))}.",
+        f"{NOTICE}{len(rewritten.applied)} edits, on lines {', '.join(map(str, lines)) or 'none'}.",
         "# Everything else is the work of its authors, under their licence (for mamba-ssm:",
         "# Apache-2.0, whose section 4(b) asks for this notice).",
         *(f"{LEFT_OUT}{each.what}: {each.reason}" for each in rewritten.left_out),
         f"# Source: {target}, sha256 {hashlib.sha256(source).hexdigest()}",
         "",
     )
-    text = rewritten.text if rewritten.text.endswith(("\n", "\r")) else rewritten.text + end
+    # A copy in which nothing changed is kept to know that, and is not run.
+    text = rewritten.text if rewritten.applied else ""
+    if not text.endswith(("\n", "\r")):
+        text += end
     return text + end.join(notice)

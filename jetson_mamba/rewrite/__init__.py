@@ -10,18 +10,11 @@ from __future__ import annotations
 import tokenize
 
 from jetson_mamba.call_forms import Form
+from jetson_mamba.errors import LeftOut, Refused
 from jetson_mamba.rewrite.calls import Call, Rename
 from jetson_mamba.rewrite.dispatch import Dispatch
 from jetson_mamba.rewrite.draft import Draft
-from jetson_mamba.rewrite.edit import (
-    Applied,
-    Edit,
-    LeftOut,
-    NotTaken,
-    Override,
-    Refused,
-    Rewritten,
-)
+from jetson_mamba.rewrite.edit import Applied, Edit, NotTaken, Override, Rewritten
 from jetson_mamba.rewrite.expressions import Expression
 from jetson_mamba.rewrite.extensions import Import
 from jetson_mamba.rewrite.import_beside import ImportBeside
@@ -29,7 +22,7 @@ from jetson_mamba.rewrite.import_from import ImportFrom
 from jetson_mamba.rewrite.known import Known
 from jetson_mamba.rewrite.proof import prove
 from jetson_mamba.rewrite.rebind import Rebind
-from jetson_mamba.rewrite.texts import Texts
+from jetson_mamba.texts import Texts
 
 __all__ = [
     "Applied",

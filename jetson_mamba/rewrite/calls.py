@@ -6,8 +6,9 @@ import ast
 from typing import TYPE_CHECKING, NamedTuple
 
 from jetson_mamba.call_forms import Form, matching
+from jetson_mamba.errors import Refused
 from jetson_mamba.rewrite import nodes
-from jetson_mamba.rewrite.edit import CORE, Refused
+from jetson_mamba.rewrite.edit import CORE
 
 if TYPE_CHECKING:
     from jetson_mamba.rewrite.draft import Draft

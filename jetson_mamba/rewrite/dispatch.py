@@ -64,7 +64,7 @@ class Dispatch(NamedTuple):
         (call,) = calls
         names = parameters(function, self.inside)
         autograd_function = self.call.rpartition(".")[0]
-        composed = self._composed(call)
+        composed = self._composed(call, names)
         applied = draft.ours(
             f"jetson_mamba.ops.twice_differentiable({autograd_function}, {composed}).apply"
         )
@@ -83,18 +83,19 @@ class Dispatch(NamedTuple):
         )
         draft.apply(call.lineno, self)
 
-    def _composed(self, call: ast.Call) -> str:
+    def _composed(self, call: ast.Call, taken: list[str]) -> str:
         """What takes the arguments of the call in their order."""
         if call.keywords or any(isinstance(each, ast.Starred) for each in call.args):
             raise NotTaken(self.inside, f"it calls {self.call} by keywords")
         op, order = self.composed or self.becomes, self.order or self.parameters
         names: list[str] = []
-        for place, argument in enumerate(call.args):
+        # A constant is for the one parameter that the function has not: it is one of two by that.
+        others = [each for each in order if each not in taken]
+        for argument in call.args:
             if isinstance(argument, ast.Name):
                 names.append(argument.id)
-            elif isinstance(argument, ast.Constant):
-                # The one flag that is given, where the function is one of two by that.
-                names.append(next(each for each in order[place:] if each not in names))
+            elif isinstance(argument, ast.Constant) and len(others) == 1:
+                names += others
             else:
                 raise NotTaken(self.inside, f"it computes what it gives {self.call}")
         if names == list(order[: len(names)]):

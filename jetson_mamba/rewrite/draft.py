@@ -12,8 +12,9 @@ import re
 import tokenize
 from typing import TYPE_CHECKING, NamedTuple, Sequence
 
+from jetson_mamba.errors import LeftOut, Refused
 from jetson_mamba.rewrite import nodes
-from jetson_mamba.rewrite.edit import Applied, Edit, LeftOut, Refused
+from jetson_mamba.rewrite.edit import Applied, Edit
 from jetson_mamba.rewrite.scopes import Scopes
 
 if TYPE_CHECKING:

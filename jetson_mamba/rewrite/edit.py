@@ -4,26 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from jetson_mamba.errors import LeftOut
+
 if TYPE_CHECKING:
     from jetson_mamba.rewrite.draft import Draft
-
-
-class Refused(Exception):
-    """The text is not understood, and why; upstream's own module is used as it is.
-
-    ``advice`` is what to do about it, where more is known than that it can be reported.
-    """
-
-    def __init__(self, reason: str, advice: str | None = None) -> None:
-        super().__init__(reason)
-        self.advice = advice
-
-
-class LeftOut(NamedTuple):
-    """What stays as the text has it, and why."""
-
-    what: str
-    reason: str
 
 
 class NotTaken(Exception):

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from jetson_mamba.rewrite.closure import Closure, closure
-from jetson_mamba.rewrite.texts import Texts
+from jetson_mamba.texts import Texts
 
 if sys.version_info >= (3, 9):
     from importlib.resources import files

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 
+from jetson_mamba.errors import Refused
 from jetson_mamba.rewrite import nodes
 from jetson_mamba.rewrite.draft import Draft
-from jetson_mamba.rewrite.edit import Refused
 from jetson_mamba.rewrite.uses import imports_of
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import ast
 from typing import TYPE_CHECKING, Iterator, NamedTuple
 
+from jetson_mamba.errors import Refused
 from jetson_mamba.rewrite import nodes
-from jetson_mamba.rewrite.edit import Refused
 from jetson_mamba.rewrite.scopes import bound_name, imported
 
 if TYPE_CHECKING:
@@ -113,8 +113,8 @@ class Uses:
         (origin,) = origins
         aliases = {id(alias) for alias, _ in self._bound[name]}
         others = [b for b in self._draft.scopes.bindings(name) if id(b) not in aliases]
-        statements = [self._draft.parents[id(alias)] for alias, _ in self._bound[name]]
-        assert all(isinstance(statement, ast.stmt) for statement in statements)
+        around = [self._draft.parents[id(alias)] for alias, _ in self._bound[name]]
+        statements = [statement for statement in around if isinstance(statement, ast.stmt)]
         if not all(self._only_says_none(other, statements) for other in others):
             return False
         found = [self._use(node, origin) for node in self._loads[name]]
@@ -150,7 +150,7 @@ class Uses:
             )
         return Use(around, origin, edit) if edit.fits(around, origin) else None
 
-    def _only_says_none(self, binding: ast.AST, imports: list[ast.AST]) -> bool:
+    def _only_says_none(self, binding: ast.AST, imports: list[ast.stmt]) -> bool:
         """Whether a binding is to None, before the import or where that failed."""
         statement: ast.AST = binding
         while not isinstance(statement, ast.stmt):
@@ -171,7 +171,7 @@ class Uses:
                 return False
         return True
 
-    def _is_sure(self, statement: ast.AST) -> bool:
+    def _is_sure(self, statement: ast.stmt) -> bool:
         """Whether an import is one that every run of the module comes to, failing or not.
 
         It stands at module level, or first in a ``try`` whose handlers are for a failed import:
@@ -182,7 +182,7 @@ class Uses:
             return True
         if not isinstance(around, ast.Try) or statement not in around.body:
             return False
-        before = around.body[: around.body.index(statement)]  # type: ignore[arg-type]
+        before = around.body[: around.body.index(statement)]
         if isinstance(statement, ast.Import):
             before.append(statement)
         return (

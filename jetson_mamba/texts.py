@@ -15,13 +15,10 @@ from functools import lru_cache
 from io import BytesIO
 from typing import Iterator, NamedTuple
 
-# Every statement of imports and whatever else looks like one: to read a file too many is no harm.
-IMPORT = re.compile(
-    rb"(?:^|[;:])[ \t]*(?:lazy[ \t]+)?"
-    rb"(?:from[ \t]+(\.*)([\w.]*)[ \t]+import[ \t]*(\([^)]*\)|[^\n\r#;]*)"
-    rb"|import[ \t]+([^\n\r#;]+))",
-    re.MULTILINE,
-)
+# What stands after and before the word in a statement of imports, and in whatever else looks like
+# one: to read a file too many is no harm.
+AFTER = re.compile(rb"import\b[ \t]*(\([^)]*\)|[^\n\r#;]*)")
+BEFORE = re.compile(rb"(?:^|[;:])[ \t]*(?:lazy[ \t]+)?(?:from[ \t]+(\.*)([\w.]*)[ \t]+)?$")
 NAME = re.compile(rb"[A-Za-z_][\w.]*")
 
 
@@ -139,13 +136,17 @@ def _imports(source: bytes) -> tuple[tuple[int, str, tuple[str, ...]], ...]:
 
 
 def _found(source: bytes) -> Iterator[tuple[int, str, tuple[str, ...]]]:
-    for match in IMPORT.finditer(source):
-        dots, module, names, modules = match.groups()
-        if modules is not None:
-            for each in modules.split(b","):
-                name = NAME.match(each.strip())
-                if name:
-                    yield 0, name[0].decode(), ()
-        else:
-            inside = tuple(each.decode() for each in NAME.findall(names))
-            yield len(dots), module.decode(), inside
+    for match in AFTER.finditer(source):
+        begin = 1 + max(source.rfind(end, 0, match.start()) for end in (b"\n", b"\r"))
+        before = BEFORE.search(source[begin : match.start()])
+        if before is None:
+            continue
+        dots, module = before.groups()
+        if module is not None:
+            names = tuple(each.decode() for each in NAME.findall(match[1]))
+            yield len(dots), module.decode(), names
+            continue
+        for each in match[1].split(b","):
+            name = NAME.match(each.strip())
+            if name:
+                yield 0, name[0].decode(), ()
