@@ -34,6 +34,7 @@ from jetson_mamba.ops.ssd import (
     triton_runs_on,
 )
 from jetson_mamba.ops.triton_dispatch import where_triton_runs
+from jetson_mamba.ops.twice import twice_differentiable
 
 __all__ = [
     "addmm",
@@ -58,6 +59,7 @@ __all__ = [
     "through_norm_autograd",
     "through_triton_autograd",
     "triton_runs_on",
+    "twice_differentiable",
     "where_triton_runs",
 ]
 
