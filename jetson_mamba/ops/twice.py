@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .autocast import autocast_dtype
+from .paths import is_transformed
 
 _Composed = TypeVar("_Composed", bound=Callable[..., Any])
 
@@ -25,18 +26,24 @@ def gradients(
     needed: Sequence[bool],
     dresults: Sequence[Tensor | None],
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of ``composed(*inputs)`` by the inputs that are ``needed``, as a graph.
+    """The gradients of ``composed(*inputs)`` by the inputs that are ``needed``.
+
+    They are part of a graph where gradients are recorded.
 
     ``composed`` returns a tensor or a tuple of them; ``dresults`` are the gradients of the first of
     these, None where there is none. There is one result for each input, None where it is not
     needed or nothing depends on it.
     """
+    places = [i for i, wanted in enumerate(needed) if wanted]
+    given = list(inputs)
+    if is_transformed():
+        return _by_transform(composed, given, places, dresults)
+    recorded = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views: the gradient is by these arguments, also where one was computed of another.
-        places = [i for i, wanted in enumerate(needed) if wanted]
-        given = list(inputs)
         for place in places:
-            given[place] = given[place].view_as(given[place])
+            view = given[place].view_as(given[place])
+            given[place] = view if view.requires_grad else view.detach().requires_grad_()
         results = composed(*given)
         if isinstance(results, Tensor):
             results = (results,)
@@ -52,12 +59,75 @@ def gradients(
                 of,
                 [given[place] for place in places],
                 by,
-                create_graph=True,
+                create_graph=recorded,
                 allow_unused=True,
             )
             for place, gradient in zip(places, computed):
                 found[place] = gradient
     return tuple(found)
+
+
+def _by_transform(
+    composed: Callable[..., Any],
+    given: Sequence[Any],
+    places: Sequence[int],
+    dresults: Sequence[Tensor | None],
+) -> tuple[Tensor | None, ...]:
+    """The same inside a transform of ``torch.func``, where no tensor can be made a leaf."""
+    of = [place for place, dresult in enumerate(dresults) if dresult is not None]
+
+    def chosen(*tensors: Tensor) -> list[Tensor]:
+        inputs = list(given)
+        for place, tensor in zip(places, tensors):
+            inputs[place] = tensor
+        results = composed(*inputs)
+        return [results] if isinstance(results, Tensor) else [results[place] for place in of]
+
+    vjp: Any = torch.func.vjp
+    _, pull = vjp(chosen, *[given[place] for place in places])
+    found: list[Tensor | None] = [None] * len(given)
+    for place, gradient in zip(places, pull([dresults[place] for place in of])):
+        found[place] = gradient
+    return tuple(found)
+
+
+def in_backward_pass() -> bool:
+    """Whether autograd runs a backward pass here: what is called is part of some function's."""
+    return torch._C._current_graph_task_id() >= 0
+
+
+_ONCE = (
+    "second derivatives of an autograd function that was written for mamba_ssm's extensions are "
+    "not known here: a part of them would be missing. Call selective_scan_fn, mamba_inner_fn or "
+    "causal_conv1d_fn, whose second derivatives are right"
+)
+
+
+def once_only(results: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """``results`` of which no further derivative can be taken: an error says so, and no zero is.
+
+    For what a backward pass computes that belongs to somebody else's autograd function, while it
+    is recorded: what else that function kept is not known.
+    """
+    fail: Any = torch._C._functions.DelayedError(_ONCE.encode(), len(results))
+    of = [
+        None if result is None else result.detach().requires_grad_(_has_gradient(result))
+        for result in results
+    ]
+    return list(fail(*of))
+
+
+def _has_gradient(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def write(target: Tensor, result: Tensor) -> None:
+    """Copy a result that is part of a graph to where a caller wants it."""
+    try:
+        target.copy_(result)
+    except RuntimeError as error:
+        # A chunk of a tensor, which cannot become part of a graph.
+        raise RuntimeError(_ONCE) from error
 
 
 # The operations whose upstream function keeps contiguous copies of what it is given.
