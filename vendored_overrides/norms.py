@@ -16,7 +16,7 @@ def past_triton(function: str, parameters: tuple[str, ...]) -> Dispatch:
     return Dispatch(
         inside=function,
         call="LayerNormFn.apply",
-        condition="jetson_mamba.ops.through_norm_autograd({first}.device)",
+        condition="jetson_mamba.ops.through_norm_autograd({first})",
         becomes=f"jetson_mamba.ops.{function}",
         parameters=parameters,
         # A fork's own norm is left as it is.

@@ -305,7 +305,7 @@ def test_what_a_norm_calls_is_imported_beside_torch() -> None:
     assert "import torch, jetson_mamba.ops  # first\nimport torch.nn.functional as F\n" in copy
     assert (
         "return (LayerNormFn.apply(x, weight, bias, z, eps) "
-        "if jetson_mamba.ops.through_norm_autograd(x.device) else jetson_mamba.ops.rmsnorm_fn("
+        "if jetson_mamba.ops.through_norm_autograd(x) else jetson_mamba.ops.rmsnorm_fn("
         "x=x, weight=weight, bias=bias, z=z, eps=eps))\n"
     ) in copy
 

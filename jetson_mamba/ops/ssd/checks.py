@@ -131,6 +131,16 @@ def check_chunk_size(chunk_size: int) -> None:
         raise ValueError(f"chunk_size: expected at least 1, found {chunk_size}")
 
 
+def check_state_dtype(state_dtype: object) -> torch.dtype | None:
+    """It; raise TypeError unless it is None or a dtype that states can have."""
+    if state_dtype is not None and state_dtype not in FLOATING:
+        raise TypeError(
+            "state_dtype: expected None, float16, bfloat16, float32 or float64, "
+            f"found {state_dtype!r}"
+        )
+    return state_dtype  # type: ignore[return-value]
+
+
 def limits(dt_limit: Sequence[float]) -> tuple[float, float]:
     """The two of them; a list, as a configuration in JSON has it, will do."""
     if len(dt_limit) != 2 or not dt_limit[0] <= dt_limit[1]:
@@ -138,7 +148,7 @@ def limits(dt_limit: Sequence[float]) -> tuple[float, float]:
     return dt_limit[0], dt_limit[1]
 
 
-def check_sequences(scan: Scan) -> None:
+def check_sequences(scan: Scan, look_at_values: bool) -> None:
     """Raise unless cu_seqlens holds the boundaries of sequences in a batch of 1."""
     cu_seqlens = scan.cu_seqlens
     if cu_seqlens is None:
@@ -154,6 +164,8 @@ def check_sequences(scan: Scan) -> None:
     batch, seqlen = scan.x.shape[:2]
     if batch != 1:
         raise ValueError(f"x: expected batch 1 with return_varlen_states, found {batch}")
+    if not look_at_values:
+        return
     ends: list[int] = cu_seqlens.tolist()
     if ends[0] < 0 or ends[-1] > seqlen or any(a > b for a, b in zip(ends, ends[1:])):
         raise ValueError(

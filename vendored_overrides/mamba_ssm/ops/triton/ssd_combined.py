@@ -11,7 +11,7 @@ from vendored_overrides.extensions import CONVOLUTION, IMPORTS
 CHUNK_SCAN = Dispatch(
     inside="mamba_chunk_scan_combined",
     call="MambaChunkScanCombinedFn.apply",
-    condition="jetson_mamba.ops.through_triton_autograd({first}.device)",
+    condition="jetson_mamba.ops.through_triton_autograd({first})",
     becomes="jetson_mamba.ops.mamba_chunk_scan_combined",
     parameters=(
         "x",
@@ -36,7 +36,7 @@ CHUNK_SCAN = Dispatch(
 SPLIT_CONV1D_SCAN = Dispatch(
     inside="mamba_split_conv1d_scan_combined",
     call="MambaSplitConv1dScanCombinedFn.apply",
-    condition="jetson_mamba.ops.through_triton_autograd({first}.device)",
+    condition="jetson_mamba.ops.through_triton_autograd({first})",
     becomes="jetson_mamba.ops.mamba_split_conv1d_scan_combined",
     parameters=(
         "zxbcdt",
