@@ -1,4 +1,4 @@
-"""Every way of a call of the ssd op against the float64 recurrence: kernels, operators, composed."""
+"""Each way of a call of the ssd op, by kernels, operators or composed, against float64."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_states_between_chunks_are_kept_in_the_dtype_that_is_named(
 
 
 def test_a_dtype_that_states_cannot_have_is_refused(way: Way) -> None:
-    with pytest.raises(TypeError, match="state_dtype: .*found torch.int8"):
+    with pytest.raises(TypeError, match=r"state_dtype: .*found torch\.int8"):
         scan(**scan_tensors(8), chunk_size=64, state_dtype=torch.int8)
 
 

@@ -1,7 +1,7 @@
 """The norms of the models from 2.0 on, with the residual, dropout and a second branch in them."""
 
 from jetson_mamba.rewrite import Override
-from vendored_overrides.norms import IMPORT, past_triton
+from vendored_overrides.norms import IMPORT, LINEAR, past_triton
 
 PARAMETERS = (
     "x",
@@ -25,6 +25,7 @@ OVERRIDE = Override(
         IMPORT,
         past_triton("layer_norm_fn", (*PARAMETERS, "is_rms_norm")),
         past_triton("rms_norm_fn", PARAMETERS),
+        LINEAR,
     ),
     required=False,
 )

@@ -1,7 +1,7 @@
 """The norms of the models of 1.x, with the residual in them."""
 
 from jetson_mamba.rewrite import Override
-from vendored_overrides.norms import IMPORT, past_triton
+from vendored_overrides.norms import IMPORT, LINEAR, past_triton
 
 PARAMETERS = ("x", "weight", "bias", "residual", "eps", "prenorm", "residual_in_fp32")
 
@@ -11,6 +11,7 @@ OVERRIDE = Override(
         IMPORT,
         past_triton("layer_norm_fn", (*PARAMETERS, "is_rms_norm")),
         past_triton("rms_norm_fn", PARAMETERS),
+        LINEAR,
     ),
     required=False,
 )
