@@ -38,6 +38,7 @@ from jetson_mamba.ops.ssd import (
 )
 from jetson_mamba.ops.swiglu import swiglu_backward, swiglu_forward
 from jetson_mamba.ops.triton_dispatch import where_triton_runs
+from jetson_mamba.ops.twice import twice_differentiable
 
 __all__ = [
     "addmm",
@@ -67,6 +68,7 @@ __all__ = [
     "through_norm_autograd",
     "through_triton_autograd",
     "triton_runs_on",
+    "twice_differentiable",
     "where_triton_runs",
 ]
 

@@ -1,6 +1,8 @@
-"""Products that are written into a given tensor, in a form that a graph can hold."""
+"""Results that are written into a given tensor: in a form that a graph can hold, and counted."""
 
 from __future__ import annotations
+
+from typing import Any, Callable
 
 import torch
 from torch import Tensor
@@ -16,3 +18,30 @@ def addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, out: Tensor) -> Tensor:
     if is_compiling():
         return out.copy_(torch.addmm(input, mat1, mat2))
     return torch.addmm(input, mat1, mat2, out=out)
+
+
+def _bump(tensor: Tensor) -> None:
+    # No element, and a write all the same.
+    tensor.detach()[:0].zero_()
+
+
+# torch 2.2 counts without a launch.
+_increment: Callable[[Any], Any] = getattr(torch.autograd.graph, "increment_version", _bump)
+
+
+def version(tensor: Tensor | None) -> int | None:
+    """How often a tensor has been written, to be told to :func:`count_write`; None: not counted."""
+    if tensor is None or is_compiling() or tensor.is_inference():
+        return None
+    return tensor._version
+
+
+def count_write(tensor: Tensor | None, before: int | None) -> None:
+    """Let a tensor's version be higher than it was ``before`` it was written.
+
+    PyTorch's own operations count their writes, and kernels that are launched by address do not.
+    Autograd finds by the count that a tensor which it saved has been changed since.
+    """
+    if tensor is not None and before is not None and tensor._version == before:
+        with torch.no_grad():
+            _increment(tensor)

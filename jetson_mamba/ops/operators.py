@@ -40,6 +40,7 @@ def define(
     fake: Callable[..., Any],
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
+    composed: Callable[..., Any] | None = None,
 ) -> Any:
     """The operator of a ``schema`` such as ``"scan(Tensor u) -> Tensor"``, for every device.
 
@@ -47,7 +48,8 @@ def define(
 
     ``fake`` gives empty tensors of the results' shapes and strides; ``setup_context`` and
     ``backward`` are as in ``torch.library.register_autograd``. No result may share memory with an
-    argument that the schema does not mark as written.
+    argument that the schema does not mark as written. ``composed`` computes the same in plain
+    tensor operations, which ``torch.vmap`` then maps.
     """
     if _library is None:
         return None
@@ -61,6 +63,32 @@ def define(
         torch.library.register_autograd(
             qualified, backward, setup_context=setup_context, lib=_library
         )
+    if composed is not None and hasattr(torch.library, "register_vmap"):
+        torch.library.register_vmap(qualified, _mapped(composed), lib=_library)
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def _mapped(composed: Callable[..., Any]) -> Callable[..., Any]:
+    """The rule of ``torch.vmap`` for an operator that ``composed`` computes."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        mapped = torch.vmap(composed, in_dims, randomness=info.randomness)
+        results = mapped(*arguments)
+        return results, 0 if isinstance(results, Tensor) else (0,) * len(results)
+
+    return rule
+
+
+def forward_to(schema: str, implementation: Callable[..., Any]) -> Any:
+    """An operator that does nothing by itself but to call others, which stand in a graph instead.
+
+    A graph is traced through it. None with a torch that has no operators.
+    """
+    if _library is None:
+        return None
+    name = schema.partition("(")[0]
+    _library.define(schema, tags=(torch.Tag.needs_fixed_stride_order,))
+    _library.impl(name, implementation, "CompositeImplicitAutograd")
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 

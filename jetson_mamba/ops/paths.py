@@ -34,6 +34,7 @@ __all__ = [
     "Way",
     "inference_path",
     "is_compiling",
+    "is_transformed",
     "may_replay",
     "through_autograd",
     "way",
@@ -64,6 +65,11 @@ _transform: Callable[[], Any] = getattr(
 _traced: Callable[[], Any] = torch._C._get_tracing_state
 _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _function_modes: Callable[[], int] = torch._C._len_torch_function_stack
+
+
+def is_transformed() -> bool:
+    """Whether a transform of ``torch.func`` is at work."""
+    return _transform() is not None
 
 
 def way(*tensors: Tensor | None) -> Way:

@@ -7,10 +7,17 @@ differentiating the composed form of the function, plain tensor operations.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Sequence
+from contextlib import nullcontext
+from functools import lru_cache
+from typing import Any, Callable, ContextManager, Sequence, TypeVar
 
 import torch
 from torch import Tensor
+
+from .autocast import autocast_dtype
+from .paths import is_transformed
+
+_Composed = TypeVar("_Composed", bound=Callable[..., Any])
 
 
 def gradients(
@@ -19,18 +26,24 @@ def gradients(
     needed: Sequence[bool],
     dresults: Sequence[Tensor | None],
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of ``composed(*inputs)`` by the inputs that are ``needed``, as a graph.
+    """The gradients of ``composed(*inputs)`` by the inputs that are ``needed``.
+
+    They are part of a graph where gradients are recorded.
 
     ``composed`` returns a tensor or a tuple of them; ``dresults`` are the gradients of the first of
     these, None where there is none. There is one result for each input, None where it is not
     needed or nothing depends on it.
     """
+    places = [i for i, wanted in enumerate(needed) if wanted]
+    given = list(inputs)
+    if is_transformed():
+        return _by_transform(composed, given, places, dresults)
+    recorded = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views: the gradient is by these arguments, also where one was computed of another.
-        places = [i for i, wanted in enumerate(needed) if wanted]
-        given = list(inputs)
         for place in places:
-            given[place] = given[place].view_as(given[place])
+            view = given[place].view_as(given[place])
+            given[place] = view if view.requires_grad else view.detach().requires_grad_()
         results = composed(*given)
         if isinstance(results, Tensor):
             results = (results,)
@@ -46,7 +59,7 @@ def gradients(
                 of,
                 [given[place] for place in places],
                 by,
-                create_graph=True,
+                create_graph=recorded,
                 allow_unused=True,
             )
             for place, gradient in zip(places, computed):
@@ -54,9 +67,253 @@ def gradients(
     return tuple(found)
 
 
+def _by_transform(
+    composed: Callable[..., Any],
+    given: Sequence[Any],
+    places: Sequence[int],
+    dresults: Sequence[Tensor | None],
+) -> tuple[Tensor | None, ...]:
+    """The same inside a transform of ``torch.func``, where no tensor can be made a leaf."""
+    of = [place for place, dresult in enumerate(dresults) if dresult is not None]
+
+    def chosen(*tensors: Tensor) -> list[Tensor]:
+        inputs = list(given)
+        for place, tensor in zip(places, tensors):
+            inputs[place] = tensor
+        results = composed(*inputs)
+        return [results] if isinstance(results, Tensor) else [results[place] for place in of]
+
+    vjp: Any = torch.func.vjp
+    _, pull = vjp(chosen, *[given[place] for place in places])
+    found: list[Tensor | None] = [None] * len(given)
+    for place, gradient in zip(places, pull([dresults[place] for place in of])):
+        found[place] = gradient
+    return tuple(found)
+
+
+def in_backward_pass() -> bool:
+    """Whether autograd runs a backward pass here: what is called is part of some function's."""
+    return torch._C._current_graph_task_id() >= 0
+
+
+_ONCE = (
+    "second derivatives of an autograd function that was written for mamba_ssm's extensions are "
+    "not known here: a part of them would be missing. Call selective_scan_fn, mamba_inner_fn or "
+    "causal_conv1d_fn, whose second derivatives are right"
+)
+
+
+def once_only(results: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """``results`` of which no further derivative can be taken: an error says so, and no zero is.
+
+    For what a backward pass computes that belongs to somebody else's autograd function, while it
+    is recorded: what else that function kept is not known.
+    """
+    fail: Any = torch._C._functions.DelayedError(_ONCE.encode(), len(results))
+    of = [
+        None if result is None else result.detach().requires_grad_(_has_gradient(result))
+        for result in results
+    ]
+    return list(fail(*of))
+
+
+def _has_gradient(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def write(target: Tensor, result: Tensor) -> None:
+    """Copy a result that is part of a graph to where a caller wants it."""
+    try:
+        target.copy_(result)
+    except RuntimeError as error:
+        # A chunk of a tensor, which cannot become part of a graph.
+        raise RuntimeError(_ONCE) from error
+
+
+# The operations whose upstream function keeps contiguous copies of what it is given.
+_COPIED: set[Any] = set()
+
+
+def keeps_copies(composed: _Composed) -> _Composed:
+    """Mark what upstream's function of the same name makes contiguous within itself, and keeps.
+
+    The copies are then made outside of that function, so that what it was given is not kept beside
+    them.
+    """
+    _COPIED.add(composed)
+    return composed
+
+
+@lru_cache(maxsize=128)
 def twice_differentiable(function: Any, composed: Callable[..., Any]) -> Any:
     """An autograd function like ``function``, of which second derivatives can be taken.
 
-    ``composed`` takes the arguments of ``function.apply`` and gives what that does.
+    ``composed`` takes the arguments of ``function.apply`` and gives what that does; where a
+    backward pass is itself recorded, its derivatives take the place of ``function.backward``.
+    ``function`` is of the kind whose ``forward`` takes ``ctx``.
     """
-    raise NotImplementedError
+    copied = composed in _COPIED
+
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        own = _Forward(ctx)
+        results = function.forward(own, *inputs)
+        _keep(ctx, own._saved, inputs)
+        return results
+
+    def backward(ctx: Any, *dresults: Tensor | None) -> Any:
+        saved = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return function.backward(_Backward(ctx, saved[: ctx._own]), *dresults)
+        with _as_forward(ctx._autocast):
+            return gradients(composed, _given(ctx, saved), ctx.needs_input_grad, dresults)
+
+    def apply(*inputs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return function.apply(*inputs)
+        return made.apply(*map(_contiguous, inputs) if copied else inputs)
+
+    # Of the same name, which a node of the graph shows.
+    made: Any = type(
+        function.__name__,
+        (torch.autograd.Function,),
+        {
+            "__module__": function.__module__,
+            "__doc__": function.__doc__,
+            "forward": staticmethod(forward),
+            "backward": staticmethod(backward),
+        },
+    )
+    return _Twice(apply)
+
+
+class _Twice:
+    """What stands for an autograd function: it is applied, and nothing else."""
+
+    def __init__(self, apply: Callable[..., Any]) -> None:
+        self.apply = apply
+
+
+class _Forward:
+    """The context that a function's ``forward`` meets: the true one, but for what is saved."""
+
+    __slots__ = ("_ctx", "_saved")
+
+    def __init__(self, ctx: Any) -> None:
+        object.__setattr__(self, "_ctx", ctx)
+        object.__setattr__(self, "_saved", ())
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        object.__setattr__(self, "_saved", tensors)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._ctx, name, value)
+
+
+class _Backward:
+    """The context that a function's ``backward`` meets: what it saved is unpacked already.
+
+    Checkpoints and hooks of saved tensors count how often they are asked for one.
+    """
+
+    __slots__ = ("_ctx", "saved_tensors")
+
+    def __init__(self, ctx: Any, saved: tuple[Tensor | None, ...]) -> None:
+        object.__setattr__(self, "_ctx", ctx)
+        object.__setattr__(self, "saved_tensors", saved)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._ctx, name, value)
+
+
+def _keep(ctx: Any, own: Sequence[Tensor | None], inputs: Sequence[Any]) -> None:
+    """Save what the function saves, and of the tensors it was given those that it does not."""
+    saved = list(own)
+    places = {id(tensor): place for place, tensor in enumerate(saved) if tensor is not None}
+    given: list[Any] = []
+    device = None
+    for each in inputs:
+        if not isinstance(each, Tensor):
+            given.append(each)
+            continue
+        device = device or each.device
+        place = places.get(id(each))
+        if place is None and (isinstance(each, torch.nn.Parameter) or _is_variable(each)):
+            # Its owner keeps it anyway. Saved, it must not change until the backward pass, which
+            # the function itself does not ask for.
+            given.append(_Leaf(each))
+            continue
+        if place is None:
+            places[id(each)] = place = len(saved)
+            saved.append(each)
+        given.append(_Saved(place))
+    ctx.save_for_backward(*saved)
+    ctx._own = len(own)
+    ctx._given = given
+    ctx._autocast = None if device is None else (device.type, autocast_dtype(device))
+
+
+def _is_variable(tensor: Tensor) -> bool:
+    return tensor.is_leaf and tensor.requires_grad
+
+
+class _Saved:
+    """An argument that is the saved tensor of a ``place``."""
+
+    __slots__ = ("place",)
+
+    def __init__(self, place: int) -> None:
+        self.place = place
+
+
+class _Leaf:
+    """An argument that is held as it is, with the version that it had."""
+
+    __slots__ = ("tensor", "version")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.version = None if tensor.is_inference() else tensor._version
+
+    def as_it_was(self) -> Tensor:
+        if self.version is not None and self.tensor._version != self.version:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an "
+                f"inplace operation: [{self.tensor.type()} {list(self.tensor.shape)}] is at "
+                f"version {self.tensor._version}; expected version {self.version} instead"
+            )
+        return self.tensor
+
+
+def _given(ctx: Any, saved: Sequence[Tensor | None]) -> list[Any]:
+    """The arguments of the forward pass."""
+    return [
+        saved[each.place]
+        if isinstance(each, _Saved)
+        else each.as_it_was()
+        if isinstance(each, _Leaf)
+        else each
+        for each in ctx._given
+    ]
+
+
+def _as_forward(autocast: tuple[str, torch.dtype | None] | None) -> ContextManager[Any]:
+    """The autocast of the forward pass, which decides the dtypes of what is composed."""
+    if autocast is None:
+        return nullcontext()
+    kind, dtype = autocast
+    if dtype is None:
+        return torch.autocast(kind, enabled=False)
+    return torch.autocast(kind, dtype)
+
+
+def _contiguous(each: Any) -> Any:
+    """A tensor whose last axis is not contiguous, made so, where that is not a leaf."""
+    if isinstance(each, Tensor) and each.dim() > 2 and each.stride(-1) != 1 and not each.is_leaf:
+        return each.contiguous()
+    return each

@@ -169,15 +169,6 @@ def test_only_one_of_two_outputs_need_be_used(only_pytorch: None) -> None:
     assert not dweight.any()
 
 
-def test_second_derivatives_are_refused(only_pytorch: None) -> None:
-    x = torch.randn(1, 2, 4, requires_grad=True)
-    dout = torch.randn(1, 2, 4, requires_grad=True)
-    out = causal_conv1d_fn(x, torch.randn(2, 3), activation="silu")
-    (dx,) = torch.autograd.grad(out, x, dout, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        dx.sum().backward()
-
-
 def test_without_a_gradient_to_come_no_autograd_function_is_made(
     only_pytorch: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -387,12 +378,12 @@ BAD_FORWARD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"weight": W[:, None]}, ValueError, r"weight: .*found \(4, 1, 3\)"),
     ({"weight": W.to("meta")}, ValueError, "weight: expected device cpu, as x, found meta"),
     ({"bias": torch.zeros(3)}, ValueError, r"bias: .*\(4,\), found \(3,\)"),
-    ({"bias": torch.zeros(4).half()}, TypeError, "bias: .*float32, found torch.float16"),
+    ({"bias": torch.zeros(4).int()}, TypeError, "bias: .*float32 or float64, found torch.int32"),
     ({"bias": torch.zeros(4, device="meta")}, ValueError, "bias: expected device cpu"),
     ({"seq_idx": torch.zeros(2, 6)}, TypeError, "seq_idx: .*int32, found torch.float32"),
     ({"seq_idx": torch.zeros(2, 5).int()}, ValueError, r"seq_idx: .*\(2, 6\), found \(2, 5\)"),
     ({"initial_states": torch.zeros(2, 4, 3)}, ValueError, r"initial_states: .*\(2, 4, 2\)"),
-    ({"initial_states": torch.zeros(2, 4, 2).half()}, TypeError, "initial_states: .*float16"),
+    ({"initial_states": torch.zeros(2, 4, 2).int()}, TypeError, "initial_states: .*int32"),
     (
         {"final_states_out": torch.zeros(2, 4, 3), "return_final_states": True},
         ValueError,
@@ -442,7 +433,7 @@ def test_backward_names_the_argument_that_does_not_fit(
         ({"x": X[0, 0]}, ValueError, "x: expected shape"),
         ({"conv_state": torch.zeros(2, 4, 1)}, ValueError, "conv_state: .*2 or more.*found"),
         ({"conv_state": torch.zeros(3, 4, 3)}, ValueError, r"conv_state: .*\(2, 4, 3\)"),
-        ({"conv_state": torch.zeros(2, 4, 3).double()}, TypeError, "conv_state: .*float64"),
+        ({"conv_state": torch.zeros(2, 4, 3).int()}, TypeError, "conv_state: .*int32"),
         ({"conv_state": None}, TypeError, "conv_state: expected a tensor"),
         ({"cache_seqlens": torch.zeros(2)}, TypeError, "cache_seqlens: .*int32"),
         ({"conv_state_indices": torch.zeros(3).int()}, ValueError, "conv_state_indices: "),

@@ -483,17 +483,6 @@ def test_the_last_state_sends_nothing_back(monkeypatch: pytest.MonkeyPatch) -> N
     assert not last_state.requires_grad
 
 
-def test_a_second_derivative_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_only("pytorch", monkeypatch)
-    arguments = drawn(Variant())
-    u = arguments.u.requires_grad_()
-    output = fn(arguments)
-    dout = arguments.dout.requires_grad_()
-    (du,) = torch.autograd.grad(output, u, dout, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        torch.autograd.backward(du.sum())
-
-
 BAD = {
     "u no tensor": ({"u": [1.0]}, TypeError, "u: expected a tensor, found list"),
     "u integer": ({"u": torch.ones(2, 6, 35).int()}, TypeError, r"u: expected one of .*int32"),

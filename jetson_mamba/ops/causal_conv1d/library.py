@@ -7,7 +7,9 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
+from .. import twice
 from ..operators import define, laid_out_as, or_empty
+from . import composed
 from .contract import Gradients, Implementation
 
 
@@ -28,6 +30,7 @@ class Operators:
             _fake_forward,
             _keep,
             self._differentiate,
+            _composed_forward,
         )
         self._backward = define(
             "causal_conv1d_backward(Tensor x, Tensor weight, Tensor? bias, Tensor dout, "
@@ -35,12 +38,16 @@ class Operators:
             "bool return_dinitial_states, bool silu) -> (Tensor, Tensor, Tensor, Tensor)",
             self._run_backward,
             _fake_backward,
+            _keep_again,
+            _differentiate_again,
+            _composed_backward,
         )
         self._update = define(
             "causal_conv1d_update(Tensor x, Tensor(a!) conv_state, Tensor weight, Tensor? bias, "
             "Tensor? cache_seqlens, Tensor? conv_state_indices, bool silu) -> Tensor",
             self._run_update,
             _fake_update,
+            composed=_composed_update,
         )
 
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor | None]:
@@ -139,3 +146,30 @@ def _fake_backward(x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, ...
 
 def _fake_update(x: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(x)
+
+
+def _keep_again(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    *tensors, ctx.return_dinitial_states, ctx.silu = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate_again(ctx: Any, *dgradients: Tensor) -> tuple[Tensor | None, ...]:
+    arguments = (*ctx.saved_tensors, ctx.return_dinitial_states, ctx.silu)
+    needed = (*ctx.needs_input_grad[:7], False, False)
+    return twice.gradients(_composed_backward, arguments, needed, dgradients)
+
+
+def _composed_forward(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    weight, bias, seq_idx, initial_states, return_final_states, silu = others
+    out, final_states = composed.forward(x, weight, bias, seq_idx, initial_states, silu)
+    return out, or_empty(final_states if return_final_states else None, x)
+
+
+def _composed_backward(x: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    return tuple(or_empty(gradient, x) for gradient in composed.backward(x, *others))
+
+
+def _composed_update(x: Tensor, conv_state: Tensor, *others: Any) -> Tensor:
+    out, state = composed.update(x, conv_state, *others)
+    conv_state.copy_(state)
+    return out

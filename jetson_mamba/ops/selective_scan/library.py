@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any, Callable, Iterable
 
 import torch
 from torch import Tensor
 
-from ..operators import define, or_empty, real_tensors
+from .. import twice
+from ..operators import define, forward_to, or_empty, real_tensors
+from . import composed
 from .contract import (
     Case,
     Gradients,
@@ -25,33 +27,57 @@ _ARGUMENTS = (
 )
 
 
+_ROWS = "Tensor? x, Tensor? out, bool recompute_out_z"
+
+
 class Operators:
     """What takes the place of an :class:`Implementation` while a graph is traced.
+
+    A graph is made for one number of rows of ``x``, that of the backend which serves while it is
+    traced, and a graph may run when another one does, or elsewhere. So that number is an argument,
+    ``rows``, and a graph keeps to the backends that have as many: both of its passes are then
+    served alike. Where none of these works, ``x`` is only of that size, and no backend reads it.
 
     In a graph, ``x`` has one dimension for the rows and what is in them: the number of rows alone
     may be 1 or not, and a graph would be made for one of the two.
 
-    ``choose`` gives the backend for a case; it is asked when an operator runs, and when a fake
-    implementation has to tell how many rows that backend keeps of the states.
+    ``choose`` gives the backend for a case, ``others`` all those that could serve it.
     """
 
-    def __init__(self, choose: Callable[[Case], Implementation]) -> None:
+    def __init__(
+        self,
+        choose: Callable[[Case], Implementation],
+        others: Callable[[Case], Iterable[Implementation]],
+    ) -> None:
         self._choose = choose
-        self._forward = define(
-            f"selective_scan({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+        self._others = others
+        self._forward = forward_to(
+            f"selective_scan({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)", self._with_rows
+        )
+        self._forward_rows = define(
+            f"selective_scan_rows({_ARGUMENTS}, SymInt rows) -> (Tensor, Tensor, Tensor)",
             self._run_forward,
-            self._fake_forward,
+            _fake_forward,
             _keep,
             self._differentiate,
+            _composed_forward,
         )
         self._backward = define(
-            f"selective_scan_backward({_ARGUMENTS}, Tensor dout, Tensor? x, Tensor? out, "
-            f"bool recompute_out_z) -> ({', '.join(['Tensor'] * 9)})",
+            f"selective_scan_backward({_ARGUMENTS}, Tensor dout, {_ROWS}) "
+            f"-> ({', '.join(['Tensor'] * 9)})",
             self._run_backward,
             _fake_backward,
+            _keep_again,
+            _differentiate_again,
+            _composed_backward,
         )
         self._output = define(
-            f"selective_scan_output({_ARGUMENTS}) -> Tensor", self._run_output, _fake_output
+            f"selective_scan_output({_ARGUMENTS}) -> Tensor",
+            self._run_output,
+            _fake_output,
+            _keep_output,
+            _differentiate_output,
+            _composed_output,
         )
 
     def forward(self, scan: Scan) -> Scanned:
@@ -67,7 +93,7 @@ class Operators:
         return (out if scan.z is None else out_z), x
 
     def output(self, scan: Scan) -> Tensor:
-        """As ``contract`` says; not differentiable."""
+        """As ``contract`` says."""
         out: Tensor = self._output(*scan)
         return out
 
@@ -87,21 +113,30 @@ class Operators:
             out_z=found.out_z if recompute_out_z else None,
         )
 
-    def _run_forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def _with_rows(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         scan = Scan(*arguments)
-        out, x, out_z = self._choose(_case(scan)).forward(scan)
-        return out.contiguous(), x.contiguous().flatten(2), or_empty(out_z, out).contiguous()
-
-    def _fake_forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        scan = Scan(*arguments)
-        case = _case(scan)
         with real_tensors():
-            implementation = self._choose(case)
-        batch, dim, seqlen = scan.u.shape
-        rows = implementation.rows(seqlen)
-        out = scan.u.new_empty(scan.u.shape)
-        x = scan.A.new_empty((batch, dim, rows * 2 * case.dstate), dtype=weight_dtype(case))
-        return out, x, out.new_empty(0 if scan.z is None else out.shape)
+            implementation = self._choose(_case(scan))
+        rows = implementation.rows(scan.u.shape[2])
+        found: tuple[Tensor, Tensor, Tensor] = self._forward_rows(*arguments, rows)
+        return found
+
+    def _serving(self, scan: Scan, rows: int) -> Implementation:
+        """The backend that serves, or another one of as many rows, if there is one."""
+        case, seqlen = _case(scan), scan.u.shape[2]
+        chosen = self._choose(case)
+        if chosen.rows(seqlen) == rows:
+            return chosen
+        fitting = (other for other in self._others(case) if other.rows(seqlen) == rows)
+        return next(fitting, chosen)
+
+    def _run_forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        *of, rows = arguments
+        scan = Scan(*of)
+        out, x, out_z = self._serving(scan, rows).forward(scan)
+        if x.shape[2] != rows:
+            x = _of_size(x, rows)
+        return out.contiguous(), x.contiguous().flatten(2), or_empty(out_z, out).contiguous()
 
     def _run_output(self, *arguments: Any) -> Tensor:
         scan = Scan(*arguments)
@@ -110,11 +145,12 @@ class Operators:
     def _run_backward(self, *arguments: Any) -> tuple[Tensor, ...]:
         scan = Scan(*arguments[:9])
         dout, x, out, recompute_out_z = arguments[9:]
-        if x is not None:
+        if x is None:
+            implementation = self._choose(_case(scan))
+        else:
             x = x.unflatten(2, (-1, 2 * scan.A.shape[1]))
-        found = self._choose(_case(scan)).backward(
-            scan, Returning(dout, x, out, None, recompute_out_z)
-        )
+            implementation = self._serving(scan, x.shape[2])
+        found = implementation.backward(scan, Returning(dout, x, out, None, recompute_out_z))
         return tuple(or_empty(gradient, scan.u).contiguous() for gradient in found)
 
     def _differentiate(
@@ -125,7 +161,14 @@ class Operators:
         gradient = dout if scan.z is None else dout_z
         found = self.backward(scan, Returning(gradient, x, out, None, False))
         du, ddelta, dA, dB, dC, dD, ddelta_bias, dz, _ = found
-        return du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, None
+        return du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, None, None
+
+
+def _of_size(x: Tensor, rows: int) -> Tensor:
+    """Of ``x`` the last state, in a tensor of so many rows."""
+    resized = x.new_zeros((*x.shape[:2], rows, x.shape[3]))
+    resized[:, :, -1] = x[:, :, -1]
+    return resized
 
 
 def _case(scan: Scan) -> Case:
@@ -134,9 +177,19 @@ def _case(scan: Scan) -> Case:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *arguments, ctx.delta_softplus = inputs
+    *arguments, ctx.delta_softplus, _ = inputs
     out, x, _ = output
     ctx.save_for_backward(*arguments, x, None if arguments[6] is None else out)
+
+
+def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *of, rows = arguments
+    scan = Scan(*of)
+    case = _case(scan)
+    batch, dim, _ = scan.u.shape
+    out = scan.u.new_empty(scan.u.shape)
+    x = scan.A.new_empty((batch, dim, rows * 2 * case.dstate), dtype=weight_dtype(case))
+    return out, x, out.new_empty(0 if scan.z is None else out.shape)
 
 
 def _fake_output(*arguments: Any) -> Tensor:
@@ -163,3 +216,44 @@ def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
             for wanted in (scan.z is not None, arguments[12])
         ),
     )
+
+
+def _keep_output(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.delta_softplus = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate_output(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+    arguments = (*ctx.saved_tensors, ctx.delta_softplus)
+    return twice.gradients(_composed_output, arguments, ctx.needs_input_grad, (dout,))
+
+
+def _keep_again(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.delta_softplus, dout, _, _, _ = inputs
+    ctx.save_for_backward(*tensors, dout)
+
+
+def _differentiate_again(ctx: Any, *dgradients: Tensor) -> tuple[Tensor | None, ...]:
+    *tensors, dout = ctx.saved_tensors
+    arguments = (*tensors, ctx.delta_softplus, dout)
+    needed = (*ctx.needs_input_grad[:8], False, ctx.needs_input_grad[9])
+    found = twice.gradients(_composed_backward, arguments, needed, dgradients)
+    return (*found, None, None, None)
+
+
+def _composed_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *of, rows = arguments
+    out, x, out_z = composed.forward(Scan(*of))
+    if x.shape[2] != rows:
+        x = _of_size(x, rows)
+    return out, x.flatten(2), or_empty(out_z, out)
+
+
+def _composed_output(*arguments: Any) -> Tensor:
+    return composed.output(Scan(*arguments))[0]
+
+
+def _composed_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    *of, dout = arguments[:10]
+    found = composed.backward(Scan(*of), dout)
+    return tuple(or_empty(gradient, dout) for gradient in found)

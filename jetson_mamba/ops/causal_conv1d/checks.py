@@ -1,0 +1,77 @@
+"""Checks of the convolution's arguments."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+_REAL = "float16, bfloat16, float32 or float64"
+
+
+def is_silu(activation: str | None) -> bool:
+    """Whether an activation is silu; ValueError for what is no activation."""
+    if activation is None:
+        return False
+    if activation in ("silu", "swish"):
+        return True
+    raise ValueError(f"activation: expected None, 'silu' or 'swish', found {activation!r}")
+
+
+def check(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    seq_idx: Tensor | None,
+    initial_states: Tensor | None,
+) -> None:
+    """Raise unless the arguments fit each other."""
+    for name, tensor in (("x", x), ("weight", weight)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a tensor, found {type(tensor).__name__}")
+        if tensor.dtype not in DTYPES:
+            raise TypeError(f"{name}: expected {_REAL}, found {tensor.dtype}")
+    if x.dim() != 3:
+        raise ValueError(f"x: expected shape (batch, dim, seqlen), found {tuple(x.shape)}")
+    dim = x.shape[1]
+    if weight.dim() != 2 or weight.shape[0] != dim or weight.shape[1] < 2:
+        raise ValueError(
+            f"weight: expected shape (dim, width) = ({dim}, 2 or more), found {tuple(weight.shape)}"
+        )
+    if weight.device != x.device:
+        raise ValueError(f"weight: expected device {x.device}, as x, found {weight.device}")
+    if bias is not None:
+        expect("bias", bias, (dim,), "(dim,)", DTYPES, x.device)
+    if seq_idx is not None:
+        shape = (x.shape[0], x.shape[2])
+        expect("seq_idx", seq_idx, shape, "(batch, seqlen)", torch.int32, x.device)
+    if initial_states is not None:
+        check_states("initial_states", initial_states, x, weight)
+
+
+def check_states(name: str, states: Tensor, x: Tensor, weight: Tensor) -> None:
+    """Raise unless states before or after the inputs are of their shape."""
+    shape = (x.shape[0], x.shape[1], weight.shape[1] - 1)
+    expect(name, states, shape, "(batch, dim, width - 1)", DTYPES, x.device)
+
+
+def expect(
+    name: str,
+    tensor: Tensor,
+    shape: tuple[int, ...],
+    meaning: str,
+    dtype: torch.dtype | frozenset[torch.dtype],
+    device: torch.device,
+) -> None:
+    """Raise unless a tensor is of the shape, of the dtype or one of them, and on the device."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a tensor, found {type(tensor).__name__}")
+    if tensor.shape != shape:
+        raise ValueError(f"{name}: expected shape {meaning} = {shape}, found {tuple(tensor.shape)}")
+    if isinstance(dtype, torch.dtype):
+        if tensor.dtype != dtype:
+            raise TypeError(f"{name}: expected dtype {dtype}, found {tensor.dtype}")
+    elif tensor.dtype not in dtype:
+        raise TypeError(f"{name}: expected {_REAL}, found {tensor.dtype}")
+    if tensor.device != device:
+        raise ValueError(f"{name}: expected device {device}, as x, found {tensor.device}")
