@@ -9,9 +9,12 @@ import torch
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The dtype of autocast on this device; None where it is off."""
+    """The dtype of autocast on this device; None where it is off or there is none."""
     if hasattr(torch, "get_autocast_dtype"):  # torch 2.4
-        on = torch.is_autocast_enabled(device.type)
+        try:
+            on = torch.is_autocast_enabled(device.type)
+        except RuntimeError:  # such as meta, which autocast does not know
+            return None
         return torch.get_autocast_dtype(device.type) if on else None
     if device.type == "cpu":
         return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None

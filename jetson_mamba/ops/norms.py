@@ -19,7 +19,7 @@ from . import norm_launches
 from .paths import Way, may_replay, through_autograd, way
 from .ssd.contract import compute_dtype
 from .ssd.triton_runs import triton_runs_on
-from .traced import sizes
+from .tracing import sizes
 
 
 def through_norm_autograd(tensor: Tensor) -> bool:

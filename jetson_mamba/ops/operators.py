@@ -92,18 +92,6 @@ def forward_to(schema: str, implementation: Callable[..., Any]) -> Any:
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
-def define_vmap(operator: Any, composed: Callable[..., Any]) -> None:
-    """What ``torch.vmap`` does with an operator: ``composed``, the same as tensor operations."""
-    if operator is None or not hasattr(torch.library, "register_vmap"):  # torch 2.5
-        return
-
-    def batched(info: Any, in_dims: Any, *arguments: Any) -> tuple[Any, Any]:
-        results = torch.vmap(composed, in_dims, randomness=info.randomness)(*arguments)
-        return results, (0,) * len(results) if isinstance(results, tuple) else 0
-
-    torch.library.register_vmap(operator, batched, lib=_library)
-
-
 def real_tensors() -> ContextManager[Any]:
     """A context in which tensors are made and computed for real, also while a graph is traced.
 

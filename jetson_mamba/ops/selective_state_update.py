@@ -7,6 +7,7 @@ whatever the dtypes, and as that does records no gradient.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import overload
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional
 
 from .paths import Way, way
 from .ssd.contract import compute_dtype
-from .traced import fixed, sizes, untraced
+from .tracing import fixed, sizes, untraced
 
 
 @torch.no_grad()
@@ -88,7 +89,8 @@ def selective_state_update(
         # In a trace, what is expanded now need not be later.
         dt, A, D, dt_bias = _once(dt), _once(A), _once(D), _once(dt_bias)
     if state_batch_indices is not None:
-        untraced(_check_indices, state_batch_indices, batch, count, found)
+        with untraced() if found is Way.COMPOSED else nullcontext():
+            _check_indices(state_batch_indices, batch, count, found)
     elif count < batch:
         raise ValueError(f"state: expected at least batch={batch} states, found {count}")
 

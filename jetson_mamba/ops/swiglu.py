@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .ssd import gates
-from .traced import sizes, untraced
+from .tracing import sizes
 
 
 def swiglu_forward(xy: Tensor, out: Tensor | None = None) -> Tensor:
@@ -23,7 +23,7 @@ def swiglu_forward(xy: Tensor, out: Tensor | None = None) -> Tensor:
 
     Raises ValueError for a last axis that is odd, and for an ``out`` that does not fit.
     """
-    untraced(_check, xy, {"out": out})
+    _check(xy, {"out": out})
     return _written(gates.swiglu(xy), out, xy.dtype)
 
 
@@ -39,7 +39,7 @@ def swiglu_backward(
     ``dxy`` and ``out`` receive them where they are given, and are then what is returned. Raises
     ValueError for shapes that do not fit.
     """
-    untraced(_check, xy, {"dout": dout, "out": out if recompute_output else None})
+    _check(xy, {"dout": dout, "out": out if recompute_output else None})
     if dxy is not None and sizes(dxy) != sizes(xy):
         raise ValueError(f"dxy: expected the shape of xy, {sizes(xy)}, found {sizes(dxy)}")
     gradient, output = gates.swiglu_backward(xy, dout)
@@ -51,14 +51,11 @@ def _written(result: Tensor, target: Tensor | None, dtype: torch.dtype) -> Tenso
     return result.to(dtype) if target is None else target.copy_(result)
 
 
-def _shape(tensor: Tensor) -> tuple[int, ...]:
-    return tuple(tensor.shape)
-
-
 def _check(xy: Tensor, halves: dict[str, Tensor | None]) -> None:
-    if xy.dim() == 0 or xy.shape[-1] % 2:
-        raise ValueError(f"xy: expected two halves on its last axis, found shape {_shape(xy)}")
-    expected = (*xy.shape[:-1], xy.shape[-1] // 2)
+    shape = sizes(xy)
+    if not shape or shape[-1] % 2:
+        raise ValueError(f"xy: expected two halves on its last axis, found shape {shape}")
+    expected = (*shape[:-1], shape[-1] // 2)
     for name, tensor in halves.items():
-        if tensor is not None and _shape(tensor) != expected:
-            raise ValueError(f"{name}: expected half of xy, {expected}, found {_shape(tensor)}")
+        if tensor is not None and sizes(tensor) != expected:
+            raise ValueError(f"{name}: expected half of xy, {expected}, found {sizes(tensor)}")

@@ -9,6 +9,7 @@ transforms, where no gradient is recorded, and where another backend than ``trit
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from ..autocast import autocast_dtype, without_autocast
 from ..backends import Op
 from ..captured import Captured, Weights
 from ..paths import Way, may_replay, through_autograd, way
-from ..traced import untraced
+from ..tracing import untraced
 from . import composed, pytorch
 from .checks import (
     check_chunk_size,
@@ -111,10 +112,11 @@ def mamba_chunk_scan_combined(
         limits(dt_limit),
         check_state_dtype(state_dtype),
     )
-    untraced(check_scan, scan)
     found = way(x, dt, A, B, C, D, z, dt_bias, initial_states)
-    if return_varlen_states:
-        untraced(check_sequences, scan, found is Way.KERNELS)
+    with untraced() if found is Way.COMPOSED else nullcontext():
+        check_scan(scan)
+        if return_varlen_states:
+            check_sequences(scan, found is Way.KERNELS)
     if found is Way.COMPOSED:
         out, *states = composed.scan(scan)
     elif found is Way.OPERATORS:
@@ -235,12 +237,13 @@ def _mixed(
         dt_limit=dt_limit,
         activation=activation,
         rmsnorm_eps=rmsnorm_eps,
-        headdim=untraced(head_size, D, headdim),
+        headdim=head_size(D, headdim),
         ngroups=ngroups,
         norm_before_gate=norm_before_gate,
         state_dtype=state_dtype,
     )
-    untraced(check_mixer, mixer)
+    with untraced() if found is Way.COMPOSED else nullcontext():
+        check_mixer(mixer)
     if found is not Way.KERNELS:
         projection_dtype = autocast_dtype(zxbcdt.device)
         if found is Way.COMPOSED:

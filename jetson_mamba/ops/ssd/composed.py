@@ -11,15 +11,16 @@ a state comes from.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ..autocast import without_autocast
-from ..traced import fixed, sizes
+from ..tracing import fixed, sizes
 from .chunks import CHUNK, finite, resets_before, steps_taken
-from .contract import Mixer, Scan
+from .contract import SCAN_TENSORS, Mixer, Scan
 from .gates import gate
 from .mixer import compose
 
@@ -29,17 +30,17 @@ MANY_STEPS = CHUNK * CHUNK
 
 def scan(given: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
     """Output, last state, and with ``cu_seqlens`` the state at the end of each sequence."""
-    tensors = (each if each is None else fixed(each) for each in given[:10])
+    tensors: Any = given[:SCAN_TENSORS]
     with without_autocast(given.x.device):
-        return _scan(Scan(*tensors, *given[10:]))
+        return _scan(Scan(*map(fixed, tensors), *given[SCAN_TENSORS:]))
 
 
 def mixer(given: Mixer, projection_dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
     """Output after norm, gate and projection, and the last state of the scan."""
     given = given._replace(
         zxbcdt=fixed(given.zxbcdt),
-        initial_states=None if given.initial_states is None else fixed(given.initial_states),
-        seq_idx=None if given.seq_idx is None else fixed(given.seq_idx),
+        initial_states=fixed(given.initial_states),
+        seq_idx=fixed(given.seq_idx),
     )
     return compose(given, lambda inner: _scan(inner)[:2], projection_dtype)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..autocast import without_autocast
-from ..operators import define, define_vmap, or_empty
+from ..operators import define, or_empty
 from ..twice import gradients
 from . import composed
 from .contract import Core, CoreGradients, Implementation, Mixer, Scan, ScanGradients
@@ -47,6 +47,7 @@ class Operators:
             _fake_forward,
             _keep,
             self._differentiate,
+            lambda *given: composed.scan(_scan(*given))[:2],
         )
         self._backward = define(
             f"ssd_scan_backward(Tensor dout, Tensor dfinal_states, {_ARGUMENTS}) -> "
@@ -55,6 +56,7 @@ class Operators:
             _fake_backward,
             _keep_all,
             _differentiate_backward,
+            _composed_gradients,
         )
         self._core = define(
             f"ssd_core({_CORE_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -62,6 +64,7 @@ class Operators:
             _fake_core,
             _keep_core,
             self._differentiate_core,
+            _composed_core,
         )
         self._core_backward = define(
             "ssd_core_backward(Tensor dout, Tensor? dfinal_states, Tensor xBC, Tensor scanned, "
@@ -71,11 +74,8 @@ class Operators:
             _fake_core_backward,
             _keep_all,
             _differentiate_core_backward,
+            _composed_core_gradients,
         )
-        define_vmap(self._forward, lambda *given: composed.scan(_scan(*given))[:2])
-        define_vmap(self._backward, _composed_gradients)
-        define_vmap(self._core, _composed_core)
-        define_vmap(self._core_backward, _composed_core_gradients)
 
     def scan(self, given: Scan) -> tuple[Tensor, Tensor]:
         """The output before the gate, and the last state; differentiable."""
@@ -167,9 +167,9 @@ class Operators:
         return _present(self._choose(given).scan_backward(given, dout, dfinal_states), given.x)
 
     def _differentiate(self, ctx: Any, dout: Tensor, dfinal_states: Tensor) -> tuple[Any, ...]:
-        gradients = self._backward(dout, dfinal_states, *ctx.saved_tensors, *ctx.options)
-        given = ctx.saved_tensors[: len(gradients)]
-        found = [None if tensor is None else each for tensor, each in zip(given, gradients)]
+        arguments = ctx.saved_tensors
+        gradients = self._backward(dout, dfinal_states, *arguments, *ctx.options)
+        found = [None if each is None else g for each, g in zip(arguments, gradients)]
         return (*found, *(None,) * (1 + len(ctx.options)))
 
 
@@ -307,7 +307,7 @@ def _pulled_back(
             given[place] = tensor
         return tuple(r for r, d in zip(function(*given), dresults) if d is not None)
 
-    _, pull = torch.func.vjp(of, *(arguments[place] for place in places))
+    pull: Any = torch.func.vjp(of, *(arguments[place] for place in places))[1]
     found = dict(zip(places, pull(tuple(d for d in dresults if d is not None))))
     return tuple(or_empty(found.get(place), arguments[0]) for place in range(count))
 

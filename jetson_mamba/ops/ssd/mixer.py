@@ -16,7 +16,7 @@ from torch.nn import functional
 from jetson_mamba.ops.causal_conv1d import causal_conv1d_fn
 
 from ..autocast import without_autocast
-from ..traced import sizes
+from ..tracing import sizes
 from .contract import Mixer, Scan
 from .gates import GatedRMSNorm, gate, swiglu
 
