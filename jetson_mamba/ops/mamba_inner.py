@@ -16,7 +16,7 @@ from . import causal_conv1d, selective_scan
 from .autocast import autocast_dtype
 from .captured import Captured, Weights
 from .causal_conv1d import causal_conv1d_fn
-from .operators import is_compiling
+from .paths import may_replay, without_gradients
 from .selective_scan import selective_scan_fn
 
 
@@ -78,7 +78,8 @@ def mamba_inner_fn(
         dt_rms_weight,
     )
     options = (delta_softplus, b_c_dt_rms_eps)
-    if B is not None or C is not None or is_compiling() or torch.is_grad_enabled():
+    # Whatever the way, the whole is made of operations and of ops that take that way by themselves.
+    if B is not None or C is not None or not (without_gradients(xz, A, *weights) and may_replay()):
         return _composed(_Inner(xz, A, D, delta_bias, *weights, B, C, *options))
     (out,) = _CAPTURED(
         # A block makes these anew for each call.

@@ -32,7 +32,7 @@ def gradients(
 
     ``composed`` returns a tensor or a tuple of them; ``dresults`` are the gradients of the first of
     these, None where there is none. There is one result for each input, None where it is not
-    needed or nothing depends on it.
+    needed.
     """
     places = [i for i, wanted in enumerate(needed) if wanted]
     given = list(inputs)
@@ -63,7 +63,8 @@ def gradients(
                 allow_unused=True,
             )
             for place, gradient in zip(places, computed):
-                found[place] = gradient
+                # Of a single step the decay has no part in the output, and a gradient of zero.
+                found[place] = torch.zeros_like(given[place]) if gradient is None else gradient
     return tuple(found)
 
 
@@ -103,22 +104,28 @@ _ONCE = (
 )
 
 
-def once_only(results: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """``results`` of which no further derivative can be taken: an error says so, and no zero is.
+def once_only(
+    results: Sequence[Tensor | None], inputs: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """``results`` of ``inputs``, of which no further derivative is taken: an error says so.
 
     For what a backward pass computes that belongs to somebody else's autograd function, while it
-    is recorded: what else that function kept is not known.
+    is recorded: what else that function kept is not known, and a zero would be a wrong number.
     """
-    fail: Any = torch._C._functions.DelayedError(_ONCE.encode(), len(results))
-    of = [
-        None if result is None else result.detach().requires_grad_(_has_gradient(result))
-        for result in results
-    ]
-    return list(fail(*of))
+    given = [result for result in results if result is not None]
+    once: Any = _OnceOnly
+    found = iter(once.apply(len(given), *given, *inputs))
+    return [None if result is None else next(found) for result in results]
 
 
-def _has_gradient(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
+class _OnceOnly(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.detach() for tensor in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *dresults: Tensor) -> Any:
+        raise RuntimeError(_ONCE)
 
 
 def write(target: Tensor, result: Tensor) -> None:

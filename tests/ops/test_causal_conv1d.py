@@ -24,8 +24,10 @@ from jetson_mamba.ops.causal_conv1d import (
     pytorch,
 )
 from jetson_mamba.ops.causal_conv1d.contract import Case, Implementation
+from jetson_mamba.ops.paths import Way
 from tests import emulated
 from tests.ops.conv1d_setups import LAYOUTS, SETUPS, Setup, check, laid_out, name
+from tests.ops.ways import going
 from tests.references.causal_conv1d import convolve
 from tests.references.causal_conv1d import update as reference_update
 from tests.references.tolerance import TOLERANCES, relative_norm
@@ -73,6 +75,13 @@ def only_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("setup", SETUPS, ids=name)
 def test_agrees_with_the_loop_over_time(backend: str, setup: Setup) -> None:
     check(setup, CPU)
+
+
+@pytest.mark.parametrize("way", [Way.OPERATORS, Way.COMPOSED])
+@pytest.mark.parametrize("setup", SETUPS, ids=name)
+def test_agrees_by_every_way(only_pytorch: None, way: Way, setup: Setup) -> None:
+    with going(way, op):
+        check(setup, CPU)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -17,12 +17,14 @@ from torch import Tensor
 import tests.emulated
 from jetson_mamba.ops import selective_scan
 from jetson_mamba.ops.backends import BackendWarning, Op
+from jetson_mamba.ops.paths import Way
 from jetson_mamba.ops.selective_scan import (
     selective_scan_bwd,
     selective_scan_fn,
     selective_scan_fwd,
 )
 from jetson_mamba.ops.selective_scan.contract import Case, Scan
+from tests.ops.ways import going
 from tests.references.selective_scan import selective_scan_reference
 from tests.references.tolerance import relative_norm
 
@@ -287,6 +289,14 @@ def test_agrees_with_the_loop_over_time(backend: str, variant: Variant) -> None:
     if backend == "extension" and variant.dtype == torch.float64:
         pytest.skip("the extension takes no float64")
     hold_to_reference(drawn(variant))
+
+
+@pytest.mark.parametrize("way", [Way.OPERATORS, Way.COMPOSED])
+@pytest.mark.parametrize("variant", VARIANTS, ids=named)
+def test_agrees_by_every_way(monkeypatch: pytest.MonkeyPatch, way: Way, variant: Variant) -> None:
+    use_only("pytorch", monkeypatch)
+    with going(way, selective_scan):
+        hold_to_reference(drawn(variant))
 
 
 def test_agrees_with_strided_arguments(backend: str) -> None:

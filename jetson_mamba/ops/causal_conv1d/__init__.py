@@ -218,7 +218,7 @@ def causal_conv1d_bwd(
         found = _implementation(x, weight).backward(*arguments, dx, return_dinitial_states, silu)
         count_write(dx, before)
     if recorded and chosen is not Way.COMPOSED:
-        once: Any = twice.once_only(found)
+        once: Any = twice.once_only(found, (*given, dout, dfinal_states))
         found = once
     dx_found, dweight, dbias, dinitial_states = found
     if dx is None:

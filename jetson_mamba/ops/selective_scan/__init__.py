@@ -22,7 +22,6 @@ of the argument it belongs to (``out`` and ``out_z``: of ``u``).
 
 from __future__ import annotations
 
-from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Iterator
 
@@ -149,7 +148,7 @@ def selective_scan_bwd(
         found = _implementation(case, chosen).backward(scan, returning)
         count_write(place, before)
         if recorded:
-            once: Any = twice.once_only(found)
+            once: Any = twice.once_only(found, (*arguments, dout))
             found = Gradients(*once)
     gradients: list[Tensor | None] = [
         None if argument is None or gradient is None else gradient.to(argument.dtype)
@@ -237,9 +236,12 @@ def _others(case: Case) -> Iterator[Implementation]:
 
 @lru_cache(maxsize=64)
 def _named(backend: str, case: Case) -> Implementation | None:
-    with suppress(Exception):
+    try:
         return OP._load(backend, case)
-    return None
+    except torch.cuda.OutOfMemoryError:
+        raise  # Which is not remembered: it may go by.
+    except Exception:
+        return None
 
 
 class _SelectiveScan(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Callable, Iterable
 
 import torch
@@ -18,6 +19,7 @@ from .contract import (
     Scan,
     Scanned,
     real_dtype,
+    upstream_rows,
     weight_dtype,
 )
 
@@ -115,11 +117,19 @@ class Operators:
 
     def _with_rows(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         scan = Scan(*arguments)
-        with real_tensors():
-            implementation = self._choose(_case(scan))
-        rows = implementation.rows(scan.u.shape[2])
+        rows = self._rows(_case(scan))(scan.u.shape[2])
         found: tuple[Tensor, Tensor, Tensor] = self._forward_rows(*arguments, rows)
         return found
+
+    def _rows(self, case: Case) -> Callable[[int], int]:
+        """How many rows the backend keeps that serves a case; upstream's where none is found.
+
+        There is none for meta tensors, nor for fake ones of a device that is not here.
+        """
+        if case.device.type != "meta":
+            with suppress(RuntimeError), real_tensors():
+                return self._choose(case).rows
+        return upstream_rows
 
     def _serving(self, scan: Scan, rows: int) -> Implementation:
         """The backend that serves, or another one of as many rows, if there is one."""
