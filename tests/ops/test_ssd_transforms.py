@@ -349,7 +349,7 @@ def test_meta_and_fake_tensors_have_shapes_and_dtypes(dtype: torch.dtype) -> Non
 
 @pytest.mark.skipif(not has_operators, reason="this torch has no operators of this form")
 @pytest.mark.parametrize("grad", [True, False])
-def test_an_exported_scan_has_second_derivatives_and_maps(grad: bool) -> None:
+def test_an_exported_scan_is_transformed_as_the_scan_itself(grad: bool) -> None:
     op, reference, tensors = scan_pair()
 
     class Module(torch.nn.Module):
@@ -365,6 +365,34 @@ def test_an_exported_scan_has_second_derivatives_and_maps(grad: bool) -> None:
     assert_same(
         torch.vmap(exported, where)(stacked, *tensors[1:]), [torch.stack(x) for x in zip(*each)]
     )
+    every = tuple(range(len(tensors)))
+    assert_same(
+        torch.func.grad(total(exported), every)(*tensors),
+        torch.func.grad(total(reference), every)(*tensors),
+    )
+    tangents = tuple(torch.randn_like(each) for each in tensors)
+    expected = torch.func.jvp(reference, tuple(tensors), tangents)[1]
+    assert_same(torch.func.jvp(exported, tuple(tensors), tangents)[1], expected)
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(*each) for each in zip(tensors, tangents)]
+        assert_same([forward_ad.unpack_dual(each).tangent for each in exported(*duals)], expected)
+
+
+@pytest.mark.skipif(not has_operators, reason="this torch has no operators of this form")
+def test_a_graph_that_holds_gradients_refuses_forward_mode() -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    op, _, tensors = scan_pair()
+
+    def gradients(*given: Tensor) -> Any:
+        x = given[0].detach().requires_grad_()
+        return torch.autograd.grad(op(x, *given[1:])[0].sum(), x)
+
+    graph = make_fx(gradients)(*tensors)
+    assert "ssd_scan_backward" in graph.code
+    tangents = tuple(torch.randn_like(each) for each in tensors)
+    with pytest.raises(RuntimeError, match="ssd_scan_backward: .*transform the function before"):
+        torch.func.jvp(graph, tuple(tensors), tangents)
 
 
 @pytest.mark.skipif(not has_operators, reason="this torch has no operators of this form")

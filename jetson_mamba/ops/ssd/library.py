@@ -56,7 +56,6 @@ class Operators:
             _fake_backward,
             _keep_all,
             _differentiate_backward,
-            _composed_gradients,
         )
         self._core = define(
             f"ssd_core({_CORE_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -74,7 +73,6 @@ class Operators:
             _fake_core_backward,
             _keep_all,
             _differentiate_core_backward,
-            _composed_core_gradients,
         )
 
     def scan(self, given: Scan) -> tuple[Tensor, Tensor]:
