@@ -19,6 +19,7 @@ TARGETS = (
     "mamba_ssm.ops.triton.layer_norm",
     "mamba_ssm.ops.triton.layernorm",
     "mamba_ssm.ops.triton.layernorm_gated",
+    "mamba_ssm.ops.triton.k_activations",
     "mamba_ssm.ops.triton.selective_state_update",
     "mamba_ssm.modules.mamba_simple",
     "mamba_ssm.modules.mamba2",

@@ -11,7 +11,9 @@ from jetson_mamba.rewrite import Dispatch, ImportBeside
 IMPORT = ImportBeside(beside="torch", module="jetson_mamba.ops")
 
 
-def past_triton(function: str, parameters: tuple[str, ...], of: str) -> Dispatch:
+def past_triton(
+    function: str, parameters: tuple[str, ...], of: str, call: str = "LayerNormFn.apply"
+) -> Dispatch:
     """The edit of a function of one of these modules, and of ``jetson_mamba.ops``.
 
     ``of`` is the op of the module's autograd function, which takes ``parameters``, with those that
@@ -19,7 +21,7 @@ def past_triton(function: str, parameters: tuple[str, ...], of: str) -> Dispatch
     """
     return Dispatch(
         inside=function,
-        call="LayerNormFn.apply",
+        call=call,
         condition="jetson_mamba.ops.through_norm_autograd({first})",
         becomes=f"jetson_mamba.ops.{function}",
         parameters=tuple(each for each in parameters if each != "is_rms_norm" or function == of),
@@ -27,3 +29,15 @@ def past_triton(function: str, parameters: tuple[str, ...], of: str) -> Dispatch
         order=parameters,
         unchecked=True,
     )
+
+
+# The same in every release.
+LINEAR = past_triton(
+    "layer_norm_linear_fn",
+    (
+        *("x", "norm_weight", "norm_bias", "linear_weight", "linear_bias", "residual", "eps"),
+        *("prenorm", "residual_in_fp32", "is_rms_norm"),
+    ),
+    of="layer_norm_linear_fn",
+    call="LayerNormLinearFn.apply",
+)

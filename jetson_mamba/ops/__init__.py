@@ -12,11 +12,14 @@ from jetson_mamba.ops.causal_conv1d import (
     causal_conv1d_update,
 )
 from jetson_mamba.ops.in_place import addmm
+from jetson_mamba.ops.layer_norm_linear import layer_norm_linear_fn
 from jetson_mamba.ops.mamba_inner import mamba_inner_fn
 from jetson_mamba.ops.norms import (
+    layer_norm_applied,
     layer_norm_fn,
     layernorm_fn,
     rms_norm_fn,
+    rms_norm_forward,
     rmsnorm_fn,
     through_norm_autograd,
 )
@@ -33,6 +36,7 @@ from jetson_mamba.ops.ssd import (
     through_triton_autograd,
     triton_runs_on,
 )
+from jetson_mamba.ops.swiglu import swiglu_backward, swiglu_forward
 from jetson_mamba.ops.triton_dispatch import where_triton_runs
 from jetson_mamba.ops.twice import twice_differentiable
 from jetson_mamba.ops.unchecked import by_name, unchecked
@@ -45,18 +49,23 @@ __all__ = [
     "causal_conv1d_fn",
     "causal_conv1d_update",
     "forward_by_graph",
+    "layer_norm_applied",
     "layer_norm_fn",
+    "layer_norm_linear_fn",
     "layernorm_fn",
     "mamba_chunk_scan_combined",
     "mamba_inner_fn",
     "mamba_split_conv1d_scan_combined",
     "rms_norm_fn",
+    "rms_norm_forward",
     "rmsnorm_fn",
     "selective_scan_bwd",
     "selective_scan_fn",
     "selective_scan_fwd",
     "selective_state_update",
     "step_by_graph",
+    "swiglu_backward",
+    "swiglu_forward",
     "through_autograd",
     "through_norm_autograd",
     "through_triton_autograd",

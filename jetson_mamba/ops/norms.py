@@ -2,9 +2,9 @@
 
 They take the place of the functions of the same names in ``mamba_ssm.ops.triton.layer_norm``
 (``layernorm`` in 1.x) and ``layernorm_gated`` wherever :func:`through_norm_autograd` is false.
-Where no gradient is recorded they launch upstream's Triton kernels. While a graph is traced, the
-compiler of which fuses them, and on devices without Triton they are tensor operations that
-PyTorch differentiates. All compute in at least float32, and return the dtype of ``x``.
+Where no gradient is recorded they launch upstream's Triton kernels. Where something traces or
+transforms, a compiler of which fuses them, and on devices without Triton they are plain tensor
+operations. All compute in at least float32, and return the dtype of ``x``.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from . import norm_launches
-from .operators import is_compiling
-from .paths import through_autograd
+from .paths import Way, may_replay, through_autograd, way
 from .ssd.contract import compute_dtype
 from .ssd.triton_runs import triton_runs_on
+from .tracing import sizes
 
 
-def through_norm_autograd(x: Tensor) -> bool:
-    """Whether a norm goes through upstream's autograd function, on its Triton kernel."""
-    return through_autograd(x) and triton_runs_on(x.device)
+def through_norm_autograd(tensor: Tensor) -> bool:
+    """Whether a norm of this tensor goes through upstream's function, on its Triton kernel."""
+    return isinstance(tensor, Tensor) and through_autograd(tensor) and triton_runs_on(tensor.device)
 
 
 def layer_norm_fn(
@@ -55,9 +55,35 @@ def layer_norm_fn(
 
     Raises ValueError for shapes that do not fit, and for rowscale beside x1.
     """
-    dim = x.shape[-1]
+    return layer_norm(
+        *(x, weight, bias, residual, x1, weight1, bias1, eps, dropout_p, rowscale, prenorm),
+        *(residual_in_fp32, is_rms_norm, return_dropout_mask),
+    )
+
+
+def layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    x1: Tensor | None = None,
+    weight1: Tensor | None = None,
+    bias1: Tensor | None = None,
+    eps: float = 1e-6,
+    dropout_p: float = 0.0,
+    rowscale: Tensor | None = None,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+    is_rms_norm: bool = False,
+    return_dropout_mask: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Any:
+    """:func:`layer_norm_fn` with outputs of a ``dtype`` that is not that of x."""
+    out_dtype = x.dtype if dtype is None else dtype
+    shape = sizes(x)
+    dim = shape[-1]
     for name, tensor in (("x1", x1), ("residual", residual)):
-        _expect(name, tensor, tuple(x.shape), "the shape of x")
+        _expect(name, tensor, shape, "the shape of x")
     for name, tensor in (
         *(("weight", weight), ("bias", bias)),
         *(("weight1", weight1), ("bias1", bias1)),
@@ -65,13 +91,13 @@ def layer_norm_fn(
         _expect(name, tensor, (dim,), "(dim,)")
     if rowscale is not None and x1 is not None:
         raise ValueError("rowscale: expected None beside x1, found a tensor")
-    dtype = compute_dtype(x, weight, bias, residual, x1, weight1, bias1)
+    wide = compute_dtype(x, weight, bias, residual, x1, weight1, bias1)
     if residual is not None:
         total_dtype = residual.dtype
     else:
         total_dtype = torch.float32 if residual_in_fp32 else x.dtype
-    if dropout_p == 0.0 and _launches_triton(x.device, dtype):
-        tensors = (x, weight, bias, residual, x1, weight1, bias1, rowscale)
+    tensors = (x, weight, bias, residual, x1, weight1, bias1, rowscale)
+    if dropout_p == 0.0 and out_dtype == x.dtype and _launches_triton(wide, tensors):
         launched = norm_launches.norm(tensors, total_dtype, eps, is_rms_norm)
         if launched is not None:
             outputs = 1 if weight1 is None else 2
@@ -80,20 +106,20 @@ def layer_norm_fn(
             if prenorm:
                 results.append(launched[-1] if len(launched) > outputs else x)
             return _together(results, [None, None] if return_dropout_mask else [])
-    total = x.to(dtype)
+    total = x.to(wide)
     if rowscale is not None:
         total = total * rowscale.reshape(x.shape[:-1]).unsqueeze(-1)
     total, kept = _dropout(total, dropout_p)
     kept1 = None
     if x1 is not None:
-        other, kept1 = _dropout(x1.to(dtype), dropout_p)
+        other, kept1 = _dropout(x1.to(wide), dropout_p)
         total = total + other
     if residual is not None:
         total = total + residual
     normed = _normalised(total, eps, is_rms_norm)
-    results = [_affine(normed, weight, bias).to(x.dtype)]
+    results = [_affine(normed, weight, bias).to(out_dtype)]
     if weight1 is not None:
-        results.append(_affine(normed, weight1, bias1).to(x.dtype))
+        results.append(_affine(normed, weight1, bias1).to(out_dtype))
     if prenorm:
         results.append(total.to(total_dtype))
     return _together(results, [kept, kept1] if return_dropout_mask else [])
@@ -133,6 +159,45 @@ def rms_norm_fn(
     )
 
 
+def rms_norm_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float = 1e-6,
+    is_rms_norm: bool = True,
+) -> Tensor:
+    """:func:`layer_norm_fn` of x (rows, dim) alone, as ``MambaInnerFn`` norms dt, B and C."""
+    out: Tensor = layer_norm(x, weight, bias, eps=eps, is_rms_norm=is_rms_norm)
+    return out
+
+
+def layer_norm_applied(*arguments: Any) -> Any:
+    """:func:`layer_norm_fn` of what ``LayerNormFn.apply`` is given, in the order of any release.
+
+    It is there to be differentiated in place of that function, whose dropout it cannot repeat:
+    raises RuntimeError where there is some.
+    """
+    if len(arguments) == len(_APPLIED_IN_1):
+        given = dict(zip(_APPLIED_IN_1, arguments))
+    else:
+        given = dict(zip(_APPLIED, arguments))
+    if given.get("dropout_p", 0.0):
+        raise RuntimeError(
+            "dropout_p: expected 0 where a second derivative of the norm is asked for, found "
+            f"{given['dropout_p']}; apply torch.nn.functional.dropout before the norm"
+        )
+    return layer_norm_fn(**given)
+
+
+_APPLIED = (
+    *("x", "weight", "bias", "residual", "x1", "weight1", "bias1", "eps", "dropout_p"),
+    *("rowscale", "prenorm", "residual_in_fp32", "is_rms_norm", "return_dropout_mask"),
+)
+_APPLIED_IN_1 = (
+    *("x", "weight", "bias", "residual", "eps", "prenorm", "residual_in_fp32", "is_rms_norm"),
+)
+
+
 def layernorm_fn(
     x: Tensor,
     weight: Tensor,
@@ -150,15 +215,16 @@ def layernorm_fn(
 
     Raises ValueError for shapes that do not fit.
     """
-    dim = x.shape[-1]
-    _expect("z", z, tuple(x.shape), "the shape of x")
+    shape = sizes(x)
+    dim = shape[-1]
+    _expect("z", z, shape, "the shape of x")
     _expect("weight", weight, (dim,), "(dim,)")
     _expect("bias", bias, (dim,), "(dim,)")
     group_size = dim if group_size is None else group_size
     if group_size < 1 or dim % group_size:
         raise ValueError(f"group_size: expected a divisor of dim={dim}, found {group_size}")
     dtype = compute_dtype(x, weight, bias, z)
-    if _launches_triton(x.device, dtype):
+    if _launches_triton(dtype, (x, weight, bias, z)):
         options = (eps, group_size, norm_before_gate, is_rms_norm)
         launched = norm_launches.gated_norm((x, weight, bias, z), *options)
         if launched is not None:
@@ -187,13 +253,16 @@ def rmsnorm_fn(
     return layernorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm=True)
 
 
-def _launches_triton(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether upstream's kernels do the work: nothing of it is to be differentiated or traced."""
+def _launches_triton(dtype: torch.dtype, tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether upstream's kernels do the work: nothing looks at it but by its results."""
+    first = tensors[0]
     return (
-        not is_compiling()
+        first is not None
         and not torch.is_grad_enabled()
         and dtype == torch.float32
-        and triton_runs_on(device)
+        and way(*tensors) is Way.KERNELS
+        and triton_runs_on(first.device)
+        and may_replay()
     )
 
 
@@ -224,5 +293,5 @@ def _dropout(x: Tensor, p: float) -> tuple[Tensor, Tensor | None]:
 
 
 def _expect(name: str, tensor: Tensor | None, shape: tuple[int, ...], meaning: str) -> None:
-    if tensor is not None and tuple(tensor.shape) != shape:
-        raise ValueError(f"{name}: expected {meaning}, {shape}, found {tuple(tensor.shape)}")
+    if tensor is not None and sizes(tensor) != shape:
+        raise ValueError(f"{name}: expected {meaning}, {shape}, found {sizes(tensor)}")

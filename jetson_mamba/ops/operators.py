@@ -16,6 +16,7 @@ from typing import Any, Callable, ContextManager
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 NAMESPACE = "jetson_mamba"
 _library = (
@@ -28,6 +29,16 @@ has_operators = _library is not None
 
 def _never() -> bool:
     return False
+
+
+def _none() -> Any:
+    return None
+
+
+# The innermost of torch.func's transforms at work, or None.
+_transform: Callable[[], Any] = getattr(
+    getattr(torch._C, "_functorch", None), "peek_interpreter_stack", _none
+)
 
 
 # Whether torch.compile or torch.export traces this call, into a graph that can hold operators.
@@ -49,7 +60,8 @@ def define(
     ``fake`` gives empty tensors of the results' shapes and strides; ``setup_context`` and
     ``backward`` are as in ``torch.library.register_autograd``. No result may share memory with an
     argument that the schema does not mark as written. ``composed`` computes the same in plain
-    tensor operations, which ``torch.vmap`` then maps.
+    tensor operations, which torch's transforms then meet in place of the operator; without it they
+    raise a RuntimeError.
     """
     if _library is None:
         return None
@@ -59,24 +71,44 @@ def define(
     _library.define(schema, tags=(torch.Tag.needs_fixed_stride_order,))
     _library.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, fake, lib=_library)
+    operator = getattr(getattr(torch.ops, NAMESPACE), name).default
     if backward is not None:
-        torch.library.register_autograd(
-            qualified, backward, setup_context=setup_context, lib=_library
-        )
-    if composed is not None and hasattr(torch.library, "register_vmap"):
-        torch.library.register_vmap(qualified, _mapped(composed), lib=_library)
-    return getattr(getattr(torch.ops, NAMESPACE), name).default
+        _differentiate(operator, setup_context, backward, composed)
+    if composed is not None:
+        # A rule of torch.library.register_vmap may call no transform, and this has to: what is
+        # composed is mapped operation by operation.
+        _library.impl(name, composed, "FuncTorchBatched")
+    return operator
 
 
-def _mapped(composed: Callable[..., Any]) -> Callable[..., Any]:
-    """The rule of ``torch.vmap`` for an operator that ``composed`` computes."""
+def _differentiate(
+    operator: Any,
+    setup_context: Callable[..., None] | None,
+    backward: Callable[..., Any],
+    composed: Callable[..., Any] | None,
+) -> None:
+    """Register the gradient of an operator, as ``torch.library.register_autograd`` does.
 
-    def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
-        mapped = torch.vmap(composed, in_dims, randomness=info.randomness)
-        results = mapped(*arguments)
-        return results, 0 if isinstance(results, Tensor) else (0,) * len(results)
+    What that registers loses the tangents of forward-mode derivatives without a word, and stops
+    ``torch.func``.
+    """
+    from torch._library.autograd import Info, make_autograd_impl
 
-    return rule
+    registered = make_autograd_impl(operator, Info(backward, setup_context))
+    name = operator._schema.name
+
+    def differentiated(keys: Any, *arguments: Any, **keywords: Any) -> Any:
+        if forward_ad._current_level < 0 and _transform() is None:
+            return registered(keys, *arguments, **keywords)
+        if composed is None:
+            raise RuntimeError(
+                f"{name}: expected no transform of torch.func and no forward-mode derivative of a "
+                "graph that holds gradients; transform the function before it is traced"
+            )
+        return composed(*arguments, **keywords)
+
+    assert _library is not None
+    _library.impl(name.partition("::")[2], differentiated, "Autograd", with_keyset=True)
 
 
 def forward_to(schema: str, implementation: Callable[..., Any]) -> Any:

@@ -1,18 +1,22 @@
 """One step of the selective scan, by which a model decodes token by token.
 
 Takes the place of the function of the same name in ``mamba_ssm.ops.triton.selective_state_update``
-on devices that Triton has no kernels for. It computes as upstream's kernel does, in float32
+wherever Triton kernels cannot be launched. It computes as upstream's kernel does, in float32
 whatever the dtypes, and as that does records no gradient.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import overload
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .operators import is_compiling
+from .paths import Way, way
 from .ssd.contract import compute_dtype
+from .tracing import fixed, sizes, untraced
 
 
 @torch.no_grad()
@@ -56,11 +60,13 @@ def selective_state_update(
             "state: expected shape (states, nheads, dim, dstate) or (states, dim, dstate), "
             f"found {tuple(state.shape)}"
         )
+    found = way(state, x, dt, A, B, C, D, z, dt_bias)
+    state, x = fixed(state), fixed(x)
     has_heads = state.dim() == 4
     states = state if has_heads else state.unsqueeze(1)
-    count, nheads, dim, dstate = states.shape
-    batch = x.shape[0] if x.dim() else 0
-    ngroups = B.shape[1] if B.dim() == 3 else 1
+    count, nheads, dim, dstate = sizes(states)
+    batch = sizes(x)[0] if x.dim() else 0
+    ngroups = sizes(B)[1] if B.dim() == 3 else 1
     if ngroups < 1 or nheads % ngroups:
         raise ValueError(
             f"B: its second axis, ngroups, must be a divisor of nheads={nheads}, found {ngroups}"
@@ -69,18 +75,22 @@ def selective_state_update(
     per_group = {"batch": batch, "ngroups": ngroups, "dstate": dstate}
     per_channel = {"nheads": nheads, "dim": dim}
     x = _fitted("x", x, per_step)
-    dt = _once(_fitted("dt", dt, per_step))
-    A = _once(_fitted("A", A, {**per_channel, "dstate": dstate}))
+    dt = _fitted("dt", dt, per_step)
+    A = _fitted("A", A, {**per_channel, "dstate": dstate})
     B = _fitted("B", B, per_group)
     C = _fitted("C", C, per_group)
     if D is not None:
-        D = _once(_fitted("D", D, per_channel))
+        D = _fitted("D", D, per_channel)
     if z is not None:
         z = _fitted("z", z, per_step)
     if dt_bias is not None:
-        dt_bias = _once(_fitted("dt_bias", dt_bias, per_channel))
+        dt_bias = _fitted("dt_bias", dt_bias, per_channel)
+    if found is not Way.COMPOSED:
+        # In a trace, what is expanded now need not be later.
+        dt, A, D, dt_bias = _once(dt), _once(A), _once(D), _once(dt_bias)
     if state_batch_indices is not None:
-        _check_indices(state_batch_indices, batch, count)
+        with untraced() if found is Way.COMPOSED else nullcontext():
+            _check_indices(state_batch_indices, batch, count, found)
     elif count < batch:
         raise ValueError(f"state: expected at least batch={batch} states, found {count}")
 
@@ -130,13 +140,14 @@ def _rows(used: Tensor) -> Tensor:
     Two that write the same to one place do no harm, and no shape depends on values, which a graph
     could not hold.
     """
-    own = torch.arange(used.shape[0], device=used.device)
-    if used.shape[0] == 0:
+    count = sizes(used)[0]
+    own = torch.arange(count, device=used.device)
+    if count == 0:
         return own
     return torch.where(used, own, used.to(torch.int32).argmax())
 
 
-def _check_indices(indices: Tensor, batch: int, count: int) -> None:
+def _check_indices(indices: Tensor, batch: int, count: int, found: Way) -> None:
     if indices.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"state_batch_indices: expected int32 or int64, found {indices.dtype}")
     if tuple(indices.shape) != (batch,):
@@ -144,7 +155,7 @@ def _check_indices(indices: Tensor, batch: int, count: int) -> None:
             f"state_batch_indices: expected shape (batch={batch},), found {tuple(indices.shape)}"
         )
     # Elsewhere than on a CPU, to look at the values would be to wait for them.
-    if batch and indices.device.type == "cpu" and not is_compiling():
+    if batch and indices.device.type == "cpu" and found is Way.KERNELS:
         greatest = int(indices.max())
         if greatest >= count:
             raise ValueError(
@@ -153,27 +164,33 @@ def _check_indices(indices: Tensor, batch: int, count: int) -> None:
             )
 
 
-def _once(tensor: Tensor) -> Tensor:
+@overload
+def _once(tensor: Tensor) -> Tensor: ...
+@overload
+def _once(tensor: None) -> None: ...
+def _once(tensor: Tensor | None) -> Tensor | None:
     """The tensor with one element along each axis that it is expanded along."""
+    if tensor is None:
+        return None
     for axis, stride in enumerate(tensor.stride()):
         if stride == 0 and tensor.shape[axis] > 1:
             tensor = tensor.narrow(axis, 0, 1)
     return tensor
 
 
-def _fitted(name: str, tensor: Tensor, sizes: dict[str, int]) -> Tensor:
+def _fitted(name: str, tensor: Tensor, axes: dict[str, int]) -> Tensor:
     """The tensor with all of its axes, of which that of heads or groups may have been left out.
 
     Raises ValueError where its shape is another.
     """
-    optional = "ngroups" if "ngroups" in sizes else "nheads"
-    if tensor.dim() == len(sizes) - 1:
-        tensor = tensor.unsqueeze(list(sizes).index(optional))
-    if tuple(tensor.shape) != tuple(sizes.values()):
-        meaning = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+    optional = "ngroups" if "ngroups" in axes else "nheads"
+    if tensor.dim() == len(axes) - 1:
+        tensor = tensor.unsqueeze(list(axes).index(optional))
+    if sizes(tensor) != tuple(axes.values()):
+        meaning = ", ".join(f"{axis}={size}" for axis, size in axes.items())
         raise ValueError(
             f"{name}: expected shape ({meaning}), where {optional} may be left out if it is 1, "
-            f"found {tuple(tensor.shape)}"
+            f"found {sizes(tensor)}"
         )
     return tensor
 

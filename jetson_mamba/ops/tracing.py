@@ -33,6 +33,8 @@ def untraced() -> Iterator[None]:
 
 def sizes(tensor: Tensor) -> tuple[int, ...]:
     """The shape in plain numbers, also where a trace would follow them."""
+    if torch._C._get_tracing_state() is None:
+        return tuple(tensor.shape)
     with untraced():
         return tuple(tensor.shape)
 

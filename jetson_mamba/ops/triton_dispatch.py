@@ -7,30 +7,38 @@ source that Triton reads, stay upstream's own.
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any, Callable
 
-from torch import Tensor
-
-from .operators import is_compiling
+from .paths import Way, is_compiling, way
 from .ssd.triton_runs import triton_runs_on
 
 
 def where_triton_runs(
     function: Callable[..., Any], otherwise: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """``function`` on devices that Triton has kernels for, ``otherwise`` on all others.
+    """``function`` where Triton kernels can be launched, ``otherwise`` everywhere else.
 
-    Both take the tensor ``state`` first, whose device decides. What is returned has the name, the
-    signature and the source of ``function``, and is found by pickle under its name.
+    Both take the same tensor first, which decides: by its device, and by what looks at it. A launch
+    is invisible to a transform, a mode or a trace, and reads addresses that fake and meta tensors
+    do not have. What is returned has the name, the signature and the source of ``function``, and is
+    found by pickle under its name.
 
-    While a graph is traced, which what Triton is asked would break, every GPU counts as one that
-    it has kernels for: a compiler that traces for a GPU generates Triton kernels itself.
+    While a graph is traced by ``torch.compile``, which what Triton is asked would break, every GPU
+    counts as one that it has kernels for: a compiler that traces for a GPU generates Triton kernels
+    itself.
     """
+    first = next(iter(inspect.signature(otherwise).parameters))
 
     @functools.wraps(function)
-    def dispatched(state: Tensor, *arguments: Any, **keywords: Any) -> Any:
-        device = state.device
-        runs = device.type == "cuda" if is_compiling() else triton_runs_on(device)
-        return (function if runs else otherwise)(state, *arguments, **keywords)
+    def dispatched(*arguments: Any, **keywords: Any) -> Any:
+        tensor = arguments[0] if arguments else keywords.get(first)
+        if tensor is None:
+            runs = True  # the function itself says what is wrong
+        elif is_compiling():
+            runs = tensor.device.type == "cuda"
+        else:
+            runs = way(tensor) is Way.KERNELS and triton_runs_on(tensor.device)
+        return (function if runs else otherwise)(*arguments, **keywords)
 
     return dispatched

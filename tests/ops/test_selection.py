@@ -174,13 +174,13 @@ def test_the_real_ops_can_be_named_with_their_own_backends() -> None:
 def test_training_goes_past_upstreams_function_where_another_backend_than_its_own_is_named(
     named: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    device = torch.device("cpu")
+    tensor = torch.ones(1)
     monkeypatch.setattr(ssd, "triton_runs_on", lambda device: True)
     with jetson_mamba.backend(ssd=named):
-        assert through_triton_autograd(device) is (named != "pytorch")
+        assert through_triton_autograd(tensor) is (named != "pytorch")
     with jetson_mamba.backend(ssd="pytorch"), jetson_mamba.backend(ssd=named):
-        assert through_triton_autograd(device) is (named != "pytorch")
-    assert through_triton_autograd(device)
+        assert through_triton_autograd(tensor) is (named != "pytorch")
+    assert through_triton_autograd(tensor)
 
 
 def test_the_backward_pass_of_the_convolution_runs_on_the_backend_of_its_forward_pass() -> None:

@@ -2,13 +2,14 @@
 
 The two functions take the place of the functions of the same names in
 ``mamba_ssm.ops.triton.ssd_combined``, with the same parameters and results, wherever
-:func:`through_triton_autograd` is false: on devices without Triton, while ``torch.compile``
-traces, where no gradient is recorded, and where another backend than ``triton`` is named.
+:func:`through_triton_autograd` is false: on devices without Triton, while something traces or
+transforms, where no gradient is recorded, and where another backend than ``triton`` is named.
 """
 
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,10 +19,18 @@ from .. import causal_conv1d
 from ..autocast import autocast_dtype, without_autocast
 from ..backends import Op
 from ..captured import Captured, Weights
-from ..operators import is_compiling
-from ..paths import through_autograd
-from . import pytorch
-from .checks import check_chunk_size, check_mixer, check_scan, check_sequences, head_size, limits
+from ..paths import Way, may_replay, through_autograd, way
+from ..tracing import untraced
+from . import composed, pytorch
+from .checks import (
+    check_chunk_size,
+    check_mixer,
+    check_scan,
+    check_sequences,
+    check_state_dtype,
+    head_size,
+    limits,
+)
 from .contract import Case, Implementation, Mixer, Scan
 from .gates import gate
 from .library import Operators
@@ -37,15 +46,17 @@ __all__ = [
 ]
 
 
-def through_triton_autograd(x: Tensor) -> bool:
-    """Whether a call goes through upstream's autograd function, on its Triton kernels.
+def through_triton_autograd(tensor: Tensor) -> bool:
+    """Whether a call, of this tensor first, goes through upstream's autograd function.
 
-    Those are the backend ``triton``: where another is named for the op, the call goes to that.
+    Its Triton kernels are the backend ``triton``: where another is named for the op, the call goes
+    to that.
     """
     return (
-        through_autograd(x)
+        isinstance(tensor, Tensor)
+        and through_autograd(tensor)
         and (op.selection is None or op.selection.backend == "triton")
-        and triton_runs_on(x.device)
+        and triton_runs_on(tensor.device)
     )
 
 
@@ -66,6 +77,7 @@ def mamba_chunk_scan_combined(
     dt_limit: tuple[float, float] = (0.0, math.inf),
     return_final_states: bool = False,
     return_varlen_states: bool = False,
+    state_dtype: torch.dtype | None = None,
 ) -> Tensor | tuple[Tensor, ...]:
     """Scan ``h[t] = exp(dt[t] A) h[t-1] + dt[t] B[t] x[t]^T``, read out as ``C[t] h[t] + D x[t]``.
 
@@ -75,7 +87,9 @@ def mamba_chunk_scan_combined(
     products are in float32, or float64 if any argument is. ``dt`` becomes
     ``clamp(softplus(dt + dt_bias), *dt_limit)``, where asked for; with z the output is
     multiplied by ``silu(z)``. ``chunk_size`` is how many steps upstream's kernels take at once;
-    the PyTorch backend has a size of its own.
+    the PyTorch backend has a size of its own, unless ``state_dtype`` is given: to that the states
+    at the start of each chunk are rounded, and from them its outputs are read. The last state is
+    not rounded.
 
     ``seq_idx`` (batch, seqlen), integers, marks packed sequences: the state starts from zero
     wherever it changes. The initial states belong to sequence 0. Negative means padding, which
@@ -96,21 +110,20 @@ def mamba_chunk_scan_combined(
         chunk_size,
         bool(dt_softplus),
         limits(dt_limit),
+        check_state_dtype(state_dtype),
     )
-    check_scan(scan)
-    if return_varlen_states:
-        # How many states there are is known to a tensor only: a graph breaks here. Not a decorator,
-        # which would import torch's compiler with this module: a second.
-        run = (
-            torch.compiler.disable(_scan_with_varlen_states)
-            if is_compiling()
-            else _scan_with_varlen_states
-        )
-        out, *states = run(scan)
-    elif is_compiling():
+    found = way(x, dt, A, B, C, D, z, dt_bias, initial_states)
+    with untraced() if found is Way.COMPOSED else nullcontext():
+        check_scan(scan)
+        if return_varlen_states:
+            check_sequences(scan, found is Way.KERNELS)
+    if found is Way.COMPOSED:
+        out, *states = composed.scan(scan)
+    elif found is Way.OPERATORS:
         out, *states = _OPERATORS.scan(scan)
         if z is not None:
             out = gate(out, z).to(out.dtype)
+        states.append(composed.varlen_states(scan))
     else:
         out, *states = _scan(scan)
     wanted = (return_final_states, return_varlen_states)
@@ -138,6 +151,7 @@ def mamba_split_conv1d_scan_combined(
     headdim: int | None = None,
     ngroups: int = 1,
     norm_before_gate: bool = True,
+    state_dtype: torch.dtype | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Everything of a Mamba-2 mixer after its input projection.
 
@@ -166,15 +180,18 @@ def mamba_split_conv1d_scan_combined(
         headdim,
         ngroups,
         bool(norm_before_gate),
+        check_state_dtype(state_dtype),
     )
     weights = (conv1d_weight, conv1d_bias, dt_bias, D, rmsnorm_weight, outproj_weight, outproj_bias)
+    found = way(zxbcdt, A, initial_states, *weights)
     if (
-        is_compiling()
+        found is not Way.KERNELS
         or torch.is_grad_enabled()
         or initial_states is not None
         or seq_idx is not None
+        or not may_replay()
     ):
-        out, final_states = _mixed(zxbcdt, A, weights, initial_states, seq_idx, options)
+        out, final_states = _mixed(zxbcdt, A, weights, initial_states, seq_idx, options, found)
         return (out, final_states) if return_final_states else out
     results = _CAPTURED(
         (zxbcdt, A),
@@ -190,11 +207,6 @@ def _scan(scan: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
     return (implementation.scan if torch.is_grad_enabled() else implementation.scan_forward)(scan)
 
 
-def _scan_with_varlen_states(scan: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
-    check_sequences(scan)
-    return _scan(scan)
-
-
 def _mixed(
     zxbcdt: Tensor,
     A: Tensor,
@@ -202,10 +214,12 @@ def _mixed(
     initial_states: Tensor | None,
     seq_idx: Tensor | None,
     options: tuple[Any, ...],
+    found: Way,
 ) -> tuple[Tensor, Tensor]:
     """A mixer, its arguments being checked: its output and the last state."""
     conv1d_weight, conv1d_bias, dt_bias, D, rmsnorm_weight, outproj_weight, outproj_bias = weights
-    chunk_size, dt_limit, activation, rmsnorm_eps, headdim, ngroups, norm_before_gate = options
+    chunk_size, dt_limit, activation, rmsnorm_eps, headdim, ngroups, *others = options
+    norm_before_gate, state_dtype = others
     check_chunk_size(chunk_size)
     mixer = Mixer(
         zxbcdt=zxbcdt,
@@ -226,12 +240,16 @@ def _mixed(
         headdim=head_size(D, headdim),
         ngroups=ngroups,
         norm_before_gate=norm_before_gate,
+        state_dtype=state_dtype,
     )
-    check_mixer(mixer)
-    if is_compiling():
-        if not _is_one_operator(mixer):
-            return compose(mixer, _OPERATORS.scan)
+    with untraced() if found is Way.COMPOSED else nullcontext():
+        check_mixer(mixer)
+    if found is not Way.KERNELS:
         projection_dtype = autocast_dtype(zxbcdt.device)
+        if found is Way.COMPOSED:
+            return composed.mixer(mixer, projection_dtype)
+        if not _is_one_operator(mixer):
+            return compose(mixer, _OPERATORS.scan, projection_dtype)
         out, final_states = _OPERATORS.core(mixer)
         with without_autocast(zxbcdt.device):
             return project(mixer, out, projection_dtype), final_states
@@ -263,7 +281,7 @@ def _from_parts(
 ) -> tuple[Tensor, ...]:
     """The function that is captured."""
     zxbcdt, A = inputs
-    results = _mixed(zxbcdt, A, weights, None, None, options)
+    results = _mixed(zxbcdt, A, weights, None, None, options, Way.KERNELS)
     return results if return_final_states else results[:1]
 
 
@@ -271,7 +289,7 @@ _CAPTURED = Captured(_from_parts)
 
 
 def _implementation(given: Scan | Mixer) -> Implementation:
-    return op.implementation(Case(given[0].device, given.dtype))
+    return op.implementation(Case(given[0].device, given.dtype, given.state_dtype is not None))
 
 
 def _trial(implementation: Implementation, case: Case) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Mapping, Sequence
+from typing import Any, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ..autocast import autocast_dtype
+from ..tracing import sizes
 from .contract import Mixer, Scan
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -113,7 +114,7 @@ def head_size(D: Tensor, headdim: int | None) -> int:
     if not isinstance(D, Tensor):
         raise TypeError(f"D: expected a tensor, found {type(D).__name__}")
     if D.dim() == 2:
-        return D.shape[1]
+        return sizes(D)[1]
     if D.dim() != 1:
         raise ValueError(
             f"D: expected shape (nheads,) or (nheads, headdim), found {tuple(D.shape)}"
@@ -131,6 +132,17 @@ def check_chunk_size(chunk_size: int) -> None:
         raise ValueError(f"chunk_size: expected at least 1, found {chunk_size}")
 
 
+def check_state_dtype(state_dtype: Any) -> torch.dtype | None:
+    """It; raise TypeError unless it is None or a dtype that states can have."""
+    if state_dtype is not None and state_dtype not in FLOATING:
+        raise TypeError(
+            "state_dtype: expected None, float16, bfloat16, float32 or float64, "
+            f"found {state_dtype!r}"
+        )
+    checked: torch.dtype | None = state_dtype
+    return checked
+
+
 def limits(dt_limit: Sequence[float]) -> tuple[float, float]:
     """The two of them; a list, as a configuration in JSON has it, will do."""
     if len(dt_limit) != 2 or not dt_limit[0] <= dt_limit[1]:
@@ -138,7 +150,7 @@ def limits(dt_limit: Sequence[float]) -> tuple[float, float]:
     return dt_limit[0], dt_limit[1]
 
 
-def check_sequences(scan: Scan) -> None:
+def check_sequences(scan: Scan, look_at_values: bool) -> None:
     """Raise unless cu_seqlens holds the boundaries of sequences in a batch of 1."""
     cu_seqlens = scan.cu_seqlens
     if cu_seqlens is None:
@@ -154,6 +166,8 @@ def check_sequences(scan: Scan) -> None:
     batch, seqlen = scan.x.shape[:2]
     if batch != 1:
         raise ValueError(f"x: expected batch 1 with return_varlen_states, found {batch}")
+    if not look_at_values:
+        return
     ends: list[int] = cu_seqlens.tolist()
     if ends[0] < 0 or ends[-1] > seqlen or any(a > b for a, b in zip(ends, ends[1:])):
         raise ValueError(
@@ -202,9 +216,9 @@ def _states(batch: int, nheads: int, headdim: int, dstate: int) -> Mapping[str, 
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, Mapping[str, int]]) -> None:
-    for name, sizes in expected.items():
-        if name in tensors and tuple(tensors[name].shape) != tuple(sizes.values()):
-            axes = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+    for name, wanted in expected.items():
+        if name in tensors and tuple(tensors[name].shape) != tuple(wanted.values()):
+            axes = ", ".join(f"{axis}={size}" for axis, size in wanted.items())
             raise ValueError(f"{name}: expected shape ({axes}), found {tuple(tensors[name].shape)}")
 
 

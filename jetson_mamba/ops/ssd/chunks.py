@@ -22,7 +22,7 @@ share one matrix product.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Sequence
 
 import torch
 from torch import Tensor
@@ -39,6 +39,9 @@ CHUNK = 64
 # elsewhere enough to fill a GPU and to make the launches few.
 BLOCK_ELEMENTS_CPU = 1 << 20
 BLOCK_ELEMENTS = 1 << 24
+
+# The A that stands for an infinite one in float64.
+LARGE = -1e200
 
 
 class Targets(NamedTuple):
@@ -78,23 +81,23 @@ def forward(scan: Scan, out: Tensor) -> tuple[Tensor, list[Tensor]]:
 
     The states are laid out (batch, groups, dstate, heads of a group * headdim).
     """
-    steps, _ = _steps(scan)
-    resets = _resets(scan.seq_idx)
+    steps = steps_taken(scan)
+    resets = _resets(scan)
     state = _first_state(scan)
     kept = []
     for block in _blocks(scan, 0, scan.x.shape[1]):
         kept.append(state)
         local = _Local(scan, steps, resets, block)
         starts, state = local.states(state)
-        y = local.output(local.mixing().matrix(), starts)
+        y = local.output(local.mixing().matrix(), _rounded(scan, starts))
         local.write(out, y if scan.z is None else y * functional.silu(local.heads(scan.z)))
     return state, kept
 
 
 def states(scan: Scan) -> list[Tensor]:
     """The states that :func:`forward` keeps: the one before each block."""
-    steps, _ = _steps(scan)
-    resets = _resets(scan.seq_idx)
+    steps = steps_taken(scan)
+    resets = _resets(scan)
     state = _first_state(scan)
     kept = []
     for block in _blocks(scan, 0, scan.x.shape[1]):
@@ -108,8 +111,8 @@ def varlen_states(scan: Scan, ends: list[int]) -> Tensor:
 
     The first sequence starts from the initial states, the others from zero.
     """
-    steps, _ = _steps(scan)
-    resets = _resets(scan.seq_idx)
+    steps = steps_taken(scan)
+    resets = _resets(scan)
     first = _first_state(scan)
     states = []
     for index, (start, stop) in enumerate(zip(ends, ends[1:])):
@@ -130,7 +133,7 @@ def public_state(state: Tensor, scan: Scan) -> Tensor:
 
 def backward(
     scan: Scan,
-    kept: list[Tensor],
+    kept: Sequence[Tensor],
     dout: Tensor,
     dfinal_states: Tensor | None,
     targets: Targets,
@@ -142,10 +145,10 @@ def backward(
     ``out``, where given with z, receives the output of the forward pass once more.
     """
     groups = scan.B.shape[2]
-    steps, slope = _steps(scan)
-    resets = _resets(scan.seq_idx)
+    steps = steps_taken(scan)
+    resets = _resets(scan)
     dsteps = torch.empty_like(steps)
-    A = torch.unflatten(scan.A.to(steps.dtype), 0, (groups, 1, -1))
+    A = torch.unflatten(finite(scan.A.to(steps.dtype)), 0, (groups, 1, -1))
     dA = torch.zeros_like(A[:, 0])
     dD = torch.unflatten(steps.new_zeros(scan.x.shape[2:]), 0, (groups, -1))
     if dfinal_states is None:
@@ -156,11 +159,12 @@ def backward(
     for block, start_state in zip(reversed(_blocks(scan, 0, scan.x.shape[1])), reversed(kept)):
         local = _Local(scan, steps, resets, block)
         starts, _ = local.states(start_state, last=False)
+        rounded = _rounded(scan, starts)
         mixing = local.mixing()
         matrix = mixing.matrix()
         dy = local.heads(dout)
         if scan.z is not None and targets.z is not None:
-            y = local.output(matrix, starts)
+            y = local.output(matrix, rounded)
             gate, slope_of_gate = silu_and_slope(local.heads(scan.z))
             local.write(targets.z, dy * y * slope_of_gate)
             dy = dy * gate
@@ -170,7 +174,7 @@ def backward(
         # Through the state before each chunk and the state after it, (b, k, g, n, r p).
         dy_read = dy * local.enter.unsqueeze(-1)
         dends, dstate, dcarry = local.state_gradients(dy_read, starts, dstate)
-        read = torch.unflatten(local.C @ starts, -1, dy.shape[-2:])
+        read = torch.unflatten(local.C @ rounded, -1, dy.shape[-2:])
         sent = torch.unflatten(local.B @ dends, -1, dy.shape[-2:])
 
         # Through the (chunk, chunk) matrices, (b, k, g, r, q, q).
@@ -199,10 +203,10 @@ def backward(
         dB += local.left.flatten(4) @ dends.transpose(-1, -2)
         block.of(targets.B).copy_(dB.transpose(2, 3))
         dC = dCB @ local.B
-        dC += dy_read.flatten(4) @ starts.transpose(-1, -2)
+        dC += dy_read.flatten(4) @ rounded.transpose(-1, -2)
         block.of(targets.C).copy_(dC.transpose(2, 3))
 
-    dsteps *= slope
+    dsteps *= _slope(scan)
     targets.dt.copy_(dsteps)
     dD = dD.flatten(0, 1)
     return Gradients(
@@ -245,7 +249,7 @@ class _Local:
         # Decay from the start of the chunk through each step, and from after each step to the
         # end, (b, k, g, q, r); across the whole chunk, (b, k, g, 1, r).
         # The sums grow over a chunk while their differences decide: float64 keeps those exact.
-        A = torch.unflatten(scan.A.double(), 0, (self._groups, 1, -1))
+        A = torch.unflatten(finite(scan.A.double()), 0, (self._groups, 1, -1))
         self._log = (self.dt * A).cumsum(3)
         last = self._log[:, :, :, -1:]
         self.enter = self._log.to(steps.dtype).exp()
@@ -327,36 +331,68 @@ class _Local:
 def _blocks(scan: Scan, start: int, stop: int) -> list[Block]:
     """Blocks that cover the steps ``start:stop``; what is left of a chunk is one of its own."""
     batch, _, nheads, _ = scan.x.shape
+    # Where states are rounded between chunks, these are as the caller says.
+    chunk = CHUNK if scan.state_dtype is None else scan.chunk_size
     elements = BLOCK_ELEMENTS_CPU if scan.x.device.type == "cpu" else BLOCK_ELEMENTS
-    most = max(1, elements // max(1, batch * nheads * CHUNK * CHUNK))
+    most = max(1, elements // max(1, batch * nheads * chunk * chunk))
     blocks = []
-    while stop - start >= CHUNK:
-        blocks.append(Block(start, min(most, (stop - start) // CHUNK), CHUNK))
-        start += blocks[-1].nchunks * CHUNK
+    while stop - start >= chunk:
+        blocks.append(Block(start, min(most, (stop - start) // chunk), chunk))
+        start += blocks[-1].nchunks * chunk
     if start < stop:
         blocks.append(Block(start, 1, stop - start))
     return blocks
 
 
-def _steps(scan: Scan) -> tuple[Tensor, Tensor]:
-    """The steps that are taken, after bias, softplus and limits, and their slope in dt."""
+def steps_taken(scan: Scan) -> Tensor:
+    """The steps that are taken, after bias, softplus and limits; none in padding."""
+    steps = _free_steps(scan)[1].clamp(*scan.dt_limit)
+    return steps if scan.seq_idx is None else steps.masked_fill(_padding(scan.seq_idx), 0)
+
+
+def _slope(scan: Scan) -> Tensor:
+    """The slope of :func:`steps_taken` in dt."""
+    raw, free = _free_steps(scan)
+    slope = torch.sigmoid(raw) if scan.dt_softplus else torch.ones_like(raw)
+    fixed = (free < scan.dt_limit[0]) | (free > scan.dt_limit[1])
+    if scan.seq_idx is not None:
+        fixed = fixed | _padding(scan.seq_idx)
+    return slope.masked_fill(fixed, 0)
+
+
+def _free_steps(scan: Scan) -> tuple[Tensor, Tensor]:
+    """dt with its bias, and the step that it would give without limits."""
     raw = scan.dt.to(scan.dtype)
     if scan.dt_bias is not None:
         raw = raw + scan.dt_bias
-    free = functional.softplus(raw) if scan.dt_softplus else raw
-    steps = free.clamp(*scan.dt_limit)
-    slope = torch.sigmoid(raw) if scan.dt_softplus else torch.ones_like(raw)
-    slope = slope.masked_fill((free < scan.dt_limit[0]) | (free > scan.dt_limit[1]), 0)
-    if scan.seq_idx is None:
-        return steps, slope
-    padding = (scan.seq_idx < 0).unsqueeze(-1)
-    return steps.masked_fill(padding, 0), slope.masked_fill(padding, 0)
+    return raw, functional.softplus(raw) if scan.dt_softplus else raw
 
 
-def _resets(seq_idx: Tensor | None) -> Tensor | None:
+def _padding(seq_idx: Tensor) -> Tensor:
+    return (seq_idx < 0).unsqueeze(-1)
+
+
+def finite(A: Tensor) -> Tensor:
+    """A, where it is infinite so large that any step decays a state to 0, and none leaves it.
+
+    A difference of infinite sums would be no number. What is large in float64 leaves room for sums.
+    """
+    return A.clamp(min=LARGE if A.dtype == torch.float64 else torch.finfo(A.dtype).min)
+
+
+def _rounded(scan: Scan, states: Tensor) -> Tensor:
+    """States as they are kept between chunks."""
+    if scan.state_dtype is None:
+        return states
+    return states.to(scan.state_dtype).to(states.dtype)
+
+
+def _resets(scan: Scan) -> Tensor | None:
+    return None if scan.seq_idx is None else resets_before(scan.seq_idx)
+
+
+def resets_before(seq_idx: Tensor) -> Tensor:
     """How often the sequence has changed up to each step; before the first it is sequence 0."""
-    if seq_idx is None:
-        return None
     return (seq_idx != functional.pad(seq_idx[:, :-1], (1, 0))).cumsum(1)
 
 

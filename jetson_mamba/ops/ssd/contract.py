@@ -13,16 +13,23 @@ from torch import Tensor
 
 
 class Case(NamedTuple):
-    """What decides whether a backend applies: ``dtype`` is what is computed in."""
+    """What decides whether a backend applies.
+
+    ``dtype`` is what is computed in; ``rounds_states`` whether a dtype for the states between
+    chunks is named.
+    """
 
     device: torch.device
     dtype: torch.dtype
+    rounds_states: bool = False
 
 
 class Scan(NamedTuple):
     """The arguments of one scan; shapes as in ``mamba_chunk_scan_combined``.
 
-    ``cu_seqlens`` is given where the states at the end of each sequence are wanted.
+    ``cu_seqlens`` is given where the states at the end of each sequence are wanted. With
+    ``state_dtype`` the states that are read at the start of each chunk of ``chunk_size`` are
+    rounded to that; what passes from chunk to chunk is not.
     """
 
     x: Tensor
@@ -39,6 +46,7 @@ class Scan(NamedTuple):
     chunk_size: int
     dt_softplus: bool
     dt_limit: tuple[float, float]
+    state_dtype: torch.dtype | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -70,11 +78,17 @@ class Mixer(NamedTuple):
     headdim: int
     ngroups: int
     norm_before_gate: bool
+    state_dtype: torch.dtype | None = None
 
     @property
     def dtype(self) -> torch.dtype:
         """What its scan computes in: at least float32, float64 if any argument of that is."""
         return compute_dtype(self.zxbcdt, self.A, self.D, self.dt_bias, self.initial_states)
+
+
+# How many of the first fields of a scan and of a mixer are tensors or None.
+SCAN_TENSORS = Scan._fields.index("chunk_size")
+MIXER_TENSORS = Mixer._fields.index("chunk_size")
 
 
 class ScanGradients(NamedTuple):
@@ -130,8 +144,8 @@ class Implementation(NamedTuple):
     scan: Callable[[Scan], tuple[Tensor, Tensor, Tensor | None]]
     mixer: Callable[[Mixer], tuple[Tensor, Tensor]]
     scan_forward: Callable[[Scan], tuple[Tensor, Tensor, Tensor | None]]
-    # The scan has no z; the gradients given are of out and of the last state.
-    scan_backward: Callable[[Scan, Tensor, Tensor], ScanGradients]
+    # The scan has no z; the gradients given are of out and of the last state, which may be None.
+    scan_backward: Callable[[Scan, Tensor, Tensor | None], ScanGradients]
     mixer_forward: Callable[[Mixer], tuple[Tensor, Tensor]]
     core_forward: Callable[[Mixer], Core]
     # The gradients given are of out and of the last state, which may be None.

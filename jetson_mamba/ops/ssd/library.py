@@ -1,28 +1,34 @@
 """The scan, and the core of a mixer, as operators of ``torch.library``: see ``ops/operators.py``.
 
 The scan takes no z: the gate is one elementwise step, which a compiler fuses with what follows. So
-nothing has to be kept for its backward pass but the arguments, whichever backend serves.
+nothing has to be kept for its backward pass but the arguments, whichever backend serves. What torch
+asks of an operator beyond a result and a gradient is answered by the composed form.
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
+import torch
 from torch import Tensor
 
+from ..autocast import without_autocast
 from ..operators import define, or_empty
+from ..twice import gradients
+from . import composed
 from .contract import Core, CoreGradients, Implementation, Mixer, Scan, ScanGradients
 
 _ARGUMENTS = (
     "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? dt_bias, "
     "Tensor? initial_states, Tensor? seq_idx, int chunk_size, bool dt_softplus, float dt_least, "
-    "float dt_most"
+    "float dt_most, ScalarType? state_dtype"
 )
 _TENSORS = 9
 _CORE_ARGUMENTS = (
     "Tensor zxbcdt, Tensor conv1d_weight, Tensor? conv1d_bias, Tensor dt_bias, Tensor A, Tensor D, "
     "Tensor rmsnorm_weight, Tensor? seq_idx, int chunk_size, float dt_least, float dt_most, "
-    "str? activation, float rmsnorm_eps, int headdim, int ngroups, bool norm_before_gate"
+    "str? activation, float rmsnorm_eps, int headdim, int ngroups, bool norm_before_gate, "
+    "ScalarType? state_dtype"
 )
 _CORE_TENSORS = 8
 
@@ -41,12 +47,15 @@ class Operators:
             _fake_forward,
             _keep,
             self._differentiate,
+            lambda *given: composed.scan(_scan(*given))[:2],
         )
         self._backward = define(
             f"ssd_scan_backward(Tensor dout, Tensor dfinal_states, {_ARGUMENTS}) -> "
             "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
             self._run_backward,
             _fake_backward,
+            _keep_all,
+            _differentiate_backward,
         )
         self._core = define(
             f"ssd_core({_CORE_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -54,6 +63,7 @@ class Operators:
             _fake_core,
             _keep_core,
             self._differentiate_core,
+            _composed_core,
         )
         self._core_backward = define(
             "ssd_core_backward(Tensor dout, Tensor? dfinal_states, Tensor xBC, Tensor scanned, "
@@ -61,6 +71,8 @@ class Operators:
             "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
             self._run_core_backward,
             _fake_core_backward,
+            _keep_all,
+            _differentiate_core_backward,
         )
 
     def scan(self, given: Scan) -> tuple[Tensor, Tensor]:
@@ -80,6 +92,7 @@ class Operators:
             given.dt_softplus,
             float(least),
             float(most),
+            given.state_dtype,
         )
         return out, final_states
 
@@ -106,6 +119,7 @@ class Operators:
             given.headdim,
             given.ngroups,
             given.norm_before_gate,
+            given.state_dtype,
         )
         return out, final_states
 
@@ -151,9 +165,9 @@ class Operators:
         return _present(self._choose(given).scan_backward(given, dout, dfinal_states), given.x)
 
     def _differentiate(self, ctx: Any, dout: Tensor, dfinal_states: Tensor) -> tuple[Any, ...]:
-        gradients = self._backward(dout, dfinal_states, *ctx.saved_tensors, *ctx.options)
-        given = ctx.saved_tensors[: len(gradients)]
-        found = [None if tensor is None else each for tensor, each in zip(given, gradients)]
+        arguments = ctx.saved_tensors
+        gradients = self._backward(dout, dfinal_states, *arguments, *ctx.options)
+        found = [None if each is None else g for each, g in zip(arguments, gradients)]
         return (*found, *(None,) * (1 + len(ctx.options)))
 
 
@@ -171,6 +185,7 @@ def _scan(
     dt_softplus: bool,
     dt_least: float,
     dt_most: float,
+    state_dtype: torch.dtype | None,
 ) -> Scan:
     return Scan(
         *(x, dt, A, B, C, D, None, dt_bias, initial_states, seq_idx),
@@ -178,6 +193,7 @@ def _scan(
         chunk_size=chunk_size,
         dt_softplus=dt_softplus,
         dt_limit=(dt_least, dt_most),
+        state_dtype=state_dtype,
     )
 
 
@@ -227,7 +243,7 @@ def _mixer(
     activation: str | None,
     *others: Any,
 ) -> Mixer:
-    rmsnorm_eps, headdim, ngroups, norm_before_gate = others
+    rmsnorm_eps, headdim, ngroups, norm_before_gate, state_dtype = others
     return Mixer(
         *(zxbcdt, conv1d_weight, conv1d_bias, dt_bias, A, D),
         initial_states=None,
@@ -242,6 +258,84 @@ def _mixer(
         headdim=headdim,
         ngroups=ngroups,
         norm_before_gate=norm_before_gate,
+        state_dtype=state_dtype,
+    )
+
+
+def _keep_all(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Of an operator of gradients: its arguments."""
+    ctx.set_materialize_grads(False)
+    ctx.is_tensor = [isinstance(each, Tensor) for each in inputs]
+    ctx.save_for_backward(*(each for each in inputs if isinstance(each, Tensor)))
+    ctx.others = [None if isinstance(each, Tensor) else each for each in inputs]
+
+
+def _second_derivatives(
+    ctx: Any, first: Callable[..., tuple[Tensor, ...]], dgradients: Sequence[Tensor | None]
+) -> tuple[Any, ...]:
+    """The gradients of ``first``, which is an operator of gradients as tensor operations."""
+    tensors = iter(ctx.saved_tensors)
+    inputs = [
+        next(tensors) if is_tensor else other for is_tensor, other in zip(ctx.is_tensor, ctx.others)
+    ]
+    with without_autocast(inputs[0].device):
+        return gradients(first, inputs, ctx.needs_input_grad, dgradients)
+
+
+def _differentiate_backward(ctx: Any, *dgradients: Tensor | None) -> tuple[Any, ...]:
+    return _second_derivatives(ctx, _composed_gradients, dgradients)
+
+
+def _differentiate_core_backward(ctx: Any, *dgradients: Tensor | None) -> tuple[Any, ...]:
+    return _second_derivatives(ctx, _composed_core_gradients, dgradients)
+
+
+def _pulled_back(
+    function: Callable[..., tuple[Tensor, ...]],
+    arguments: Sequence[Any],
+    dresults: Sequence[Tensor | None],
+    count: int,
+) -> tuple[Tensor, ...]:
+    """The gradients by the first ``count`` arguments, as tensor operations; empty for None."""
+    places = [place for place in range(count) if arguments[place] is not None]
+
+    def of(*tensors: Tensor) -> tuple[Tensor, ...]:
+        given = list(arguments)
+        for place, tensor in zip(places, tensors):
+            given[place] = tensor
+        return tuple(r for r, d in zip(function(*given), dresults) if d is not None)
+
+    pull: Any = torch.func.vjp(of, *(arguments[place] for place in places))[1]
+    found = dict(zip(places, pull(tuple(d for d in dresults if d is not None))))
+    return tuple(or_empty(found.get(place), arguments[0]) for place in range(count))
+
+
+def _composed_gradients(dout: Tensor, dfinal_states: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    return _pulled_back(
+        lambda *given: composed.scan(_scan(*given))[:2], arguments, (dout, dfinal_states), 8
+    )
+
+
+def _composed_core(*arguments: Any) -> tuple[Tensor, ...]:
+    """A core, and empty tensors for what its backward pass as a kernel is given again."""
+    out, final_states = composed.mixer(_mixer(*arguments), None)
+    return (out, final_states, *(out.new_empty(0) for _ in range(3)))
+
+
+def _composed_core_gradients(
+    dout: Tensor,
+    dfinal_states: Tensor | None,
+    xBC: Tensor,
+    scanned: Tensor,
+    rstd: Tensor,
+    *arguments: Any,
+) -> tuple[Tensor, ...]:
+    """What is given again is computed of the arguments here: all derivatives are by these."""
+    return _pulled_back(
+        lambda *given: composed.mixer(_mixer(*given), None),
+        arguments,
+        (dout, dfinal_states),
+        _CORE_TENSORS - 1,
     )
 
 

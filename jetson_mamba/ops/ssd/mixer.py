@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from jetson_mamba.ops.causal_conv1d import causal_conv1d_fn
 
-from ..autocast import autocast_dtype, without_autocast
+from ..autocast import without_autocast
+from ..tracing import sizes
 from .contract import Mixer, Scan
 from .gates import GatedRMSNorm, gate, swiglu
 
@@ -31,21 +32,21 @@ class Columns(NamedTuple):
 
 def mlp_columns(given: Mixer) -> int:
     """How many columns of zxbcdt are those of a gated MLP."""
-    nheads = given.A.shape[0]
-    return given.zxbcdt.shape[-1] - nheads * given.headdim - given.conv1d_weight.shape[0] - nheads
+    nheads, columns = sizes(given.A)[0], sizes(given.zxbcdt)[-1]
+    return columns - nheads * given.headdim - sizes(given.conv1d_weight)[0] - nheads
 
 
 def split_columns(given: Mixer, whole: Tensor) -> Columns:
     """The parts of a tensor that is laid out as zxbcdt."""
-    nheads = given.A.shape[0]
-    z, xBC = nheads * given.headdim, given.conv1d_weight.shape[0]
+    nheads = sizes(given.A)[0]
+    z, xBC = nheads * given.headdim, sizes(given.conv1d_weight)[0]
     return Columns(*torch.split(whole, [mlp_columns(given), z, xBC, nheads], dim=-1))
 
 
 def split_heads(given: Mixer, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Views of (batch, seqlen, dim + 2 * ngroups * dstate) as the scan's x, B and C."""
-    dim = given.A.shape[0] * given.headdim
-    group_columns = (xBC.shape[-1] - dim) // 2
+    dim = sizes(given.A)[0] * given.headdim
+    group_columns = (sizes(given.conv1d_weight)[0] - dim) // 2
     x, B, C = torch.split(xBC, [dim, group_columns, group_columns], dim=-1)
     return (
         torch.unflatten(x, -1, (-1, given.headdim)),
@@ -84,6 +85,7 @@ def inner_scan(given: Mixer, columns: Columns, xBC: Tensor, *, gated: bool) -> S
         chunk_size=given.chunk_size,
         dt_softplus=True,
         dt_limit=given.dt_limit,
+        state_dtype=given.state_dtype,
     )
 
 
@@ -91,7 +93,7 @@ def norm_of(given: Mixer) -> GatedRMSNorm | None:
     """The norm that takes the gate; without one, the gate belongs to the scan."""
     if given.rmsnorm_weight is None:
         return None
-    group_size = given.rmsnorm_weight.shape[0] // given.ngroups
+    group_size = sizes(given.rmsnorm_weight)[0] // given.ngroups
     return GatedRMSNorm(given.rmsnorm_weight, given.rmsnorm_eps, group_size, given.norm_before_gate)
 
 
@@ -106,10 +108,16 @@ def project(given: Mixer, out: Tensor, dtype: torch.dtype | None) -> Tensor:
     return functional.linear(out, weight, bias)
 
 
-def compose(given: Mixer, scan: Callable[[Scan], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """A mixer around ``scan``, which takes no z: its output and the last state."""
+def compose(
+    given: Mixer,
+    scan: Callable[[Scan], tuple[Tensor, Tensor]],
+    projection_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor]:
+    """A mixer around ``scan``, which takes no z: its output and the last state.
+
+    ``projection_dtype`` is that of autocast, None where it is off.
+    """
     whole = given.zxbcdt
-    projection_dtype = autocast_dtype(whole.device)
     columns = split_columns(given, whole)
     norm = norm_of(given)
     with without_autocast(whole.device):
@@ -118,6 +126,6 @@ def compose(given: Mixer, scan: Callable[[Scan], tuple[Tensor, Tensor]]) -> tupl
         out = scanned.flatten(2)
         out = gate(out, columns.z) if norm is None else norm.forward(out, columns.z)
         out = out.to(whole.dtype)
-        if columns.mlp.shape[-1] > 0:
+        if mlp_columns(given) > 0:
             out = torch.cat([swiglu(columns.mlp).to(whole.dtype), out], dim=-1)
         return project(given, out, projection_dtype), state

@@ -7,17 +7,27 @@ again in the backward pass.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from jetson_mamba.ops.causal_conv1d import causal_conv1d_bwd
 
 from ..autocast import autocast_dtype, without_autocast
-from . import chunks, core
-from .contract import Case, Core, CoreGradients, Implementation, Mixer, Scan, ScanGradients
+from . import chunks, composed, core
+from .autograd import Computation, Tensors, refuse_varlen_states
+from .contract import (
+    MIXER_TENSORS,
+    SCAN_TENSORS,
+    Case,
+    Core,
+    CoreGradients,
+    Implementation,
+    Mixer,
+    Scan,
+    ScanGradients,
+)
 from .gates import GatedRMSNorm, swiglu, swiglu_backward
 from .mixer import Columns, convolved, inner_scan, norm_of, project, split_columns, split_heads
 
@@ -29,13 +39,13 @@ def load(case: Case) -> Implementation:
 
 def scan(arguments: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
     """Output, last state, and with ``cu_seqlens`` the state at the end of each sequence."""
-    out, state, states = _ScanFunction.apply(*arguments)  # type: ignore[no-untyped-call]
+    out, state, states = _SCAN(*arguments)
     return out, state, states
 
 
 def mixer(arguments: Mixer) -> tuple[Tensor, Tensor]:
     """Output after norm, gate and projection, and the last state of the scan."""
-    out, state = _MixerFunction.apply(autocast_dtype(arguments.zxbcdt.device), *arguments)  # type: ignore[no-untyped-call]
+    out, state = _MIXER(*arguments, autocast_dtype(arguments.zxbcdt.device))
     return out, state
 
 
@@ -45,7 +55,7 @@ def scan_forward(given: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
     return out, state, states
 
 
-def scan_backward(given: Scan, dout: Tensor, dstate: Tensor) -> ScanGradients:
+def scan_backward(given: Scan, dout: Tensor, dstate: Tensor | None) -> ScanGradients:
     """The gradients of a scan without z. The states between blocks are computed once more."""
     with without_autocast(given.x.device):
         return _scan_backward(given, chunks.states(given), dout, dstate, _new_targets(given))
@@ -119,7 +129,11 @@ def _new_targets(given: Scan) -> chunks.Targets:
 
 
 def _scan_backward(
-    given: Scan, kept: list[Tensor], dout: Tensor, dstate: Tensor | None, targets: chunks.Targets
+    given: Scan,
+    kept: Sequence[Tensor],
+    dout: Tensor,
+    dstate: Tensor | None,
+    targets: chunks.Targets,
 ) -> ScanGradients:
     others = chunks.backward(given, kept, dout, dstate, targets)
     return ScanGradients(
@@ -134,32 +148,24 @@ def _scan_backward(
     )
 
 
-class _ScanFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-        given = Scan(*arguments)
-        out, state, states, kept = _scan_forward(given)
-        ctx.set_materialize_grads(False)
-        ctx.with_varlen_states = states is not None
-        ctx.options = given[10:]
-        ctx.save_for_backward(*given[:10], *kept)
-        return out, state, states
+def _scan_passes_forward(
+    *arguments: Any,
+) -> tuple[tuple[Tensor, Tensor, Tensor | None], list[Tensor]]:
+    out, state, states, kept = _scan_forward(Scan(*arguments))
+    return (out, state, states), kept
 
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, dout: Tensor | None, dstate: Tensor | None, dstates: Tensor | None
-    ) -> tuple[Any, ...]:
-        if ctx.with_varlen_states:
-            raise RuntimeError("return_varlen_states: a scan that returns them has no backward")
-        given = Scan(*ctx.saved_tensors[:10], *ctx.options)
-        if dout is None:
-            dout = torch.zeros_like(given.x)
-        targets = _new_targets(given)
-        with without_autocast(given.x.device):
-            kept = list(ctx.saved_tensors[10:])
-            found = _scan_backward(given, kept, dout, dstate, targets)
-        return (*found[:6], targets.z, *found[6:], *(None,) * 5)
+
+def _scan_passes_back(
+    arguments: tuple[Any, ...], kept: Sequence[Tensor], dresults: Tensors
+) -> tuple[Tensor | None, ...]:
+    given = Scan(*arguments)
+    dout, dstate, _ = dresults
+    refuse_varlen_states(given)
+    if dout is None:
+        dout = torch.zeros_like(given.x)
+    targets = _new_targets(given)
+    found = _scan_backward(given, kept, dout, dstate, targets)
+    return (*found[:6], targets.z, *found[6:])
 
 
 def _mixer_forward(
@@ -183,87 +189,96 @@ def _mixer_forward(
     return out, chunks.public_state(last, inner), None if norm is None else scanned, kept
 
 
-class _MixerFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, projection_dtype: torch.dtype | None, *arguments: Any
-    ) -> tuple[Tensor, Tensor]:
-        given = Mixer(*arguments)
-        out, state, scanned, kept = _mixer_forward(given, projection_dtype)
-        ctx.set_materialize_grads(False)
-        ctx.options = given[11:]
-        ctx.save_for_backward(*given[:11], scanned, *kept)
-        return out, state
+def _mixer_passes_forward(
+    *arguments: Any,
+) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
+    *fields, projection_dtype = arguments
+    out, state, scanned, kept = _mixer_forward(Mixer(*fields), projection_dtype)
+    return (out, state), kept if scanned is None else [scanned, *kept]
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dout: Tensor | None, dstate: Tensor | None) -> tuple[Any, ...]:
-        given = Mixer(*ctx.saved_tensors[:11], *ctx.options)
-        scanned, *kept = ctx.saved_tensors[11:]
-        whole, weight = given.zxbcdt, given.outproj_weight
-        columns = split_columns(given, whole)
-        dwhole = torch.empty_like(whole)
-        dcolumns = split_columns(given, dwhole)
-        norm = norm_of(given)
-        mlp = columns.mlp.shape[-1] // 2
-        drmsnorm = dweight = dbias = None
 
-        with without_autocast(whole.device):
-            # What the projection was given, filled in part by part where it is needed again.
-            projected = whole.new_empty(*whole.shape[:2], mlp + columns.z.shape[-1])
-            if dout is None:
-                dprojected = torch.zeros_like(projected)
-            elif weight is None:
-                dprojected = dout
-            else:
-                dprojected = dout @ weight.to(dout.dtype)
+def _mixer_passes_back(
+    arguments: tuple[Any, ...], kept: Sequence[Tensor], dresults: Tensors
+) -> tuple[Tensor | None, ...]:
+    given = Mixer(*arguments[:-1])
+    dout, dstate = dresults
+    whole, weight = given.zxbcdt, given.outproj_weight
+    columns = split_columns(given, whole)
+    dwhole = torch.empty_like(whole)
+    dcolumns = split_columns(given, dwhole)
+    norm = norm_of(given)
+    mlp = columns.mlp.shape[-1] // 2
+    scanned = None if norm is None else kept[0]
+    states = kept if norm is None else kept[1:]
+    drmsnorm = dweight = dbias = None
 
-            if mlp > 0:
-                dmlp, recomputed = swiglu_backward(columns.mlp, dprojected[..., :mlp])
-                dcolumns.mlp.copy_(dmlp)
-                projected[..., :mlp] = recomputed
-            dscanned = dprojected[..., mlp:]
-            if norm is not None:
-                dscanned, dgate, drmsnorm, recomputed = norm.backward(scanned, columns.z, dscanned)
-                dcolumns.z.copy_(dgate)
-                projected[..., mlp:] = recomputed
+    # What the projection was given, filled in part by part where it is needed again.
+    projected = whole.new_empty(*whole.shape[:2], mlp + columns.z.shape[-1])
+    if dout is None:
+        dprojected = torch.zeros_like(projected)
+    elif weight is None:
+        dprojected = dout
+    else:
+        dprojected = dout @ weight.to(dout.dtype)
 
-            inner = inner_scan(given, columns, convolved(given, columns), gated=norm is None)
-            dxBC = torch.empty_like(columns.conv)
-            dx, dB, dC = split_heads(given, dxBC)
-            dz = torch.unflatten(dcolumns.z, -1, (-1, given.headdim)) if norm is None else None
-            others = chunks.backward(
-                inner,
-                kept,
-                torch.unflatten(dscanned, -1, (-1, given.headdim)),
-                dstate,
-                chunks.Targets(dx, dcolumns.dt, dB, dC, dz),
-                out=torch.unflatten(projected[..., mlp:], -1, (-1, given.headdim)),
-            )
-            if weight is not None and dout is not None:
-                rows = dout.flatten(0, 1)
-                dweight = rows.t() @ projected.to(dout.dtype).flatten(0, 1)
-                dbias = None if given.outproj_bias is None else rows.sum(0)
-            _, dconv_weight, dconv_bias, _ = causal_conv1d_bwd(
-                columns.conv.transpose(1, 2),
-                given.conv1d_weight,
-                given.conv1d_bias,
-                dxBC.transpose(1, 2),
-                seq_idx=given.seq_idx,
-                dx=dcolumns.conv.transpose(1, 2),
-                activation=given.activation,
-            )
-        return (
-            None,
-            dwhole,
-            dconv_weight,
-            dconv_bias,
-            others.dt_bias,
-            others.A,
-            others.D,
-            others.initial_states,
-            drmsnorm,
-            dweight,
-            dbias,
-            *(None,) * 8,
-        )
+    if mlp > 0:
+        dmlp, recomputed = swiglu_backward(columns.mlp, dprojected[..., :mlp])
+        dcolumns.mlp.copy_(dmlp)
+        projected[..., :mlp] = recomputed
+    dscanned = dprojected[..., mlp:]
+    if norm is not None and scanned is not None:
+        dscanned, dgate, drmsnorm, recomputed = norm.backward(scanned, columns.z, dscanned)
+        dcolumns.z.copy_(dgate)
+        projected[..., mlp:] = recomputed
+
+    inner = inner_scan(given, columns, convolved(given, columns), gated=norm is None)
+    dxBC = torch.empty_like(columns.conv)
+    dx, dB, dC = split_heads(given, dxBC)
+    dz = torch.unflatten(dcolumns.z, -1, (-1, given.headdim)) if norm is None else None
+    others = chunks.backward(
+        inner,
+        states,
+        torch.unflatten(dscanned, -1, (-1, given.headdim)),
+        dstate,
+        chunks.Targets(dx, dcolumns.dt, dB, dC, dz),
+        out=torch.unflatten(projected[..., mlp:], -1, (-1, given.headdim)),
+    )
+    if weight is not None and dout is not None:
+        rows = dout.flatten(0, 1)
+        dweight = rows.t() @ projected.to(dout.dtype).flatten(0, 1)
+        dbias = None if given.outproj_bias is None else rows.sum(0)
+    _, dconv_weight, dconv_bias, _ = causal_conv1d_bwd(
+        columns.conv.transpose(1, 2),
+        given.conv1d_weight,
+        given.conv1d_bias,
+        dxBC.transpose(1, 2),
+        seq_idx=given.seq_idx,
+        dx=dcolumns.conv.transpose(1, 2),
+        activation=given.activation,
+    )
+    return (
+        dwhole,
+        dconv_weight,
+        dconv_bias,
+        others.dt_bias,
+        others.A,
+        others.D,
+        others.initial_states,
+        drmsnorm,
+        dweight,
+        dbias,
+    )
+
+
+_SCAN = Computation(
+    SCAN_TENSORS,
+    _scan_passes_forward,
+    _scan_passes_back,
+    lambda *arguments: composed.scan(Scan(*arguments)),
+)
+_MIXER = Computation(
+    MIXER_TENSORS,
+    _mixer_passes_forward,
+    _mixer_passes_back,
+    lambda *arguments: composed.mixer(Mixer(*arguments[:-1]), arguments[-1]),
+)

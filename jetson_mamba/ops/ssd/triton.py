@@ -9,17 +9,26 @@ from __future__ import annotations
 import inspect
 from functools import lru_cache
 from importlib import import_module
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..autocast import autocast_dtype, without_autocast
 from ..backends import Unavailable, first_line
 from ..launches import Repeatable
-from . import core
-from .contract import Case, Core, CoreGradients, Implementation, Mixer, Scan, ScanGradients
+from . import composed, core
+from .autograd import Computation, Tensors, refuse_varlen_states
+from .contract import (
+    SCAN_TENSORS,
+    Case,
+    Core,
+    CoreGradients,
+    Implementation,
+    Mixer,
+    Scan,
+    ScanGradients,
+)
 from .gates import GatedRMSNorm, gate, swiglu
 from .mixer import Columns, compose, convolved, inner_scan, norm_of, project, split_columns
 from .triton_runs import triton_runs_on
@@ -50,7 +59,10 @@ def load(case: Case) -> Implementation:
         raise Unavailable(f"Triton has no kernels for {case.device}")
     if case.dtype != torch.float32:
         raise Unavailable(f"upstream's kernels compute in float32, not in {case.dtype}")
-    return _backend()
+    backend = _backend()
+    if case.rounds_states and not _knows_state_dtype():
+        raise Unavailable("the kernels of this release know no state_dtype")
+    return backend
 
 
 @lru_cache(maxsize=None)
@@ -80,6 +92,14 @@ def _backend() -> Implementation:
     )
 
 
+def _knows_state_dtype() -> bool:
+    module = import_module(MODULE)
+    return all(
+        "state_dtype" in inspect.signature(getattr(module, name)).parameters
+        for name in ("_mamba_chunk_scan_combined_fwd", "_mamba_chunk_scan_combined_bwd")
+    )
+
+
 class _Upstream(NamedTuple):
     """The functions of upstream that launch kernels."""
 
@@ -95,15 +115,22 @@ class _Backend:
         self._steps = core.Steps(self._after_convolution, self._norm_backward, self._scan_backward)
         self._scan = Repeatable(_scan, upstream)
         self._mixing = Repeatable(_mixing, upstream)
+        self._with_graph = Computation(
+            SCAN_TENSORS,
+            self._passes_forward,
+            self._passes_back,
+            lambda *arguments: composed.scan(Scan(*arguments)),
+        )
 
     def scan(self, given: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
-        out, state, states = _ScanFunction.apply(self, *given._replace(z=None))  # type: ignore[no-untyped-call]
+        out, state, states = self._with_graph(*given._replace(z=None))
         if given.z is not None:
             out = gate(out, given.z).to(out.dtype)
         return out, state, states
 
     def mixer(self, given: Mixer) -> tuple[Tensor, Tensor]:
-        return compose(given, lambda inner: self.scan(inner)[:2])
+        projection_dtype = autocast_dtype(given.zxbcdt.device)
+        return compose(given, lambda inner: self.scan(inner)[:2], projection_dtype)
 
     def scan_forward(self, given: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
         if given.cu_seqlens is not None:
@@ -112,7 +139,23 @@ class _Backend:
         out, state = self._scan(given[:10], *given[10:])
         return out, state, None
 
-    def scan_backward(self, given: Scan, dout: Tensor, dstate: Tensor) -> ScanGradients:
+    def _passes_forward(
+        self, *arguments: Any
+    ) -> tuple[tuple[Tensor, Tensor, Tensor | None], Sequence[Tensor]]:
+        return self.scan_forward(Scan(*arguments)), ()
+
+    def _passes_back(
+        self, arguments: tuple[Any, ...], kept: Sequence[Tensor], dresults: Tensors
+    ) -> tuple[Tensor | None, ...]:
+        given = Scan(*arguments)
+        refuse_varlen_states(given)
+        dout, dstate, _ = dresults
+        found = self.scan_backward(
+            given, torch.zeros_like(given.x) if dout is None else dout, dstate
+        )
+        return (*found[:6], None, *found[6:])
+
+    def scan_backward(self, given: Scan, dout: Tensor, dstate: Tensor | None) -> ScanGradients:
         dx, ddt, dB, dC = (
             torch.empty(each.shape, dtype=each.dtype, device=each.device)
             for each in (given.x, given.dt, given.B, given.C)
@@ -140,6 +183,7 @@ class _Backend:
             ddt=ddt,
             dB=dB,
             dC=dC,
+            **_state_dtype(given),
         )
 
         def like(gradient: Tensor | None, argument: Tensor | None) -> Tensor | None:
@@ -206,30 +250,11 @@ class _Backend:
         return dscanned.view(kept.scanned.shape), dweight
 
 
-class _ScanFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, backend: _Backend, *arguments: Any
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        given = Scan(*arguments)
-        ctx.backend = backend
-        ctx.options = given[10:]
-        ctx.save_for_backward(*given[:10])
-        return backend.scan_forward(given)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dout: Tensor, dstate: Tensor, dstates: Any) -> tuple[Any, ...]:
-        given = Scan(*ctx.saved_tensors, *ctx.options)
-        if given.cu_seqlens is not None:
-            raise RuntimeError("return_varlen_states: a scan that returns them has no backward")
-        found = ctx.backend.scan_backward(given, dout, dstate)
-        return (None, *found[:6], None, *found[6:], *(None,) * 5)
-
-
 def _forward(upstream: _Upstream, given: Scan) -> Any:
     """out, out before the gate, steps, their cumulative sums, states, the last state; and more."""
-    keywords = {} if given.cu_seqlens is None else {"cu_seqlens": given.cu_seqlens}
+    keywords = _state_dtype(given)
+    if given.cu_seqlens is not None:
+        keywords["cu_seqlens"] = given.cu_seqlens
     return upstream.forward(
         *given[:5],
         given.chunk_size,
@@ -242,6 +267,11 @@ def _forward(upstream: _Upstream, given: Scan) -> Any:
         dt_limit=given.dt_limit,
         **keywords,
     )
+
+
+def _state_dtype(given: Scan) -> dict[str, Any]:
+    """The keyword that only later releases know, where it is asked for."""
+    return {} if given.state_dtype is None else {"state_dtype": given.state_dtype}
 
 
 def _scan(upstream: Any, tensors: Any, *options: Any) -> tuple[Tensor, ...]:

@@ -6,7 +6,7 @@ as it is. ``mamba_inner_fn`` and ``selective_scan_fn`` go past their autograd fu
 nowhere else; it also runs on a CPU here, so it asks for that of its input's device.
 """
 
-from jetson_mamba.rewrite import Dispatch, Expression, ImportBeside, Override, Rename
+from jetson_mamba.rewrite import Dispatch, Expression, ImportBeside, Override, Rebind, Rename
 from vendored_overrides.extensions import CONVOLUTION, IMPORTS
 
 AUTOCAST = (
@@ -70,6 +70,15 @@ INNER = Dispatch(
     ),
 )
 
+# The norms of dt, B and C, inside of the autograd function: a Triton kernel.
+RMS_NORM = Rebind(
+    of="rms_norm_forward",
+    becomes="jetson_mamba.ops.where_triton_runs("
+    "rms_norm_forward, jetson_mamba.ops.rms_norm_forward)",
+    parameters=("x", "weight", "bias", "eps", "is_rms_norm"),
+    unchecked="jetson_mamba.ops.rms_norm_forward",
+)
+
 OVERRIDE = Override(
     target="mamba_ssm.ops.selective_scan_interface",
     edits=(
@@ -80,6 +89,7 @@ OVERRIDE = Override(
         Rename("selective_scan_cuda.bwd", "jetson_mamba.ops.selective_scan_bwd"),
         SCAN,
         INNER,
+        RMS_NORM,
         # For forks, whose autograd functions have other names and are traced as they are.
         Rename("torch.addmm", "jetson_mamba.ops.addmm", keyword="out"),
         ImportBeside(beside="torch", module="jetson_mamba.ops"),

@@ -1,7 +1,7 @@
 """The norms of the models from 2.0 on, with the residual, dropout and a second branch in them."""
 
 from jetson_mamba.rewrite import Override
-from vendored_overrides.norms import IMPORT, past_triton
+from vendored_overrides.norms import IMPORT, LINEAR, past_triton
 
 PARAMETERS = (
     "x",
@@ -26,6 +26,7 @@ OVERRIDE = Override(
         IMPORT,
         past_triton("layer_norm_fn", PARAMETERS, of="layer_norm_fn"),
         past_triton("rms_norm_fn", PARAMETERS, of="layer_norm_fn"),
+        LINEAR,
     ),
     required=False,
 )

@@ -1,7 +1,7 @@
 """The norms of the models of 1.x, with the residual in them."""
 
 from jetson_mamba.rewrite import Override
-from vendored_overrides.norms import IMPORT, past_triton
+from vendored_overrides.norms import IMPORT, LINEAR, past_triton
 
 PARAMETERS = (
     "x",
@@ -20,6 +20,7 @@ OVERRIDE = Override(
         IMPORT,
         past_triton("layer_norm_fn", PARAMETERS, of="layer_norm_fn"),
         past_triton("rms_norm_fn", PARAMETERS, of="layer_norm_fn"),
+        LINEAR,
     ),
     required=False,
 )
