@@ -69,7 +69,10 @@ def look(target: str, loader: object) -> ModifiedCopy | None:
     None where the text has nothing that the override is about.
     """
     if not isinstance(loader, SourceFileLoader):
-        raise Refused(f"its loader, {type(loader).__name__}, does not read a plain .py file")
+        raise Refused(
+            f"its loader, {type(loader).__name__}, does not read a plain .py file",
+            "install mamba_ssm as plain files: jetson-mamba install",
+        )
     source: str = os.fspath(loader.path)
     try:
         with open(source, "rb") as file:

@@ -18,9 +18,11 @@ from tests.releases.download import release_path
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 PROGRAM = """
-import json, sys, warnings
+import os, sys, warnings
+from importlib.machinery import SourceFileLoader
 import torch
 import jetson_mamba
+from jetson_mamba import copies
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     from mamba_ssm import MambaLMHeadModel
@@ -38,8 +40,10 @@ with warnings.catch_warnings(record=True) as caught:
 ours = [each for each in caught if issubclass(each.category, RuntimeWarning)]
 for each in ours:
     print("warning:", each.message)
-for target, outcome in jetson_mamba._finder.outcomes.items():
-    for what, _ in getattr(outcome, "left_out", ()):
+for target in jetson_mamba._finder.outcomes:
+    path = os.path.join(sys.argv[1], *target.split(".")[1:]) + ".py"
+    seen = copies.look(target, SourceFileLoader(target, path))
+    for what, _ in seen.left_out:
         print("left out:", what)
 """
 FUNCTIONS = {
@@ -83,7 +87,7 @@ def package(tmp_path: Path) -> Path:
 def run(package: Path, cache: Path) -> tuple[list[str], set[str], set[str]]:
     """What the models give; the functions that warnings name; what was left out."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", PROGRAM, str(package)],
         env={
             **{name: value for name, value in os.environ.items() if "JETSON_MAMBA" not in name},
             "PYTHONPATH": os.pathsep.join((str(package.parent), str(REPOSITORY))),
