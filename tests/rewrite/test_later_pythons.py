@@ -31,6 +31,9 @@ def lazy_imports(monkeypatch: pytest.MonkeyPatch) -> None:
     parse, table = ast.parse, symtable.symtable
     for kind in (ast.Import, ast.ImportFrom):
         monkeypatch.setattr(kind, "_fields", (*kind._fields, "is_lazy"))
+        types = getattr(kind, "_field_types", None)
+        if types is not None:  # from Python 3.13 on: a field that may be None is, if not given
+            monkeypatch.setattr(kind, "_field_types", {**types, "is_lazy": int | None})
 
     def parsed(source: str, *arguments: Any, **keywords: Any) -> Any:
         lines = {1 + source.count("\n", 0, match.start()) for match in LAZY.finditer(source)}
