@@ -69,7 +69,10 @@ def look(target: str, loader: object) -> ModifiedCopy | None:
     None where the text has nothing that the override is about.
     """
     if not isinstance(loader, SourceFileLoader):
-        raise Refused(f"its loader, {type(loader).__name__}, does not read a plain .py file")
+        raise Refused(
+            f"its loader, {type(loader).__name__}, does not read a plain .py file",
+            "install mamba_ssm as plain files: jetson-mamba install",
+        )
     source: str = os.fspath(loader.path)
     try:
         with open(source, "rb") as file:
@@ -180,29 +183,29 @@ def loader_for(modified: ModifiedCopy, original: object) -> Any:
 
 @lru_cache(maxsize=None)
 def _own_digest() -> bytes:
-    """A digest of the overrides, all of them, and of the code that applies them."""
+    """A digest of the overrides and of the code that applies them.
+
+    That is in the rewriter and among the modules of this package, all of which are taken.
+    """
     digest = hashlib.sha256()
     package = files("jetson_mamba")
-    for name, part in (
-        ("overrides", files("vendored_overrides")),
-        ("rewrite", package / "rewrite"),
-        ("forms", package / "call_forms.py"),
-        ("copies", package / "copies.py"),
-    ):
-        for path, content in _contents(part, name):
-            digest.update(path.encode() + b"\0" + hashlib.sha256(content).digest())
+    folders = (files("vendored_overrides"), package / "rewrite")
+    parts = [part for folder in folders for part in _files(folder, folder.name)]
+    parts += [(each.name, each) for each in package.iterdir() if each.is_file()]
+    for name, file in sorted(parts, key=lambda part: part[0]):
+        if name.endswith((".py", ".json")):
+            digest.update(name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return digest.digest()
 
 
-def _contents(part: Any, name: str) -> Iterator[tuple[str, bytes]]:
-    """The sources and data of a folder or file, by their names inside it."""
-    if part.is_file():
-        if name.endswith((".py", ".json")) or "/" not in name:
-            yield name, part.read_bytes()
-        return
-    for each in sorted(part.iterdir(), key=lambda each: str(each.name)):
-        if each.name not in ("__pycache__", "copies"):
-            yield from _contents(each, f"{name}/{each.name}")
+def _files(folder: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """The files in a folder, by their names from there, without those that are generated."""
+    for each in folder.iterdir():
+        inside = f"{name}/{each.name}"
+        if each.is_file():
+            yield inside, each
+        elif each.name not in ("__pycache__", "copies"):
+            yield from _files(each, inside)
 
 
 def _ready(target: str, source: str, path: str, origin: str, content: bytes) -> ModifiedCopy:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 # Upstream's name for the flag that its wrapper spells as an activation.
 SILU_FLAG = "silu_activation"
+NEW_FORM = (
+    "add the form (docs/call-forms.md of jetson_mamba says how), or report the call and the "
+    "causal-conv1d that it is made for to the authors of jetson_mamba"
+)
 
 
 class Call(NamedTuple):
@@ -64,7 +68,8 @@ class Call(NamedTuple):
         if form is None:
             raise Refused(
                 f"the call of {origin} on line {call.lineno} has {len(call.args)} positional "
-                f"arguments{''.join(f', {name}=' for name in keywords)}, a form that is not known"
+                f"arguments{''.join(f', {name}=' for name in keywords)}, a form that is not known",
+                NEW_FORM,
             )
         return form
 

@@ -76,7 +76,7 @@ def test_a_modified_target_tells_its_copy_and_an_unchanged_one_why(tmp_path: Pat
 def test_a_target_that_is_not_understood_is_original_with_the_reason(tmp_path: Path) -> None:
     sandbox = Sandbox(tmp_path)
     sandbox.generation.write_text("from transformers.generation import *\n")
-    sandbox.interface.write_text("import selective_scan_cuda as cuda\nprint(cuda)\n")
+    sandbox.interface.write_text("import selective_scan_cuda as cuda\nif not cuda: cuda.other(1)\n")
     code = (
         "import warnings; warnings.simplefilter('ignore')\n"
         "import jetson_mamba, types, sys\n"

@@ -15,7 +15,7 @@ import pytest
 
 from jetson_mamba import copies
 from jetson_mamba.finder import TARGETS
-from jetson_mamba.rewrite import rewrite
+from jetson_mamba.rewrite import Rewritten
 from tests.releases.download import MAMBA_SSM, release_path
 
 EXTENSIONS = ("causal_conv1d", "causal_conv1d_cuda", "selective_scan_cuda")
@@ -107,18 +107,27 @@ def describe(difference: Difference) -> str:
         )
         return "autocast"
     if isinstance(copy, ast.IfExp):
-        assert ast.dump(copy.body) == ast.dump(source)
-        if ast.unparse(copy.test) == "jetson_mamba.ops.through_autograd()":
-            assert isinstance(copy.orelse, ast.Call)
-            function = ast.unparse(copy.orelse.func)
-            assert function == f"jetson_mamba.ops.{difference.inside}"
-            return "past the autograd function"
-        assert ast.unparse(copy.test).startswith(
-            ("jetson_mamba.ops.through_triton_autograd(", "jetson_mamba.ops.through_norm_autograd(")
-        )
+        assert isinstance(source, ast.Call) and isinstance(copy.body, ast.Call)
+        twice = ast.unparse(copy.body.func)
+        function, dot, apply = ast.unparse(source.func).partition(".")
+        assert twice.startswith(f"jetson_mamba.ops.twice_differentiable({function}, jetson_mamba.")
+        assert twice.endswith(f"){dot}{apply}") and apply == "apply"
+        assert list(map(ast.dump, copy.body.args)) == list(map(ast.dump, source.args))
+        assert not source.keywords and not copy.body.keywords
         assert isinstance(copy.orelse, ast.Call)
         assert ast.unparse(copy.orelse.func) == f"jetson_mamba.ops.{difference.inside}"
-        return "past Triton's autograd function"
+        ways = {
+            "autograd": "past the autograd function",
+            "triton_autograd": "past Triton's autograd function",
+            "norm_autograd": "past Triton's autograd function",
+        }
+        first = ast.unparse(source.args[0])
+        (way,) = (
+            words
+            for name, words in ways.items()
+            if ast.unparse(copy.test) == f"jetson_mamba.ops.through_{name}({first})"
+        )
+        return way
     if isinstance(copy, ast.Subscript):
         assert ast.unparse(copy.slice) == ":3"
         copy = copy.value
@@ -166,8 +175,9 @@ def pairs() -> list[tuple[str, str]]:
 
 
 @lru_cache(maxsize=None)
-def number_of_edits(target: str, text: str) -> int:
-    return len(rewrite(text, copies.override(target)).applied)
+def rewritten_text(target: str, path: Path) -> Rewritten:
+    _, rewritten = copies.examine(target, path.read_bytes(), str(path))
+    return rewritten
 
 
 @pytest.mark.parametrize(("version", "target"), pairs())
@@ -175,7 +185,7 @@ def test_a_copy_differs_in_the_declared_places_only(version: str, target: str) -
     path = source_of(version, target)
     assert path is not None
     source = path.read_bytes()
-    copy = copies.make(target, source)
+    copy = copies.make(target, source, str(path))
     assert copy is not None
     found = differences(ast.parse(source), ast.parse(copy))
     kinds = [(each.inside, describe(each)) for each in found]
@@ -223,8 +233,9 @@ def test_a_copy_differs_in_the_declared_places_only(version: str, target: str) -
         }
     # As many as the rewriter says it made, no line moved, and nothing of an extension is left.
     appended = len([each for each in found if isinstance(each.source, ast.Module)])
-    rewritten = rewrite(source.decode(), copies.override(target))
+    rewritten = rewritten_text(target, path)
     assert len(rewritten.applied) == len(found)
+    assert rewritten.left_out == ()
     assert len(rewritten.text.splitlines()) == len(source.splitlines()) + appended
     if target.startswith("mamba_ssm.modules."):
         return  # they call causal-conv1d's wrapper themselves
@@ -245,7 +256,7 @@ def test_the_edits_of_each_release(capsys: pytest.CaptureFixture[str]) -> None:
         counts = []
         for target in TARGETS:
             path = source_of(version, target)
-            counts.append(number_of_edits(target, path.read_text()) if path else None)
+            counts.append(len(rewritten_text(target, path).applied) if path else None)
         rows.append((version, counts))
     with capsys.disabled():
         print("\nedits by release" + "".join(f"  {t.rpartition('.')[2]}" for t in TARGETS))

@@ -62,9 +62,10 @@ def test_what_the_autograd_function_is_given_keeps_its_meaning(
     copy = rewrite_as_known(monkeypatch, NORMS, NORM, "rmsnorm_fn").text
     assert f"import torch, {OPS}  # first\nimport torch.nn.functional as F\n" in copy
     names = "'x', 'weight', 'z', 'bias', 'eps', 'is_rms_norm'"
+    composed = f"{OPS}.by_name({OPS}.layernorm_fn, {names})"
     assert (
-        f"return ({OPS}.twice_differentiable(LayerNormFn, {OPS}.by_name({OPS}.layernorm_fn, {names})"
-        f").apply(x, weight, z, bias, eps, True) if {OPS}.through_norm_autograd(x) else "
+        f"return ({OPS}.twice_differentiable(LayerNormFn, {composed})"
+        f".apply(x, weight, z, bias, eps, True) if {OPS}.through_norm_autograd(x) else "
         f"{OPS}.rmsnorm_fn(x=x, weight=weight, bias=bias, z=z, eps=eps, group_size=group_size, "
         "norm_before_gate=norm_before_gate))\n"
     ) in copy
