@@ -40,7 +40,6 @@ def define(
     fake: Callable[..., Any],
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
-    composed: Callable[..., Any] | None = None,
 ) -> Any:
     """The operator of a ``schema`` such as ``"scan(Tensor u) -> Tensor"``, for every device.
 
@@ -48,8 +47,7 @@ def define(
 
     ``fake`` gives empty tensors of the results' shapes and strides; ``setup_context`` and
     ``backward`` are as in ``torch.library.register_autograd``. No result may share memory with an
-    argument that the schema does not mark as written. ``composed`` computes the same in plain
-    tensor operations, which ``torch.vmap`` then maps.
+    argument that the schema does not mark as written.
     """
     if _library is None:
         return None
@@ -63,18 +61,39 @@ def define(
         torch.library.register_autograd(
             qualified, backward, setup_context=setup_context, lib=_library
         )
-    if composed is not None and hasattr(torch.library, "register_vmap"):
-        torch.library.register_vmap(qualified, _mapped(composed), lib=_library)
-    return getattr(getattr(torch.ops, NAMESPACE), name).default
+    operator = getattr(getattr(torch.ops, NAMESPACE), name).default
+    if hasattr(torch.library, "register_vmap"):
+        torch.library.register_vmap(qualified, _mapped(operator), lib=_library)
+    return operator
 
 
-def _mapped(composed: Callable[..., Any]) -> Callable[..., Any]:
-    """The rule of ``torch.vmap`` for an operator that ``composed`` computes."""
+def _mapped(operator: Any) -> Callable[..., Any]:
+    """The rule of ``torch.vmap`` for an operator in a graph: one call for each entry.
+
+    An op that is called under ``torch.vmap`` is composed, and never comes here.
+    """
+    written = [
+        (place, argument.name)
+        for place, argument in enumerate(operator._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
 
     def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
-        mapped = torch.vmap(composed, in_dims, randomness=info.randomness)
-        results = mapped(*arguments)
-        return results, 0 if isinstance(results, Tensor) else (0,) * len(results)
+        for place, name in written:
+            if in_dims[place] is None:
+                raise RuntimeError(
+                    f"{operator}: {name} is written in place, and expected to be mapped as the "
+                    "other arguments are"
+                )
+        found = []
+        for entry in range(info.batch_size):
+            pairs = zip(arguments, in_dims)
+            found.append(
+                operator(*[of if dim is None else of.select(dim, entry) for of, dim in pairs])
+            )
+        if isinstance(found[0], Tensor):
+            return torch.stack(found), 0
+        return tuple(map(torch.stack, zip(*found))), (0,) * len(found[0])
 
     return rule
 

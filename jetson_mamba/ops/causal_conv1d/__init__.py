@@ -93,6 +93,9 @@ def causal_conv1d_fn(
     if chosen is Way.KERNELS:
         out, states = _launched(x, weight, bias, seq_idx, initial_states, wanted, place, silu)
     elif chosen is Way.OPERATORS:
+        if initial_states is not None and final_states_out is not None:
+            # The graph keeps what may be written below.
+            initial_states = initial_states.clone()
         out, states = _OPERATORS.forward(x, weight, bias, seq_idx, initial_states, wanted, silu)
     else:
         out, states = composed.forward(x, weight, bias, seq_idx, initial_states, silu)
