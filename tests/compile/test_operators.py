@@ -302,7 +302,8 @@ class Everything(torch.nn.Module):
         u, states = causal_conv1d_fn(x, weight, return_final_states=True, activation="silu")
         out = selective_scan_fn(u, x, A, B, B, z=x, delta_softplus=True)
         assert isinstance(out, Tensor)
-        return out * states.sum()
+        total: Tensor = states.sum()
+        return out * total
 
 
 def everything() -> list[Tensor]:

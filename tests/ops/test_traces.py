@@ -11,7 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from jetson_mamba.ops import causal_conv1d_fn, mamba_inner_fn, selective_scan_fn
+from jetson_mamba.ops import (
+    causal_conv1d,
+    causal_conv1d_fn,
+    mamba_inner_fn,
+    selective_scan,
+    selective_scan_fn,
+)
+from jetson_mamba.ops.backends import Op
 from jetson_mamba.ops.causal_conv1d import causal_conv1d_update
 from tests.references.tolerance import relative_norm
 
@@ -204,9 +211,6 @@ def test_shapes_come_of_tensors_without_numbers(function: Made) -> None:
     given = made(2, 6)
     expected = call(*given)
     expected = (expected,) if isinstance(expected, Tensor) else expected
-    if function is not FUNCTIONS["block"] and "step" not in str(function):
-        with torch.device("cpu"):
-            agree(call(*given), expected)
 
     def like(found: Any) -> None:
         found = (found,) if isinstance(found, Tensor) else found
@@ -217,6 +221,25 @@ def test_shapes_come_of_tensors_without_numbers(function: Made) -> None:
         for recorded in (True, False):
             with torch.set_grad_enabled(recorded):
                 like(call(*[mode.from_tensor(each) for each in given]))
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@each_function
+def test_a_default_device_has_no_say_in_what_is_computed(
+    monkeypatch: pytest.MonkeyPatch, function: Made, recorded: bool
+) -> None:
+    call, made = function
+    given = made(2, 40)
+    for op in (causal_conv1d, selective_scan):  # As at a first call, which chooses a backend.
+        monkeypatch.setattr(op, "OP", Op(op.OP.name, op.__name__, op.OP.order, op.OP._trial))
+    with torch.device("meta"), torch.set_grad_enabled(recorded):
+        leaves = [each.detach().requires_grad_(recorded) for each in given]
+        found = call(*leaves)
+        out = found if isinstance(found, Tensor) else found[0]
+        if out.requires_grad:
+            out.sum().backward()
+            assert leaves[0].grad is not None and leaves[0].grad.device.type == "cpu"
+    agree(found, call(*given))
 
 
 @pytest.mark.parametrize("recorded", [True, False])

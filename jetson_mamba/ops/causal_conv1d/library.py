@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import twice
+from ..in_place import count_write, version
 from ..operators import define, laid_out_as, or_empty
 from . import composed
 from .contract import Gradients, Implementation
@@ -92,7 +93,9 @@ class Operators:
         )
 
     def _run_update(self, x: Tensor, conv_state: Tensor, weight: Tensor, *others: Any) -> Tensor:
+        before = version(conv_state)
         out = self._choose(x, weight).update(x, conv_state, weight, *others)
+        count_write(conv_state, before)
         return laid_out_as(out, x)
 
     def _differentiate(
