@@ -31,9 +31,7 @@ _increment: Callable[[Any], Any] = getattr(torch.autograd.graph, "increment_vers
 
 def version(tensor: Tensor | None) -> int | None:
     """How often a tensor has been written, to be told to :func:`count_write`; None: not counted."""
-    if tensor is None or is_compiling() or tensor.is_inference():
-        return None
-    return tensor._version
+    return None if tensor is None or tensor.is_inference() else tensor._version
 
 
 def count_write(tensor: Tensor | None, before: int | None) -> None:
@@ -43,5 +41,4 @@ def count_write(tensor: Tensor | None, before: int | None) -> None:
     Autograd finds by the count that a tensor which it saved has been changed since.
     """
     if tensor is not None and before is not None and tensor._version == before:
-        with torch.no_grad():
-            _increment(tensor)
+        _increment(tensor)

@@ -78,7 +78,40 @@ def define(
         # A rule of torch.library.register_vmap may call no transform, and this has to: what is
         # composed is mapped operation by operation.
         _library.impl(name, composed, "FuncTorchBatched")
+    elif hasattr(torch.library, "register_vmap"):
+        torch.library.register_vmap(qualified, _mapped(operator), lib=_library)
     return operator
+
+
+def _mapped(operator: Any) -> Callable[..., Any]:
+    """The rule of ``torch.vmap`` for an operator in a graph: one call for each entry.
+
+    An op that is called under ``torch.vmap`` is composed, and never comes here.
+    """
+    written = [
+        (place, argument.name)
+        for place, argument in enumerate(operator._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        for place, name in written:
+            if in_dims[place] is None:
+                raise RuntimeError(
+                    f"{operator}: {name} is written in place, and expected to be mapped as the "
+                    "other arguments are"
+                )
+        found = []
+        for entry in range(info.batch_size):
+            pairs = zip(arguments, in_dims)
+            found.append(
+                operator(*[of if dim is None else of.select(dim, entry) for of, dim in pairs])
+            )
+        if isinstance(found[0], Tensor):
+            return torch.stack(found), 0
+        return tuple(map(torch.stack, zip(*found))), (0,) * len(found[0])
+
+    return rule
 
 
 def _differentiate(

@@ -50,9 +50,11 @@ class Way(Enum):
     COMPOSED = "composed"
 
 
+# A member that is read of its class costs as much as the rest of a look.
+_KERNELS, _OPERATORS, _COMPOSED = Way.KERNELS, Way.OPERATORS, Way.COMPOSED
 # Shown to what records: with a torch that has no operators, plain operations are.
-_RECORDED = Way.OPERATORS if has_operators else Way.COMPOSED
-_PLAIN = (Tensor, torch.nn.Parameter)
+_RECORDED = _OPERATORS if has_operators else _COMPOSED
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
 
 def _none(*_: Any) -> Any:
@@ -75,25 +77,25 @@ def is_transformed() -> bool:
 def way(*tensors: Tensor | None) -> Way:
     """The way of a call with these tensors, as it stands now."""
     if is_compiling():
-        return Way.OPERATORS
+        return _OPERATORS
     if _traced() is not None or _transform() is not None or forward_ad._current_level >= 0:
-        return Way.COMPOSED
+        return _COMPOSED
     if _dispatch_modes():
         return _RECORDED
-    for tensor in tensors:
-        if tensor is None:
-            continue
-        if type(tensor) not in _PLAIN:
-            return _way_of_subclass(tensor)
-        if tensor.is_meta:
-            return _RECORDED
-    return Way.KERNELS
+    if not _PLAIN.issuperset(map(type, tensors)):
+        return _way_of_subclasses(tensors)
+    # All of a call are on the device of the first, or it is refused.
+    if tensors and tensors[0] is not None and tensors[0].is_meta:
+        return _RECORDED
+    return _KERNELS
 
 
-def _way_of_subclass(tensor: Tensor) -> Way:
+def _way_of_subclasses(tensors: tuple[Any, ...]) -> Way:
+    """Of tensors that are not all plain: fake ones are recorded, others are asked of each step."""
     from torch._subclasses.fake_tensor import FakeTensor
 
-    return _RECORDED if isinstance(tensor, FakeTensor) else Way.COMPOSED
+    kinds = {type(tensor) for tensor in tensors} - _PLAIN
+    return _RECORDED if all(issubclass(kind, FakeTensor) for kind in kinds) else _COMPOSED
 
 
 def may_replay() -> bool:
@@ -134,9 +136,9 @@ def inference_path(enabled: bool) -> Iterator[None]:
 
 def without_gradients(*tensors: Tensor | None) -> bool:
     """Whether a call takes the inference path, on kernels."""
-    return _inference and not torch.is_grad_enabled() and way(*tensors) is Way.KERNELS
+    return _inference and not torch.is_grad_enabled() and way(*tensors) is _KERNELS
 
 
 def through_autograd(*tensors: Tensor | None) -> bool:
     """Whether a call is to go through upstream's autograd function."""
-    return way(*tensors) is Way.KERNELS and (not _inference or torch.is_grad_enabled())
+    return way(*tensors) is _KERNELS and (not _inference or torch.is_grad_enabled())

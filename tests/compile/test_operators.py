@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import ModuleType
 from typing import Any, Callable
 
 import pytest
@@ -32,6 +33,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 TOLERANCE = 1e-5
+# Of the scan only the final output is differentiated, and second derivatives are not compiled.
+UTILITIES = ("test_schema", "test_autograd_registration", "test_faketensor")
 
 
 def operator(name: str) -> Any:
@@ -60,6 +63,9 @@ def test_the_convolution_keeps_to_its_schema(channels_last: bool, stateful: bool
         True,
     )
     torch.library.opcheck(operator("causal_conv1d_backward"), gradients)
+    # A function itself, of which derivatives are taken.
+    recorded = (x, *arguments[1:3], drawn(batch, dim, seqlen), *gradients[4:])
+    torch.library.opcheck(operator("causal_conv1d_backward"), recorded, test_utils=UTILITIES)
 
 
 def test_the_convolution_of_a_slice_has_the_strides_that_its_fake_tells() -> None:
@@ -102,11 +108,22 @@ def scan_arguments(z: bool, groups: int = 2, is_complex: bool = False) -> tuple[
 
 @pytest.mark.parametrize("z", [False, True])
 @pytest.mark.parametrize("is_complex", [False, True])
+def test_gradients_of_the_scan_keep_to_their_schema_as_functions_themselves(
+    z: bool, is_complex: bool
+) -> None:
+    arguments = scan_arguments(z, is_complex=is_complex)
+    torch.library.opcheck(operator("selective_scan_rows"), (*arguments, 1), test_utils=UTILITIES)
+    plain = tuple(each.detach() if isinstance(each, Tensor) else each for each in arguments)
+    out, x, _ = operator("selective_scan")(*plain)
+    backward = (*arguments, torch.randn_like(out, requires_grad=True), x, out if z else None, z)
+    torch.library.opcheck(operator("selective_scan_backward"), backward, test_utils=UTILITIES)
+
+
+@pytest.mark.parametrize("z", [False, True])
+@pytest.mark.parametrize("is_complex", [False, True])
 def test_the_scan_keeps_to_its_schema(z: bool, is_complex: bool) -> None:
     arguments = scan_arguments(z, is_complex=is_complex)
-    # Only the final output is differentiated, so the check of all outputs' gradients is not made.
-    utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(operator("selective_scan"), arguments, test_utils=utilities)
+    torch.library.opcheck(operator("selective_scan"), arguments, test_utils=UTILITIES)
     plain = tuple(each.detach() if isinstance(each, Tensor) else each for each in arguments)
     torch.library.opcheck(operator("selective_scan_output"), plain)
     out, x, _ = operator("selective_scan")(*plain)
@@ -220,3 +237,168 @@ def test_calls_of_the_extension_compile_inside_an_autograd_function_of_a_fork() 
 
     A = (-torch.rand(4, 3)).requires_grad_()
     compare(function, (drawn(2, 8, 9), drawn(4, 4), A, drawn(2, 1, 3, 9)))
+
+
+def test_an_autograd_function_of_a_fork_is_not_differentiated_in_part() -> None:
+    """Its second derivative is an error: not zero, and not what the op alone can see of it."""
+
+    class ForksScan(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, u: Tensor, A: Tensor, B: Tensor, weight: Tensor) -> Tensor:
+            inner = causal_conv1d_fn(u * u, weight)
+            out, states = selective_scan_fwd(inner, u, A, B, B, None, None, None, True)
+            ctx.save_for_backward(u, inner, A, B, weight, states)
+            return out
+
+        @staticmethod
+        def backward(ctx: Any, dout: Tensor) -> Any:
+            u, inner, A, B, weight, states = ctx.saved_tensors
+            found: list[Any] = selective_scan_bwd(
+                inner, u, A, B, B, None, None, None, dout, states, None, None, True, False
+            )
+            dinner, dweight, *_ = causal_conv1d_bwd(u * u, weight, None, found[0])
+            return 2 * u * dinner + found[1], found[2], found[3] + found[4], dweight
+
+    leaves = [drawn(2, 4, 9), (-torch.rand(4, 3)).requires_grad_(), drawn(2, 1, 3, 9), drawn(4, 4)]
+
+    def function(*tensors: Tensor) -> Tensor:
+        out: Tensor = ForksScan.apply(*tensors)  # type: ignore[no-untyped-call]
+        return out.square().sum()
+
+    once = torch.autograd.grad(function(*leaves), leaves)
+    recorded = torch.autograd.grad(function(*leaves), leaves, create_graph=True)
+    torch.testing.assert_close(recorded, once)
+    for gradient in recorded:
+        with pytest.raises(RuntimeError, match="second derivatives"):
+            torch.autograd.grad(gradient.sum(), leaves, allow_unused=True, retain_graph=True)
+    # What writes into a part of a larger gradient is refused at once.
+    x, dxz = drawn(2, 4, 9), torch.zeros(2, 8, 9)
+
+    class ForksConvolution(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+            ctx.save_for_backward(x, weight)
+            out: Tensor = causal_conv1d_fn(x, weight)
+            return out
+
+        @staticmethod
+        def backward(ctx: Any, dout: Tensor) -> Any:
+            x, weight = ctx.saved_tensors
+            dx, _ = dxz.clone().chunk(2, 1)
+            dx, dweight, *_ = causal_conv1d_bwd(x, weight, None, dout, dx=dx)
+            return dx, dweight
+
+    call: Any = ForksConvolution.apply
+    torch.autograd.grad(call(x, leaves[3]).sum(), x)
+    with pytest.raises(RuntimeError, match="second derivatives"):
+        torch.autograd.grad(call(x, leaves[3]).sum(), x, create_graph=True)
+
+
+class Everything(torch.nn.Module):
+    """The convolution and the scan, as a program to export."""
+
+    def forward(self, x: Tensor, weight: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        """Both of them."""
+        u, states = causal_conv1d_fn(x, weight, return_final_states=True, activation="silu")
+        out = selective_scan_fn(u, x, A, B, B, z=x, delta_softplus=True)
+        assert isinstance(out, Tensor)
+        total: Tensor = states.sum()
+        return out * total
+
+
+def everything() -> list[Tensor]:
+    A = (-torch.rand(4, 3, dtype=torch.float64)).requires_grad_()
+    wide = torch.float64
+    return [drawn(2, 4, 9, dtype=wide), drawn(4, 3, dtype=wide), A, drawn(2, 3, 9, dtype=wide)]
+
+
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_second_derivatives_of_an_exported_program_are_those_of_the_function(
+    decomposed: bool,
+) -> None:
+    leaves = everything()
+    program = torch.export.export(Everything(), tuple(leaves))
+    if decomposed:
+        program = program.run_decompositions()
+    results = []
+    for call in (Everything(), program.module()):
+        first = torch.autograd.grad(call(*leaves).square().sum(), leaves, create_graph=True)
+        penalty = torch.stack([gradient.square().sum() for gradient in first]).sum()
+        results.append([*first, *torch.autograd.grad(penalty, leaves)])
+    torch.testing.assert_close(results[1], results[0])
+
+
+def test_an_exported_program_is_mapped() -> None:
+    if not hasattr(torch.library, "register_vmap"):
+        pytest.skip("this torch maps no operators of others")
+    given = [each.detach() for each in everything()]
+    called = torch.export.export(Everything(), tuple(given)).module()
+    xs = torch.stack([given[0], given[0] * 0.5, given[0] * 2])
+    with torch.no_grad():
+        found = torch.vmap(called, (0, None, None, None))(xs, *given[1:])
+        for row, x in zip(found, xs):
+            torch.testing.assert_close(row, Everything()(x, *given[1:]))
+
+
+def other_rows(case: Any) -> Any:
+    """A backend that keeps three rows where PyTorch's keeps one, and can check them."""
+    from jetson_mamba.ops.selective_scan import pytorch
+
+    whole = pytorch.IMPLEMENTATION
+
+    def rows(seqlen: int) -> int:
+        return 3 * whole.rows(seqlen)
+
+    def forward(scan: Any) -> Any:
+        found = whole.forward(scan)
+        return found._replace(x=found.x.repeat_interleave(3, dim=2))
+
+    def backward(scan: Any, returning: Any) -> Any:
+        x = returning.x
+        if x is not None and x.shape[2] == rows(scan.u.shape[2]):
+            torch.testing.assert_close(x, forward(scan).x)
+        return whole.backward(scan, returning._replace(x=None))
+
+    return whole._replace(forward=forward, backward=backward, rows=rows)
+
+
+@pytest.mark.parametrize("decomposed", [False, True])
+@pytest.mark.parametrize("traced", ["other", "pytorch"])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_graph_outlives_the_backend_that_it_was_traced_with(
+    monkeypatch: pytest.MonkeyPatch, traced: str, there: bool, decomposed: bool
+) -> None:
+    import jetson_mamba
+    from jetson_mamba.ops import selective_scan
+
+    module: Any = ModuleType("jetson_mamba.ops.selective_scan.other")
+    module.load = other_rows
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(selective_scan.OP, "order", ("other", "pytorch"))
+    selective_scan._named.cache_clear()
+    leaves = everything()
+    switched = {"other": "pytorch", "pytorch": "other"}[traced]
+    expected = torch.autograd.grad(Everything()(*leaves).sum(), leaves)
+    with jetson_mamba.backend(selective_scan=traced):
+        torch._dynamo.reset()
+        calls: list[Any] = [torch.compile(Everything(), fullgraph=True, backend="aot_eager")]
+        program = torch.export.export(Everything(), tuple(leaves))
+        calls.append((program.run_decompositions() if decomposed else program).module())
+        results = [call(*leaves) for call in calls]
+    if not there:
+        # As on another machine.
+        monkeypatch.setattr(selective_scan._OPERATORS, "_others", lambda case: ())
+    for call, result in zip(calls, results):
+        with jetson_mamba.backend(selective_scan=switched):
+            # Forward under the one and backward under the other, then both under the other.
+            if there:
+                found = torch.autograd.grad(result.sum(), leaves)
+                torch.testing.assert_close(found, expected)
+            out = call(*leaves)
+            found = torch.autograd.grad(out.sum(), leaves)
+            torch.testing.assert_close(found, expected)
+            out = call(*leaves)
+        if there:
+            with jetson_mamba.backend(selective_scan=traced):
+                torch.testing.assert_close(torch.autograd.grad(out.sum(), leaves), expected)
+    selective_scan._named.cache_clear()

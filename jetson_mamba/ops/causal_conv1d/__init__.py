@@ -19,7 +19,7 @@ from ..in_place import count_write, version
 from ..paths import Way, is_transformed, way
 from ..tracing import untraced
 from . import composed, pytorch
-from .checks import DTYPES, check, check_states, expect, is_silu
+from .checks import check, check_backward, check_states, check_update, is_silu
 from .contract import Case, Gradients, Implementation
 from .library import Operators
 from .trial import trial
@@ -93,6 +93,9 @@ def causal_conv1d_fn(
     if chosen is Way.KERNELS:
         out, states = _launched(x, weight, bias, seq_idx, initial_states, wanted, place, silu)
     elif chosen is Way.OPERATORS:
+        if initial_states is not None and final_states_out is not None:
+            # The graph keeps what may be written below.
+            initial_states = initial_states.clone()
         out, states = _OPERATORS.forward(x, weight, bias, seq_idx, initial_states, wanted, silu)
     else:
         out, states = composed.forward(x, weight, bias, seq_idx, initial_states, silu)
@@ -190,46 +193,43 @@ def causal_conv1d_bwd(
     """
     silu = is_silu(activation)
     chosen = way(x, weight, bias, dout, seq_idx, initial_states, dfinal_states, dx)
-    given = (x, weight, bias, initial_states)
-    with untraced() if chosen is Way.COMPOSED else nullcontext():
-        check(x, weight, bias, seq_idx, initial_states)
-        expect("dout", dout, tuple(x.shape), "(batch, dim, seqlen) of x", x.dtype, x.device)
-        if dx is not None:
-            expect("dx", dx, tuple(x.shape), "(batch, dim, seqlen) of x", x.dtype, x.device)
-        if dfinal_states is not None:
-            check_states("dfinal_states", dfinal_states, x, weight)
-    weight, bias = _of_one_dtype(weight, bias)
-    if initial_states is not None:
-        initial_states = initial_states.to(x.dtype)
-    if dfinal_states is not None:
-        dfinal_states = dfinal_states.to(x.dtype)
-    recorded = (
-        torch.is_grad_enabled()
-        and twice.in_backward_pass()
-        and any(each is not None and each.requires_grad for each in (*given, dout, dfinal_states))
-    )
-    arguments = (x, weight, bias, dout, seq_idx, initial_states, dfinal_states)
     if chosen is Way.COMPOSED:
-        found = composed.backward(*arguments, return_dinitial_states, silu)
+        with untraced():
+            check_backward(x, weight, bias, dout, seq_idx, initial_states, dfinal_states, dx)
+    else:
+        check_backward(x, weight, bias, dout, seq_idx, initial_states, dfinal_states, dx)
+    given: Any = (x, weight, bias, dout, seq_idx, initial_states, dfinal_states)
+    taken = _converted(given)
+    backward: Any = composed.backward
+    found: Gradients
+    if chosen is Way.COMPOSED:
+        found = backward(*taken, return_dinitial_states, silu)
     elif chosen is Way.OPERATORS:
-        found = _OPERATORS.backward(*arguments, return_dinitial_states, silu)
+        found = _OPERATORS.backward(*taken, return_dinitial_states, silu)
     else:
         before = version(dx)
-        found = _implementation(x, weight).backward(*arguments, dx, return_dinitial_states, silu)
+        backward = _implementation(x, taken[1]).backward
+        found = backward(*taken, dx, return_dinitial_states, silu)
         count_write(dx, before)
-    if recorded and chosen is not Way.COMPOSED:
-        once: Any = twice.once_only(found, (*given, dout, dfinal_states))
+    if (
+        torch.is_grad_enabled()
+        and chosen is not Way.COMPOSED
+        and twice.in_backward_pass()
+        and any(each is not None and each.requires_grad for each in given)
+    ):
+        once: Any = twice.once_only(found, given)
         found = once
-    dx_found, dweight, dbias, dinitial_states = found
-    if dx is None:
-        dx = dx_found
-    elif dx_found is not dx:
-        twice.write(dx, dx_found)
-    if dbias is not None and given[2] is not None:
-        dbias = dbias.to(given[2].dtype)
-    if dinitial_states is not None and given[3] is not None:
-        dinitial_states = dinitial_states.to(given[3].dtype)
-    return dx, dweight.to(given[1].dtype), dbias, dinitial_states
+    if dx is not None and found[0] is not dx:
+        twice.write(dx, found[0])
+        found = (dx, *found[1:])
+    if taken is given:
+        return found
+    of = (x, weight, bias, initial_states)
+    gradients: Any = [
+        gradient if gradient is None or each is None else gradient.to(each.dtype)
+        for gradient, each in zip(found, of)
+    ]
+    return (found[0], *gradients[1:])
 
 
 def causal_conv1d_update(
@@ -267,54 +267,32 @@ def causal_conv1d_update(
     silu = is_silu(activation)
     chosen = way(x, conv_state, weight, bias, cache_seqlens, conv_state_indices)
     steps = x.unsqueeze(-1) if isinstance(x, Tensor) and x.dim() == 2 else x
-    with untraced() if chosen is Way.COMPOSED else nullcontext():
-        _check_update(steps, conv_state, weight, bias, cache_seqlens, conv_state_indices)
-    weight, bias = _of_one_dtype(weight, bias)
-    # The state keeps the inputs that it held as exactly as it can.
-    wide = torch.promote_types(x.dtype, conv_state.dtype)
-    state = conv_state.to(wide)
-    arguments = (steps.to(wide), state, weight, bias, cache_seqlens, conv_state_indices, silu)
     if chosen is Way.COMPOSED:
-        out, latest = composed.update(*arguments)
-        with nullcontext() if is_transformed() else torch.no_grad():
-            conv_state.copy_(latest)
+        with untraced():
+            check_update(steps, conv_state, weight, bias, cache_seqlens, conv_state_indices)
     else:
-        before = version(conv_state)
-        if chosen is Way.OPERATORS:
-            out = _OPERATORS.update(*arguments)
-        else:
-            out = _implementation(arguments[0], weight).update(*arguments)
-        if state is not conv_state:
+        check_update(steps, conv_state, weight, bias, cache_seqlens, conv_state_indices)
+    weight, bias = _of_one_dtype(weight, bias)
+    inputs, state = steps, conv_state
+    if x.dtype != conv_state.dtype:
+        # In the wider dtype, so that the state keeps what it held as it was.
+        wide = torch.promote_types(x.dtype, conv_state.dtype)
+        inputs, state = steps.to(wide), conv_state.to(wide)
+    arguments = (inputs, state, weight, bias, cache_seqlens, conv_state_indices, silu)
+    if chosen is Way.COMPOSED:
+        out, state = composed.update(*arguments)
+    elif chosen is Way.OPERATORS:
+        out = _OPERATORS.update(*arguments)
+    else:
+        before = version(state)
+        out = _implementation(inputs, weight).update(*arguments)
+        count_write(state, before)
+    if state is not conv_state:
+        with nullcontext() if is_transformed() else torch.no_grad():
             conv_state.copy_(state)
-        count_write(conv_state, before)
-    out = out.to(x.dtype)
+    if inputs is not steps:
+        out = out.to(x.dtype)
     return out if steps is x else out.squeeze(-1)
-
-
-def _check_update(
-    steps: Tensor,
-    conv_state: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    cache_seqlens: Tensor | None,
-    conv_state_indices: Tensor | None,
-) -> None:
-    check(steps, weight, bias, None, None)
-    batch, dim, _ = steps.shape
-    least = weight.shape[1] - 1
-    if not isinstance(conv_state, Tensor):
-        raise TypeError(f"conv_state: expected a tensor, found {type(conv_state).__name__}")
-    entries = conv_state.shape[0] if conv_state_indices is not None and conv_state.dim() else batch
-    length = max(conv_state.shape[-1], least) if conv_state.dim() else least
-    shape = (entries, dim, length)
-    meaning = f"(batch or entries, dim, {least} or more)"
-    expect("conv_state", conv_state, shape, meaning, DTYPES, steps.device)
-    for name, tensor in (
-        ("cache_seqlens", cache_seqlens),
-        ("conv_state_indices", conv_state_indices),
-    ):
-        if tensor is not None:
-            expect(name, tensor, (batch,), "(batch,)", torch.int32, steps.device)
 
 
 class _CausalConv1d(torch.autograd.Function):
@@ -387,6 +365,22 @@ def _implementation(x: Tensor, weight: Tensor) -> Implementation:
         # No kernel is launched for nothing; the PyTorch functions mind no size.
         return pytorch.IMPLEMENTATION
     return OP.implementation(Case(x.device, x.dtype, weight.dtype, weight.shape[1]))
+
+
+def _converted(given: tuple[Any, ...]) -> Any:
+    """The arguments of a backward pass as ``contract`` promises them; themselves where they are."""
+    x, weight, bias, dout, seq_idx, initial_states, dfinal_states = given
+    if (
+        (bias is None or bias.dtype == weight.dtype)
+        and (initial_states is None or initial_states.dtype == x.dtype)
+        and (dfinal_states is None or dfinal_states.dtype == x.dtype)
+    ):
+        return given
+    weight, bias = _of_one_dtype(weight, bias)
+    states = [
+        None if states is None else states.to(x.dtype) for states in (initial_states, dfinal_states)
+    ]
+    return (x, weight, bias, dout, seq_idx, *states)
 
 
 def _of_one_dtype(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -49,6 +49,52 @@ def check(
         check_states("initial_states", initial_states, x, weight)
 
 
+def check_backward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dout: Tensor,
+    seq_idx: Tensor | None,
+    initial_states: Tensor | None,
+    dfinal_states: Tensor | None,
+    dx: Tensor | None,
+) -> None:
+    """Raise unless the arguments of a backward pass fit each other."""
+    check(x, weight, bias, seq_idx, initial_states)
+    expect("dout", dout, tuple(x.shape), "(batch, dim, seqlen) of x", x.dtype, x.device)
+    if dx is not None:
+        expect("dx", dx, tuple(x.shape), "(batch, dim, seqlen) of x", x.dtype, x.device)
+    if dfinal_states is not None:
+        check_states("dfinal_states", dfinal_states, x, weight)
+
+
+def check_update(
+    steps: Tensor,
+    conv_state: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    cache_seqlens: Tensor | None,
+    conv_state_indices: Tensor | None,
+) -> None:
+    """Raise unless the arguments of further steps fit each other."""
+    check(steps, weight, bias, None, None)
+    batch, dim, _ = steps.shape
+    least = weight.shape[1] - 1
+    if not isinstance(conv_state, Tensor):
+        raise TypeError(f"conv_state: expected a tensor, found {type(conv_state).__name__}")
+    entries = conv_state.shape[0] if conv_state_indices is not None and conv_state.dim() else batch
+    length = max(conv_state.shape[-1], least) if conv_state.dim() else least
+    shape = (entries, dim, length)
+    meaning = f"(batch or entries, dim, {least} or more)"
+    expect("conv_state", conv_state, shape, meaning, DTYPES, steps.device)
+    for name, tensor in (
+        ("cache_seqlens", cache_seqlens),
+        ("conv_state_indices", conv_state_indices),
+    ):
+        if tensor is not None:
+            expect(name, tensor, (batch,), "(batch,)", torch.int32, steps.device)
+
+
 def check_states(name: str, states: Tensor, x: Tensor, weight: Tensor) -> None:
     """Raise unless states before or after the inputs are of their shape."""
     shape = (x.shape[0], x.shape[1], weight.shape[1] - 1)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import twice
+from ..in_place import count_write, version
 from ..operators import define, laid_out_as, or_empty
 from . import composed
 from .contract import Gradients, Implementation
@@ -30,7 +31,6 @@ class Operators:
             _fake_forward,
             _keep,
             self._differentiate,
-            _composed_forward,
         )
         self._backward = define(
             "causal_conv1d_backward(Tensor x, Tensor weight, Tensor? bias, Tensor dout, "
@@ -40,14 +40,12 @@ class Operators:
             _fake_backward,
             _keep_again,
             _differentiate_again,
-            _composed_backward,
         )
         self._update = define(
             "causal_conv1d_update(Tensor x, Tensor(a!) conv_state, Tensor weight, Tensor? bias, "
             "Tensor? cache_seqlens, Tensor? conv_state_indices, bool silu) -> Tensor",
             self._run_update,
             _fake_update,
-            composed=_composed_update,
         )
 
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor | None]:
@@ -95,7 +93,9 @@ class Operators:
         )
 
     def _run_update(self, x: Tensor, conv_state: Tensor, weight: Tensor, *others: Any) -> Tensor:
+        before = version(conv_state)
         out = self._choose(x, weight).update(x, conv_state, weight, *others)
+        count_write(conv_state, before)
         return laid_out_as(out, x)
 
     def _differentiate(
@@ -159,17 +159,5 @@ def _differentiate_again(ctx: Any, *dgradients: Tensor) -> tuple[Tensor | None, 
     return twice.gradients(_composed_backward, arguments, needed, dgradients)
 
 
-def _composed_forward(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    weight, bias, seq_idx, initial_states, return_final_states, silu = others
-    out, final_states = composed.forward(x, weight, bias, seq_idx, initial_states, silu)
-    return out, or_empty(final_states if return_final_states else None, x)
-
-
 def _composed_backward(x: Tensor, *others: Any) -> tuple[Tensor, ...]:
     return tuple(or_empty(gradient, x) for gradient in composed.backward(x, *others))
-
-
-def _composed_update(x: Tensor, conv_state: Tensor, *others: Any) -> Tensor:
-    out, state = composed.update(x, conv_state, *others)
-    conv_state.copy_(state)
-    return out

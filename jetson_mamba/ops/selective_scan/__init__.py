@@ -177,7 +177,7 @@ def selective_scan_fn(
     delta_softplus: bool = False,
     return_last_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Scan from zero states, differentiable once in any of the tensors.
+    """Scan from zero states, differentiable in any of the tensors.
 
     Arguments: see the module; a variable B or C of one group may leave the groups out, (batch,
     dstate, width). Returns the output, (batch, dim, seqlen), gated where z is given, or with

@@ -62,7 +62,6 @@ class Operators:
             _fake_forward,
             _keep,
             self._differentiate,
-            _composed_forward,
         )
         self._backward = define(
             f"selective_scan_backward({_ARGUMENTS}, Tensor dout, {_ROWS}) "
@@ -71,7 +70,6 @@ class Operators:
             _fake_backward,
             _keep_again,
             _differentiate_again,
-            _composed_backward,
         )
         self._output = define(
             f"selective_scan_output({_ARGUMENTS}) -> Tensor",
@@ -79,7 +77,6 @@ class Operators:
             _fake_output,
             _keep_output,
             _differentiate_output,
-            _composed_output,
         )
 
     def forward(self, scan: Scan) -> Scanned:
@@ -239,24 +236,16 @@ def _differentiate_output(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _keep_again(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.delta_softplus, dout, _, _, _ = inputs
+    *tensors, ctx.delta_softplus, dout, _, _, ctx.recompute_out_z = inputs
     ctx.save_for_backward(*tensors, dout)
 
 
 def _differentiate_again(ctx: Any, *dgradients: Tensor) -> tuple[Tensor | None, ...]:
     *tensors, dout = ctx.saved_tensors
-    arguments = (*tensors, ctx.delta_softplus, dout)
-    needed = (*ctx.needs_input_grad[:8], False, ctx.needs_input_grad[9])
-    found = twice.gradients(_composed_backward, arguments, needed, dgradients)
+    arguments = (*tensors, ctx.delta_softplus, dout, ctx.recompute_out_z)
+    needed = (*ctx.needs_input_grad[:8], False, ctx.needs_input_grad[9], False)
+    *found, _ = twice.gradients(_composed_backward, arguments, needed, dgradients)
     return (*found, None, None, None)
-
-
-def _composed_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *of, rows = arguments
-    out, x, out_z = composed.forward(Scan(*of))
-    if x.shape[2] != rows:
-        x = _of_size(x, rows)
-    return out, x.flatten(2), or_empty(out_z, out)
 
 
 def _composed_output(*arguments: Any) -> Tensor:
@@ -264,6 +253,8 @@ def _composed_output(*arguments: Any) -> Tensor:
 
 
 def _composed_backward(*arguments: Any) -> tuple[Tensor, ...]:
-    *of, dout = arguments[:10]
+    *of, dout, recompute_out_z = arguments
     found = composed.backward(Scan(*of), dout)
+    if not recompute_out_z:
+        found = found._replace(out_z=None)
     return tuple(or_empty(gradient, dout) for gradient in found)

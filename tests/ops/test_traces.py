@@ -1,0 +1,293 @@
+"""The convolution, the scan and a block's inner part where something records what they do."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from typing import Any, Callable, Tuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from jetson_mamba.ops import (
+    causal_conv1d,
+    causal_conv1d_fn,
+    mamba_inner_fn,
+    selective_scan,
+    selective_scan_fn,
+)
+from jetson_mamba.ops.backends import Op
+from jetson_mamba.ops.causal_conv1d import causal_conv1d_update
+from tests.references.tolerance import relative_norm
+
+# What torch says of its own tracers.
+pytestmark = pytest.mark.filterwarnings("ignore")
+Call = Callable[..., Any]
+DIM, DSTATE = 4, 3
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(shape)
+
+
+def scanned(is_complex: bool) -> tuple[Call, Callable[[int, int], tuple[Tensor, ...]]]:
+    A = -torch.rand(DIM, DSTATE)
+    if is_complex:
+        A = torch.complex(A, drawn(DIM, DSTATE))
+    D, bias = drawn(DIM), drawn(DIM)
+
+    def call(u: Tensor, delta: Tensor, B: Tensor, C: Tensor, z: Tensor) -> Any:
+        return selective_scan_fn(u, delta, A, B, C, D, z, bias, True, True)
+
+    def made(batch: int, seqlen: int) -> tuple[Tensor, ...]:
+        u, delta, z = (drawn(batch, DIM, seqlen) for _ in range(3))
+        width = seqlen * (2 if is_complex else 1)
+        return u, delta, drawn(batch, DSTATE, width), drawn(batch, 1, DSTATE, width), z
+
+    return call, made
+
+
+def convolved(width: int) -> tuple[Call, Callable[[int, int], tuple[Tensor, ...]]]:
+    weight, bias = drawn(DIM, width), drawn(DIM)
+
+    def call(x: Tensor, states: Tensor) -> Any:
+        return causal_conv1d_fn(x, weight, bias, None, states, True, None, "silu")
+
+    return call, lambda batch, seqlen: (drawn(batch, DIM, seqlen), drawn(batch, DIM, width - 1))
+
+
+def stepped() -> tuple[Call, Callable[[int, int], tuple[Tensor, ...]]]:
+    weight = drawn(DIM, 4)
+
+    def call(x: Tensor, state: Tensor) -> Any:
+        state = state * 1
+        return causal_conv1d_update(x, state, weight, None, "silu"), state
+
+    return call, lambda batch, seqlen: (drawn(batch, DIM, seqlen), drawn(batch, DIM, 5))
+
+
+def whole() -> tuple[Call, Callable[[int, int], tuple[Tensor, ...]]]:
+    rank = 2
+    weights: dict[str, Any] = {
+        "conv1d_weight": drawn(DIM, 1, 4),
+        "conv1d_bias": drawn(DIM),
+        "x_proj_weight": drawn(rank + 2 * DSTATE, DIM) / 3,
+        "delta_proj_weight": drawn(DIM, rank),
+        "out_proj_weight": drawn(5, DIM),
+        "out_proj_bias": drawn(5),
+        "A": -torch.rand(DIM, DSTATE),
+        "D": drawn(DIM),
+        "delta_bias": drawn(DIM),
+    }
+
+    def call(xz: Tensor) -> Any:
+        return mamba_inner_fn(xz, **weights)
+
+    return call, lambda batch, seqlen: (drawn(batch, 2 * DIM, seqlen),)
+
+
+torch.manual_seed(0)
+FUNCTIONS = {
+    "scan": scanned(False),
+    "complex scan": scanned(True),
+    "convolution": convolved(4),
+    "step of the convolution": stepped(),
+    "block": whole(),
+}
+Made = Tuple[Call, Callable[[int, int], Tuple[Tensor, ...]]]
+each_function = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+
+
+def agree(found: Any, expected: Any) -> None:
+    if isinstance(found, Tensor):
+        found, expected = (found,), (expected,)
+    assert len(found) == len(expected)
+    for each, right in zip(found, expected):
+        assert relative_norm(each, right) < 1e-5
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@each_function
+def test_a_trace_is_right_at_its_sizes_and_an_error_at_others(
+    function: Made, recorded: bool
+) -> None:
+    call, made = function
+    sizes = (2, 6 if function is not FUNCTIONS["block"] else 70)
+    with torch.set_grad_enabled(recorded):
+        traced: Any = torch.jit.trace(call, made(*sizes))
+        stored = io.BytesIO()
+        torch.jit.save(traced, stored)
+        stored.seek(0)
+        for each in (traced, torch.jit.load(stored)):
+            given = made(*sizes)
+            agree(each(*given), call(*given))
+    batch, seqlen = sizes
+    for other in ((batch, seqlen + 1), (batch + 1, seqlen), (1, seqlen), (2 * batch, seqlen // 2)):
+        with pytest.raises(RuntimeError):
+            traced(*made(*other))
+
+
+@each_function
+def test_a_trace_has_the_gradients_of_what_it_is_of(function: Made) -> None:
+    call, made = function
+    if function is FUNCTIONS["step of the convolution"]:
+        pytest.skip("it has no gradients")
+    traced: Any = torch.jit.trace(call, made(2, 6))
+    found = []
+    given = made(2, 6)
+    for each in (traced, call):
+        leaves = [tensor.clone().requires_grad_() for tensor in given]
+        results = each(*leaves)
+        out = results if isinstance(results, Tensor) else results[0]
+        out.square().sum().backward()
+        found.append([leaf.grad for leaf in leaves if leaf.grad is not None])
+    agree(found[0], found[1])
+
+
+@each_function
+def test_onnx_by_a_trace(function: Made, tmp_path: Any) -> None:
+    pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    if function is FUNCTIONS["complex scan"]:
+        pytest.skip("ONNX has no complex numbers")
+    call, made = function
+
+    class Module(torch.nn.Module):
+        def forward(self, *given: Tensor) -> Any:
+            return call(*given)
+
+    given, path = made(2, 40), str(tmp_path / "of.onnx")
+    with torch.no_grad():
+        torch.onnx.export(Module(), given, path, dynamo=False, opset_version=17)
+        expected = call(*given)
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+    found = session.run(None, {name: each.numpy() for name, each in zip(names, given)})
+    expected = (expected,) if isinstance(expected, Tensor) else expected
+    agree([torch.from_numpy(each) for each in found], expected)
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+@each_function
+def test_a_graph_of_make_fx_computes_the_same(function: Made, mode: Any) -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    call, made = function
+    graph = make_fx(call, tracing_mode=mode, _allow_non_fake_inputs=True)(*made(2, 6))
+    sizes = ((2, 6), (3, 9)) if mode == "symbolic" else ((2, 6),)
+    for each in sizes:
+        given = made(*each)
+        agree(graph(*given), call(*given))
+
+
+@each_function
+def test_a_graph_of_make_fx_of_gradients_computes_the_same(function: Made) -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    call, made = function
+    if function is FUNCTIONS["step of the convolution"]:
+        pytest.skip("it has no gradients")
+
+    def gradients(*given: Tensor) -> Any:
+        results = call(*given)
+        out = results if isinstance(results, Tensor) else results[0]
+        return torch.autograd.grad(out.square().sum(), given)
+
+    def leaves(given: tuple[Tensor, ...]) -> list[Tensor]:
+        return [each.clone().requires_grad_() for each in given]
+
+    graph = make_fx(gradients)(*leaves(made(2, 6)))
+    given = made(2, 6)
+    agree(graph(*leaves(given)), gradients(*leaves(given)))
+
+
+@each_function
+def test_shapes_come_of_tensors_without_numbers(function: Made) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    call, made = function
+    given = made(2, 6)
+    expected = call(*given)
+    expected = (expected,) if isinstance(expected, Tensor) else expected
+
+    def like(found: Any) -> None:
+        found = (found,) if isinstance(found, Tensor) else found
+        for each, right in zip(found, expected):
+            assert (each.shape, each.dtype) == (right.shape, right.dtype)
+
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        for recorded in (True, False):
+            with torch.set_grad_enabled(recorded):
+                like(call(*[mode.from_tensor(each) for each in given]))
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@each_function
+def test_a_default_device_has_no_say_in_what_is_computed(
+    monkeypatch: pytest.MonkeyPatch, function: Made, recorded: bool
+) -> None:
+    call, made = function
+    given = made(2, 40)
+    for op in (causal_conv1d, selective_scan):  # As at a first call, which chooses a backend.
+        monkeypatch.setattr(op, "OP", Op(op.OP.name, op.__name__, op.OP.order, op.OP._trial))
+    with torch.device("meta"), torch.set_grad_enabled(recorded):
+        leaves = [each.detach().requires_grad_(recorded) for each in given]
+        found = call(*leaves)
+        out = found if isinstance(found, Tensor) else found[0]
+        if out.requires_grad:
+            out.sum().backward()
+            assert leaves[0].grad is not None and leaves[0].grad.device.type == "cpu"
+    agree(found, call(*given))
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_meta_tensors_have_shapes(recorded: bool) -> None:
+    with torch.device("meta"), torch.set_grad_enabled(recorded):
+        u = torch.randn(2, DIM, 6, requires_grad=recorded)
+        A, B = torch.randn(DIM, DSTATE), torch.randn(2, 1, DSTATE, 6)
+        out, last_state = selective_scan_fn(u, u, A, B, B, None, u, None, True, True)
+        assert out.is_meta and out.shape == u.shape and last_state.shape == (2, DIM, DSTATE)
+        weight = torch.randn(DIM, 4)
+        convolved, states = causal_conv1d_fn(u, weight, return_final_states=True)
+        assert convolved.is_meta and convolved.shape == u.shape and states.shape == (2, DIM, 3)
+        assert causal_conv1d_update(u[..., 0], torch.zeros(2, DIM, 4), weight).shape == (2, DIM)
+        if recorded:
+            (out.sum() + convolved.sum()).backward()
+            assert u.grad is not None and u.grad.shape == u.shape
+
+
+def test_a_fake_device_that_is_not_here_has_shapes() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(), torch.no_grad():
+        u = torch.randn(2, DIM, 6, device="cuda")
+        A, B = torch.randn(DIM, DSTATE, device="cuda"), torch.randn(2, DSTATE, 6, device="cuda")
+        B = B.unsqueeze(1)
+        scan = torch.ops.jetson_mamba.selective_scan.default
+        out, x, _ = scan(u, u, A, B, B, None, None, None, True)
+        assert out.device.type == "cuda" and x.shape == (2, DIM, 2 * DSTATE)
+
+
+def test_operations_are_counted_alike_at_the_first_and_at_later_calls() -> None:
+    """In a process of its own: the first call chooses the backends."""
+    program = """
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from tests.ops.test_traces import FUNCTIONS
+counted = []
+for _ in range(3):
+    for call, made in FUNCTIONS.values():
+        given = [each.requires_grad_() for each in made(2, 6)]
+        with FlopCounterMode(display=False) as counter:
+            results = call(*given)
+            out = results if isinstance(results, torch.Tensor) else results[0]
+            if out.requires_grad:
+                out.sum().backward()
+        counted.append(counter.get_total_flops())
+of = len(counted) // 3
+assert counted[:of] == counted[of:2 * of] == counted[2 * of:], counted
+assert counted[of - 1] > 0
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
