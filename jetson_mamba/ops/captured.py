@@ -77,7 +77,7 @@ class Memory:
         # By function and kind.
         self.kept: Memo[tuple[int, _Kind], _Graph] = Memo(MOST_GRAPHS)
         # Kinds that were called and have no graph: whether they may have one.
-        self.met: Memo[tuple[int, _Kind], bool] = Memo(MOST_GRAPHS)
+        self.met: Memo[tuple[int, _Kind], bool] = Memo(4 * MOST_GRAPHS)
         # By stream, shapes, strides and dtypes. All layers of a model share it, and it is there as
         # long as one of their graphs.
         self.read: WeakValueDictionary[Hashable, _Room] = WeakValueDictionary()
