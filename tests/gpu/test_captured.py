@@ -259,7 +259,7 @@ def test_the_first_call_of_an_op_in_a_capture_of_the_user_leaves_the_capture_who
         op._remembered.clear()
         op._put_into_force(None)
     x, weight = drawn(1, 8, 32), drawn(8, 4)
-    scan = (drawn(1, 8, 32), drawn(1, 8, 32), -torch.rand(8, 4, device="cuda"))
+    scan: tuple[Any, ...] = (drawn(1, 8, 32), drawn(1, 8, 32), -torch.rand(8, 4, device="cuda"))
     scan += (drawn(1, 1, 4, 32), drawn(1, 1, 4, 32))
 
     def call() -> tuple[Any, ...]:
