@@ -81,6 +81,22 @@ if hasattr(MATMUL, "allow_fp16_accumulation"):
     )
 
 
+OF_A_CPU = (
+    "oneDNN",
+    "autocast",
+    "autocast to another dtype",
+)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name not in OF_A_CPU])
+def test_each_setting_has_a_key_of_its_own_on_a_gpu(name: str) -> None:
+    device = torch.device("cuda", 0)
+    before = environment_key(device)
+    with SETTINGS[name]():
+        assert environment_key(device) != before
+
+
 @pytest.mark.filterwarnings("ignore")  # what torch says of its own settings
 @pytest.mark.parametrize("name", SETTINGS)
 def test_each_setting_has_a_key_of_its_own(name: str) -> None:
@@ -153,6 +169,7 @@ def test_no_mixture_of_torchs_ways_to_say_a_precision_raises() -> None:
 def readers() -> list[str]:
     return [
         *environment._READ,
+        *environment._READ_ON_CPU,
         *environment._READ_BEFORE,
         "_get_fp32_precision_getter",
     ]
@@ -164,8 +181,10 @@ def test_a_torch_without_some_of_them_has_a_key(
 ) -> None:
     for name in readers() if missing is None else [missing]:
         monkeypatch.delattr(torch._C, name, raising=False)
-    monkeypatch.setattr(environment, "_settings", environment._readers())
-    hash(environment_key(CPU))
+    monkeypatch.setattr(environment, "_settings", environment._readers(on_gpu=False))
+    monkeypatch.setattr(environment, "_settings_of_gpus", environment._readers(on_gpu=True))
+    for device in ("cpu", "cuda"):
+        hash(environment_key(torch.device(device)))
 
 
 @pytest.mark.parametrize("error", [RuntimeError, AttributeError, TypeError, AssertionError])
