@@ -20,13 +20,15 @@ _locks: dict[int, tuple[ref[Any], str, Callable[[], Any]]] = {}
 _told: dict[int, tuple[ref[Any], str]] = {}
 
 
-def lock(owner: object, name: str, kind: Callable[[], Any] = threading.Lock) -> None:
-    """Set the attribute ``name`` of ``owner`` to a lock, in every process.
+def lock(owner: object, name: str, kind: Callable[[], Any] = threading.Lock) -> Any:
+    """Set the attribute ``name`` of ``owner`` to a lock, here and in each child; returns it.
 
     ``kind`` is ``threading.Lock``, ``threading.RLock`` or the like.
     """
-    setattr(owner, name, kind())
+    made = kind()
+    setattr(owner, name, made)
     _register(_locks, owner, name, kind)
+    return made
 
 
 def tell(owner: object, method: str) -> None:

@@ -15,13 +15,14 @@ from __future__ import annotations
 import hashlib
 import pkgutil
 import re
+import sys
 import threading
 from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
 
-from jetson_mamba import cache
+from jetson_mamba import cache, forks
 from jetson_mamba.ops.backends import Unavailable
 
 OPTIONS = ("--std=c++17", "--ptxas-options=-v", "--device-as-default-execution-space")
@@ -116,7 +117,7 @@ def current_stream(device_index: int) -> Any:
 
 _thread = threading.local()
 _streams: dict[tuple[int, int], Any] = {}
-_lock = threading.Lock()
+_lock = forks.lock(sys.modules[__name__], "_lock")
 _loaded: dict[tuple[str, str, tuple[tuple[str, str], ...], int], Kernel] = {}
 
 

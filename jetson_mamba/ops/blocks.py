@@ -29,7 +29,7 @@ from torch.nn.modules import module as torch_module
 
 from . import captured
 from .captured import Captured, Weights
-from .paths import may_replay, without_gradients
+from .paths import without_gradients
 
 # Of the input. A block's tensors are several times as wide, and there is a copy of the states of
 # decoding, which are wider still.
@@ -49,6 +49,9 @@ _CALLING = [
     name for name in ("__call__", "_wrapped_call_impl", "_call_impl") if name in vars(nn.Module)
 ]
 _TORCHS_OWN = nn.Module.__init__.__code__.co_filename
+_INSIDE = itemgetter(
+    *("_modules", "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks")
+)
 _GLOBAL_HOOKS = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
 
 
@@ -63,7 +66,6 @@ def forward_by_graph(forward: Callable[..., Any]) -> Callable[..., Any]:
     def call(block: nn.Module, *given: Any, **named: Any) -> Any:
         if (
             without_gradients()
-            and may_replay()
             and given
             and captured.is_small(given[0], MOST_ELEMENTS)
             and not any(each is not None for each in given[1:])
@@ -89,7 +91,6 @@ def step_by_graph(step: Callable[..., Any]) -> Callable[..., Any]:
     def call(block: nn.Module, hidden_states: Any, conv_state: Any, ssm_state: Any) -> Any:
         if (
             without_gradients()
-            and may_replay()
             and captured.is_small(hidden_states, MOST_ELEMENTS_OF_STEP)
             and type(conv_state) is type(ssm_state) is Tensor
         ):
@@ -178,6 +179,9 @@ class _Read:
                 not kind.__module__.startswith(_KNOWN) or "forward" in vars(module)  # a wrapper's
             ):
                 raise _Unknown
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if type(tensor) not in _TENSORS:
+                    raise _Unknown
             # Such as running means, which trying the method out would update once more.
             if module.training and module._buffers:
                 raise _Unknown
@@ -206,8 +210,8 @@ class _Read:
         try:
             found = self._look([module() for module in self._modules])
             return bool(found == self._found)
-        except (_Unknown, KeyError, AttributeError):
-            # Something more, something less, or a module that is no more.
+        except Exception:
+            # A hook, something less, a module that is no more, or what is no tensor of torch's.
             return False
 
     def _look(self, modules: list[Any]) -> list[Any]:
@@ -215,25 +219,34 @@ class _Read:
 
         All of them are there, so that an address tells which one of them is meant.
         """
-        attributes = [module.__dict__ for module in modules]
         if any(map(any, _GLOBAL_HOOKS)):
             raise _Unknown
-        for each in attributes[1:]:
-            if each["_forward_hooks"] or each["_forward_pre_hooks"]:
+        attributes = [module.__dict__ for module in modules]
+        children: list[tuple[str, Any]] = []
+        tensors: list[tuple[str, Any]] = []
+        is_block = True
+        for submodules, parameters, buffers, hooks, pre_hooks in map(_INSIDE, attributes):
+            if submodules:
+                children += submodules.items()
+            if parameters:
+                tensors += parameters.items()
+            if buffers:
+                tensors += buffers.items()
+            if (hooks or pre_hooks) and not is_block:
                 raise _Unknown
-        named = [item for each in attributes for item in each["_parameters"].items()]
-        named += [item for each in attributes for item in each["_buffers"].items()]
-        tensors = [tensor for _, tensor in named]
-        if not _TENSORS.issuperset(map(type, tensors)):
-            raise _Unknown
+            is_block = False
         return [
-            [id(type(module)) for module in modules],
-            [len(each) for each in attributes],
-            [own(each) for own, each in zip(self._own, attributes)],
-            [(name, id(of)) for each in attributes for name, of in each["_modules"].items()],
-            [name for name, _ in named],
+            [*map(id, map(type, modules))],
+            [*map(len, attributes)],
+            [(name, id(module)) for name, module in children],
             # Where the numbers lie, and how.
-            [None if x is None else (x.data_ptr(), x.dtype, x.shape, x.stride()) for x in tensors],
+            [
+                (name, None)
+                if x is None
+                else (name, id(type(x)), x.data_ptr(), x.dtype, x.shape, x.stride())
+                for name, x in tensors
+            ],
+            [own(each) for own, each in zip(self._own, attributes)],
         ]
 
 

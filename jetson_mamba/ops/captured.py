@@ -44,10 +44,12 @@ MOST_ELEMENTS = 1 << 22
 # What all graphs may hold: how many, of some 100 KB each, and what they read and write, in bytes.
 MOST_GRAPHS = 1024
 MOST_BYTES = 1 << 28
+# Kinds that are remembered before they have a graph.
+MOST_MET = 4 * MOST_GRAPHS
 # Making a graph takes as long as some hundred calls. So one goes for another only after so many
-# calls without it: a program that goes round through more kinds than there is room for would make
-# one at each call.
-IDLE_CALLS = 4 * MOST_GRAPHS
+# calls without it, more than there are kinds: a program that goes round through more of them than
+# there is room for would make a graph at each call.
+IDLE_CALLS = 4 * MOST_MET
 # Streams of a device that have graphs: each has a workspace of cuBLAS, of up to 32 MB.
 MOST_STREAMS = 4
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -77,7 +79,7 @@ class Memory:
         # By function and kind.
         self.kept: Memo[tuple[int, _Kind], _Graph] = Memo(MOST_GRAPHS)
         # Kinds that were called and have no graph: whether they may have one.
-        self.met: Memo[tuple[int, _Kind], bool] = Memo(MOST_GRAPHS)
+        self.met: Memo[tuple[int, _Kind], bool] = Memo(MOST_MET)
         # By stream, shapes, strides and dtypes. All layers of a model share it, and it is there as
         # long as one of their graphs.
         self.read: WeakValueDictionary[Hashable, _Room] = WeakValueDictionary()

@@ -36,24 +36,68 @@ _FUNCTIONS = {
 
 
 class Pool:
-    """Memory of a device that graphs use, which must not run at the same time."""
+    """Memory of a device that graphs share, which must not run at the same time.
+
+    What it once holds it keeps for further graphs, and gives back to torch at its own end.
+    """
+
+    _released = True
 
     def __init__(self, device_index: int) -> None:
-        self.device_index = device_index
-        self.handle: Any = torch.cuda.graph_pool_handle()
+        self._device = device_index
+        self._process = os.getpid()
+        self._handle: Any = torch.cuda.graph_pool_handle()
+        # torch counts who allocates from a pool, and lets go of one that nobody is left of. This
+        # is the pool's own part.
+        self._end(self._begin())
+        self._released = False
+
+    @contextmanager
+    def allocating(self) -> Iterator[None]:
+        """Take what this thread allocates on the current stream out of the pool."""
+        end = self._begin()
+        try:
+            yield
+        finally:
+            self._end(end)
+            self._release()
+
+    def _begin(self) -> Any:
+        """Begin to allocate; returns what ends it."""
+        torch_c: Any = torch._C
+        if hasattr(torch_c, "_cuda_beginAllocateCurrentThreadToPool"):  # torch 2.8
+            torch_c._cuda_beginAllocateCurrentThreadToPool(self._device, self._handle)
+            return torch_c._cuda_endAllocateToPool
+        torch_c._cuda_beginAllocateCurrentStreamToPool(self._device, self._handle)
+        return torch_c._cuda_endAllocateCurrentStreamToPool
+
+    def _end(self, end: Any) -> None:
+        try:
+            end(self._device, self._handle)
+        except TypeError:  # torch 2.1, which knows the pool by the stream
+            end(self._device)
+
+    def _release(self) -> None:
+        release = getattr(torch._C, "_cuda_releasePool", None)
+        if release is not None:
+            release(self._device, self._handle)
+
+    def __del__(self) -> None:
+        if not (self._released or _is_over(self._process)):
+            self._release()
 
 
 class Graph:
     """A sequence of kernels that one launch starts; empty until its capture ends.
 
-    It holds its share of a pool, whose memory is free for others when no graph has one.
+    The pool that its tensors lie in lasts as long as it does.
     """
 
     # None where there is no driver, which the constructor raises for.
     _driver: Any = None
-    _shares: Pool | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
         self._process = os.getpid()
         self._driver = _driver()
         self._graph = c_void_p()
@@ -68,28 +112,26 @@ class Graph:
         if error:
             raise _failed("cuGraphLaunch", error)
 
-    def share(self, pool: Pool) -> None:
-        """Have a share of a pool, of which something has been taken."""
-        self._shares = pool
-
     def take(self, stream: int) -> None:
         """End the capture on a stream: what was captured is this graph's."""
         _call("cuStreamEndCapture", stream, self._graph)
         _call("cuGraphInstantiateWithFlags", self._executable, self._graph, 0)
 
     def __del__(self) -> None:
-        # At the interpreter's end the driver may be gone, and in a forked child it never was there:
-        # what is the process's goes with the process.
-        if self._driver is None or sys.is_finalizing() or os.getpid() != self._process:
+        if self._driver is None or _is_over(self._process):
             return
         if self._executable:
             self._driver.cuGraphExecDestroy(self._executable)
         if self._graph:
             self._driver.cuGraphDestroy(self._graph)
-        if self._shares is not None:
-            release = getattr(torch._C, "_cuda_releasePool", None)
-            if release is not None:
-                release(self._shares.device_index, self._shares.handle)
+
+
+def _is_over(process: int) -> bool:
+    """Whether what is a process's goes with the process, and need not be given back.
+
+    At the interpreter's end the driver may be gone, and in a forked child it never was there.
+    """
+    return sys.is_finalizing() or os.getpid() != process
 
 
 def stream() -> torch.cuda.Stream:
@@ -111,9 +153,8 @@ def captured(pool: Pool) -> Iterator[Graph]:
     Raises RuntimeError where something cannot be captured.
     """
     current = torch.cuda.current_stream()
-    graph = Graph()
-    with _allocating_from(pool.handle, current.device_index):
-        graph.share(pool)
+    graph = Graph(pool)
+    with pool.allocating():
         _call("cuStreamBeginCapture_v2", current.cuda_stream, _THREAD_LOCAL)
         try:
             yield graph
@@ -121,25 +162,6 @@ def captured(pool: Pool) -> Iterator[Graph]:
             _driver().cuStreamEndCapture(current.cuda_stream, c_void_p())
             raise
         graph.take(current.cuda_stream)
-
-
-@contextmanager
-def _allocating_from(pool: Any, device_index: int) -> Iterator[None]:
-    """Take what this thread allocates on the current stream out of the pool."""
-    torch_c: Any = torch._C
-    if hasattr(torch_c, "_cuda_beginAllocateCurrentThreadToPool"):  # torch 2.8
-        torch_c._cuda_beginAllocateCurrentThreadToPool(device_index, pool)
-        end = torch_c._cuda_endAllocateToPool
-    else:
-        torch_c._cuda_beginAllocateCurrentStreamToPool(device_index, pool)
-        end = torch_c._cuda_endAllocateCurrentStreamToPool
-    try:
-        yield
-    finally:
-        try:
-            end(device_index, pool)
-        except TypeError:  # torch 2.1, which knows the pool by the stream
-            end(device_index)
 
 
 def _call(function: str, *arguments: Any) -> None:

@@ -25,7 +25,6 @@ _READ = (
     "_get_cublas_allow_fp16_reduced_precision_reduction",
     "_get_cublas_allow_bf16_reduced_precision_reduction",
     "_get_cublas_allow_fp16_accumulation",
-    "_get_cpu_allow_fp16_reduced_precision_reduction",
     "_get_blas_preferred_backend",
     # determinism
     "_get_deterministic_algorithms",
@@ -35,18 +34,20 @@ _READ = (
     "_get_cudnn_enabled",
     "_get_cudnn_deterministic",
     "_get_cudnn_benchmark",
-    "_get_mkldnn_enabled",
-    "_get_mkldnn_deterministic",
-    "_get_nnpack_enabled",
     # what is kept, or looked at, on the way
     "is_autocast_cache_enabled",
     "is_anomaly_enabled",
     "is_anomaly_check_nan_enabled",
 )
-# Of torch 2.9 and later, which knows a precision of float32 for each of these.
-_FP32_PRECISION = tuple(
-    (backend, of) for backend in ("cuda", "mkldnn") for of in ("matmul", "conv", "rnn")
+# Which have no say on a GPU.
+_READ_ON_CPU = (
+    "_get_cpu_allow_fp16_reduced_precision_reduction",
+    "_get_mkldnn_enabled",
+    "_get_mkldnn_deterministic",
+    "_get_nnpack_enabled",
 )
+# Of torch 2.9 and later, which knows a precision of float32 for each of these.
+_FP32_PRECISION = ("matmul", "conv", "rnn")
 # Of earlier ones. Later ones have them too, made of the above, and they may raise.
 _READ_BEFORE = (
     "_get_float32_matmul_precision",
@@ -56,14 +57,15 @@ _READ_BEFORE = (
 )
 
 
-def _readers() -> list[Callable[[], Hashable]]:
+def _readers(on_gpu: bool) -> list[Callable[[], Hashable]]:
     """A function for each setting that this torch has."""
     precision = getattr(torch._C, "_get_fp32_precision_getter", None)
-    names = (*_READ, *(_READ_BEFORE if precision is None else ()))
+    names = (*_READ, *(() if on_gpu else _READ_ON_CPU), *(() if precision else _READ_BEFORE))
     found: list[Callable[[], Hashable]] = [torch.get_default_dtype]
     found += (getattr(torch._C, name) for name in names if hasattr(torch._C, name))
     if precision is not None:
-        found += (partial(precision, *each) for each in _FP32_PRECISION)
+        for backend in ("cuda",) if on_gpu else ("cuda", "mkldnn"):
+            found += (partial(precision, backend, of) for of in _FP32_PRECISION)
     try:  # the order of products
         einsum = vars(import_module("torch.backends.opt_einsum"))["m"]
         found += (einsum._get_enabled, einsum._get_strategy)
@@ -72,7 +74,8 @@ def _readers() -> list[Callable[[], Hashable]]:
     return found
 
 
-_settings = _readers()
+_settings = _readers(on_gpu=False)
+_settings_of_gpus = _readers(on_gpu=True)
 _function_modes: Callable[[], int] = torch._C._len_torch_function_stack
 
 
@@ -81,10 +84,11 @@ def environment_key(device: torch.device) -> tuple[Hashable, ...]:
 
     Two calls of a process are computed alike only if this is equal. It takes some 2 us.
     """
+    readers = _settings_of_gpus if device.type == "cuda" else _settings
     try:
-        settings = [read() for read in _settings]
+        settings = [read() for read in readers]
     except Exception:
-        settings = [_guarded(read) for read in _settings]
+        settings = [_guarded(read) for read in readers]
     if _function_modes():
         settings.append(_guarded(_default_device))
     return (autocast_dtype(device), backends.named, *settings)

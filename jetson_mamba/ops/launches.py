@@ -88,6 +88,7 @@ class Repeatable:
         if self._met.get(kind) is None or _capturing():
             self._met.put(kind, True)
             return self._function(self._launchers, tensors, *options)
+        self._met.discard(kind)
         try:
             recording, results = _record(self._function, self._launchers, tensors, options)
         except Exception as error:

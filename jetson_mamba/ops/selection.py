@@ -9,11 +9,12 @@ warning. :func:`backend` names them for a ``with`` block, whatever the variable 
 from __future__ import annotations
 
 import os
-import threading
+import sys
 import warnings
 from contextlib import contextmanager
 from typing import Any, ContextManager, Iterator, Mapping
 
+from jetson_mamba import forks
 from jetson_mamba.ops.backends import Op, Selection
 from jetson_mamba.ops.causal_conv1d import OP as CAUSAL_CONV1D
 from jetson_mamba.ops.selective_scan import OP as SELECTIVE_SCAN
@@ -26,7 +27,7 @@ _from_variable: dict[str, Selection] = {}
 # The blocks that are entered and not left, the latest last. Blocks of several threads need not
 # nest, so each takes away its own entry and the latest that is left decides.
 _blocks: list[dict[str, Selection | None]] = []
-_lock = threading.Lock()
+_lock = forks.lock(sys.modules[__name__], "_lock")
 
 
 def backend(**names: str | None) -> ContextManager[None]:

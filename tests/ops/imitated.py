@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any, Callable
 
+import torch
 from torch import Tensor
+
+
+def at_its_address(weight: Tensor | None) -> Tensor | None:
+    """What a graph knows of a weight: where it lies, whether it still does or not."""
+    if weight is None or not weight.numel():
+        return weight
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(weight.shape, weight.stride()))
+    memory = (ctypes.c_char * (extent * weight.element_size())).from_address(weight.data_ptr())
+    return torch.frombuffer(memory, dtype=weight.dtype).as_strided(weight.shape, weight.stride())
 
 
 class Imitated:
@@ -18,6 +29,7 @@ class Imitated:
         self.room = room
         self.kept = kept = room.tensors
         self._changed = kept[len(kept) - written :]
+        weights = tuple(map(at_its_address, weights))
         self._call: Callable[[], tuple[Tensor, ...]] = lambda: function(kept, weights, *options)
         self.results = self._call()
         self.bytes = sum(result.nbytes for result in self.results)

@@ -16,7 +16,9 @@ import torch
 from jetson_mamba.ops import cuda_graph
 
 HANDLE, STREAM, DEVICE = (0, 5), 7, 1
-POOL: Any = SimpleNamespace(handle=HANDLE, device_index=DEVICE)
+# A pool begins with a part of its own, and gives it back at its end.
+MADE, ENDED = ["begin", "end"], ["release"]
+CAPTURED = ["begin", "end", "release"]
 
 
 class Driver:
@@ -46,6 +48,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     monkeypatch.setattr(cuda_graph, "_driver", lambda: driver)
     current = SimpleNamespace(cuda_stream=STREAM, device_index=DEVICE)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: current)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: HANDLE)
     return driver
 
 
@@ -77,30 +80,60 @@ def pools(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> li
     return told
 
 
+def verbs(told: list[tuple[Any, ...]]) -> list[str]:
+    gc.collect()
+    assert {each[1:] for each in told} <= {(DEVICE, HANDLE)}
+    return [each[0] for each in told]
+
+
 def test_a_graph_is_captured_launched_and_given_back(
     driver: Driver, pools: list[tuple[Any, ...]]
 ) -> None:
-    with cuda_graph.captured(POOL) as graph:
+    with cuda_graph.captured(cuda_graph.Pool(DEVICE)) as graph:
         assert driver.calls == ["cuStreamBeginCapture_v2"]
-        assert pools == [("begin", DEVICE, HANDLE)]
-    assert pools[1:] == [("end", DEVICE, HANDLE)]
+        assert verbs(pools) == [*MADE, "begin"]
+    assert verbs(pools) == [*MADE, *CAPTURED]
     assert driver.calls[1:] == ["cuStreamEndCapture", "cuGraphInstantiateWithFlags"]
     graph.launch(STREAM)
     assert driver.calls[3:] == ["cuGraphLaunch"]
     del graph
-    gc.collect()
+    # The pool is gone with its last graph.
+    assert verbs(pools) == [*MADE, *CAPTURED, *ENDED]
     assert driver.calls[4:] == ["cuGraphExecDestroy", "cuGraphDestroy"]
-    assert pools[2:] == [("release", DEVICE, HANDLE)]
+
+
+def test_a_pool_lasts_as_long_as_one_of_its_graphs(
+    driver: Driver, pools: list[tuple[Any, ...]]
+) -> None:
+    pool, graphs = cuda_graph.Pool(DEVICE), []
+    for _ in range(2):
+        with cuda_graph.captured(pool) as graph:
+            graphs.append(graph)
+    del pool, graph
+    graphs.pop()
+    assert verbs(pools) == [*MADE, *CAPTURED * 2]
+    graphs.pop()
+    assert verbs(pools) == [*MADE, *CAPTURED * 2, *ENDED]
+
+
+def test_a_torch_that_releases_no_pool_keeps_it(
+    driver: Driver, pools: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(torch._C, "_cuda_releasePool")
+    with cuda_graph.captured(cuda_graph.Pool(DEVICE)) as graph:
+        pass
+    del graph
+    assert verbs(pools) == [*MADE, "begin", "end"]
 
 
 def test_a_block_that_fails_ends_the_capture_and_raises_its_own_error(
     driver: Driver, pools: list[tuple[Any, ...]]
 ) -> None:
-    with pytest.raises(KeyError, match="own"), cuda_graph.captured(POOL):
+    pool = cuda_graph.Pool(DEVICE)
+    with pytest.raises(KeyError, match="own"), cuda_graph.captured(pool):
         raise KeyError("own")
     assert driver.calls == ["cuStreamBeginCapture_v2", "cuStreamEndCapture"]
-    gc.collect()
-    assert [each[0] for each in pools] == ["begin", "end", "release"]
+    assert verbs(pools) == [*MADE, *CAPTURED]
 
 
 @pytest.mark.parametrize("function", ["cuStreamBeginCapture_v2", "cuStreamEndCapture"])
@@ -109,16 +142,16 @@ def test_an_error_of_the_driver_is_named(
 ) -> None:
     driver.fails[function] = 901
     expected = rf"{function}: CUDA_ERROR_STREAM_CAPTURE_INVALIDATED \(901\)"
-    with pytest.raises(RuntimeError, match=expected), cuda_graph.captured(POOL):
+    pool = cuda_graph.Pool(DEVICE)
+    with pytest.raises(RuntimeError, match=expected), cuda_graph.captured(pool):
         pass
-    gc.collect()
-    assert [each[0] for each in pools] == ["begin", "end", "release"]
+    assert verbs(pools) == [*MADE, *CAPTURED]
 
 
-def test_a_launch_that_fails_says_so(driver: Driver) -> None:
+def test_a_launch_that_fails_says_so(driver: Driver, pools: list[tuple[Any, ...]]) -> None:
     driver.fails["cuGraphLaunch"] = 1
     with pytest.raises(RuntimeError, match="cuGraphLaunch: "):
-        cuda_graph.Graph().launch(STREAM)
+        cuda_graph.Graph(cuda_graph.Pool(DEVICE)).launch(STREAM)
 
 
 def test_without_a_driver_the_error_says_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,6 +176,9 @@ def test_a_graph_ends_without_the_driver_where_that_is_not_there(
     ended: str, driver: Driver, pools: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error in a finalizer is a warning of pytest's, and those are errors."""
+    pool = cuda_graph.Pool(DEVICE)
+    with cuda_graph.captured(pool) as graph:
+        pass
     if ended == "no driver":
 
         def missing() -> Any:
@@ -150,15 +186,12 @@ def test_a_graph_ends_without_the_driver_where_that_is_not_there(
 
         monkeypatch.setattr(cuda_graph, "_driver", missing)
         with pytest.raises(RuntimeError, match="need a driver"):
-            cuda_graph.Graph()
+            cuda_graph.Graph(pool)
+    elif ended == "finalizing":
+        monkeypatch.setattr(sys, "is_finalizing", lambda: True)
     else:
-        with cuda_graph.captured(POOL) as graph:
-            pass
-        if ended == "finalizing":
-            monkeypatch.setattr(sys, "is_finalizing", lambda: True)
-        else:
-            monkeypatch.setattr(os, "getpid", lambda: -1)
-        del graph
-    gc.collect()
-    assert "cuGraphExecDestroy" not in driver.calls
-    assert "release" not in [each[0] for each in pools]
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+    del graph, pool
+    found = verbs(pools)
+    assert ("cuGraphExecDestroy" in driver.calls) == (ended == "no driver")
+    assert (found[-2:] == ["release", "release"]) == (ended == "no driver")
