@@ -12,17 +12,22 @@ IMPORT = ImportBeside(beside="torch", module="jetson_mamba.ops")
 
 
 def past_triton(
-    function: str, parameters: tuple[str, ...], call: str = "LayerNormFn.apply"
+    function: str, parameters: tuple[str, ...], of: str, call: str = "LayerNormFn.apply"
 ) -> Dispatch:
-    """The edit of a function of one of these modules, and of ``jetson_mamba.ops``."""
+    """The edit of a function of one of these modules, and of ``jetson_mamba.ops``.
+
+    ``of`` is the op of the module's autograd function, which takes ``parameters``, with those that
+    ``function`` has not.
+    """
     return Dispatch(
         inside=function,
         call=call,
         condition="jetson_mamba.ops.through_norm_autograd({first})",
         becomes=f"jetson_mamba.ops.{function}",
-        parameters=parameters,
-        # A fork's own norm is left as it is.
-        optional=True,
+        parameters=tuple(each for each in parameters if each != "is_rms_norm" or function == of),
+        composed=f"jetson_mamba.ops.{of}",
+        order=parameters,
+        unchecked=True,
     )
 
 
@@ -33,5 +38,6 @@ LINEAR = past_triton(
         *("x", "norm_weight", "norm_bias", "linear_weight", "linear_bias", "residual", "eps"),
         *("prenorm", "residual_in_fp32", "is_rms_norm"),
     ),
+    of="layer_norm_linear_fn",
     call="LayerNormLinearFn.apply",
 )

@@ -26,3 +26,14 @@ def without_autocast(device: torch.device) -> ContextManager[Any]:
     if autocast_dtype(device) is None:
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+def without_cached_casts(device: torch.device) -> ContextManager[Any]:
+    """A context in which autocast goes on, and keeps nothing of what it casts.
+
+    What it keeps of a weight it frees at its end; a graph would go on reading it.
+    """
+    dtype = autocast_dtype(device)
+    if dtype is None:
+        return nullcontext()
+    return torch.autocast(device.type, dtype, cache_enabled=False)

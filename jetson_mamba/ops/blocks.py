@@ -5,38 +5,51 @@ launches. Where no gradient is recorded and the call is small, its method runs t
 ``captured`` repeats what it launched.
 
 A method reads more than tensors, so a graph serves only while all of it is as it was: the
-attributes, parameters, buffers and submodules of the block, the globals that the method names,
-autocast and the backends. A block that keeps anything else than plain values, has hooks inside, has
-submodules that are neither torch's nor mamba_ssm's, or is in training and has buffers is called as
-it is.
+attributes, parameters, buffers, submodules and classes of the block, the globals that the method
+names, and ``environment_key``. A block that keeps anything else than plain values, has hooks
+inside, has submodules that are neither torch's nor mamba_ssm's, or is in training and has buffers
+is called as it is.
+
+Nothing that is remembered of a block refers to anything of it: plain values are copied, all else is
+known by weak references and by addresses. So a block is freed when its user is done with it,
+whatever it holds.
 """
 
 from __future__ import annotations
 
 from functools import wraps
+from operator import itemgetter
 from types import FunctionType
-from typing import Any, Callable, Hashable
-from weakref import WeakKeyDictionary, ref
+from typing import Any, Callable, Iterable, Mapping
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from . import captured, causal_conv1d, selective_scan, ssd
-from .autocast import autocast_dtype
+from . import captured
 from .captured import Captured, Weights
-from .paths import without_gradients
+from .paths import may_replay, without_gradients
 
 # Of the input. A block's tensors are several times as wide, and there is a copy of the states of
 # decoding, which are wider still.
 MOST_ELEMENTS = captured.MOST_ELEMENTS // 4
 MOST_ELEMENTS_OF_STEP = MOST_ELEMENTS // 32
+# A block that is called as it is may change, and is looked at again after so many calls.
+CALLS_UNTIL_ANOTHER_LOOK = 64
 
-_PLAIN = (bool, int, float, str, torch.dtype, torch.device, type(None))
-_TENSORS = (Tensor, nn.Parameter, type(None))
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_PLAIN: frozenset[Any] = frozenset((bool, int, float, str, torch.dtype, torch.device, type(None)))
+_TENSORS: frozenset[Any] = frozenset((Tensor, nn.Parameter, type(None)))
+# What every module has, of which some is looked at by itself and the rest says nothing here.
+_OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
 # Modules that keep what they are made of, and no more.
 _KNOWN = ("torch.nn.modules.", "mamba_ssm.")
+# How torch calls a module, which profilers and tracers put their own in place of.
+_CALLING = [
+    name for name in ("__call__", "_wrapped_call_impl", "_call_impl") if name in vars(nn.Module)
+]
+_TORCHS_OWN = nn.Module.__init__.__code__.co_filename
+_GLOBAL_HOOKS = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
 
 
 def forward_by_graph(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,6 +63,7 @@ def forward_by_graph(forward: Callable[..., Any]) -> Callable[..., Any]:
     def call(block: nn.Module, *given: Any, **named: Any) -> Any:
         if (
             without_gradients()
+            and may_replay()
             and given
             and captured.is_small(given[0], MOST_ELEMENTS)
             and not any(each is not None for each in given[1:])
@@ -75,6 +89,7 @@ def step_by_graph(step: Callable[..., Any]) -> Callable[..., Any]:
     def call(block: nn.Module, hidden_states: Any, conv_state: Any, ssm_state: Any) -> Any:
         if (
             without_gradients()
+            and may_replay()
             and captured.is_small(hidden_states, MOST_ELEMENTS_OF_STEP)
             and type(conv_state) is type(ssm_state) is Tensor
         ):
@@ -92,83 +107,159 @@ class _Graphs:
     def __init__(self, method: Callable[..., Any], written: int) -> None:
         self._method = method
         self._written = written
-        self._blocks: WeakKeyDictionary[nn.Module, _Block] = WeakKeyDictionary()
+        self._blocks: dict[int, _Block] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy of the method, as for another process, begins without graphs."""
+        return _Graphs, (self._method, self._written)
 
     def launched(self, block: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """The method's result, by a graph; None where it is to be called."""
-        known = self._blocks.get(block)
-        if known is None or not known.is_as_it_was():
-            known = self._blocks[block] = _Block(block, self._method, self._written)
+        number = id(block)
+        known = self._blocks.get(number)
+        if known is None or known.block() is not block or not known.is_as_it_was():
+            forget = self._blocks.pop
+            watched = ref(block, lambda _: forget(number, None))
+            known = self._blocks[number] = _Block(watched, self._method, self._written)
         if known.graphs is None:
             return None
-        return known.graphs.launched(inputs, (), *_surroundings(inputs[0].device))
+        return known.graphs.launched(inputs, ())
+
+
+class _Unknown(Exception):
+    """A block holds something that does not tell all about itself."""
 
 
 class _Block:
     """What a block's method reads beside its arguments, as it was when this was made.
 
-    ``graphs`` is None where that cannot be told.
+    ``graphs`` is None where that cannot be told; then nothing else is kept.
     """
 
-    def __init__(self, block: nn.Module, method: Callable[..., Any], written: int) -> None:
-        names: tuple[str, ...] = ()
-        self._globals: dict[str, Any] = {}
-        if isinstance(method, FunctionType):
-            self._globals, names = method.__globals__, method.__code__.co_names
-        self._named = [(name, self._globals[name]) for name in names if name in self._globals]
-        # Mappings beside what was in them: attributes and submodules, then parameters and buffers.
-        self._kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self._holders: list[dict[str, Any]] = []
-        self._hooks: list[dict[int, Any]] = [
-            torch_module._global_forward_hooks,
-            torch_module._global_forward_pre_hooks,
-        ]
-        known = True
-        for module in block.modules():
-            attributes = vars(module)
-            mappings = [attributes, module._modules]
-            if module is not block:
-                self._hooks += (module._forward_hooks, module._forward_pre_hooks)
-                known = known and type(module).__module__.startswith(_KNOWN)
-                known = known and "forward" not in attributes  # a wrapper's
-            if not type(module).__module__.startswith(_KNOWN[0]):
-                own = [attributes[name] for name in attributes.keys() - _OF_EVERY_MODULE]
-                mappings += (each for each in own if isinstance(each, dict))
-                known = known and all(map(_is_plain, own))
-            # Such as running means, which trying the method out would update once more.
-            known = known and not (module.training and module._buffers)
-            self._kept += ((mapping, dict(mapping)) for mapping in mappings)
-            self._holders += (module._parameters, module._buffers)
-        self._count = sum(map(len, self._holders))
-        held = [(each, name) for each in self._holders for name in each]
-        known = known and all(type(each[name]) in _TENSORS for each, name in held)
+    def __init__(self, block: ref[nn.Module], method: Callable[..., Any], written: int) -> None:
+        self.block = block
         self.graphs: Captured | None = None
-        self._tensors: list[tuple[dict[str, Any], str, Tensor | None, Hashable]] = []
-        if known and not any(self._hooks):
-            self._tensors = [(each, name, each[name], _place(each[name])) for each, name in held]
-            self.graphs = Captured(_function(ref(block), method, written), written)
+        self._calls_left = CALLS_UNTIL_ANOTHER_LOOK
+        module: Any = block()
+        try:
+            self._read = _Read(module, method)
+        except _Unknown:
+            return
+        self.graphs = Captured(_function(block, method, written), written)
 
     def is_as_it_was(self) -> bool:
         """Whether nothing is different but the numbers in the tensors, which a graph reads."""
-        for mapping, before in self._kept:
-            if mapping != before:
-                return False
-        for name, value in self._named:
-            if self._globals.get(name) is not value:
-                return False
-        if any(self._hooks) or sum(map(len, self._holders)) != self._count:
+        if self.graphs is None:
+            self._calls_left -= 1
+            return self._calls_left > 0
+        return self._read.is_as_it_was()
+
+
+class _Read:
+    """All that a block's method reads; raises :class:`_Unknown` where that cannot be told."""
+
+    def __init__(self, block: nn.Module, method: Callable[..., Any]) -> None:
+        names: tuple[str, ...] = ()
+        known: dict[str, Any] = {}
+        if isinstance(method, FunctionType):
+            known, names = method.__globals__, method.__code__.co_names
+        self._globals = _Names(known, [name for name in names if name in known])
+        self._calling = _Names(vars(nn.Module), _CALLING)
+        for name in _CALLING:
+            code = getattr(vars(nn.Module)[name], "__code__", None)
+            if code is None or code.co_filename != _TORCHS_OWN:
+                raise _Unknown
+        modules = [*block.modules()]
+        kinds = [type(module) for module in modules]
+        for module, kind in zip(modules, kinds):
+            if kind.__call__ is not nn.Module.__call__:
+                raise _Unknown
+            if module is not block and (
+                not kind.__module__.startswith(_KNOWN) or "forward" in vars(module)  # a wrapper's
+            ):
+                raise _Unknown
+            # Such as running means, which trying the method out would update once more.
+            if module.training and module._buffers:
+                raise _Unknown
+        called = [(kinds[0], name) for name in ("__call__", *names)]
+        called += [(kind, name) for kind in kinds[1:] for name in ("__call__", "forward")]
+        self._called = [
+            (ref(kind), name, ref(getattr(kind, name)))
+            for kind, name in dict.fromkeys(called)
+            if isinstance(getattr(kind, name, None), FunctionType)
+        ]
+        self._modules = [ref(module) for module in modules]
+        # A getter of two names or more gives a tuple.
+        self._own = [
+            itemgetter("training", "training", *(vars(module).keys() - _OF_EVERY_MODULE))
+            for module in modules
+        ]
+        self._found = _copied(self._look(modules))
+
+    def is_as_it_was(self) -> bool:
+        """Whether it is the same as when this was made."""
+        if not (self._globals.are_as_they_were() and self._calling.are_as_they_were()):
             return False
-        for holder, name, tensor, place in self._tensors:
-            if holder.get(name) is not tensor or _place(tensor) != place:
+        for kind, name, function in self._called:
+            if getattr(kind(), name, None) is not function():
+                return False
+        try:
+            found = self._look([module() for module in self._modules])
+            return bool(found == self._found)
+        except (_Unknown, KeyError, AttributeError):
+            # Something more, something less, or a module that is no more.
+            return False
+
+    def _look(self, modules: list[Any]) -> list[Any]:
+        """What modules are and have; the block is the first.
+
+        All of them are there, so that an address tells which one of them is meant.
+        """
+        attributes = [module.__dict__ for module in modules]
+        if any(map(any, _GLOBAL_HOOKS)):
+            raise _Unknown
+        for each in attributes[1:]:
+            if each["_forward_hooks"] or each["_forward_pre_hooks"]:
+                raise _Unknown
+        named = [item for each in attributes for item in each["_parameters"].items()]
+        named += [item for each in attributes for item in each["_buffers"].items()]
+        tensors = [tensor for _, tensor in named]
+        if not _TENSORS.issuperset(map(type, tensors)):
+            raise _Unknown
+        return [
+            [id(type(module)) for module in modules],
+            [len(each) for each in attributes],
+            [own(each) for own, each in zip(self._own, attributes)],
+            [(name, id(of)) for each in attributes for name, of in each["_modules"].items()],
+            [name for name, _ in named],
+            # Where the numbers lie, and how.
+            [None if x is None else (x.data_ptr(), x.dtype, x.shape, x.stride()) for x in tensors],
+        ]
+
+
+class _Names:
+    """The values of some names in a namespace: the same objects, or equal ones of plain types."""
+
+    def __init__(self, namespace: Mapping[str, Any], names: Iterable[str]) -> None:
+        self._namespace = namespace
+        self._objects: list[tuple[str, ref[Any]]] = []
+        self._values: list[tuple[str, Any]] = []
+        for name in names:
+            try:
+                self._objects.append((name, ref(namespace[name])))
+            except TypeError:  # no weak reference can be made
+                self._values.append((name, _copied(namespace[name])))
+
+    def are_as_they_were(self) -> bool:
+        """Whether they are the same as when this was made."""
+        namespace = self._namespace
+        for name, reference in self._objects:
+            if namespace.get(name) is not reference():
+                return False
+        for name, value in self._values:  # noqa: SIM110 - takes half the time
+            if namespace.get(name) != value:
                 return False
         return True
-
-
-def _place(tensor: Tensor | None) -> Hashable:
-    """Where a tensor's numbers lie, and how."""
-    if tensor is None:
-        return None
-    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _function(
@@ -176,12 +267,8 @@ def _function(
 ) -> Callable[..., tuple[Tensor, ...]]:
     """What is captured of a block, which it does not keep alive."""
 
-    def function(
-        inputs: tuple[Tensor, ...], weights: Weights, dtype: torch.dtype | None, *_: Hashable
-    ) -> tuple[Tensor, ...]:
-        # What autocast keeps of a cast weight it frees at its end; a graph would go on reading it.
-        with torch.autocast(inputs[0].device.type, dtype, dtype is not None, cache_enabled=False):
-            result = method(block(), *inputs)
+    def function(inputs: tuple[Tensor, ...], _: Weights) -> tuple[Tensor, ...]:
+        result = method(block(), *inputs)
         if not written:
             return (result,)
         out, *states = result
@@ -192,21 +279,18 @@ def _function(
     return function
 
 
-def _surroundings(device: torch.device) -> tuple[Hashable, ...]:
-    """What decides how a block is computed and is set elsewhere; the dtype of autocast first."""
-    return (
-        autocast_dtype(device),
-        torch.get_float32_matmul_precision(),
-        causal_conv1d.OP.selection,
-        selective_scan.OP.selection,
-        ssd.op.selection,
-    )
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a value tells all about itself."""
-    if isinstance(value, tuple):
-        return all(map(_is_plain, value))
+def _copied(value: Any) -> Any:
+    """A value that refers to nothing but what tells all about itself, equal to this one."""
+    if type(value) in _PLAIN:
+        return value
+    number: Any
+    for number in (int, float, str):  # such as a member of an enumeration, or a number of NumPy's
+        if isinstance(value, number):
+            return number(value)
     if isinstance(value, dict):
-        return all(map(_is_plain, value.values()))
-    return isinstance(value, _PLAIN)
+        return {_copied(key): _copied(each) for key, each in value.items()}
+    kind: Any
+    for kind in (tuple, list, set, frozenset):
+        if isinstance(value, kind):
+            return kind(map(_copied, value))
+    raise _Unknown

@@ -9,18 +9,31 @@ and calls with weights that lie elsewhere have a graph of their own. What is mad
 call is copied to memory that the graph reads, and the results are copied out of memory that it
 writes, so that a caller owns what it is given. Graphs of a stream share the memory between: they
 run one after another.
+
+All graphs are in one bounded memory. A graph goes with the weights that it reads, with the function
+that it was made of, and where there are too many and it has not been used for long; what it reads
+goes with the last graph that does.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
-from typing import Any, Callable, Hashable, NamedTuple, Optional, Tuple
+from itertools import count
+from typing import Any, Callable, ContextManager, Hashable, NamedTuple, Optional, Tuple
+from weakref import WeakValueDictionary, ref
 
 import torch
 from torch import Tensor
 
+from jetson_mamba import forks
+
 from . import cuda_graph
+from .autocast import without_cached_casts
+from .environment import environment_key
+from .memo import Memo
+from .passing import passing
+from .paths import Way, may_replay, way
 
 Weights = Tuple[Optional[Tensor], ...]
 # function(inputs, weights, *options): what it computes, on the current stream
@@ -31,39 +44,86 @@ MOST_ELEMENTS = 1 << 22
 # What all graphs may hold: how many, of some 100 KB each, and what they read and write, in bytes.
 MOST_GRAPHS = 1024
 MOST_BYTES = 1 << 28
-# Streams that have graphs: each has a workspace of cuBLAS, of up to 32 MB.
+# Making a graph takes as long as some hundred calls. So one goes for another only after so many
+# calls without it: a program that goes round through more kinds than there is room for would make
+# one at each call.
+IDLE_CALLS = 4 * MOST_GRAPHS
+# Streams of a device that have graphs: each has a workspace of cuBLAS, of up to 32 MB.
 MOST_STREAMS = 4
 _PLAIN = (Tensor, torch.nn.Parameter)
+# From torch 2.1 on, a storage has one object in Python for as long as it lives.
+_any = torch.empty(0)
+_STORAGES_LAST = ref(_any.untyped_storage())() is not None
+
+
+class _Room:
+    """What graphs read in place of a call's inputs."""
+
+    def __init__(self, inputs: tuple[Tensor, ...]) -> None:
+        with torch.inference_mode(False):
+            # In the order of their strides, without the gaps of a slice.
+            self.tensors = tuple(torch.empty_like(x, requires_grad=False) for x in inputs)
+        self.bytes = sum(x.nbytes for x in self.tensors)
 
 
 class Memory:
     """What all graphs share and hold: they run one after another, also those of other functions."""
 
-    def __init__(self) -> None:
-        # By stream, shapes, strides and dtypes: what graphs read in place of a call's inputs.
-        # All layers of a model share it.
-        self.read: dict[Hashable, tuple[Tensor, ...]] = {}
-        self.bytes = 0
-        self.graphs = 0
-        # Two threads may share a stream: what a graph reads must not change before it runs. A
-        # function that is captured may have parts that are launched by graphs elsewhere.
-        self.lock = threading.RLock()
+    # Two threads may share a stream: what a graph reads must not change before it runs. A function
+    # that is captured may have parts that are launched by graphs elsewhere.
+    lock: ContextManager[Any]
 
-    def is_full(self) -> bool:
-        """Whether no further graph is made."""
-        return self.graphs >= MOST_GRAPHS or self.bytes >= MOST_BYTES
+    def __init__(self) -> None:
+        # By function and kind.
+        self.kept: Memo[tuple[int, _Kind], _Graph] = Memo(MOST_GRAPHS)
+        # Kinds that were called and have no graph: whether they may have one.
+        self.met: Memo[tuple[int, _Kind], bool] = Memo(MOST_GRAPHS)
+        # By stream, shapes, strides and dtypes. All layers of a model share it, and it is there as
+        # long as one of their graphs.
+        self.read: WeakValueDictionary[Hashable, _Room] = WeakValueDictionary()
+        self._full_until = 0
+        forks.lock(self, "lock", threading.RLock)
+        forks.tell(self, "forget")
+
+    @property
+    def graphs(self) -> int:
+        """How many there are."""
+        return len(self.kept)
+
+    @property
+    def bytes(self) -> int:
+        """What they read and write."""
+        return self.kept.bytes + sum(room.bytes for room in [*self.read.values()])
+
+    def has_room(self) -> bool:
+        """Whether a further graph may be made; one that is idle goes for it."""
+        now = self.kept.clock()
+        if now < self._full_until:
+            return False
+        while self.graphs >= MOST_GRAPHS or self.bytes >= MOST_BYTES:
+            if not self.kept.drop_idle(IDLE_CALLS):
+                # Looked at again before long: not by each call.
+                self._full_until = now + IDLE_CALLS // 64
+                return False
+        return True
+
+    def forget(self) -> None:
+        """Forget all graphs."""
+        self.kept.clear()
+        self.met.clear()
 
 
 MEMORY = Memory()
+_numbers = count()
 
 
 class Captured:
     """``function``, by a CUDA graph from the second call of a kind on.
 
     ``inputs`` are tensors that are made for a call, the first of which tells its size; ``weights``
-    are tensors that outlast it. ``options`` are whatever decides beside the tensors, also what is
-    set elsewhere. The function may change the last ``written`` inputs in place. No gradients are
-    recorded.
+    are tensors that outlast it. ``options`` are whatever decides beside the tensors and
+    ``environment_key``. The function may change the last ``written`` inputs in place. No gradients
+    are recorded.
 
     A graph is kept only if it gives the function's bits, and as long as this object is.
     """
@@ -72,8 +132,7 @@ class Captured:
         self._function = function
         self._written = written
         self._memory = MEMORY
-        self._graphs: dict[Hashable, _Graph | None] = {}
-        self._met: set[Hashable] = set()
+        self._number = next(_numbers)
 
     def __call__(
         self, inputs: tuple[Tensor, ...], weights: Weights, *options: Hashable
@@ -86,63 +145,63 @@ class Captured:
         self, inputs: tuple[Tensor, ...], weights: Weights, *options: Hashable
     ) -> tuple[Tensor, ...] | None:
         """The results, by a graph; None where there is none, and nothing has been computed."""
-        kind = _kind(inputs, weights, options)
+        kind = _kind(inputs, weights, options, self._written)
         if kind is None:
             return None
-        with self._memory.lock:
-            try:
-                graph = self._graphs[kind]
-            except KeyError:
-                graph = self._captured(kind, inputs, weights, options)
+        memory, key = self._memory, (self._number, kind)
+        with memory.lock:
+            graph = memory.kept.get(key) or self._captured(key, inputs, weights, options)
             return graph.replay(inputs, kind.stream) if graph is not None else None
+
+    def graphs(self) -> list[_Graph]:
+        """Those of this function."""
+        return [graph for (number, _), graph in self._memory.kept.items() if number == self._number]
 
     def _captured(
         self,
-        kind: _Kind,
+        key: tuple[int, _Kind],
         inputs: tuple[Tensor, ...],
         weights: Weights,
         options: tuple[Hashable, ...],
     ) -> _Graph | None:
         # A kind that is met once, as each length of a prompt may be, is not worth a graph. The
         # first call also compiles and tunes, which must be over before anything is captured.
-        if kind not in self._met:
-            if len(self._met) >= MOST_GRAPHS:
-                self._met.clear()
-            self._met.add(kind)
+        memory, kind = self._memory, key[1]
+        may_have_one = memory.met.get(key)
+        if may_have_one is None:
+            memory.met.put(key, True, while_there_are=(self,))
             return None
-        memory = self._memory
-        if memory.is_full():
+        device = inputs[0].device
+        if not (may_have_one and memory.has_room() and _has_place(device, kind.stream)):
             return None
-        tensors = [x for x in (*inputs, *weights) if x is not None]
-        graph = None
-        if all(type(x) in _PLAIN and x.device == inputs[0].device for x in tensors):
-            try:
-                place = (kind.stream, kind.inputs)
-                if place not in memory.read:
-                    memory.read[place] = _room_for(inputs)
-                    memory.bytes += sum(x.nbytes for x in inputs)
-                graph = _capture(
-                    self._function, memory.read[place], inputs, weights, options, self._written
-                )
-                memory.bytes += graph.bytes
-                memory.graphs += 1
-            except Exception:
-                # Whatever it is, the function itself says it better, or works.
-                graph = None
-        self._graphs[kind] = graph
+        place = (kind.stream, kind.inputs)
+        try:
+            for x in (*inputs, *weights):
+                if x is not None and (type(x) not in _PLAIN or x.device != device):
+                    raise TypeError(f"a graph is not made of {type(x).__name__} on {x.device}")
+            room = memory.read.get(place)
+            if room is None:
+                room = memory.read[place] = _Room(inputs)
+            with without_cached_casts(device):
+                graph = _capture(self._function, room, inputs, weights, options, self._written)
+        except Exception as error:
+            # Whatever it is, the function itself says it better, or works.
+            if passing(error) is not None:
+                memory.met.discard(key)
+            else:
+                memory.met.put(key, False, while_there_are=(self,))
+            return None
+        memory.met.discard(key)
+        reads = [x.untyped_storage() for x in weights if x is not None and _STORAGES_LAST]
+        memory.kept.put(key, graph, graph.bytes, while_there_are=(self, *reads))
         return graph
-
-    def __del__(self) -> None:
-        for graph in self._graphs.values():
-            if graph is not None:
-                self._memory.bytes -= graph.bytes
-                self._memory.graphs -= 1
 
 
 class _Kind(NamedTuple):
     """What a graph is made for."""
 
     options: tuple[Hashable, ...]
+    environment: tuple[Hashable, ...]
     stream: int
     inputs: tuple[Hashable, ...]
     weights: tuple[Hashable, ...]
@@ -157,6 +216,8 @@ class _Graph(NamedTuple):
     changed: list[Tensor]
     as_bytes: bool
     bytes: int
+    # What it is made of, which is there as long as it is.
+    room: _Room
 
     def replay(self, inputs: tuple[Tensor, ...], stream: int) -> tuple[Tensor, ...]:
         """The results for these inputs, in memory of their own, on their device's stream."""
@@ -181,78 +242,79 @@ def _copy(targets: list[Tensor], sources: tuple[Tensor, ...], as_bytes: bool) ->
         torch._foreach_copy_(targets, [*sources])
 
 
-class _Place(NamedTuple):
-    """Where the graphs that run on a stream are captured, and have the memory between."""
-
-    pool: Any
-    # One for all: a library keeps a workspace for each stream that it has seen.
-    aside: torch.cuda.Stream
-
-
-_places: dict[tuple[int, int], _Place] = {}
-# Their streams aside, on which nothing else is to be captured.
+# By device and stream: a stream aside, on which its graphs are captured and nothing else is. There
+# is one for all of them: a library keeps a workspace for each stream that it has seen.
+_places: dict[tuple[int, int], torch.cuda.Stream] = {}
 _aside: set[int] = set()
+# The memory between, as long as there are graphs that use it.
+_pools: WeakValueDictionary[tuple[int, int], cuda_graph.Pool] = WeakValueDictionary()
 
 
-@torch.inference_mode(False)
-def _room_for(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    # In the order of their strides, without the gaps of a slice.
-    return tuple(torch.empty_like(x, requires_grad=False) for x in inputs)
+def _has_place(device: torch.device, stream: int) -> bool:
+    """Whether a stream of a device has graphs, or may have."""
+    if (device.index, stream) in _places:
+        return True
+    return sum(index == device.index for index, _ in _places) < MOST_STREAMS
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
 def _capture(
     function: Function,
-    kept: tuple[Tensor, ...],
+    room: _Room,
     inputs: tuple[Tensor, ...],
     weights: Weights,
     options: tuple[Hashable, ...],
     written: int,
 ) -> _Graph:
-    """A graph of ``function(kept, weights, *options)``; ``inputs`` are for trying it.
+    """A graph of ``function(room.tensors, weights, *options)``; ``inputs`` are for trying it.
 
     Raises RuntimeError if the graph gives other results than the function.
     """
-    device = inputs[0].device
+    device, kept = inputs[0].device, room.tensors
     as_bytes = len({x.dtype for x in kept}) > 1 and all(x.stride(-1) == 1 for x in kept)
     read = [x.view(torch.uint8) for x in kept] if as_bytes else [*kept]
     changed = [*kept[len(kept) - written :]]
     with torch.cuda.device(device):
         current = torch.cuda.current_stream()
-        key = (device.index, current.cuda_stream)
-        place = _places.get(key)
-        if place is None:
-            if len(_places) >= MOST_STREAMS:
-                raise RuntimeError("there are graphs on as many streams as may have them")
-            place = _places[key] = _Place(torch.cuda.graph_pool_handle(), cuda_graph.stream())
-            _aside.add(place.aside.cuda_stream)
-        place.aside.wait_stream(current)
-        with torch.cuda.stream(place.aside):
+        key = (current.device_index, current.cuda_stream)
+        if key not in _places:
+            _places[key] = cuda_graph.stream()
+            _aside.add(_places[key].cuda_stream)
+        aside = _places[key]
+        pool = _pools.get(key)
+        if pool is None:
+            pool = _pools[key] = cuda_graph.Pool(current.device_index)
+        aside.wait_stream(current)
+        with torch.cuda.stream(aside):
             _copy(read, inputs, as_bytes)
             # Once outside of the graph: libraries set themselves up for a stream at its first use.
             expected = [*function(kept, weights, *options), *(x.clone() for x in changed)]
-            with cuda_graph.captured(place.pool) as graph:
+            with cuda_graph.captured(pool) as graph:
                 results = function(kept, weights, *options)
             _copy(read, inputs, as_bytes)
-            graph.launch(place.aside.cuda_stream)
+            graph.launch(aside.cuda_stream)
             for found, right in zip((*results, *changed), expected):
                 if not torch.allclose(found, right, rtol=0, atol=0, equal_nan=True):
                     raise RuntimeError("the graph gives other results than the function")
-        current.wait_stream(place.aside)
-    return _Graph(graph, results, read, changed, as_bytes, sum(x.nbytes for x in results))
+        current.wait_stream(aside)
+    return _Graph(graph, results, read, changed, as_bytes, sum(x.nbytes for x in results), room)
 
 
 def _kind(
-    inputs: tuple[Tensor, ...], weights: Weights, options: tuple[Hashable, ...]
+    inputs: tuple[Tensor, ...],
+    weights: Weights,
+    options: tuple[Hashable, ...],
+    written: int,
 ) -> _Kind | None:
     """The kind of a call; None where it is not to be launched by a graph."""
     try:
         stream = _stream(inputs[0])
-        if stream is None:
+        if stream is None or _are_shared(inputs, written):
             return None
         return _Kind(
             options,
+            environment_key(inputs[0].device),
             stream,
             tuple([(type(x), x.shape, x.stride(), x.dtype, x.device) for x in inputs]),
             tuple(
@@ -268,14 +330,14 @@ def _kind(
         return None
 
 
+def _are_shared(inputs: tuple[Tensor, ...], written: int) -> bool:
+    """Whether an input that is written is another one too, of which a graph has a copy."""
+    return written > 0 and len({x.data_ptr() for x in inputs}) < len(inputs)
+
+
 def is_small(first: object, most_elements: int) -> bool:
     """Whether this is a tensor of that many numbers at most, on a GPU."""
-    return (
-        type(first) is Tensor
-        and first.is_cuda
-        and torch._C._get_tracing_state() is None
-        and first.numel() <= most_elements
-    )
+    return type(first) is Tensor and first.is_cuda and first.numel() <= most_elements
 
 
 def _stream(first: Tensor) -> int | None:
@@ -285,12 +347,12 @@ def _stream(first: Tensor) -> int | None:
     """
     if (
         not first.is_cuda
-        or torch._C._get_tracing_state() is not None
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._len_torch_dispatch_stack()
+        or first.numel() > MOST_ELEMENTS
+        or way(first) is not Way.KERNELS
+        or not may_replay()
+        or torch.is_anomaly_enabled()
         or sys.gettrace() is not None
         or torch._C._cuda_isCurrentStreamCapturing()
-        or first.numel() > MOST_ELEMENTS
     ):
         return None
     stream = int(torch._C._cuda_getCurrentRawStream(first.get_device()))

@@ -10,6 +10,8 @@ package. What is captured can draw no random numbers: torch refuses them, in thi
 from __future__ import annotations
 
 import ctypes
+import os
+import sys
 from contextlib import contextmanager
 from ctypes import POINTER, c_char_p, c_int, c_uint, c_uint64, c_void_p
 from functools import lru_cache
@@ -33,10 +35,26 @@ _FUNCTIONS = {
 }
 
 
+class Pool:
+    """Memory of a device that graphs use, which must not run at the same time."""
+
+    def __init__(self, device_index: int) -> None:
+        self.device_index = device_index
+        self.handle: Any = torch.cuda.graph_pool_handle()
+
+
 class Graph:
-    """A sequence of kernels that one launch starts; empty until its capture ends."""
+    """A sequence of kernels that one launch starts; empty until its capture ends.
+
+    It holds its share of a pool, whose memory is free for others when no graph has one.
+    """
+
+    # None where there is no driver, which the constructor raises for.
+    _driver: Any = None
+    _shares: Pool | None = None
 
     def __init__(self) -> None:
+        self._process = os.getpid()
         self._driver = _driver()
         self._graph = c_void_p()
         self._executable = c_void_p()
@@ -50,16 +68,28 @@ class Graph:
         if error:
             raise _failed("cuGraphLaunch", error)
 
+    def share(self, pool: Pool) -> None:
+        """Have a share of a pool, of which something has been taken."""
+        self._shares = pool
+
     def take(self, stream: int) -> None:
         """End the capture on a stream: what was captured is this graph's."""
         _call("cuStreamEndCapture", stream, self._graph)
         _call("cuGraphInstantiateWithFlags", self._executable, self._graph, 0)
 
     def __del__(self) -> None:
+        # At the interpreter's end the driver may be gone, and in a forked child it never was there:
+        # what is the process's goes with the process.
+        if self._driver is None or sys.is_finalizing() or os.getpid() != self._process:
+            return
         if self._executable:
             self._driver.cuGraphExecDestroy(self._executable)
         if self._graph:
             self._driver.cuGraphDestroy(self._graph)
+        if self._shares is not None:
+            release = getattr(torch._C, "_cuda_releasePool", None)
+            if release is not None:
+                release(self._shares.device_index, self._shares.handle)
 
 
 def stream() -> torch.cuda.Stream:
@@ -73,17 +103,17 @@ def stream() -> torch.cuda.Stream:
 
 
 @contextmanager
-def captured(pool: Any) -> Iterator[Graph]:
+def captured(pool: Pool) -> Iterator[Graph]:
     """A graph of what the block launches on the current stream, which is not the default one.
 
-    ``pool`` is of ``torch.cuda.graph_pool_handle()``: tensors that the block makes lie in it. What
-    it once holds it keeps, and graphs that share it must not run at the same time.
+    Tensors that the block makes lie in the ``pool``.
 
     Raises RuntimeError where something cannot be captured.
     """
     current = torch.cuda.current_stream()
     graph = Graph()
-    with _allocating_from(pool, current.device_index):
+    with _allocating_from(pool.handle, current.device_index):
+        graph.share(pool)
         _call("cuStreamBeginCapture_v2", current.cuda_stream, _THREAD_LOCAL)
         try:
             yield graph

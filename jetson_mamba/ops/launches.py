@@ -21,6 +21,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .environment import environment_key
+from .memo import Memo
+from .passing import passing
+from .paths import may_replay
+
 Tensors = Tuple[Optional[Tensor], ...]
 # function(launchers, tensors, *options): the results, contiguous and of its own making
 Function = Callable[..., Tuple[Tensor, ...]]
@@ -45,22 +50,27 @@ class Repeatable:
 
     ``launchers`` are the functions that launch kernels, to which ``function`` has no other way
     than its first argument. They may call further functions of their own package. ``options`` are
-    whatever decides beside the tensors; no graph is recorded.
+    whatever decides beside the tensors and ``environment_key``; no graph is recorded.
     """
 
     def __init__(self, function: Function, launchers: tuple[Any, ...]) -> None:
         self._function = function
         self._launchers = launchers
         # Where a kind cannot be recorded, why.
-        self._recordings: dict[Hashable, _Recording | str] = {}
-        self._met: set[Hashable] = set()
+        self._recordings: Memo[Hashable, _Recording | str] = Memo(MOST_KINDS)
+        self._met: Memo[Hashable, bool] = Memo(MOST_KINDS)
 
     def __call__(self, tensors: Tensors, *options: Hashable) -> tuple[Tensor, ...]:
         """What ``function(launchers, tensors, *options)`` returns."""
-        kind = (options, tuple([tensor if tensor is None else _kind(tensor) for tensor in tensors]))
-        try:
-            recording = self._recordings[kind]
-        except KeyError:
+        if not may_replay():
+            return self._function(self._launchers, tensors, *options)
+        kind = (
+            options,
+            environment_key(_device_of(tensors)),
+            tuple([tensor if tensor is None else _kind(tensor) for tensor in tensors]),
+        )
+        recording = self._recordings.get(kind)
+        if recording is None:
             return self._first_calls(kind, tensors, options)
         if isinstance(recording, str):
             return self._function(self._launchers, tensors, *options)
@@ -68,32 +78,34 @@ class Repeatable:
 
     def refused(self) -> list[str]:
         """Why some kinds of calls that came at least twice are not repeated."""
-        return [each for each in self._recordings.values() if isinstance(each, str)]
+        return [each for _, each in self._recordings.items() if isinstance(each, str)]
 
     def _first_calls(
         self, kind: Hashable, tensors: Tensors, options: tuple[Hashable, ...]
     ) -> tuple[Tensor, ...]:
         # A kind that is met once, as each length of a prompt may be, is not worth recording. The
         # first call also tunes and compiles, which must be over before anything is recorded.
-        if kind not in self._met or _capturing():
-            if len(self._met) >= MOST_KINDS:
-                self._met.clear()
-                self._recordings.clear()
-            self._met.add(kind)
+        if self._met.get(kind) is None or _capturing():
+            self._met.put(kind, True)
             return self._function(self._launchers, tensors, *options)
         try:
             recording, results = _record(self._function, self._launchers, tensors, options)
         except Exception as error:
             # Whatever it is, the function itself says it better, or works.
-            self._recordings[kind] = f"{type(error).__name__}: {error}"
+            if passing(error) is None:
+                self._recordings.put(kind, f"{type(error).__name__}: {error}")
             return self._function(self._launchers, tensors, *options)
-        self._recordings[kind] = recording
+        self._recordings.put(kind, recording)
         return results
 
 
 def _kind(tensor: Tensor) -> tuple[Any, ...]:
     """What decides how a kernel is compiled and launched, but for the address."""
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.data_ptr() & 15
+
+
+def _device_of(tensors: Tensors) -> torch.device:
+    return next(tensor.device for tensor in tensors if tensor is not None)
 
 
 def _capturing() -> bool:
@@ -179,7 +191,7 @@ def _record(
         expected = function(rebound, twins, *options)
     if watching.others:
         raise Unrepeatable(f"it calls {', '.join(sorted(watching.others))}")
-    device = next(tensor.device for tensor in tensors if tensor is not None)
+    device = _device_of(tensors)
     for all_arguments in (True, False):
         # Triton 3.3 and later launch a compiled kernel with its constants, earlier ones without.
         recording = _recording(device, twins, expected, observed, all_arguments)

@@ -10,6 +10,8 @@ import torch
 from jetson_mamba.ops import captured
 from tests.ops.imitated import Imitated
 
+real_stream = captured._stream
+
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
@@ -20,12 +22,23 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def stream(first: torch.Tensor) -> int | None:
+    """That of a GPU, were this tensor on one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "is_cuda", True)
+        patch.setattr(torch.Tensor, "get_device", lambda self: 0)
+        patch.setattr(torch._C, "_cuda_isCurrentStreamCapturing", lambda: False, raising=False)
+        patch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 0, raising=False)
+        return real_stream(first)
+
+
 @pytest.fixture
 def imitated(monkeypatch: pytest.MonkeyPatch) -> list[Imitated]:
     """The graphs that were made, which imitate those of a GPU."""
     Imitated.made = []
     monkeypatch.setattr(captured, "_capture", Imitated)
-    monkeypatch.setattr(captured, "_stream", lambda first: 0)
+    monkeypatch.setattr(captured, "_stream", stream)
+    monkeypatch.setattr(captured, "_has_place", lambda device, stream: True)
     monkeypatch.setattr(captured, "is_small", lambda first, _: type(first) is torch.Tensor)
     monkeypatch.setattr(captured, "MEMORY", captured.Memory())
     return Imitated.made

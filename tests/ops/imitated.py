@@ -13,9 +13,10 @@ class Imitated:
     made: list[Imitated]
 
     def __init__(
-        self, function: Any, kept: Any, inputs: Any, weights: Any, options: Any, written: int
+        self, function: Any, room: Any, inputs: Any, weights: Any, options: Any, written: int
     ) -> None:
-        self.kept = kept
+        self.room = room
+        self.kept = kept = room.tensors
         self._changed = kept[len(kept) - written :]
         self._call: Callable[[], tuple[Tensor, ...]] = lambda: function(kept, weights, *options)
         self.results = self._call()

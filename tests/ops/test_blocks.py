@@ -5,11 +5,18 @@ from __future__ import annotations
 import copy
 import gc
 import inspect
+import pickle
+import warnings
+import weakref
+from functools import partial
 from typing import Any, Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from jetson_mamba.ops import captured
 from jetson_mamba.ops.blocks import forward_by_graph, step_by_graph
@@ -167,8 +174,8 @@ def with_buffers_in_training(block: Block) -> None:
     block.train()
 
 
-def with_a_list(block: Block) -> None:
-    block.seen = []  # type: ignore[assignment]
+def with_an_object(block: Block) -> None:
+    block.seen = [object()]  # type: ignore[assignment]
 
 
 def with_a_tensor(block: Block) -> None:
@@ -193,7 +200,7 @@ def with_a_weight_made_of_others(block: Block) -> None:
         with_hook,
         with_forward_of_its_own,
         with_buffers_in_training,
-        with_a_list,
+        with_an_object,
         with_a_tensor,
         with_a_module_of_its_own,
         with_a_weight_made_of_others,
@@ -212,6 +219,44 @@ def test_a_block_that_a_graph_cannot_know_is_called_as_it_is(
     assert len(imitated) == 1
 
 
+def plain_forward(self: nn.Linear, x: Tensor) -> Tensor:
+    return nn.functional.linear(x, self.weight, self.bias) * 2
+
+
+def called_otherwise(self: nn.Module, *given: Any, **named: Any) -> Any:
+    return self.forward(*given, **named)
+
+
+@pytest.mark.parametrize(
+    ("of", "name", "by"),
+    [
+        (nn.Linear, "forward", plain_forward),
+        (nn.Module, "__call__", called_otherwise),
+        (nn.Linear, "__call__", called_otherwise),
+    ],
+)
+@pytest.mark.parametrize("before", [True, False], ids=["before the graph", "after it"])
+def test_a_class_that_is_patched_is_noticed(
+    of: Any,
+    name: str,
+    by: Any,
+    before: bool,
+    imitated: list[Imitated],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    block = Block() if before else warmed(Block())
+    monkeypatch.setattr(of, name, by)
+    count = replays()
+    x = drawn()
+    torch.testing.assert_close(block(x), inspect.unwrap(Block.forward)(block, x))
+    assert replays() == count
+    if name == "__call__":  # whoever puts that in place of torch's own wants to see each call
+        for _ in range(3):
+            assert hold(block)
+        assert replays() == count
+    monkeypatch.undo()
+
+
 def test_hooks_of_the_block_itself_run_at_each_call(imitated: list[Imitated]) -> None:
     block = warmed(Block())
     seen: list[None] = []
@@ -222,11 +267,12 @@ def test_hooks_of_the_block_itself_run_at_each_call(imitated: list[Imitated]) ->
     assert len(imitated) == 1
 
 
-def test_a_hook_of_all_modules_is_not_left_out(imitated: list[Imitated]) -> None:
+@pytest.mark.parametrize("always_call", [False, True])
+def test_a_hook_of_all_modules_is_not_left_out(always_call: bool, imitated: list[Imitated]) -> None:
     block = warmed(Block())
     seen: list[str] = []
     handle = nn.modules.module.register_module_forward_hook(
-        lambda module, given, out: seen.append(type(module).__name__)
+        lambda module, given, out: seen.append(type(module).__name__), always_call=always_call
     )
     try:
         block(drawn())
@@ -352,3 +398,224 @@ def test_a_step_that_returns_other_states_is_called_as_it_is(imitated: list[Imit
         x, *states = block.step(torch.ones(2, 4), state, state.clone())
         assert [each.tolist() for each in (state, *states)] == [[[0.0] * 4] * 2] + [x.tolist()] * 2
     assert imitated == []
+
+
+class Functions(TorchFunctionMode):
+    """Notes what is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+class Operations(TorchDispatchMode):
+    """Notes what is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(func._schema.name.partition("::")[2])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("mode", "sees"),
+    [(Functions, "linear"), (Operations, "convolution")],
+    ids=["functions", "operations"],
+)
+def test_a_mode_sees_what_it_would_see_without_graphs(
+    mode: Any, sees: str, imitated: list[Imitated]
+) -> None:
+    block = warmed(Block())
+    with mode() as first:
+        assert hold(block)
+    assert sees in first.seen
+    assert replays() == 1
+
+
+def test_a_default_device_is_no_listener(imitated: list[Imitated]) -> None:
+    block = warmed(Block())
+    before = replays()
+    with torch.device("cpu"):
+        for _ in range(3):
+            hold(block)
+    # It decides where a tensor is made that names no device: a graph of its own.
+    assert replays() == before + 2
+
+
+def test_transforms_tangents_traces_and_anomalies_have_no_graph(imitated: list[Imitated]) -> None:
+    block = warmed(Block())
+    plain: Callable[..., Tensor] = partial(inspect.unwrap(Block.forward), block)
+    x, before = torch.randn(3, 2, 5, 4), replays()
+    torch.testing.assert_close(torch.vmap(block)(x), torch.vmap(plain)(x))
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, of torch.jit
+        dual = forward_ad.make_dual(x[0], x[1])
+        found, expected = (forward_ad.unpack_dual(each(dual)) for each in (block, plain))
+        torch.testing.assert_close(found.tangent, expected.tangent)
+        traced = torch.jit.trace(block, (x[0],))
+    torch.testing.assert_close(traced(x[1]), plain(x[1]))
+    with torch.autograd.set_detect_anomaly(True, check_nan=False):
+        assert hold(block)
+    assert replays() == before
+
+
+def test_a_tensor_of_a_class_of_its_own_is_the_methods_own(imitated: list[Imitated]) -> None:
+    class Wrapped(Tensor):
+        pass
+
+    block = warmed(Block())
+    for _ in range(3):
+        assert isinstance(block(drawn().as_subclass(Wrapped)), Wrapped)
+    block.weight = nn.Parameter(torch.randn(4).as_subclass(Wrapped))
+    for _ in range(3):
+        assert hold(block)
+    assert replays() == 1
+
+
+def test_states_that_a_graph_writes_have_another_version(imitated: list[Imitated]) -> None:
+    block, states = Block(), [torch.zeros(2, 4), torch.ones(2, 4)]
+    for _ in range(4):
+        before = [each._version for each in states]
+        block.step(torch.randn(2, 4), *states)
+        assert all(each._version > version for each, version in zip(states, before))
+    assert replays() == 3
+
+
+def test_a_state_that_is_given_twice_is_the_methods_own(imitated: list[Imitated]) -> None:
+    block, state, other = Block(), torch.zeros(2, 4), torch.zeros(2, 4)
+    for _ in range(4):
+        x = torch.randn(2, 4)
+        out, *_ = block.step(x, state, state)
+        expected, *_ = inspect.unwrap(Block.step)(block, x, other, other)
+        torch.testing.assert_close((out, state), (expected, other))
+    assert imitated == []
+
+
+def called_as_before(block: Any, *given: Any, **named: Any) -> Any:
+    return block._old_forward(*given, **named)
+
+
+def as_accelerate_wraps_it(block: Any) -> None:
+    block._old_forward = block.forward
+    block.forward = partial(called_as_before, block)
+
+
+def with_a_wrapped_submodule(block: Any) -> None:
+    as_accelerate_wraps_it(block.project)
+    block.project.owner = block.forward
+
+
+def with_a_bound_method(block: Any) -> None:
+    block.again = block.extra_repr
+
+
+def with_a_partial_of_a_submodules(block: Any) -> None:
+    block.project.again = partial(Block.extra_repr, block)
+
+
+def with_a_closure_in_a_container(block: Any) -> None:
+    block.given["again"] = [lambda: block]
+
+
+def with_a_hook_that_knows_it(block: Any) -> None:
+    block.project.register_forward_hook(lambda module, given, out: out + 0 * len(block.given))
+
+
+def with_a_hook_of_its_own(block: Any) -> None:
+    block.register_forward_hook(lambda module, given, out: out + 0 * len(block.given))
+
+
+def with_a_parameter_that_knows_it(block: Any) -> None:
+    block.weight.owner = block
+
+
+def with_a_submodule_that_knows_it(block: Any) -> None:
+    object.__setattr__(block.project, "owner", (block,))
+
+
+def with_a_parametrization(block: Any) -> None:
+    class Twice(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            """Twice as much."""
+            return x * 2 + 0 * len(block.given)
+
+    nn.utils.parametrize.register_parametrization(block.project, "weight", Twice())
+
+
+def with_an_adapter(block: Any) -> None:
+    class Adapted(nn.Module):
+        def __init__(self, base: nn.Module) -> None:
+            super().__init__()
+            self.base = base
+            self.down = nn.Linear(4, 1)
+            object.__setattr__(self, "owner", block)
+
+        def forward(self, x: Tensor) -> Tensor:
+            """What PEFT puts in the place of a projection."""
+            out: Tensor = self.base(x) + self.down(x)
+            return out
+
+    block.project = Adapted(block.project)
+
+
+def as_it_was_made(block: Any) -> None:
+    pass
+
+
+HOLD_THEMSELVES = [
+    as_it_was_made,
+    as_accelerate_wraps_it,
+    with_a_wrapped_submodule,
+    with_a_bound_method,
+    with_a_partial_of_a_submodules,
+    with_a_closure_in_a_container,
+    with_a_hook_that_knows_it,
+    with_a_hook_of_its_own,
+    with_a_parameter_that_knows_it,
+    with_a_submodule_that_knows_it,
+    with_a_parametrization,
+    with_an_adapter,
+]
+
+
+@pytest.mark.parametrize("served_before", [True, False])
+@pytest.mark.parametrize("change", HOLD_THEMSELVES)
+def test_a_block_is_freed_whatever_it_holds(
+    change: Callable[[Any], None], served_before: bool, imitated: list[Imitated]
+) -> None:
+    block = warmed(Block()) if served_before else Block()
+    change(block)
+    for _ in range(4):
+        hold(block)
+    everything = [weakref.ref(each) for each in (*block.modules(), *block.parameters())]
+    imitated.clear()
+    del block
+    gc.collect()
+    assert [each() for each in everything if each() is not None] == []
+    assert (captured.MEMORY.graphs, captured.MEMORY.bytes) == (0, 0)
+
+
+def test_a_block_that_is_unwrapped_again_has_a_graph_before_long(imitated: list[Imitated]) -> None:
+    block = warmed(Block())
+    as_accelerate_wraps_it(block)
+    hold(block)
+    del vars(block)["forward"], vars(block)["_old_forward"]
+    for _ in range(70):
+        hold(block)
+    assert not hold(block) or replays() > 1
+
+
+def test_copies_and_pickles_of_a_block_leave_its_graphs_behind(imitated: list[Imitated]) -> None:
+    block = warmed(Block())
+    plain, x = set(vars(Block())), drawn()
+    for other in (copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
+        assert set(vars(other)) == plain
+        torch.testing.assert_close(other(x), inspect.unwrap(Block.forward)(block, x))
+    assert len(imitated) == 1

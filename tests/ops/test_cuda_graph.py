@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
+import sys
 from ctypes import c_char_p, c_void_p
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +15,8 @@ import torch
 
 from jetson_mamba.ops import cuda_graph
 
-POOL, STREAM, DEVICE = (0, 5), 7, 1
+HANDLE, STREAM, DEVICE = (0, 5), 7, 1
+POOL: Any = SimpleNamespace(handle=HANDLE, device_index=DEVICE)
 
 
 class Driver:
@@ -60,13 +63,17 @@ def pools(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> li
         told.append(("end", device, pool))
 
     def ended_in_2_1(device: int) -> None:
-        told.append(("end", device, POOL))
+        told.append(("end", device, HANDLE))
 
     monkeypatch.setattr(
         torch._C, begin, lambda *given: told.append(("begin", *given)), raising=False
     )
     final = ended_in_2_1 if request.param == "torch 2.1" else ended
     monkeypatch.setattr(torch._C, end, final, raising=False)
+    release = "_cuda_releasePool"
+    monkeypatch.setattr(
+        torch._C, release, lambda *given: told.append(("release", *given)), raising=False
+    )
     return told
 
 
@@ -75,14 +82,15 @@ def test_a_graph_is_captured_launched_and_given_back(
 ) -> None:
     with cuda_graph.captured(POOL) as graph:
         assert driver.calls == ["cuStreamBeginCapture_v2"]
-        assert pools == [("begin", DEVICE, POOL)]
-    assert pools[1:] == [("end", DEVICE, POOL)]
+        assert pools == [("begin", DEVICE, HANDLE)]
+    assert pools[1:] == [("end", DEVICE, HANDLE)]
     assert driver.calls[1:] == ["cuStreamEndCapture", "cuGraphInstantiateWithFlags"]
     graph.launch(STREAM)
     assert driver.calls[3:] == ["cuGraphLaunch"]
     del graph
     gc.collect()
     assert driver.calls[4:] == ["cuGraphExecDestroy", "cuGraphDestroy"]
+    assert pools[2:] == [("release", DEVICE, HANDLE)]
 
 
 def test_a_block_that_fails_ends_the_capture_and_raises_its_own_error(
@@ -91,7 +99,8 @@ def test_a_block_that_fails_ends_the_capture_and_raises_its_own_error(
     with pytest.raises(KeyError, match="own"), cuda_graph.captured(POOL):
         raise KeyError("own")
     assert driver.calls == ["cuStreamBeginCapture_v2", "cuStreamEndCapture"]
-    assert [each[0] for each in pools] == ["begin", "end"]
+    gc.collect()
+    assert [each[0] for each in pools] == ["begin", "end", "release"]
 
 
 @pytest.mark.parametrize("function", ["cuStreamBeginCapture_v2", "cuStreamEndCapture"])
@@ -102,7 +111,8 @@ def test_an_error_of_the_driver_is_named(
     expected = rf"{function}: CUDA_ERROR_STREAM_CAPTURE_INVALIDATED \(901\)"
     with pytest.raises(RuntimeError, match=expected), cuda_graph.captured(POOL):
         pass
-    assert [each[0] for each in pools] == ["begin", "end"]
+    gc.collect()
+    assert [each[0] for each in pools] == ["begin", "end", "release"]
 
 
 def test_a_launch_that_fails_says_so(driver: Driver) -> None:
@@ -126,3 +136,29 @@ def test_argument_types_are_set_on_a_handle_of_our_own(monkeypatch: pytest.Monke
     assert cuda_graph._driver.__wrapped__() is library
     assert library.cuGraphLaunch.argtypes == (c_void_p, c_void_p)
     assert library.cuGetErrorName.argtypes[1]._type_ is c_char_p
+
+
+@pytest.mark.parametrize("ended", ["no driver", "finalizing", "another process"])
+def test_a_graph_ends_without_the_driver_where_that_is_not_there(
+    ended: str, driver: Driver, pools: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error in a finalizer is a warning of pytest's, and those are errors."""
+    if ended == "no driver":
+
+        def missing() -> Any:
+            raise RuntimeError("CUDA graphs need a driver of CUDA 11.4 or later")
+
+        monkeypatch.setattr(cuda_graph, "_driver", missing)
+        with pytest.raises(RuntimeError, match="need a driver"):
+            cuda_graph.Graph()
+    else:
+        with cuda_graph.captured(POOL) as graph:
+            pass
+        if ended == "finalizing":
+            monkeypatch.setattr(sys, "is_finalizing", lambda: True)
+        else:
+            monkeypatch.setattr(os, "getpid", lambda: -1)
+        del graph
+    gc.collect()
+    assert "cuGraphExecDestroy" not in driver.calls
+    assert "release" not in [each[0] for each in pools]

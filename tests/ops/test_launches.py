@@ -13,6 +13,7 @@ from typing import Any, Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from jetson_mamba.ops import launches
@@ -251,11 +252,53 @@ def test_an_error_is_raised_every_time() -> None:
             repeatable((torch.randn(5, 5), None), 3.0)
 
 
-def test_kinds_are_forgotten_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launches, "MOST_KINDS", 3)
+def test_the_kind_that_was_used_least_recently_is_forgotten_where_there_are_too_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(launches, "MOST_KINDS", 2)
     function = Counted(sums)
     repeatable = Repeatable(function, (launch_sums,))
-    for size in (4, 4, 4, 5, 6, 7, 4, 4, 4):
-        assert_gives(repeatable, torch.randn(size), None)
-    # 4 is recorded, forgotten when 7 comes, and recorded again.
-    assert function.calls == 2 + 3 + 2
+
+    def calls(*sizes: int) -> int:
+        before = function.calls
+        for size in sizes:
+            assert_gives(repeatable, torch.randn(size), None)
+        return function.calls - before
+
+    assert calls(4, 4, 4, 5, 5, 5) == 4
+    assert calls(4, 5, 4) == 0
+    # Another one takes the place of 5, which has then to come anew.
+    assert calls(6, 6, 6) == 2
+    assert calls(4, 4) == 0
+    assert calls(5, 5, 5) == 2
+
+
+def test_what_decides_and_is_set_elsewhere_is_heeded() -> None:
+    function = Counted(sums)
+    repeatable = Repeatable(function, (launch_sums,))
+    for _ in range(3):
+        assert_gives(repeatable, torch.randn(5), None)
+    assert function.calls == 2
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert_gives(repeatable, torch.randn(5), None)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert function.calls == 3
+
+
+def test_a_mode_that_listens_sees_the_function() -> None:
+    function = Counted(sums)
+    repeatable = Repeatable(function, (launch_sums,))
+    for _ in range(3):
+        assert_gives(repeatable, torch.randn(5), None)
+
+    class Listens(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            return func(*args, **(kwargs or {}))
+
+    with Listens():
+        assert_gives(repeatable, torch.randn(5), None)
+    assert function.calls == 3

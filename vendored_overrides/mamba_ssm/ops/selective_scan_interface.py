@@ -6,7 +6,7 @@ as it is. ``mamba_inner_fn`` and ``selective_scan_fn`` go past their autograd fu
 nowhere else; it also runs on a CPU here, so it asks for that of its input's device.
 """
 
-from jetson_mamba.rewrite import Dispatch, Expression, Override, Rebind, Rename
+from jetson_mamba.rewrite import Dispatch, Expression, ImportBeside, Override, Rebind, Rename
 from vendored_overrides.extensions import CONVOLUTION, IMPORTS
 
 AUTOCAST = (
@@ -25,7 +25,7 @@ AUTOCAST = (
 SCAN = Dispatch(
     inside="selective_scan_fn",
     call="SelectiveScanFn.apply",
-    condition="jetson_mamba.ops.through_autograd()",
+    condition="jetson_mamba.ops.through_autograd({first})",
     becomes="jetson_mamba.ops.selective_scan_fn",
     parameters=(
         "u",
@@ -39,13 +39,12 @@ SCAN = Dispatch(
         "delta_softplus",
         "return_last_state",
     ),
-    optional=True,
 )
 
 INNER = Dispatch(
     inside="mamba_inner_fn",
     call="MambaInnerFn.apply",
-    condition="jetson_mamba.ops.through_autograd()",
+    condition="jetson_mamba.ops.through_autograd({first})",
     becomes="jetson_mamba.ops.mamba_inner_fn",
     parameters=(
         "xz",
@@ -69,7 +68,6 @@ INNER = Dispatch(
         "dt_rms_weight",
         "b_c_dt_rms_eps",
     ),
-    optional=True,
 )
 
 # The norms of dt, B and C, inside of the autograd function: a Triton kernel.
@@ -78,6 +76,7 @@ RMS_NORM = Rebind(
     becomes="jetson_mamba.ops.where_triton_runs("
     "rms_norm_forward, jetson_mamba.ops.rms_norm_forward)",
     parameters=("x", "weight", "bias", "eps", "is_rms_norm"),
+    unchecked="jetson_mamba.ops.rms_norm_forward",
 )
 
 OVERRIDE = Override(
@@ -93,5 +92,6 @@ OVERRIDE = Override(
         RMS_NORM,
         # For forks, whose autograd functions have other names and are traced as they are.
         Rename("torch.addmm", "jetson_mamba.ops.addmm", keyword="out"),
+        ImportBeside(beside="torch", module="jetson_mamba.ops"),
     ),
 )

@@ -9,6 +9,7 @@ def past_triton(function: str, op: str, parameters: tuple[str, ...]) -> Rebind:
         of=function,
         becomes=f"jetson_mamba.ops.where_triton_runs({function}, jetson_mamba.ops.{op})",
         parameters=parameters,
+        unchecked=f"jetson_mamba.ops.{op}",
     )
 
 

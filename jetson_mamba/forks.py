@@ -1,0 +1,55 @@
+"""What a forked child must not take over as it is: locks, and whatever belongs to a GPU.
+
+A child has one thread, the one that forked. A lock that another thread held in that moment stays
+locked in the child for ever, and a handle of the GPU is good in the process that made it alone. So
+every lock of this package is made here, and is made anew in a child; so is told whoever keeps what
+a child cannot use.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from itertools import count
+from typing import Any, Callable
+from weakref import ref
+
+_numbers = count()
+# Owner, attribute and kind of every lock.
+_locks: dict[int, tuple[ref[Any], str, Callable[[], Any]]] = {}
+_told: dict[int, tuple[ref[Any], str]] = {}
+
+
+def lock(owner: object, name: str, kind: Callable[[], Any] = threading.Lock) -> None:
+    """Set the attribute ``name`` of ``owner`` to a lock, in every process.
+
+    ``kind`` is ``threading.Lock``, ``threading.RLock`` or the like.
+    """
+    setattr(owner, name, kind())
+    _register(_locks, owner, name, kind)
+
+
+def tell(owner: object, method: str) -> None:
+    """Call the method of that name, without arguments, in each child, as long as its owner is."""
+    _register(_told, owner, method)
+
+
+def _register(registry: dict[int, Any], owner: object, *rest: Any) -> None:
+    number = next(_numbers)
+    forget = registry.pop
+    registry[number] = (ref(owner, lambda _: forget(number, None)), *rest)
+
+
+def _in_child() -> None:
+    for reference, name, kind in [*_locks.values()]:
+        owner = reference()
+        if owner is not None:
+            setattr(owner, name, kind())
+    for reference, method in [*_told.values()]:
+        owner = reference()
+        if owner is not None:
+            getattr(owner, method)()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no forks
+    os.register_at_fork(after_in_child=_in_child)
