@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 import torch
@@ -25,6 +25,8 @@ from tests.ops.test_ssd import (
 from tests.references.ssd import ssd_mixer, ssd_scan
 from tests.references.tolerance import relative_norm
 
+# Untyped: it is given whatever tensors a case has.
+recurrence: Callable[..., Any] = ssd_scan
 WAYS = [Way.KERNELS, Way.COMPOSED, *([Way.OPERATORS] if has_operators else [])]
 
 
@@ -119,7 +121,7 @@ def test_states_at_the_ends_of_sequences(way: Way, initial: bool, bounds: list[i
         if start == stop:
             expected = tensors.get("initial_states", torch.zeros_like(states[:1]))
         else:
-            _, expected, _ = ssd_scan(**alone)
+            _, expected, _ = recurrence(**alone)
         assert_near(states[index], expected[0].to(states.dtype), 1e-12)
 
 
@@ -137,7 +139,7 @@ def test_a_state_that_decays_at_once_is_no_nan(way: Way, decay: float, dtype: to
     given = leaves(tensors, dtype)
     out, state = scan(**given, chunk_size=64, dt_softplus=True, return_final_states=True)
     mild = {**tensors, "A": torch.where(tensors["A"] < -1e6, -1e6, tensors["A"])}
-    expected, expected_state, _ = ssd_scan(**mild, dt_softplus=True)
+    expected, expected_state, _ = recurrence(**mild, dt_softplus=True)
     assert relative_norm(out, expected) < TOLERANCE[dtype]
     assert relative_norm(state, expected_state) < TOLERANCE[dtype]
     for name, gradient in zip(given, torch.autograd.grad(out.sum(), list(given.values()))):
@@ -171,10 +173,10 @@ def test_states_between_chunks_are_kept_in_the_dtype_that_is_named(
         }
         if start:
             before = {k: t[:, :start] if k in long else t for k, t in tensors.items()}
-            _, state, _ = ssd_scan(**before)
+            _, state, _ = recurrence(**before)
             chunk["initial_states"] = state
         chunk["initial_states"] = chunk["initial_states"].to(state_dtype).double()
-        expected.append(ssd_scan(**chunk)[0])
+        expected.append(recurrence(**chunk)[0])
     assert relative_norm(out, torch.cat(expected, 1)) < 1e-12
     assert relative_norm(last, exact_last) < 1e-12
     assert (relative_norm(out, exact) > 1e-5) is True
