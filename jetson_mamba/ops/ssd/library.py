@@ -21,14 +21,14 @@ from .contract import Core, CoreGradients, Implementation, Mixer, Scan, ScanGrad
 _ARGUMENTS = (
     "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? dt_bias, "
     "Tensor? initial_states, Tensor? seq_idx, int chunk_size, bool dt_softplus, float dt_least, "
-    "float dt_most, ScalarType? state_dtype"
+    "float dt_most, ScalarType? state_dtype=None"
 )
 _TENSORS = 9
 _CORE_ARGUMENTS = (
     "Tensor zxbcdt, Tensor conv1d_weight, Tensor? conv1d_bias, Tensor dt_bias, Tensor A, Tensor D, "
     "Tensor rmsnorm_weight, Tensor? seq_idx, int chunk_size, float dt_least, float dt_most, "
     "str? activation, float rmsnorm_eps, int headdim, int ngroups, bool norm_before_gate, "
-    "ScalarType? state_dtype"
+    "ScalarType? state_dtype=None"
 )
 _CORE_TENSORS = 8
 
