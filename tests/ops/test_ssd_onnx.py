@@ -43,7 +43,7 @@ def test_an_exported_mixer_is_right(case: str, seqlen: int, opset: int, sequence
     tensors = {name: each.float() for name, each in tensors.items()}
     if sequences:
         options["seq_idx"] = packed(seqlen).to(torch.int32)
-    file = io.BytesIO()
+    file: Any = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, of which torch says that it is old
         torch.onnx.export(

@@ -185,7 +185,8 @@ def _scan(
     dt_softplus: bool,
     dt_least: float,
     dt_most: float,
-    state_dtype: torch.dtype | None,
+    # torch leaves out what has its default at the end.
+    state_dtype: torch.dtype | None = None,
 ) -> Scan:
     return Scan(
         *(x, dt, A, B, C, D, None, dt_bias, initial_states, seq_idx),
@@ -243,7 +244,8 @@ def _mixer(
     activation: str | None,
     *others: Any,
 ) -> Mixer:
-    rmsnorm_eps, headdim, ngroups, norm_before_gate, state_dtype = others
+    rmsnorm_eps, headdim, ngroups, norm_before_gate, *given = others
+    state_dtype = given[0] if given else None
     return Mixer(
         *(zxbcdt, conv1d_weight, conv1d_bias, dt_bias, A, D),
         initial_states=None,
