@@ -35,6 +35,10 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+# What kernels compute of the common cases is in test_ssd.
+PAST_KERNELS = WAYS[1:]
+
+
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Way:
     """The way that every call of the op goes."""
@@ -43,12 +47,17 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Way:
     return found
 
 
+past_kernels = pytest.mark.parametrize("way", PAST_KERNELS, indirect=True)
+
+
+@past_kernels
 @pytest.mark.parametrize("seqlen", [1, 7, 64, 150])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_a_scan_agrees_with_the_recurrence(way: Way, dtype: torch.dtype, seqlen: int) -> None:
     assert_agrees(scan, ssd_scan, scan_tensors(seqlen), dtype, TOLERANCE[dtype], dt_softplus=True)
 
 
+@past_kernels
 @pytest.mark.parametrize("left_out", ["z", "D", "dt_bias", "initial_states"])
 def test_a_scan_does_without_each_optional_tensor(way: Way, left_out: str) -> None:
     tensors = scan_tensors(70)
@@ -56,6 +65,7 @@ def test_a_scan_does_without_each_optional_tensor(way: Way, left_out: str) -> No
     assert_agrees(scan, ssd_scan, tensors, torch.float32, 1e-5, dt_softplus=True)
 
 
+@past_kernels
 @pytest.mark.parametrize("ngroups", [1, 2, 4])
 @pytest.mark.parametrize("D", [None, "nheads", "headdim"])
 def test_a_scan_takes_groups_and_either_form_of_d(way: Way, ngroups: int, D: str | None) -> None:
@@ -65,12 +75,14 @@ def test_a_scan_takes_groups_and_either_form_of_d(way: Way, ngroups: int, D: str
     )
 
 
+@past_kernels
 @pytest.mark.parametrize("seqlen", [9, 64, 200])
 def test_a_state_does_not_pass_between_sequences(way: Way, seqlen: int) -> None:
     for seq_idx in (packed(seqlen), packed(seqlen).to(torch.int32) - 1):
         assert_agrees(scan, ssd_scan, scan_tensors(seqlen), torch.float32, 1e-5, seq_idx=seq_idx)
 
 
+@past_kernels
 def test_a_sequence_change_on_a_chunk_boundary_resets_the_state(way: Way) -> None:
     seq_idx = torch.zeros(2, 192, dtype=torch.int32)
     seq_idx[:, 64:] = 1
@@ -83,6 +95,7 @@ def test_a_long_sequence_has_longer_chunks(way: Way, monkeypatch: pytest.MonkeyP
     assert_agrees(scan, ssd_scan, scan_tensors(70), torch.float32, 1e-5, dt_softplus=True)
 
 
+@past_kernels
 @pytest.mark.parametrize("case", MIXERS)
 def test_a_mixer_agrees_with_the_recurrence(way: Way, case: str) -> None:
     tensors, options = mixer_case(case, 70)
@@ -91,6 +104,7 @@ def test_a_mixer_agrees_with_the_recurrence(way: Way, case: str) -> None:
     assert_agrees(mixer, ssd_mixer, tensors, torch.float32, 1e-5, **options)
 
 
+@past_kernels
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_mixer_in_half_precision_is_near_the_recurrence(way: Way, dtype: torch.dtype) -> None:
     tensors, options = mixer_case("as a Mamba-2 block", 70)
