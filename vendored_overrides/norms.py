@@ -12,12 +12,17 @@ IMPORT = ImportBeside(beside="torch", module="jetson_mamba.ops")
 
 
 def past_triton(
-    function: str, parameters: tuple[str, ...], of: str, call: str = "LayerNormFn.apply"
+    function: str,
+    parameters: tuple[str, ...],
+    of: str,
+    call: str = "LayerNormFn.apply",
+    composed: str | None = None,
 ) -> Dispatch:
     """The edit of a function of one of these modules, and of ``jetson_mamba.ops``.
 
     ``of`` is the op of the module's autograd function, which takes ``parameters``, with those that
-    ``function`` has not.
+    ``function`` has not; ``composed``, where it is not ``of``, the op that takes them in this order
+    and is differentiated twice.
     """
     return Dispatch(
         inside=function,
@@ -25,7 +30,7 @@ def past_triton(
         condition="jetson_mamba.ops.through_norm_autograd({first})",
         becomes=f"jetson_mamba.ops.{function}",
         parameters=tuple(each for each in parameters if each != "is_rms_norm" or function == of),
-        composed=f"jetson_mamba.ops.{of}",
+        composed=f"jetson_mamba.ops.{composed or of}",
         order=parameters,
         unchecked=True,
     )

@@ -15,8 +15,9 @@ from jetson_mamba.ops.in_place import addmm
 from jetson_mamba.ops.layer_norm_linear import layer_norm_linear_fn
 from jetson_mamba.ops.mamba_inner import mamba_inner_fn
 from jetson_mamba.ops.norms import (
-    layer_norm_applied,
+    layer_norm_again,
     layer_norm_fn,
+    layer_norm_of_1,
     layernorm_fn,
     rms_norm_fn,
     rms_norm_forward,
@@ -49,9 +50,10 @@ __all__ = [
     "causal_conv1d_fn",
     "causal_conv1d_update",
     "forward_by_graph",
-    "layer_norm_applied",
+    "layer_norm_again",
     "layer_norm_fn",
     "layer_norm_linear_fn",
+    "layer_norm_of_1",
     "layernorm_fn",
     "mamba_chunk_scan_combined",
     "mamba_inner_fn",

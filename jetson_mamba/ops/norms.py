@@ -171,31 +171,48 @@ def rms_norm_forward(
     return out
 
 
-def layer_norm_applied(*arguments: Any) -> Any:
-    """:func:`layer_norm_fn` of what ``LayerNormFn.apply`` is given, in the order of any release.
+def layer_norm_again(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    x1: Tensor | None = None,
+    weight1: Tensor | None = None,
+    bias1: Tensor | None = None,
+    eps: float = 1e-6,
+    dropout_p: float = 0.0,
+    *others: Any,
+) -> Any:
+    """:func:`layer_norm_fn`, to be differentiated once more where its results are there already.
 
-    It is there to be differentiated in place of that function, whose dropout it cannot repeat:
-    raises RuntimeError where there is some.
+    Raises RuntimeError where they have dropout, since what it kept cannot be repeated.
     """
-    if len(arguments) == len(_APPLIED_IN_1):
-        given = dict(zip(_APPLIED_IN_1, arguments))
-    else:
-        given = dict(zip(_APPLIED, arguments))
-    if given.get("dropout_p", 0.0):
+    if dropout_p:
         raise RuntimeError(
             "dropout_p: expected 0 where a second derivative of the norm is asked for, found "
-            f"{given['dropout_p']}; apply torch.nn.functional.dropout before the norm"
+            f"{dropout_p}; apply torch.nn.functional.dropout before the norm"
         )
-    return layer_norm_fn(**given)
+    return layer_norm(x, weight, bias, residual, x1, weight1, bias1, eps, 0.0, *others)
 
 
-_APPLIED = (
-    *("x", "weight", "bias", "residual", "x1", "weight1", "bias1", "eps", "dropout_p"),
-    *("rowscale", "prenorm", "residual_in_fp32", "is_rms_norm", "return_dropout_mask"),
-)
-_APPLIED_IN_1 = (
-    *("x", "weight", "bias", "residual", "eps", "prenorm", "residual_in_fp32", "is_rms_norm"),
-)
+def layer_norm_of_1(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    eps: float = 1e-6,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+    is_rms_norm: bool = False,
+) -> Any:
+    """:func:`layer_norm_fn` with the parameters of 1.x in their order."""
+    return layer_norm(
+        *(x, weight, bias, residual),
+        eps=eps,
+        prenorm=prenorm,
+        residual_in_fp32=residual_in_fp32,
+        is_rms_norm=is_rms_norm,
+    )
 
 
 def layernorm_fn(

@@ -32,7 +32,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 SEQLEN = 70
-OPTIONS = (64, True, 0.0, float("inf"), None)
+OPTIONS = (64, True, 0.0, float("inf"), torch.bfloat16)
 
 scan: Callable[..., Any] = ssd.mamba_chunk_scan_combined
 mixer: Callable[..., Any] = ssd.mamba_split_conv1d_scan_combined

@@ -223,3 +223,90 @@ def test_an_argument_that_does_not_fit_is_named(
     arguments = {"x": torch.ones(2, DIM), "weight": torch.ones(DIM), "bias": None, **change}
     with pytest.raises(ValueError, match=message):
         function(**arguments)
+
+
+FUNCTIONS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
+    (layer_norm_fn, {"prenorm": True}),
+    (rms_norm_fn, {"residual_in_fp32": True, "prenorm": True}),
+    (layernorm_fn, {"group_size": 4}),
+    (rmsnorm_fn, {"norm_before_gate": False}),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(("function", "options"), FUNCTIONS)
+def test_a_norm_is_transformed_as_its_formula_is(
+    function: Callable[..., Any], options: dict[str, Any]
+) -> None:
+    """Derivatives of either order and direction, batches, and those of each sample."""
+    x, other = drawn(3, 2, DIM), drawn(3, 2, DIM)
+    weight, bias = drawn(DIM), drawn(DIM)
+    second = "z" if function in (layernorm_fn, rmsnorm_fn) else "residual"
+
+    def call(x: Tensor, weight: Tensor, bias: Tensor, other: Tensor) -> Tensor:
+        found = function(x, weight, bias, **{second: other}, **options)
+        return found if isinstance(found, Tensor) else torch.cat(found, -1)
+
+    given = tuple(each.requires_grad_() for each in (x, weight, bias, other))
+    assert torch.autograd.gradcheck(call, given, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(call, given)
+    plain = tuple(each.detach() for each in given)
+    where = (0, None, None, 0)
+    assert relative_norm(torch.vmap(call, where)(*plain), call(*plain)) < 1e-14
+    gradient = torch.func.grad(lambda *tensors: call(*tensors).square().sum(), (0, 1))
+    for found, expected in zip(
+        torch.vmap(gradient, where)(*plain),
+        zip(*(gradient(a, plain[1], plain[2], b) for a, b in zip(plain[0], plain[3]))),
+    ):
+        assert relative_norm(found, torch.stack(expected)) < 1e-14
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(("function", "options"), FUNCTIONS)
+def test_a_traced_norm_is_right_at_any_size(
+    function: Callable[..., Any], options: dict[str, Any]
+) -> None:
+    weight, bias = drawn(DIM), drawn(DIM)
+
+    def call(x: Tensor) -> Any:
+        return function(x, weight, bias, x * 0.5, **options)
+
+    trace = torch.jit.trace(call, drawn(2, 3, DIM), check_trace=False)
+    for shape in ((2, 3, DIM), (1, 7, DIM)):
+        x = drawn(*shape)
+        found, expected = trace(x), call(x)
+        pairs = [(found, expected)] if isinstance(found, Tensor) else zip(found, expected)
+        for actual, right in pairs:
+            assert relative_norm(actual, right) < 1e-14
+
+
+def test_dropout_under_vmap_asks_for_a_kind_of_randomness() -> None:
+    x, weight = torch.ones(3, 100, DIM), torch.ones(DIM)
+
+    def call(x: Tensor) -> Any:
+        return rms_norm_fn(x, weight, None, dropout_p=0.5, prenorm=True)[1]
+
+    with pytest.raises(RuntimeError, match="randomness"):
+        torch.vmap(call)(x)
+    same = torch.vmap(call, randomness="same")(x)
+    assert torch.equal(same[0], same[1]) and same.bool().any()
+    different = torch.vmap(call, randomness="different")(x)
+    assert not torch.equal(different[0], different[1])
+
+
+def test_a_second_derivative_of_a_norm_with_dropout_is_refused() -> None:
+    """What was kept is not known any more where the norm is computed again."""
+    x, weight = torch.randn(2, DIM), torch.ones(DIM)
+    rest = (None, None, None, None, None, 1e-6)
+    with pytest.raises(RuntimeError, match=r"dropout_p: expected 0 .*found 0\.5"):
+        ops.layer_norm_again(x, weight, *rest, 0.5, None, False, False, True, False)
+    again = ops.layer_norm_again(x, weight, *rest, 0.0, None, False, False, True, False)
+    assert torch.equal(again, rms_norm_fn(x, weight, None))
+
+
+def test_the_norms_of_1_have_their_own_order() -> None:
+    x, weight, residual = torch.randn(2, DIM), torch.randn(DIM), torch.randn(2, DIM)
+    found = ops.layer_norm_of_1(x, weight, None, residual, 0.5, True, True, True)
+    expected = rms_norm_fn(x, weight, None, residual=residual, eps=0.5, prenorm=True)
+    for actual, right in zip(found, expected):
+        assert torch.equal(actual, right)

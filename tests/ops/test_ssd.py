@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from typing import Any, Callable, Dict
 
 import pytest
@@ -15,9 +12,8 @@ from torch import Tensor
 from jetson_mamba.ops.ssd import (
     mamba_chunk_scan_combined,
     mamba_split_conv1d_scan_combined,
-    triton_runs_on,
 )
-from tests.references.ssd import ssd_mixer, ssd_scan
+from tests.references.ssd import ssd_scan
 from tests.references.tolerance import relative_norm
 
 # float32: sums in float32. 16 bits: one rounding of each output or gradient to 8 or 11 bits.
@@ -477,171 +473,6 @@ def mixer_case(case: str, seqlen: int) -> tuple[Tensors, dict[str, Any]]:
     return tensors, options
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("case", MIXERS)
-def test_mixer_agrees_with_the_recurrence(case: str, dtype: torch.dtype) -> None:
-    tensors, options = mixer_case(case, 70)
-    assert_agrees(mixer, ssd_mixer, tensors, dtype, TOLERANCE[dtype], **options)
-
-
-@pytest.mark.parametrize("case", ["as a Mamba-2 block", "no norm"])
-@pytest.mark.parametrize("seqlen", [2, 150])
-def test_mixer_keeps_packed_sequences_apart(case: str, seqlen: int) -> None:
-    tensors, options = mixer_case(case, seqlen)
-    options["seq_idx"] = packed(seqlen).to(torch.int32)
-    assert_agrees(mixer, ssd_mixer, tensors, torch.float32, 1e-5, **options)
-
-
-@pytest.mark.parametrize("case", ["groups", "gated MLP, no norm", "no activation"])
-def test_mixer_passes_gradcheck(case: str) -> None:
-    tensors, options = mixer_case(case, 4)
-    tensors = {name: t[:1] if t.dim() > 2 else t for name, t in tensors.items()}
-
-    def function(*values: Tensor) -> Any:
-        return mixer(
-            **dict(zip(tensors, values)), **options, chunk_size=64, return_final_states=True
-        )
-
-    assert torch.autograd.gradcheck(
-        function, list(leaves(tensors, torch.float64).values()), fast_mode=True
-    )
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_mixer_in_half_precision_is_near_the_recurrence(dtype: torch.dtype) -> None:
-    tensors, options = mixer_case("as a Mamba-2 block", 70)
-    # Several roundings follow each other: after convolution, scan, norm and projection.
-    assert_agrees(
-        mixer,
-        ssd_mixer,
-        tensors,
-        dtype,
-        5 * TOLERANCE[dtype],
-        **options,
-    )
-
-
-@pytest.mark.parametrize("case", ["as a Mamba-2 block", "gated MLP, no norm"])
-def test_under_autocast_the_projection_has_its_dtype(case: str) -> None:
-    tensors, options = mixer_case(case, 70)
-    given = leaves(tensors, torch.float32)
-    plain = mixer(**given, **options, chunk_size=64)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = mixer(**given, **options, chunk_size=64)
-    assert out.dtype == torch.bfloat16
-    assert relative_norm(out, plain) < TOLERANCE[torch.bfloat16]
-    dout = torch.randn_like(plain)
-    actual = torch.autograd.grad(out, list(given.values()), dout.to(torch.bfloat16))
-    expected = torch.autograd.grad(plain, list(given.values()), dout)
-    for name, a, b in zip(given, actual, expected):
-        assert a.dtype == torch.float32
-        assert relative_norm(a, b) < 4 * TOLERANCE[torch.bfloat16], name
-
-
-SCAN_ERRORS: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"x": torch.zeros(2, 8, 4)}, ValueError, r"x: expected shape \(batch, .*found \(2, 8, 4\)"),
-    ({"x": torch.zeros(2, 8, 4, 3, dtype=torch.int32)}, TypeError, "x: .*int32"),
-    ({"x": torch.zeros(2, 8, 4, 3, dtype=torch.complex64)}, TypeError, "x: .*complex64"),
-    ({"x": None}, TypeError, "x: expected a tensor, found NoneType"),
-    ({"x": torch.zeros(2, 0, 4, 3)}, ValueError, "x: expected a seqlen of at least 1, found 0"),
-    ({"dt": torch.zeros(2, 8, 5)}, ValueError, r"dt: .*nheads=4\), found \(2, 8, 5\)"),
-    ({"A": torch.zeros(4, 5)}, ValueError, r"A: .*\(nheads=4\), found \(4, 5\)"),
-    ({"A": -1.0}, TypeError, "A: expected a tensor, found float"),
-    ({"B": torch.zeros(2, 8, 3, 5)}, ValueError, "B: .*divisor of nheads=4, found 3"),
-    ({"C": torch.zeros(2, 8, 2, 6)}, ValueError, r"C: .*dstate=5\), found \(2, 8, 2, 6\)"),
-    ({"C": torch.zeros(2, 8, 2, 5, device="meta")}, ValueError, "C: .*device of x, cpu.*meta"),
-    ({"D": torch.zeros(3)}, ValueError, r"D: .*nheads=4.*found \(3,\)"),
-    ({"z": torch.zeros(2, 8, 4, 4)}, ValueError, r"z: .*headdim=3\), found \(2, 8, 4, 4\)"),
-    ({"dt_bias": torch.zeros(3)}, ValueError, r"dt_bias: .*found \(3,\)"),
-    ({"initial_states": torch.zeros(2, 4, 5, 3)}, ValueError, "initial_states: .*dstate=5"),
-    ({"seq_idx": torch.zeros(2, 9, dtype=torch.int32)}, ValueError, "seq_idx: .*seqlen=8"),
-    ({"seq_idx": torch.zeros(2, 8)}, TypeError, "seq_idx: .*integer dtype, found torch.float32"),
-    ({"chunk_size": 0}, ValueError, "chunk_size: expected at least 1, found 0"),
-    ({"chunk_size": 2.0}, TypeError, "chunk_size: expected an int, found float"),
-    ({"dt_limit": (1.0, 0.0)}, ValueError, r"dt_limit: .*found \(1.0, 0.0\)"),
-    ({"return_varlen_states": True}, ValueError, "cu_seqlens: .*found None"),
-    (
-        {"return_varlen_states": True, "cu_seqlens": torch.tensor([0, 8])},
-        ValueError,
-        "x: expected batch 1 .*found 2",
-    ),
-]
-
-
-@pytest.mark.parametrize(("change", "error", "message"), SCAN_ERRORS)
-def test_scan_names_the_argument_that_does_not_fit(
-    change: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    arguments = {**leaves(scan_tensors(8), torch.float32), "chunk_size": 64, **change}
-    with pytest.raises(error, match=message):
-        scan(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("cu_seqlens", "error", "message"),
-    [
-        (torch.tensor([0, 9]), ValueError, r"cu_seqlens: .*seqlen=8, found \[0, 9\]"),
-        (torch.tensor([0, 5, 3]), ValueError, "cu_seqlens: .*do not fall"),
-        (torch.tensor([0]), ValueError, r"cu_seqlens: .*found \(1,\)"),
-        (torch.tensor([0.0, 8.0]), TypeError, "cu_seqlens: .*integer dtype"),
-        ([0, 8], TypeError, "cu_seqlens: expected a tensor, found list"),
-    ],
-)
-def test_scan_names_what_is_wrong_with_cu_seqlens(
-    cu_seqlens: Any, error: type[Exception], message: str
-) -> None:
-    tensors = {name: t[:1] if t.dim() > 2 else t for name, t in scan_tensors(8).items()}
-    with pytest.raises(error, match=message):
-        scan(**tensors, chunk_size=64, cu_seqlens=cu_seqlens, return_varlen_states=True)
-
-
-MIXER_ERRORS: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"zxbcdt": torch.zeros(2, 8, 37)}, ValueError, "zxbcdt: .*= 38 columns.*found 37"),
-    ({"zxbcdt": torch.zeros(2, 8, 39)}, ValueError, "zxbcdt: .*even number more, found 39"),
-    ({"zxbcdt": torch.zeros(8, 38)}, ValueError, r"zxbcdt: expected shape .*found \(8, 38\)"),
-    ({"conv1d_weight": torch.zeros(21, 4)}, ValueError, "conv1d_weight: .*found 21"),
-    ({"conv1d_weight": torch.zeros(22)}, ValueError, r"conv1d_weight: .*found \(22,\)"),
-    ({"conv1d_bias": torch.zeros(21)}, ValueError, r"conv1d_bias: .*22\), found \(21,\)"),
-    ({"A": torch.zeros(5)}, ValueError, r"A: .*nheads=4\), found \(5,\)"),
-    ({"D": None}, TypeError, "D: expected a tensor, found NoneType"),
-    ({"D": torch.zeros(4, 3, 1)}, ValueError, r"D: .*found \(4, 3, 1\)"),
-    ({"headdim": None}, ValueError, "headdim: .*found None"),
-    ({"ngroups": 3}, ValueError, "ngroups: .*divisor of nheads=4, found 3"),
-    ({"activation": "relu"}, ValueError, "activation: .*found 'relu'"),
-    ({"rmsnorm_weight": torch.zeros(11)}, ValueError, r"rmsnorm_weight: .*12\), found \(11,\)"),
-    ({"outproj_weight": torch.zeros(7, 11)}, ValueError, "outproj_weight: .*12.*found 11"),
-    ({"outproj_bias": torch.zeros(8)}, ValueError, r"outproj_bias: .*7\), found \(8,\)"),
-    ({"outproj_weight": None}, ValueError, "outproj_bias: expected None"),
-    (
-        {"outproj_weight": torch.zeros(7, 12, dtype=torch.float64)},
-        TypeError,
-        "outproj_weight: expected torch.float32.*found torch.float64",
-    ),
-]
-
-
-@pytest.mark.parametrize(("change", "error", "message"), MIXER_ERRORS)
-def test_mixer_names_the_argument_that_does_not_fit(
-    change: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    tensors, options = mixer_case("no activation", 8)
-    given = {**leaves(tensors, torch.float32), **options, "chunk_size": 64, **change}
-    with pytest.raises(error, match=message):
-        mixer(**given)
-
-
-@pytest.mark.parametrize("case", MIXERS)
-def test_a_mixer_without_gradients_gives_what_one_with_gradients_gives(case: str) -> None:
-    tensors, options = mixer_case(case, 70)
-    given = leaves(tensors, torch.float32)
-    expected = mixer(**given, **options, chunk_size=64, return_final_states=True)
-    with torch.no_grad():
-        found = mixer(**given, **options, chunk_size=64, return_final_states=True)
-    for actual, wanted in zip(found, expected):
-        assert wanted.requires_grad and not actual.requires_grad
-        assert torch.equal(actual, wanted)
-
-
 def test_a_scan_without_gradients_gives_what_one_with_gradients_gives() -> None:
     given = leaves(scan_tensors(70), torch.float32)
     options = {"dt_softplus": True, "seq_idx": packed(70), "return_final_states": True}
@@ -657,51 +488,3 @@ def test_limits_may_be_a_list_as_json_has_them() -> None:
     for limit in ([0.1, 0.5], (0.1, 0.5)):
         found = scan(**tensors, chunk_size=64, dt_limit=limit)
         assert torch.equal(found, scan(**tensors, chunk_size=64, dt_limit=(0.1, 0.5)))
-
-
-@pytest.mark.parametrize(
-    ("function", "arguments", "errors"),
-    [
-        (scan, lambda: leaves(scan_tensors(8), torch.float32), SCAN_ERRORS),
-        (
-            mixer,
-            lambda: {
-                **leaves(mixer_case("no activation", 8)[0], torch.float32),
-                **mixer_case("no activation", 8)[1],
-            },
-            MIXER_ERRORS,
-        ),
-    ],
-)
-def test_errors_are_the_same_without_gradients(
-    function: Callable[..., Any],
-    arguments: Callable[[], dict[str, Any]],
-    errors: list[tuple[dict[str, Any], type[Exception], str]],
-) -> None:
-    for change, error, message in errors:
-        with torch.no_grad(), pytest.raises(error, match=message):
-            function(**{**arguments(), "chunk_size": 64, **change})
-
-
-def test_triton_does_not_run_on_a_device_of_no_compiler() -> None:
-    assert not triton_runs_on(torch.device("meta"))
-
-
-@pytest.mark.parametrize(("value", "expected"), [("1", "True"), (None, "False")])
-def test_triton_runs_on_a_cpu_under_its_interpreter_only(value: str | None, expected: str) -> None:
-    pytest.importorskip("triton")
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    if value is not None:
-        environment["TRITON_INTERPRET"] = value
-    program = (
-        "import os, torch\n"
-        "from jetson_mamba.ops.ssd import triton_runs_on\n"
-        "first = triton_runs_on(torch.device('cpu'))\n"
-        "os.environ['TRITON_INTERPRET'] = '0'\n"
-        "assert triton_runs_on(torch.device('cpu')) is first, 'not remembered'\n"
-        "print(first)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == expected

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 import torch
@@ -25,12 +25,18 @@ from tests.ops.test_ssd import (
 from tests.references.ssd import ssd_mixer, ssd_scan
 from tests.references.tolerance import relative_norm
 
+# Untyped: it is given whatever tensors a case has.
+recurrence: Callable[..., Any] = ssd_scan
 WAYS = [Way.KERNELS, Way.COMPOSED, *([Way.OPERATORS] if has_operators else [])]
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+# What kernels compute of the common cases is in test_ssd.
+PAST_KERNELS = WAYS[1:]
 
 
 @pytest.fixture(params=WAYS)
@@ -41,12 +47,17 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Way:
     return found
 
 
+past_kernels = pytest.mark.parametrize("way", PAST_KERNELS, indirect=True)
+
+
+@past_kernels
 @pytest.mark.parametrize("seqlen", [1, 7, 64, 150])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_a_scan_agrees_with_the_recurrence(way: Way, dtype: torch.dtype, seqlen: int) -> None:
     assert_agrees(scan, ssd_scan, scan_tensors(seqlen), dtype, TOLERANCE[dtype], dt_softplus=True)
 
 
+@past_kernels
 @pytest.mark.parametrize("left_out", ["z", "D", "dt_bias", "initial_states"])
 def test_a_scan_does_without_each_optional_tensor(way: Way, left_out: str) -> None:
     tensors = scan_tensors(70)
@@ -54,6 +65,7 @@ def test_a_scan_does_without_each_optional_tensor(way: Way, left_out: str) -> No
     assert_agrees(scan, ssd_scan, tensors, torch.float32, 1e-5, dt_softplus=True)
 
 
+@past_kernels
 @pytest.mark.parametrize("ngroups", [1, 2, 4])
 @pytest.mark.parametrize("D", [None, "nheads", "headdim"])
 def test_a_scan_takes_groups_and_either_form_of_d(way: Way, ngroups: int, D: str | None) -> None:
@@ -63,12 +75,14 @@ def test_a_scan_takes_groups_and_either_form_of_d(way: Way, ngroups: int, D: str
     )
 
 
+@past_kernels
 @pytest.mark.parametrize("seqlen", [9, 64, 200])
 def test_a_state_does_not_pass_between_sequences(way: Way, seqlen: int) -> None:
     for seq_idx in (packed(seqlen), packed(seqlen).to(torch.int32) - 1):
         assert_agrees(scan, ssd_scan, scan_tensors(seqlen), torch.float32, 1e-5, seq_idx=seq_idx)
 
 
+@past_kernels
 def test_a_sequence_change_on_a_chunk_boundary_resets_the_state(way: Way) -> None:
     seq_idx = torch.zeros(2, 192, dtype=torch.int32)
     seq_idx[:, 64:] = 1
@@ -81,6 +95,7 @@ def test_a_long_sequence_has_longer_chunks(way: Way, monkeypatch: pytest.MonkeyP
     assert_agrees(scan, ssd_scan, scan_tensors(70), torch.float32, 1e-5, dt_softplus=True)
 
 
+@past_kernels
 @pytest.mark.parametrize("case", MIXERS)
 def test_a_mixer_agrees_with_the_recurrence(way: Way, case: str) -> None:
     tensors, options = mixer_case(case, 70)
@@ -89,6 +104,7 @@ def test_a_mixer_agrees_with_the_recurrence(way: Way, case: str) -> None:
     assert_agrees(mixer, ssd_mixer, tensors, torch.float32, 1e-5, **options)
 
 
+@past_kernels
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_mixer_in_half_precision_is_near_the_recurrence(way: Way, dtype: torch.dtype) -> None:
     tensors, options = mixer_case("as a Mamba-2 block", 70)
@@ -119,7 +135,7 @@ def test_states_at_the_ends_of_sequences(way: Way, initial: bool, bounds: list[i
         if start == stop:
             expected = tensors.get("initial_states", torch.zeros_like(states[:1]))
         else:
-            _, expected, _ = ssd_scan(**alone)
+            _, expected, _ = recurrence(**alone)
         assert_near(states[index], expected[0].to(states.dtype), 1e-12)
 
 
@@ -137,7 +153,7 @@ def test_a_state_that_decays_at_once_is_no_nan(way: Way, decay: float, dtype: to
     given = leaves(tensors, dtype)
     out, state = scan(**given, chunk_size=64, dt_softplus=True, return_final_states=True)
     mild = {**tensors, "A": torch.where(tensors["A"] < -1e6, -1e6, tensors["A"])}
-    expected, expected_state, _ = ssd_scan(**mild, dt_softplus=True)
+    expected, expected_state, _ = recurrence(**mild, dt_softplus=True)
     assert relative_norm(out, expected) < TOLERANCE[dtype]
     assert relative_norm(state, expected_state) < TOLERANCE[dtype]
     for name, gradient in zip(given, torch.autograd.grad(out.sum(), list(given.values()))):
@@ -171,10 +187,10 @@ def test_states_between_chunks_are_kept_in_the_dtype_that_is_named(
         }
         if start:
             before = {k: t[:, :start] if k in long else t for k, t in tensors.items()}
-            _, state, _ = ssd_scan(**before)
+            _, state, _ = recurrence(**before)
             chunk["initial_states"] = state
         chunk["initial_states"] = chunk["initial_states"].to(state_dtype).double()
-        expected.append(ssd_scan(**chunk)[0])
+        expected.append(recurrence(**chunk)[0])
     assert relative_norm(out, torch.cat(expected, 1)) < 1e-12
     assert relative_norm(last, exact_last) < 1e-12
     assert (relative_norm(out, exact) > 1e-5) is True

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import causal_conv1d
 from ..autocast import autocast_dtype, without_autocast
 from ..backends import Op
 from ..captured import Captured, Weights
@@ -193,12 +192,7 @@ def mamba_split_conv1d_scan_combined(
     ):
         out, final_states = _mixed(zxbcdt, A, weights, initial_states, seq_idx, options, found)
         return (out, final_states) if return_final_states else out
-    results = _CAPTURED(
-        (zxbcdt, A),
-        weights,
-        *(return_final_states, options, autocast_dtype(zxbcdt.device)),
-        *(torch.get_float32_matmul_precision(), op.selection, causal_conv1d.OP.selection),
-    )
+    results = _CAPTURED((zxbcdt, A), weights, return_final_states, options)
     return (results[0], results[1]) if return_final_states else results[0]
 
 
@@ -277,7 +271,6 @@ def _from_parts(
     weights: Weights,
     return_final_states: bool,
     options: tuple[Any, ...],
-    *_: Any,
 ) -> tuple[Tensor, ...]:
     """The function that is captured."""
     zxbcdt, A = inputs

@@ -346,26 +346,26 @@ def _blocks(scan: Scan, start: int, stop: int) -> list[Block]:
 
 def steps_taken(scan: Scan) -> Tensor:
     """The steps that are taken, after bias, softplus and limits; none in padding."""
-    steps = _free_steps(scan)[1].clamp(*scan.dt_limit)
+    raw = _raw_steps(scan)
+    steps = (functional.softplus(raw) if scan.dt_softplus else raw).clamp(*scan.dt_limit)
     return steps if scan.seq_idx is None else steps.masked_fill(_padding(scan.seq_idx), 0)
 
 
 def _slope(scan: Scan) -> Tensor:
     """The slope of :func:`steps_taken` in dt."""
-    raw, free = _free_steps(scan)
+    raw = _raw_steps(scan)
     slope = torch.sigmoid(raw) if scan.dt_softplus else torch.ones_like(raw)
-    fixed = (free < scan.dt_limit[0]) | (free > scan.dt_limit[1])
-    if scan.seq_idx is not None:
-        fixed = fixed | _padding(scan.seq_idx)
-    return slope.masked_fill(fixed, 0)
+    least, most = scan.dt_limit
+    # Those that a block has unless it is told otherwise limit nothing.
+    if not (scan.dt_softplus and least <= 0 and most == math.inf):
+        free = functional.softplus(raw) if scan.dt_softplus else raw
+        slope = slope.masked_fill((free < least) | (free > most), 0)
+    return slope if scan.seq_idx is None else slope.masked_fill(_padding(scan.seq_idx), 0)
 
 
-def _free_steps(scan: Scan) -> tuple[Tensor, Tensor]:
-    """dt with its bias, and the step that it would give without limits."""
+def _raw_steps(scan: Scan) -> Tensor:
     raw = scan.dt.to(scan.dtype)
-    if scan.dt_bias is not None:
-        raw = raw + scan.dt_bias
-    return raw, functional.softplus(raw) if scan.dt_softplus else raw
+    return raw if scan.dt_bias is None else raw + scan.dt_bias
 
 
 def _padding(seq_idx: Tensor) -> Tensor:

@@ -21,14 +21,14 @@ from .contract import Core, CoreGradients, Implementation, Mixer, Scan, ScanGrad
 _ARGUMENTS = (
     "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? dt_bias, "
     "Tensor? initial_states, Tensor? seq_idx, int chunk_size, bool dt_softplus, float dt_least, "
-    "float dt_most, ScalarType? state_dtype"
+    "float dt_most, ScalarType? state_dtype=None"
 )
 _TENSORS = 9
 _CORE_ARGUMENTS = (
     "Tensor zxbcdt, Tensor conv1d_weight, Tensor? conv1d_bias, Tensor dt_bias, Tensor A, Tensor D, "
     "Tensor rmsnorm_weight, Tensor? seq_idx, int chunk_size, float dt_least, float dt_most, "
     "str? activation, float rmsnorm_eps, int headdim, int ngroups, bool norm_before_gate, "
-    "ScalarType? state_dtype"
+    "ScalarType? state_dtype=None"
 )
 _CORE_TENSORS = 8
 
@@ -185,7 +185,8 @@ def _scan(
     dt_softplus: bool,
     dt_least: float,
     dt_most: float,
-    state_dtype: torch.dtype | None,
+    # torch leaves out what has its default at the end.
+    state_dtype: torch.dtype | None = None,
 ) -> Scan:
     return Scan(
         *(x, dt, A, B, C, D, None, dt_bias, initial_states, seq_idx),
@@ -243,7 +244,8 @@ def _mixer(
     activation: str | None,
     *others: Any,
 ) -> Mixer:
-    rmsnorm_eps, headdim, ngroups, norm_before_gate, state_dtype = others
+    rmsnorm_eps, headdim, ngroups, norm_before_gate, *given = others
+    state_dtype = given[0] if given else None
     return Mixer(
         *(zxbcdt, conv1d_weight, conv1d_bias, dt_bias, A, D),
         initial_states=None,

@@ -24,8 +24,8 @@ OVERRIDE = Override(
     target="mamba_ssm.ops.triton.layer_norm",
     edits=(
         IMPORT,
-        past_triton("layer_norm_fn", PARAMETERS, of="layer_norm_fn"),
-        past_triton("rms_norm_fn", PARAMETERS, of="layer_norm_fn"),
+        past_triton("layer_norm_fn", PARAMETERS, of="layer_norm_fn", composed="layer_norm_again"),
+        past_triton("rms_norm_fn", PARAMETERS, of="layer_norm_fn", composed="layer_norm_again"),
         LINEAR,
     ),
     required=False,

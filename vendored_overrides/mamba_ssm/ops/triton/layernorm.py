@@ -18,8 +18,8 @@ OVERRIDE = Override(
     target="mamba_ssm.ops.triton.layernorm",
     edits=(
         IMPORT,
-        past_triton("layer_norm_fn", PARAMETERS, of="layer_norm_fn"),
-        past_triton("rms_norm_fn", PARAMETERS, of="layer_norm_fn"),
+        past_triton("layer_norm_fn", PARAMETERS, of="layer_norm_fn", composed="layer_norm_of_1"),
+        past_triton("rms_norm_fn", PARAMETERS, of="layer_norm_fn", composed="layer_norm_of_1"),
         LINEAR,
     ),
     required=False,

@@ -1,0 +1,62 @@
+"""Mamba-2's mixer through the exporter that is built on TorchScript, torch's own up to 2.8."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.ops.test_ssd import mixer, mixer_case, packed
+from tests.references.ssd import ssd_mixer
+from tests.references.tolerance import relative_norm
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnx")
+
+
+class Module(torch.nn.Module):
+    """A mixer of whose tensors the first comes from outside, and the rest are weights."""
+
+    def __init__(self, tensors: dict[str, Tensor], options: dict[str, Any]) -> None:
+        super().__init__()
+        for name, each in tensors.items():
+            self.register_buffer(name, each)
+        self.names, self.options = list(tensors), options
+
+    def forward(self, zxbcdt: Tensor) -> Any:
+        """Output and last state."""
+        given = {name: getattr(self, name) for name in self.names}
+        given["zxbcdt"] = zxbcdt
+        return mixer(**given, **self.options, chunk_size=64, return_final_states=True)
+
+
+@pytest.mark.parametrize(("seqlen", "opset"), [(5, 17), (64, 13), (100, 17)])
+@pytest.mark.parametrize("case", ["as a Mamba-2 block", "gated MLP, no norm", "groups"])
+@pytest.mark.parametrize("sequences", [False, True])
+def test_an_exported_mixer_is_right(case: str, seqlen: int, opset: int, sequences: bool) -> None:
+    torch.manual_seed(0)
+    tensors, options = mixer_case(case, seqlen)
+    tensors = {name: each.float() for name, each in tensors.items()}
+    if sequences:
+        options["seq_idx"] = packed(seqlen).to(torch.int32)
+    file: Any = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter, of which torch says that it is old
+        torch.onnx.export(
+            Module(tensors, options).eval(),
+            (tensors["zxbcdt"],),
+            file,
+            dynamo=False,
+            opset_version=opset,
+        )
+    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    x = torch.randn_like(tensors["zxbcdt"])
+    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    exact = {name: each.double() for name, each in {**tensors, "zxbcdt": x}.items()}
+    expected = ssd_mixer(**exact, **options)  # type: ignore[arg-type]
+    for actual, right in zip(found, expected):
+        assert relative_norm(torch.from_numpy(actual), right) < 1e-5
