@@ -5,6 +5,7 @@ The copies know these names and nothing else of this package.
 
 from jetson_mamba.ops import selection
 from jetson_mamba.ops.autocast import autocast_dtype
+from jetson_mamba.ops.block_modules import calling_modules
 from jetson_mamba.ops.blocks import forward_by_graph, step_by_graph
 from jetson_mamba.ops.causal_conv1d import (
     causal_conv1d_bwd,
@@ -12,7 +13,7 @@ from jetson_mamba.ops.causal_conv1d import (
     causal_conv1d_update,
 )
 from jetson_mamba.ops.in_place import addmm
-from jetson_mamba.ops.mamba_inner import mamba_inner_fn
+from jetson_mamba.ops.mamba_inner import mamba_inner_fn, through_inner_autograd
 from jetson_mamba.ops.norms import (
     layer_norm_fn,
     layernorm_fn,
@@ -21,6 +22,7 @@ from jetson_mamba.ops.norms import (
     through_norm_autograd,
 )
 from jetson_mamba.ops.paths import through_autograd
+from jetson_mamba.ops.projections import projections_are_plain
 from jetson_mamba.ops.selective_scan import (
     selective_scan_bwd,
     selective_scan_fn,
@@ -38,6 +40,7 @@ from jetson_mamba.ops.triton_dispatch import where_triton_runs
 __all__ = [
     "addmm",
     "autocast_dtype",
+    "calling_modules",
     "causal_conv1d_bwd",
     "causal_conv1d_fn",
     "causal_conv1d_update",
@@ -47,6 +50,7 @@ __all__ = [
     "mamba_chunk_scan_combined",
     "mamba_inner_fn",
     "mamba_split_conv1d_scan_combined",
+    "projections_are_plain",
     "rms_norm_fn",
     "rmsnorm_fn",
     "selective_scan_bwd",
@@ -55,6 +59,7 @@ __all__ = [
     "selective_state_update",
     "step_by_graph",
     "through_autograd",
+    "through_inner_autograd",
     "through_norm_autograd",
     "through_triton_autograd",
     "triton_runs_on",

@@ -9,7 +9,7 @@ traces, where no gradient is recorded, and where another backend than ``triton``
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from ..backends import Op
 from ..captured import Captured, Weights
 from ..operators import is_compiling
 from ..paths import through_autograd
+from ..projections import Modules, passed
 from . import pytorch
 from .checks import check_chunk_size, check_mixer, check_scan, check_sequences, head_size, limits
 from .contract import Case, Implementation, Mixer, Scan
@@ -153,11 +154,24 @@ def mamba_split_conv1d_scan_combined(
     put in front, and outproj_weight (out_dim, mlp + dim), outproj_bias (out_dim,) project the
     whole, in the dtype of autocast where it is on.
 
+    A norm or projection of the caller that is no plain module is called in place of its weight:
+    see ``projections``.
+
     Returns out (batch, seqlen, mlp + dim or out_dim); with ``return_final_states`` also the last
     state (batch, nheads, headdim, dstate).
 
     Raises ValueError or TypeError for arguments that do not fit together.
     """
+    by_modules = passed(norm=rmsnorm_weight, out_proj=outproj_weight)
+    modules: Modules = {}
+    if by_modules is not None:
+        if by_modules.declined:
+            return cast(Tensor, None)
+        modules = by_modules.modules
+        if "norm" in modules:
+            rmsnorm_weight = None
+        if "out_proj" in modules:
+            outproj_weight = outproj_bias = None
     options = (
         chunk_size,
         limits(dt_limit),
@@ -171,10 +185,11 @@ def mamba_split_conv1d_scan_combined(
     if (
         is_compiling()
         or torch.is_grad_enabled()
+        or modules
         or initial_states is not None
         or seq_idx is not None
     ):
-        out, final_states = _mixed(zxbcdt, A, weights, initial_states, seq_idx, options)
+        out, final_states = _mixed(zxbcdt, A, weights, initial_states, seq_idx, options, modules)
         return (out, final_states) if return_final_states else out
     results = _CAPTURED(
         (zxbcdt, A),
@@ -202,8 +217,12 @@ def _mixed(
     initial_states: Tensor | None,
     seq_idx: Tensor | None,
     options: tuple[Any, ...],
+    modules: Modules,
 ) -> tuple[Tensor, Tensor]:
-    """A mixer, its arguments being checked: its output and the last state."""
+    """A mixer, its arguments being checked: its output and the last state.
+
+    ``modules`` are called in place of ``norm`` and ``out_proj``, whose weights are None then.
+    """
     conv1d_weight, conv1d_bias, dt_bias, D, rmsnorm_weight, outproj_weight, outproj_bias = weights
     chunk_size, dt_limit, activation, rmsnorm_eps, headdim, ngroups, norm_before_gate = options
     check_chunk_size(chunk_size)
@@ -228,12 +247,21 @@ def _mixed(
         norm_before_gate=norm_before_gate,
     )
     check_mixer(mixer)
+    if "norm" in modules:
+        out, state = compose(mixer, lambda scan: _scan(scan)[:2], modules["norm"])
+    else:
+        out, state = _computed(mixer)
+    return (modules["out_proj"](out) if "out_proj" in modules else out), state
+
+
+def _computed(mixer: Mixer) -> tuple[Tensor, Tensor]:
     if is_compiling():
         if not _is_one_operator(mixer):
             return compose(mixer, _OPERATORS.scan)
-        projection_dtype = autocast_dtype(zxbcdt.device)
+        device = mixer.zxbcdt.device
+        projection_dtype = autocast_dtype(device)
         out, final_states = _OPERATORS.core(mixer)
-        with without_autocast(zxbcdt.device):
+        with without_autocast(device):
             return project(mixer, out, projection_dtype), final_states
     implementation = _implementation(mixer)
     return (implementation.mixer if torch.is_grad_enabled() else implementation.mixer_forward)(
@@ -263,7 +291,7 @@ def _from_parts(
 ) -> tuple[Tensor, ...]:
     """The function that is captured."""
     zxbcdt, A = inputs
-    results = _mixed(zxbcdt, A, weights, None, None, options)
+    results = _mixed(zxbcdt, A, weights, None, None, options, {})
     return results if return_final_states else results[:1]
 
 

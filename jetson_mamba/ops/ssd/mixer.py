@@ -106,17 +106,25 @@ def project(given: Mixer, out: Tensor, dtype: torch.dtype | None) -> Tensor:
     return functional.linear(out, weight, bias)
 
 
-def compose(given: Mixer, scan: Callable[[Scan], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """A mixer around ``scan``, which takes no z: its output and the last state."""
+def compose(
+    given: Mixer,
+    scan: Callable[[Scan], tuple[Tensor, Tensor]],
+    norm_module: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A mixer around ``scan``, which takes no z: its output and the last state.
+
+    ``norm_module`` is called with the scan's output and z, where there is no rmsnorm_weight.
+    """
     whole = given.zxbcdt
     projection_dtype = autocast_dtype(whole.device)
     columns = split_columns(given, whole)
     norm = norm_of(given)
+    normalise = norm_module or (gate if norm is None else norm.forward)
     with without_autocast(whole.device):
         inner = inner_scan(given, columns, convolved(given, columns), gated=False)
         scanned, state = scan(inner)
         out = scanned.flatten(2)
-        out = gate(out, columns.z) if norm is None else norm.forward(out, columns.z)
+        out = normalise(out, columns.z)
         out = out.to(whole.dtype)
         if columns.mlp.shape[-1] > 0:
             out = torch.cat([swiglu(columns.mlp).to(whole.dtype), out], dim=-1)

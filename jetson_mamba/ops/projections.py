@@ -1,0 +1,227 @@
+"""Modules that a fused call goes past: which ones they are, and which have to be called.
+
+``mamba_inner_fn`` and ``mamba_split_conv1d_scan_combined`` are given the weights of projections
+and of a norm, not the modules. That is the same for a ``torch.nn.Linear`` that is nothing else. An
+adapter in its place, a hook, a parametrization, a quantised, sharded or offloaded weight does what
+it does when the *module is called*. The weights do not tell; the module that calls does, and it is
+``self`` of a function that is running. So a fused call looks who called it:
+
+* Where everything is plain, it goes on, some 1 us later.
+* Else it computes up to the projection and calls the module.
+* transformers 5 brings a path of its own that calls its modules, and takes it where the fused call
+  gives None. That decides about more than projections, so it is left to decide.
+
+While ``torch.compile`` traces, the functions that run are those of the tracer, which holds what
+they would be; a call that would have to call modules, and cannot be told to, ends the graph, and
+runs as it is.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+from typing import Any, Dict, Iterator, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from .operators import is_compiling
+
+# How far up a caller is looked for: past the modified copy and what others wrap around it.
+MOST_FRAMES = 12
+# Where transformers wraps a function for which it has another way to compute.
+_HAS_ANOTHER_WAY = "transformers.integrations.hub_kernels"
+_TENSORS = (Tensor, nn.Parameter)
+# The gated norms, and the projections that tensors are parallel over.
+_KNOWN = ("mamba_ssm.", "transformers.models.")
+_FORWARD = nn.Linear.forward
+# Those of every module.
+_HOOKS: dict[int, Any] = torch_module._global_forward_hooks
+_PRE_HOOKS: dict[int, Any] = torch_module._global_forward_pre_hooks
+_BACKWARD_HOOKS: dict[int, Any] = torch_module._global_backward_hooks
+_BACKWARD_PRE_HOOKS: dict[int, Any] = torch_module._global_backward_pre_hooks
+
+Modules = Dict[str, nn.Module]
+
+
+class Passed(NamedTuple):
+    """What a fused call is not to go past: the modules, by the names of their weights.
+
+    ``declined`` says that the caller computes by its modules itself where it is given None.
+    """
+
+    modules: Modules
+    declined: bool
+
+
+def is_plain(module: nn.Module | None) -> bool:
+    """Whether calling ``module`` is nothing but what is computed of its weights.
+
+    That is a ``torch.nn.Linear``, or one of the classes that the blocks themselves bring, with its
+    own parameters and no hooks.
+    """
+    if module is None:
+        return True
+    kind = type(module)
+    attributes = module.__dict__
+    known = kind.forward is _FORWARD if kind is nn.Linear else kind.__module__.startswith(_KNOWN)
+    return (
+        known
+        and not attributes["_forward_hooks"]
+        and not attributes["_forward_pre_hooks"]
+        and not attributes["_backward_hooks"]
+        and not attributes["_backward_pre_hooks"]
+        and "forward" not in attributes
+        and type(attributes["_parameters"].get("weight")) in _TENSORS
+        and not (_HOOKS or _PRE_HOOKS or _BACKWARD_HOOKS or _BACKWARD_PRE_HOOKS)
+    )
+
+
+def projections_are_plain(**weights: Any) -> bool:
+    """Whether a fused call with these weights, by the usual names of their modules, may go on."""
+    return passed(**weights) is None
+
+
+def passed(**weights: Any) -> Passed | None:
+    """What a fused call with these ``weights`` would wrongly go past; None where it may go on.
+
+    The weights are named as their modules usually are: ``out_proj=out_proj_weight``. A caller that
+    names them otherwise is understood where a module of its holds the very weight.
+    """
+    if is_compiling():
+        return _passed_while_compiling(tuple(name for name in weights if weights[name] is not None))
+    frame: FrameType | None = sys._getframe(2)
+    for _ in range(MOST_FRAMES):
+        if frame is None:
+            return None
+        owner = _self(frame)
+        if owner is not None:
+            found = _found(owner, weights)
+            if found is not None:
+                return Passed(found, _is_declined(frame)) if found else None
+        frame = frame.f_back
+    return None
+
+
+def _self(frame: FrameType) -> nn.Module | None:
+    """The module whose method a frame runs."""
+    code = frame.f_code
+    # Asking for the values of a frame copies them all.
+    if not code.co_argcount or code.co_varnames[0] != "self":
+        return None
+    found = frame.f_locals.get("self")
+    return found if isinstance(found, nn.Module) else None
+
+
+def _is_declined(caller: FrameType) -> bool:
+    """Whether a call that ``caller`` has made, and that runs, may give None."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame is not caller:
+        if frame.f_globals.get("__name__") == _HAS_ANOTHER_WAY:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _found(owner: nn.Module, weights: dict[str, Any]) -> Modules | None:
+    """Those of the weights' modules that are to be called; None where none is the owner's."""
+    modules = owner._modules
+    to_call: Modules = {}
+    known = False
+    for name, weight in weights.items():
+        if weight is None:
+            continue
+        module = modules.get(name)
+        if module is None or module._parameters.get("weight") is not weight:
+            module = _holder(modules, name, weight)
+        if module is None:
+            continue
+        known = True
+        if not is_plain(module):
+            to_call[name] = module
+    return to_call if known else None
+
+
+def _holder(modules: dict[str, nn.Module | None], name: str, weight: Any) -> nn.Module | None:
+    """The module that a weight was taken from, which need not hold it as a parameter."""
+    for module in modules.values():
+        # The weight of a parametrization is another one each time, and asking has effects.
+        if module is None or hasattr(module, "parametrizations"):
+            continue
+        # A quantised module gives its weight by a method.
+        if getattr(module, "weight", None) is weight or getattr(weight, "__self__", None) is module:
+            return module
+    return modules.get(name)
+
+
+# While torch.compile traces: what is asked for is found once, and is a constant of the graph. The
+# tracer is asked for nothing but who calls, and for that in one place.
+
+_GOES_ON, _DECLINED, _CALLS_MODULES = range(3)
+
+
+def _passed_while_compiling(names: tuple[str, ...]) -> Passed | None:
+    verdict = _verdict(*names)
+    if verdict == _GOES_ON:
+        return None
+    if verdict == _CALLS_MODULES:
+        torch._dynamo.graph_break(
+            "jetson_mamba: the call is given the weight of a projection that has to be called (it "
+            "is no plain torch.nn.Linear, or has hooks), and a graph cannot tell"
+        )
+    return Passed({}, True)
+
+
+def _verdict(*names: str) -> int:
+    """What becomes of a call that is traced, with the modules of these names."""
+    has_another_way = False
+    for owner, module_name in _traced_callers():
+        has_another_way = has_another_way or module_name == _HAS_ANOTHER_WAY
+        if owner is None:
+            continue
+        modules = [owner._modules.get(name) for name in names]
+        if not any(module is not None for module in modules):
+            continue
+        if all(is_plain(module) for module in modules):
+            return _GOES_ON
+        return _DECLINED if has_another_way else _CALLS_MODULES
+    return _GOES_ON
+
+
+# torch._dynamo.assume_constant_result, without an import of the compiler with this module.
+_verdict._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def traced_self() -> nn.Module | None:
+    """The module whose method is traced: the innermost one."""
+    for owner, _ in _traced_callers():
+        if owner is not None:
+            return owner
+    return None
+
+
+def _traced_callers() -> Iterator[tuple[nn.Module | None, str]]:
+    """What a tracer holds of the functions that it traces: ``self``, and the function's module.
+
+    The innermost comes first, and those that run for real, and called what is traced, last. With a
+    tracer that keeps these otherwise only the latter are found.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    tracer = None
+    while frame is not None and tracer is None:
+        tracer = frame.f_locals.get("tx")
+        if not hasattr(tracer, "symbolic_locals"):
+            tracer = None
+        frame = frame.f_back
+    while tracer is not None:
+        value = tracer.symbolic_locals.get("self")
+        if hasattr(value, "realize"):
+            value = value.realize()
+        value = getattr(value, "value", None)
+        module = value if isinstance(value, nn.Module) else None
+        yield module, str(tracer.f_globals.get("__name__"))
+        tracer = getattr(tracer, "parent", None)
+    while frame is not None:
+        yield _self(frame), str(frame.f_globals.get("__name__"))
+        frame = frame.f_back
