@@ -12,6 +12,7 @@ from __future__ import annotations
 from functools import wraps
 from typing import Any, Callable
 
+import torch
 from torch import Tensor, nn
 
 from .operators import is_compiling
@@ -116,6 +117,9 @@ class _Called:
         return result
 
     def __matmul__(self, x: Tensor) -> Tensor:
+        return self.times(x)
+
+    def times(self, x: Tensor) -> Tensor:
         """Of (columns, positions); a module is given positions as the block was given them."""
         if self._given is None:
             return self(x.t()).t()
@@ -129,9 +133,14 @@ class _Called:
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        # A step multiplies by linear(x, weight).
-        if function is nn.functional.linear and len(args) == 2 and not kwargs:
-            return args[1](args[0])
+        if len(args) != 2 or kwargs:
+            return NotImplemented
+        weight, x = args if isinstance(args[0], cls) else args[::-1]
+        if function is nn.functional.linear:
+            return weight(x)
+        # torch.compile asks here for @ as well, and gives the tensor first.
+        if function in (Tensor.matmul, Tensor.__matmul__, torch.matmul):
+            return weight.times(x)
         return NotImplemented
 
 

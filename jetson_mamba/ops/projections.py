@@ -35,7 +35,8 @@ _HAS_ANOTHER_WAY = "transformers.integrations.hub_kernels"
 _TENSORS = (Tensor, nn.Parameter)
 # The gated norms, and the projections that tensors are parallel over.
 _KNOWN = ("mamba_ssm.", "transformers.models.")
-_FORWARD = nn.Linear.forward
+_LINEAR = nn.Linear
+_FORWARD = _LINEAR.forward
 # Those of every module.
 _HOOKS: dict[int, Any] = torch_module._global_forward_hooks
 _PRE_HOOKS: dict[int, Any] = torch_module._global_forward_pre_hooks
@@ -65,7 +66,7 @@ def is_plain(module: nn.Module | None) -> bool:
         return True
     kind = type(module)
     attributes = module.__dict__
-    known = kind.forward is _FORWARD if kind is nn.Linear else kind.__module__.startswith(_KNOWN)
+    known = kind.forward is _FORWARD if kind is _LINEAR else kind.__module__.startswith(_KNOWN)
     return (
         known
         and not attributes["_forward_hooks"]
