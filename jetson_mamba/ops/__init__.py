@@ -22,7 +22,7 @@ from jetson_mamba.ops.norms import (
     through_norm_autograd,
 )
 from jetson_mamba.ops.paths import through_autograd
-from jetson_mamba.ops.projections import projections_are_plain
+from jetson_mamba.ops.projections import may_be_fused
 from jetson_mamba.ops.selective_scan import (
     selective_scan_bwd,
     selective_scan_fn,
@@ -50,7 +50,7 @@ __all__ = [
     "mamba_chunk_scan_combined",
     "mamba_inner_fn",
     "mamba_split_conv1d_scan_combined",
-    "projections_are_plain",
+    "may_be_fused",
     "rms_norm_fn",
     "rmsnorm_fn",
     "selective_scan_bwd",

@@ -19,7 +19,7 @@ from .captured import Captured, Weights
 from .causal_conv1d import causal_conv1d_fn
 from .operators import is_compiling
 from .paths import through_autograd
-from .projections import passed, projections_are_plain
+from .projections import may_be_fused, passed
 from .selective_scan import selective_scan_fn
 
 
@@ -111,7 +111,7 @@ def through_inner_autograd(xz: Tensor, out_proj_bias: Any, **weights: Any) -> bo
     return (
         through_autograd(xz)
         and not getattr(out_proj_bias, "requires_grad", False)
-        and projections_are_plain(**weights)
+        and may_be_fused(**weights)
     )
 
 

@@ -9,7 +9,8 @@ it does when the *module is called*. The weights do not tell; the module that ca
 * Where everything is plain, it goes on, some 1 us later.
 * Else it computes up to the projection and calls the module.
 * transformers 5 brings a path of its own that calls its modules, and takes it where the fused call
-  gives None. That decides about more than projections, so it is left to decide.
+  gives None. So it is left to that, also where it masks what follows padding: it hands no mask to
+  a fused call, and without one, padding runs into the states.
 
 While ``torch.compile`` traces, the functions that run are those of the tracer, which holds what
 they would be; a call that would have to call modules, and cannot be told to, ends the graph, and
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import sys
 from types import FrameType
-from typing import Any, Dict, Iterator, NamedTuple
+from typing import Any, Dict, Iterator, Mapping, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -79,8 +80,8 @@ def is_plain(module: nn.Module | None) -> bool:
     )
 
 
-def projections_are_plain(**weights: Any) -> bool:
-    """Whether a fused call with these weights, by the usual names of their modules, may go on."""
+def may_be_fused(**weights: Any) -> bool:
+    """Whether a fused call with these weights, as for :func:`passed`, does all that is asked."""
     return passed(**weights) is None
 
 
@@ -96,23 +97,25 @@ def passed(**weights: Any) -> Passed | None:
     for _ in range(MOST_FRAMES):
         if frame is None:
             return None
-        owner = _self(frame)
-        if owner is not None:
-            found = _found(owner, weights)
-            if found is not None:
-                return Passed(found, _is_declined(frame)) if found else None
+        local = _of_method(frame)
+        if local is not None:
+            modules = _found(local["self"], weights)
+            if modules is not None:
+                masks = local.get("attention_mask") is not None
+                declined = (masks or bool(modules)) and _is_declined(frame)
+                return Passed(modules, declined) if modules or declined else None
         frame = frame.f_back
     return None
 
 
-def _self(frame: FrameType) -> nn.Module | None:
-    """The module whose method a frame runs."""
+def _of_method(frame: FrameType) -> Mapping[str, Any] | None:
+    """What a frame calls what, if it runs a method of a module."""
     code = frame.f_code
     # Asking for the values of a frame copies them all.
     if not code.co_argcount or code.co_varnames[0] != "self":
         return None
-    found = frame.f_locals.get("self")
-    return found if isinstance(found, nn.Module) else None
+    local = frame.f_locals
+    return local if isinstance(local.get("self"), nn.Module) else None
 
 
 def _is_declined(caller: FrameType) -> bool:
@@ -177,16 +180,16 @@ def _passed_while_compiling(names: tuple[str, ...]) -> Passed | None:
 def _verdict(*names: str) -> int:
     """What becomes of a call that is traced, with the modules of these names."""
     has_another_way = False
-    for owner, module_name in _traced_callers():
-        has_another_way = has_another_way or module_name == _HAS_ANOTHER_WAY
-        if owner is None:
+    for caller in _traced_callers():
+        has_another_way = has_another_way or caller.module == _HAS_ANOTHER_WAY
+        if caller.owner is None:
             continue
-        modules = [owner._modules.get(name) for name in names]
+        modules = [caller.owner._modules.get(name) for name in names]
         if not any(module is not None for module in modules):
             continue
-        if all(is_plain(module) for module in modules):
-            return _GOES_ON
-        return _DECLINED if has_another_way else _CALLS_MODULES
+        if not all(is_plain(module) for module in modules):
+            return _DECLINED if has_another_way else _CALLS_MODULES
+        return _DECLINED if has_another_way and caller.masks else _GOES_ON
     return _GOES_ON
 
 
@@ -196,17 +199,21 @@ _verdict._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def traced_self() -> nn.Module | None:
     """The module whose method is traced: the innermost one."""
-    for owner, _ in _traced_callers():
-        if owner is not None:
-            return owner
-    return None
+    return next((each.owner for each in _traced_callers() if each.owner is not None), None)
 
 
-def _traced_callers() -> Iterator[tuple[nn.Module | None, str]]:
-    """What a tracer holds of the functions that it traces: ``self``, and the function's module.
+class _Caller(NamedTuple):
+    """A function that is traced: its ``self``, the name of its module, whether it has a mask."""
 
-    The innermost comes first, and those that run for real, and called what is traced, last. With a
-    tracer that keeps these otherwise only the latter are found.
+    owner: nn.Module | None
+    module: str
+    masks: bool
+
+
+def _traced_callers() -> Iterator[_Caller]:
+    """The functions that are traced, the innermost first, then those that called what is traced.
+
+    With a tracer that keeps these otherwise only the latter are found.
     """
     frame: FrameType | None = sys._getframe(1)
     tracer = None
@@ -216,13 +223,22 @@ def _traced_callers() -> Iterator[tuple[nn.Module | None, str]]:
             tracer = None
         frame = frame.f_back
     while tracer is not None:
-        value = tracer.symbolic_locals.get("self")
-        if hasattr(value, "realize"):
-            value = value.realize()
-        value = getattr(value, "value", None)
-        module = value if isinstance(value, nn.Module) else None
-        yield module, str(tracer.f_globals.get("__name__"))
+        owner = _traced_value(tracer, "self")
+        yield _Caller(
+            owner if isinstance(owner, nn.Module) else None,
+            str(tracer.f_globals.get("__name__")),
+            _traced_value(tracer, "attention_mask") is not None,
+        )
         tracer = getattr(tracer, "parent", None)
     while frame is not None:
-        yield _self(frame), str(frame.f_globals.get("__name__"))
+        local = _of_method(frame) or {}
+        yield _Caller(local.get("self"), str(frame.f_globals.get("__name__")), False)
         frame = frame.f_back
+
+
+def _traced_value(tracer: Any, name: str) -> Any:
+    """What a name stands for in a function that is traced, or what the tracer has for it."""
+    value = tracer.symbolic_locals.get(name)
+    if hasattr(value, "realize"):
+        value = value.realize()
+    return getattr(value, "value", value)

@@ -38,7 +38,7 @@ SPLIT_CONV1D_SCAN = Dispatch(
     call="MambaSplitConv1dScanCombinedFn.apply",
     condition=(
         "jetson_mamba.ops.through_triton_autograd({first}.device) and "
-        "jetson_mamba.ops.projections_are_plain(norm=rmsnorm_weight, out_proj=outproj_weight)"
+        "jetson_mamba.ops.may_be_fused(norm=rmsnorm_weight, out_proj=outproj_weight)"
     ),
     becomes="jetson_mamba.ops.mamba_split_conv1d_scan_combined",
     parameters=(
