@@ -10,13 +10,13 @@ that is multiplied stands the module.
 from __future__ import annotations
 
 from functools import wraps
-from typing import Any, Callable
+from typing import Any, Callable, cast
 
 import torch
 from torch import Tensor, nn
 
 from .operators import is_compiling
-from .projections import is_plain, traced_self
+from .projections import is_plain, traced_callers
 
 _PROJECTIONS = ("in_proj", "x_proj", "dt_proj", "norm", "out_proj")
 _FAST_PATHS = ("use_fast_path", "use_mem_eff_path")
@@ -32,6 +32,9 @@ def calling_modules(
     a graph that is traced.
     """
 
+    # A step hands on the bias of dt_proj, forward asks for its float32.
+    no_bias = None if method.__name__ == "step" else _NO_BIAS
+
     @wraps(otherwise)
     def call(self: nn.Module, *given: Any, **named: Any) -> Any:
         hook = _hook_of_convolution(self)
@@ -44,8 +47,8 @@ def calling_modules(
         if named.get("seq_idx") is not None or any(_is_index(each) for each in given[1:]):
             result = otherwise(self, *given, **named)
         else:
-            view = _View(self, given[0] if given else named.get("hidden_states"))
-            result = method(view, *given, **named)
+            hidden_states = given[0] if given else named.get("hidden_states")
+            result = method(_View(self, hidden_states, no_bias), *given, **named)
         if hook is not None:
             hook.post_forward(self.conv1d, ())
         return result
@@ -68,15 +71,26 @@ def _is_index(given: Any) -> bool:
 
 def _are_plain(block: nn.Module, multiplied: tuple[str, ...]) -> bool:
     if is_compiling():
-        return _traced_are_plain()
+        found = _traced_are_plain()
+        if found is None:
+            found = torch.compiler.disable(_are_plain)(block, _PROJECTIONS)
+        return cast(bool, found)
     modules = block._modules
-    return all(is_plain(modules.get(name)) for name in multiplied)
+    for name in multiplied:  # noqa: SIM110 - all() takes twice as long
+        if not is_plain(modules.get(name)):
+            return False
+    return True
 
 
-def _traced_are_plain() -> bool:
-    # An argument that is a module would bind the graph to that one module.
-    block = traced_self()
-    return block is None or all(is_plain(block._modules.get(name)) for name in _PROJECTIONS)
+def _traced_are_plain() -> bool | None:
+    """The same of the block whose method is traced, for all projections; None where there is none.
+
+    An argument that is a module would bind the graph to that one module.
+    """
+    for caller in traced_callers():
+        if caller.owner is not None:
+            return all(is_plain(caller.owner._modules.get(name)) for name in _PROJECTIONS)
+    return None
 
 
 _traced_are_plain._dynamo_marked_constant = True  # type: ignore[attr-defined]
@@ -85,9 +99,10 @@ _traced_are_plain._dynamo_marked_constant = True  # type: ignore[attr-defined]
 class _View:
     """A block as its own method is to see it."""
 
-    def __init__(self, block: nn.Module, hidden_states: Tensor | None) -> None:
+    def __init__(self, block: nn.Module, hidden_states: Tensor | None, no_bias: Any) -> None:
         self._block = block
         self._hidden_states = hidden_states
+        self._no_bias = no_bias
 
     def __getattr__(self, name: str) -> Any:
         if name in _FAST_PATHS:
@@ -96,7 +111,7 @@ class _View:
         if name == "in_proj":
             return _Called(value, self._hidden_states, None)
         if name == "dt_proj":
-            return _Called(value, None, _NO_BIAS if self._hidden_states is not None else None)
+            return _Called(value, None, self._no_bias)
         return value
 
 
@@ -145,7 +160,7 @@ class _Called:
 
 
 class _NoBias:
-    """The bias of a projection that has added it; a block asks for its float32."""
+    """The bias of a projection that has added it."""
 
     def float(self) -> None:
         return None

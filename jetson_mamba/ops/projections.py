@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import sys
 from types import FrameType
-from typing import Any, Dict, Iterator, Mapping, NamedTuple
+from typing import Any, Dict, Iterator, Mapping, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -92,8 +92,18 @@ def passed(**weights: Any) -> Passed | None:
     names them otherwise is understood where a module of its holds the very weight.
     """
     if is_compiling():
-        return _passed_while_compiling(tuple(name for name in weights if weights[name] is not None))
-    frame: FrameType | None = sys._getframe(2)
+        verdict = _verdict(*[name for name in weights if weights[name] is not None])
+        if verdict == _GOES_ON:
+            return None
+        if verdict == _DECLINED:
+            return Passed({}, True)
+        return cast("Passed | None", torch.compiler.disable(_passed_now)(weights))
+    return _passed_now(weights)
+
+
+def _passed_now(weights: dict[str, Any]) -> Passed | None:
+    """:func:`passed`, by the functions that run."""
+    frame: FrameType | None = sys._getframe(3)
     for _ in range(MOST_FRAMES):
         if frame is None:
             return None
@@ -110,9 +120,8 @@ def passed(**weights: Any) -> Passed | None:
 
 def _of_method(frame: FrameType) -> Mapping[str, Any] | None:
     """What a frame calls what, if it runs a method of a module."""
-    code = frame.f_code
     # Asking for the values of a frame copies them all.
-    if not code.co_argcount or code.co_varnames[0] != "self":
+    if "self" not in frame.f_code.co_varnames:
         return None
     local = frame.f_locals
     return local if isinstance(local.get("self"), nn.Module) else None
@@ -162,25 +171,13 @@ def _holder(modules: dict[str, nn.Module | None], name: str, weight: Any) -> nn.
 # While torch.compile traces: what is asked for is found once, and is a constant of the graph. The
 # tracer is asked for nothing but who calls, and for that in one place.
 
-_GOES_ON, _DECLINED, _CALLS_MODULES = range(3)
-
-
-def _passed_while_compiling(names: tuple[str, ...]) -> Passed | None:
-    verdict = _verdict(*names)
-    if verdict == _GOES_ON:
-        return None
-    if verdict == _CALLS_MODULES:
-        torch._dynamo.graph_break(
-            "jetson_mamba: the call is given the weight of a projection that has to be called (it "
-            "is no plain torch.nn.Linear, or has hooks), and a graph cannot tell"
-        )
-    return Passed({}, True)
+_GOES_ON, _DECLINED, _ENDS_GRAPH = range(3)
 
 
 def _verdict(*names: str) -> int:
     """What becomes of a call that is traced, with the modules of these names."""
     has_another_way = False
-    for caller in _traced_callers():
+    for caller in traced_callers():
         has_another_way = has_another_way or caller.module == _HAS_ANOTHER_WAY
         if caller.owner is None:
             continue
@@ -188,8 +185,15 @@ def _verdict(*names: str) -> int:
         if not any(module is not None for module in modules):
             continue
         if not all(is_plain(module) for module in modules):
-            return _DECLINED if has_another_way else _CALLS_MODULES
+            return _DECLINED if has_another_way else _ENDS_GRAPH
         return _DECLINED if has_another_way and caller.masks else _GOES_ON
+    # Whoever runs, and calls what is traced, is no part of the graph, which others may call too.
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        local = _of_method(frame)
+        if local is not None and any(name in local["self"]._modules for name in names):
+            return _ENDS_GRAPH
+        frame = frame.f_back
     return _GOES_ON
 
 
@@ -197,12 +201,7 @@ def _verdict(*names: str) -> int:
 _verdict._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def traced_self() -> nn.Module | None:
-    """The module whose method is traced: the innermost one."""
-    return next((each.owner for each in _traced_callers() if each.owner is not None), None)
-
-
-class _Caller(NamedTuple):
+class Caller(NamedTuple):
     """A function that is traced: its ``self``, the name of its module, whether it has a mask."""
 
     owner: nn.Module | None
@@ -210,30 +209,24 @@ class _Caller(NamedTuple):
     masks: bool
 
 
-def _traced_callers() -> Iterator[_Caller]:
-    """The functions that are traced, the innermost first, then those that called what is traced.
+def traced_callers() -> Iterator[Caller]:
+    """The functions that torch.compile is tracing, the innermost first.
 
-    With a tracer that keeps these otherwise only the latter are found.
+    There are none where its tracer keeps them otherwise.
     """
     frame: FrameType | None = sys._getframe(1)
-    tracer = None
-    while frame is not None and tracer is None:
+    tracer: Any = None
+    while frame is not None and not hasattr(tracer, "symbolic_locals"):
         tracer = frame.f_locals.get("tx")
-        if not hasattr(tracer, "symbolic_locals"):
-            tracer = None
         frame = frame.f_back
-    while tracer is not None:
+    while hasattr(tracer, "symbolic_locals"):
         owner = _traced_value(tracer, "self")
-        yield _Caller(
+        yield Caller(
             owner if isinstance(owner, nn.Module) else None,
             str(tracer.f_globals.get("__name__")),
             _traced_value(tracer, "attention_mask") is not None,
         )
         tracer = getattr(tracer, "parent", None)
-    while frame is not None:
-        local = _of_method(frame) or {}
-        yield _Caller(local.get("self"), str(frame.f_globals.get("__name__")), False)
-        frame = frame.f_back
 
 
 def _traced_value(tracer: Any, name: str) -> Any:
