@@ -80,6 +80,17 @@ def is_plain(module: nn.Module | None) -> bool:
     )
 
 
+def _is_ordinary(module: nn.Module) -> bool:
+    """Whether a module of any kind is one that is known, with nothing on it."""
+    kind = type(module).__module__
+    return (
+        kind.startswith(("torch.nn.modules.", *_KNOWN))
+        and not any(hooks for name, hooks in vars(module).items() if name.endswith("_hooks"))
+        and "forward" not in vars(module)
+        and all(type(each) in (*_TENSORS, type(None)) for each in module._parameters.values())
+    )
+
+
 def may_be_fused(**weights: Any) -> bool:
     """Whether a fused call with these weights, as for :func:`passed`, does all that is asked."""
     return passed(**weights) is None
@@ -176,17 +187,20 @@ _GOES_ON, _DECLINED, _ENDS_GRAPH = range(3)
 
 def _verdict(*names: str) -> int:
     """What becomes of a call that is traced, with the modules of these names."""
-    has_another_way = False
+    has_another_way = seen = False
     for caller in traced_callers():
         has_another_way = has_another_way or caller.module == _HAS_ANOTHER_WAY
         if caller.owner is None:
             continue
-        modules = [caller.owner._modules.get(name) for name in names]
-        if not any(module is not None for module in modules):
-            continue
-        if not all(is_plain(module) for module in modules):
-            return _DECLINED if has_another_way else _ENDS_GRAPH
-        return _DECLINED if has_another_way and caller.masks else _GOES_ON
+        modules = [each for name, each in caller.owner._modules.items() if name in names]
+        if modules:
+            if not all(is_plain(module) for module in modules):
+                return _DECLINED if has_another_way else _ENDS_GRAPH
+            return _DECLINED if has_another_way and caller.masks else _GOES_ON
+        # It may have other names for them.
+        if not seen and not all(map(_is_ordinary, caller.owner.children())):
+            return _ENDS_GRAPH
+        seen = True
     # Whoever runs, and calls what is traced, is no part of the graph, which others may call too.
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:

@@ -377,8 +377,10 @@ BLOCKS = copies.override("mamba_ssm.modules.mamba_simple")
 def test_the_methods_of_a_block_are_bound_anew_one_after_the_other(last: str) -> None:
     found = rewrite(BLOCK + last, BLOCKS)
     assert found.text.splitlines()[-2:] == [
-        "Mamba.forward = jetson_mamba.ops.forward_by_graph(Mamba.forward)",
-        "Mamba.step = jetson_mamba.ops.step_by_graph(Mamba.step)",
+        "Mamba.forward = jetson_mamba.ops.calling_modules(Mamba.forward, "
+        "jetson_mamba.ops.forward_by_graph(Mamba.forward), 'in_proj', 'dt_proj')",
+        "Mamba.step = jetson_mamba.ops.calling_modules(Mamba.step, "
+        "jetson_mamba.ops.step_by_graph(Mamba.step), 'dt_proj')",
     ]
     count = len((BLOCK + last).splitlines())
     assert [each.line for each in found.applied] == [1, count + 1, count + 2]
