@@ -187,27 +187,24 @@ _GOES_ON, _DECLINED, _ENDS_GRAPH = range(3)
 
 def _verdict(*names: str) -> int:
     """What becomes of a call that is traced, with the modules of these names."""
-    has_another_way = seen = False
-    for caller in traced_callers():
+    has_another_way = False
+    nearest = True
+    for caller in (*traced_callers(), *_running_callers()):
         has_another_way = has_another_way or caller.module == _HAS_ANOTHER_WAY
         if caller.owner is None:
             continue
         modules = [each for name, each in caller.owner._modules.items() if name in names]
-        if modules:
-            if not all(is_plain(module) for module in modules):
-                return _DECLINED if has_another_way else _ENDS_GRAPH
-            return _DECLINED if has_another_way and caller.masks else _GOES_ON
         # It may have other names for them.
-        if not seen and not all(map(_is_ordinary, caller.owner.children())):
+        unknown = nearest and not all(map(_is_ordinary, caller.owner.children()))
+        nearest = False
+        if not modules and not unknown:
+            continue
+        # Whoever runs, and calls what is traced, is no part of the graph, which others call too.
+        if caller.runs or not modules:
             return _ENDS_GRAPH
-        seen = True
-    # Whoever runs, and calls what is traced, is no part of the graph, which others may call too.
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        local = _of_method(frame)
-        if local is not None and any(name in local["self"]._modules for name in names):
-            return _ENDS_GRAPH
-        frame = frame.f_back
+        if not all(map(is_plain, modules)):
+            return _DECLINED if has_another_way else _ENDS_GRAPH
+        return _DECLINED if has_another_way and caller.masks else _GOES_ON
     return _GOES_ON
 
 
@@ -216,11 +213,12 @@ _verdict._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class Caller(NamedTuple):
-    """A function that is traced: its ``self``, the name of its module, whether it has a mask."""
+    """A function: its ``self``, the name of its module, whether it has a mask, and runs."""
 
     owner: nn.Module | None
     module: str
     masks: bool
+    runs: bool
 
 
 def traced_callers() -> Iterator[Caller]:
@@ -239,8 +237,18 @@ def traced_callers() -> Iterator[Caller]:
             owner if isinstance(owner, nn.Module) else None,
             str(tracer.f_globals.get("__name__")),
             _traced_value(tracer, "attention_mask") is not None,
+            runs=False,
         )
         tracer = getattr(tracer, "parent", None)
+
+
+def _running_callers() -> Iterator[Caller]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        local = _of_method(frame)
+        if local is not None:
+            yield Caller(local["self"], str(frame.f_globals.get("__name__")), False, runs=True)
+        frame = frame.f_back
 
 
 def _traced_value(tracer: Any, name: str) -> Any:
