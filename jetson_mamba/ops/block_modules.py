@@ -73,10 +73,14 @@ def _are_plain(block: nn.Module, multiplied: tuple[str, ...]) -> bool:
     if is_compiling():
         found = _traced_are_plain()
         if found is None:
-            found = torch.compiler.disable(_are_plain)(block, _PROJECTIONS)
+            found = torch.compiler.disable(_are_plain_now)(block, _PROJECTIONS)
         return cast(bool, found)
+    return _are_plain_now(block, multiplied)
+
+
+def _are_plain_now(block: nn.Module, names: tuple[str, ...]) -> bool:
     modules = block._modules
-    for name in multiplied:  # noqa: SIM110 - all() takes twice as long
+    for name in names:  # noqa: SIM110 - all() takes twice as long
         if not is_plain(modules.get(name)):
             return False
     return True

@@ -108,7 +108,8 @@ def passed(**weights: Any) -> Passed | None:
             return None
         if verdict == _DECLINED:
             return Passed({}, True)
-        return cast("Passed | None", torch.compiler.disable(_passed_now)(weights))
+        call_modules_outside_of_the_graph = torch.compiler.disable(_passed_now)
+        return cast("Passed | None", call_modules_outside_of_the_graph(weights))
     return _passed_now(weights)
 
 

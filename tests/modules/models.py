@@ -38,7 +38,7 @@ MODELS: dict[str, dict[str, Any]] = {
     | {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": True},
 }
 PROJECTIONS = ("in_proj", "x_proj", "dt_proj", "out_proj", "norm")
-CHOSEN = ("adapter", "forward hook", "backward hook", "parametrization", "forward of its own")
+CHOSEN = ("adapter", "forward hook", "backward hook", "parametrization")
 
 
 def build(name: str) -> Any:
