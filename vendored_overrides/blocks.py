@@ -1,4 +1,4 @@
-"""The blocks, whose forward pass and step of decoding a CUDA graph launches where it can."""
+"""The blocks: their methods are launched by a CUDA graph, or call their projections as modules."""
 
 from __future__ import annotations
 
@@ -7,13 +7,23 @@ from jetson_mamba.rewrite import ImportBeside, Rebind
 IMPORT = ImportBeside(beside="torch", module="jetson_mamba.ops")
 
 
-def by_graph(block: str, forward: tuple[str, ...]) -> tuple[Rebind, ...]:
-    """The edits of a class and its methods; ``forward`` are the parameters of the first."""
+def block_edits(
+    block: str, forward: tuple[str, ...], multiplied: dict[str, tuple[str, ...]]
+) -> tuple[Rebind, ...]:
+    """The edits of a class and its methods.
+
+    ``forward`` are the parameters of the first; ``multiplied`` names, by method, the projections by
+    whose weights it multiplies.
+    """
     step = ("hidden_states", "conv_state", "ssm_state")
     return tuple(
         Rebind(
             of=f"{block}.{method}",
-            becomes=f"jetson_mamba.ops.{method}_by_graph({block}.{method})",
+            becomes=(
+                f"jetson_mamba.ops.calling_modules({block}.{method}, "
+                f"jetson_mamba.ops.{method}_by_graph({block}.{method})"
+                f"{''.join(f', {name!r}' for name in multiplied.get(method, ()))})"
+            ),
             parameters=("self", *parameters),
         )
         for method, parameters in (("forward", forward), ("step", step))

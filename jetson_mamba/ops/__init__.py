@@ -5,6 +5,7 @@ The copies know these names and nothing else of this package.
 
 from jetson_mamba.ops import selection
 from jetson_mamba.ops.autocast import autocast_dtype
+from jetson_mamba.ops.block_modules import calling_modules
 from jetson_mamba.ops.blocks import forward_by_graph, step_by_graph
 from jetson_mamba.ops.causal_conv1d import (
     causal_conv1d_bwd,
@@ -13,7 +14,7 @@ from jetson_mamba.ops.causal_conv1d import (
 )
 from jetson_mamba.ops.in_place import addmm
 from jetson_mamba.ops.layer_norm_linear import layer_norm_linear_fn
-from jetson_mamba.ops.mamba_inner import mamba_inner_fn
+from jetson_mamba.ops.mamba_inner import mamba_inner_fn, through_inner_autograd
 from jetson_mamba.ops.norms import (
     layer_norm_again,
     layer_norm_fn,
@@ -25,6 +26,7 @@ from jetson_mamba.ops.norms import (
     through_norm_autograd,
 )
 from jetson_mamba.ops.paths import through_autograd
+from jetson_mamba.ops.projections import may_be_fused
 from jetson_mamba.ops.selective_scan import (
     selective_scan_bwd,
     selective_scan_fn,
@@ -46,6 +48,7 @@ __all__ = [
     "addmm",
     "autocast_dtype",
     "by_name",
+    "calling_modules",
     "causal_conv1d_bwd",
     "causal_conv1d_fn",
     "causal_conv1d_update",
@@ -58,6 +61,7 @@ __all__ = [
     "mamba_chunk_scan_combined",
     "mamba_inner_fn",
     "mamba_split_conv1d_scan_combined",
+    "may_be_fused",
     "rms_norm_fn",
     "rms_norm_forward",
     "rmsnorm_fn",
@@ -69,6 +73,7 @@ __all__ = [
     "swiglu_backward",
     "swiglu_forward",
     "through_autograd",
+    "through_inner_autograd",
     "through_norm_autograd",
     "through_triton_autograd",
     "triton_runs_on",

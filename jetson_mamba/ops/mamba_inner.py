@@ -7,16 +7,18 @@ those that need no gradient. The latter are launched by a CUDA graph where they 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from types import MappingProxyType
+from typing import Any, Mapping, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import causal_conv1d, selective_scan
 from .autocast import autocast_dtype
 from .captured import Captured, Weights
 from .causal_conv1d import causal_conv1d_fn
-from .paths import may_replay, without_gradients
+from .paths import may_replay, through_autograd, without_gradients
+from .projections import may_be_fused, passed
 from .selective_scan import selective_scan_fn
 
 
@@ -60,6 +62,9 @@ def mamba_inner_fn(
     ``checkpoint_lvl`` says what an autograd function would keep, and does nothing here. Returns
     (batch, seqlen, d_model), in the dtype of autocast where it is on.
 
+    Projections of the caller that are no plain modules are called in place of their weights, and a
+    caller that would rather compute by its modules itself is given None: see ``projections``.
+
     Raises ValueError, TypeError or RuntimeError for shapes and dtypes that do not fit.
     """
     if checkpoint_lvl not in (0, 1):
@@ -78,6 +83,11 @@ def mamba_inner_fn(
         dt_rms_weight,
     )
     options = (delta_softplus, b_c_dt_rms_eps)
+    by_modules = passed(x_proj=x_proj_weight, dt_proj=delta_proj_weight, out_proj=out_proj_weight)
+    if by_modules is not None:
+        if by_modules.declined:
+            return cast(Tensor, None)
+        return _composed(_Inner(xz, A, D, delta_bias, *weights, B, C, *options), by_modules.modules)
     # Whatever the way, the whole is made of operations and of ops that take that way by themselves.
     if B is not None or C is not None or not (without_gradients(xz, A, *weights) and may_replay()):
         return _composed(_Inner(xz, A, D, delta_bias, *weights, B, C, *options))
@@ -90,6 +100,22 @@ def mamba_inner_fn(
         *(causal_conv1d.OP.selection, selective_scan.OP.selection),
     )
     return out
+
+
+def through_inner_autograd(xz: Tensor, out_proj_bias: Any, **weights: Any) -> bool:
+    """Whether a call goes through upstream's ``MambaInnerFn``, which knows no modules.
+
+    Nor can it give the gradient of a bias of the output projection: it sums over one dimension
+    more than there is left.
+    """
+    return (
+        through_autograd(xz)
+        and not getattr(out_proj_bias, "requires_grad", False)
+        and may_be_fused(**weights)
+    )
+
+
+_NONE: Mapping[str, nn.Module] = MappingProxyType({})
 
 
 class _Inner(NamedTuple):
@@ -142,15 +168,22 @@ def _from_parts(
 _CAPTURED = Captured(_from_parts)
 
 
-def _composed(inner: _Inner) -> Tensor:
-    """The whole computation, in operations that PyTorch differentiates."""
-    A, B, C, rank = inner.A, inner.B, inner.C, inner.delta_proj_weight.shape[1]
+def _composed(inner: _Inner, modules: Mapping[str, nn.Module] = _NONE) -> Tensor:
+    """The whole computation, in operations that PyTorch differentiates.
+
+    ``modules`` are those of ``x_proj``, ``dt_proj`` and ``out_proj`` that are to be called.
+    """
+    A, B, C = inner.A, inner.B, inner.C
     x, z = inner.xz.chunk(2, dim=1)
     x = causal_conv1d_fn(x, inner.conv1d_weight.squeeze(1), inner.conv1d_bias, activation="silu")
     # Time stays the last dimension throughout, which the scan wants; so nothing is transposed.
-    projected = _project(inner.x_proj_weight, x)
-    delta = _project(inner.delta_proj_weight, projected[:, :rank])
+    projected = _project(inner.x_proj_weight, x, modules.get("x_proj"))
     dstate = A.shape[1] * (2 if A.is_complex() else 1)
+    if "dt_proj" in modules:  # Its weight need not have a shape.
+        rank = projected.shape[1] - dstate * ((B is None) + (C is None))
+    else:
+        rank = inner.delta_proj_weight.shape[1]
+    delta = _project(inner.delta_proj_weight, projected[:, :rank], modules.get("dt_proj"))
     if B is None:
         B = _variable(projected[:, rank : rank + dstate], inner.B_proj_bias, A.is_complex())
     if C is None:
@@ -161,16 +194,22 @@ def _composed(inner: _Inner) -> Tensor:
         C = _normalised(C, inner.c_rms_weight, inner.eps)
     if inner.dt_rms_weight is not None:
         delta = _normalised(delta, inner.dt_rms_weight, inner.eps)
-    y = selective_scan_fn(x, delta, A, B, C, inner.D, z, inner.delta_bias, inner.delta_softplus)
+    # A module has added its bias.
+    delta_bias = None if "dt_proj" in modules else inner.delta_bias
+    y = selective_scan_fn(x, delta, A, B, C, inner.D, z, delta_bias, inner.delta_softplus)
     y = cast(Tensor, y).transpose(1, 2)
+    if "out_proj" in modules:
+        return cast(Tensor, modules["out_proj"](y))
     weight = inner.out_proj_weight.t().expand(y.shape[0], -1, -1)
     if inner.out_proj_bias is None:
         return torch.bmm(y, weight)
     return torch.baddbmm(inner.out_proj_bias, y, weight)
 
 
-def _project(weight: Tensor, x: Tensor) -> Tensor:
+def _project(weight: Tensor, x: Tensor, module: nn.Module | None) -> Tensor:
     """(channels, dim) times (batch, dim, seqlen); torch.matmul would copy x to fold the batch."""
+    if module is not None:
+        return cast(Tensor, module(x.transpose(1, 2))).transpose(1, 2)
     return torch.bmm(weight.expand(x.shape[0], -1, -1), x)
 
 

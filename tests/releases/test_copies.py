@@ -88,7 +88,8 @@ def describe(difference: Difference) -> str:
         for block in BLOCKS.values():
             for method in ("forward", "step"):
                 name = f"{block}.{method}"
-                if text == f"{name} = jetson_mamba.ops.{method}_by_graph({name})":
+                graph = f"jetson_mamba.ops.{method}_by_graph({name})"
+                if text.startswith(f"{name} = jetson_mamba.ops.calling_modules({name}, {graph}"):
                     return f"{name} by a graph"
         assert text == (
             "selective_state_update = jetson_mamba.ops.where_triton_runs("

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from ..autocast import autocast_dtype, without_autocast
 from ..backends import Op
 from ..captured import Captured, Weights
 from ..paths import Way, may_replay, through_autograd, way
+from ..projections import Modules, passed
 from ..tracing import untraced
 from . import composed, pytorch
 from .checks import (
@@ -166,11 +167,24 @@ def mamba_split_conv1d_scan_combined(
     put in front, and outproj_weight (out_dim, mlp + dim), outproj_bias (out_dim,) project the
     whole, in the dtype of autocast where it is on.
 
+    A norm or projection of the caller that is no plain module is called in place of its weight:
+    see ``projections``.
+
     Returns out (batch, seqlen, mlp + dim or out_dim); with ``return_final_states`` also the last
     state (batch, nheads, headdim, dstate).
 
     Raises ValueError or TypeError for arguments that do not fit together.
     """
+    by_modules = passed(norm=rmsnorm_weight, out_proj=outproj_weight)
+    modules: Modules = {}
+    if by_modules is not None:
+        if by_modules.declined:
+            return cast(Tensor, None)
+        modules = by_modules.modules
+        if "norm" in modules:
+            rmsnorm_weight = None
+        if "out_proj" in modules:
+            outproj_weight = outproj_bias = None
     options = (
         chunk_size,
         limits(dt_limit),
@@ -186,11 +200,14 @@ def mamba_split_conv1d_scan_combined(
     if (
         found is not Way.KERNELS
         or torch.is_grad_enabled()
+        or modules
         or initial_states is not None
         or seq_idx is not None
         or not may_replay()
     ):
-        out, final_states = _mixed(zxbcdt, A, weights, initial_states, seq_idx, options, found)
+        out, final_states = _mixed(
+            zxbcdt, A, weights, initial_states, seq_idx, options, found, modules
+        )
         return (out, final_states) if return_final_states else out
     results = _CAPTURED((zxbcdt, A), weights, return_final_states, options)
     return (results[0], results[1]) if return_final_states else results[0]
@@ -209,8 +226,12 @@ def _mixed(
     seq_idx: Tensor | None,
     options: tuple[Any, ...],
     found: Way,
+    modules: Modules,
 ) -> tuple[Tensor, Tensor]:
-    """A mixer, its arguments being checked: its output and the last state."""
+    """A mixer, its arguments being checked: its output and the last state.
+
+    ``modules`` are called in place of ``norm`` and ``out_proj``, whose weights are None then.
+    """
     conv1d_weight, conv1d_bias, dt_bias, D, rmsnorm_weight, outproj_weight, outproj_bias = weights
     chunk_size, dt_limit, activation, rmsnorm_eps, headdim, ngroups, *others = options
     norm_before_gate, state_dtype = others
@@ -238,14 +259,35 @@ def _mixed(
     )
     with untraced() if found is Way.COMPOSED else nullcontext():
         check_mixer(mixer)
+    if "norm" in modules:
+        out, state = compose(
+            mixer,
+            lambda scan: _scan_by(found, scan),
+            autocast_dtype(zxbcdt.device),
+            modules["norm"],
+        )
+    else:
+        out, state = _computed(mixer, found)
+    return (modules["out_proj"](out) if "out_proj" in modules else out), state
+
+
+def _scan_by(found: Way, scan: Scan) -> tuple[Tensor, Tensor]:
+    """The scan of a mixer that is put together of its parts."""
+    if found is Way.COMPOSED:
+        return composed.scan(scan)[:2]
+    return _OPERATORS.scan(scan) if found is Way.OPERATORS else _scan(scan)[:2]
+
+
+def _computed(mixer: Mixer, found: Way) -> tuple[Tensor, Tensor]:
+    device = mixer.zxbcdt.device
     if found is not Way.KERNELS:
-        projection_dtype = autocast_dtype(zxbcdt.device)
+        projection_dtype = autocast_dtype(device)
         if found is Way.COMPOSED:
             return composed.mixer(mixer, projection_dtype)
         if not _is_one_operator(mixer):
             return compose(mixer, _OPERATORS.scan, projection_dtype)
         out, final_states = _OPERATORS.core(mixer)
-        with without_autocast(zxbcdt.device):
+        with without_autocast(device):
             return project(mixer, out, projection_dtype), final_states
     implementation = _implementation(mixer)
     return (implementation.mixer if torch.is_grad_enabled() else implementation.mixer_forward)(
@@ -274,7 +316,7 @@ def _from_parts(
 ) -> tuple[Tensor, ...]:
     """The function that is captured."""
     zxbcdt, A = inputs
-    results = _mixed(zxbcdt, A, weights, None, None, options, Way.KERNELS)
+    results = _mixed(zxbcdt, A, weights, None, None, options, Way.KERNELS, {})
     return results if return_final_states else results[:1]
 
 

@@ -112,19 +112,22 @@ def compose(
     given: Mixer,
     scan: Callable[[Scan], tuple[Tensor, Tensor]],
     projection_dtype: torch.dtype | None,
+    norm_module: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A mixer around ``scan``, which takes no z: its output and the last state.
 
-    ``projection_dtype`` is that of autocast, None where it is off.
+    ``projection_dtype`` is that of autocast, None where it is off. ``norm_module`` is called with
+    the scan's output and z, where there is no rmsnorm_weight.
     """
     whole = given.zxbcdt
     columns = split_columns(given, whole)
     norm = norm_of(given)
+    normalise = norm_module or (gate if norm is None else norm.forward)
     with without_autocast(whole.device):
         inner = inner_scan(given, columns, convolved(given, columns), gated=False)
         scanned, state = scan(inner)
         out = scanned.flatten(2)
-        out = gate(out, columns.z) if norm is None else norm.forward(out, columns.z)
+        out = normalise(out, columns.z)
         out = out.to(whole.dtype)
         if mlp_columns(given) > 0:
             out = torch.cat([swiglu(columns.mlp).to(whole.dtype), out], dim=-1)

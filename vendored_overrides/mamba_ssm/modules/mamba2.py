@@ -1,13 +1,13 @@
 """The block of Mamba-2."""
 
 from jetson_mamba.rewrite import Override
-from vendored_overrides.blocks import IMPORT, by_graph
+from vendored_overrides.blocks import IMPORT, block_edits
 
 OVERRIDE = Override(
     target="mamba_ssm.modules.mamba2",
     edits=(
         IMPORT,
-        *by_graph("Mamba2", ("u", "seqlen", "seq_idx", "cu_seqlens", "inference_params")),
+        *block_edits("Mamba2", ("u", "seqlen", "seq_idx", "cu_seqlens", "inference_params"), {}),
     ),
     required=False,
 )

@@ -1,10 +1,10 @@
 """The block of Mamba-2 that has no step of decoding."""
 
 from jetson_mamba.rewrite import Override
-from vendored_overrides.blocks import IMPORT, by_graph
+from vendored_overrides.blocks import IMPORT, block_edits
 
 OVERRIDE = Override(
     target="mamba_ssm.modules.mamba2_simple",
-    edits=(IMPORT, *by_graph("Mamba2Simple", ("u", "seq_idx"))),
+    edits=(IMPORT, *block_edits("Mamba2Simple", ("u", "seq_idx"), {})),
     required=False,
 )

@@ -1,10 +1,17 @@
 """The block of Mamba-1."""
 
 from jetson_mamba.rewrite import Override
-from vendored_overrides.blocks import IMPORT, by_graph
+from vendored_overrides.blocks import IMPORT, block_edits
 
 OVERRIDE = Override(
     target="mamba_ssm.modules.mamba_simple",
-    edits=(IMPORT, *by_graph("Mamba", ("hidden_states", "inference_params"))),
+    edits=(
+        IMPORT,
+        *block_edits(
+            "Mamba",
+            ("hidden_states", "inference_params"),
+            {"forward": ("in_proj", "dt_proj"), "step": ("dt_proj",)},
+        ),
+    ),
     required=False,
 )

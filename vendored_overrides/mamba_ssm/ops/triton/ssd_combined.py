@@ -38,7 +38,10 @@ CHUNK_SCAN = Dispatch(
 SPLIT_CONV1D_SCAN = Dispatch(
     inside="mamba_split_conv1d_scan_combined",
     call="MambaSplitConv1dScanCombinedFn.apply",
-    condition="jetson_mamba.ops.through_triton_autograd({first})",
+    condition=(
+        "jetson_mamba.ops.through_triton_autograd({first}) and "
+        "jetson_mamba.ops.may_be_fused(norm=rmsnorm_weight, out_proj=outproj_weight)"
+    ),
     becomes="jetson_mamba.ops.mamba_split_conv1d_scan_combined",
     parameters=(
         "zxbcdt",

@@ -1,0 +1,55 @@
+"""mamba_ssm's blocks call what is on their projections, and are right with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.releases.test_blocks import python
+
+LATEST = "2.3.2.post1"
+# Of the other texts that the blocks have had.
+OLDER = {"1.0.1": ("Mamba",), "2.1.0": ("Mamba2", "Mamba2Simple"), "2.2.2": ("Mamba2",)}
+CHECKS = ("called", "everywhere", "biases", "packed", "decoded", "offloaded", "foreign")
+needs_operators = pytest.mark.skipif(
+    not hasattr(torch.library, "register_autograd"), reason="operators need torch 2.4"
+)
+
+
+def found(version: str, cache: Path, *checks: str, **variables: str) -> dict[str, float]:
+    printed = python(
+        version, cache, "-W", "ignore", "-m", "tests.modules.blocks", *checks, **variables
+    )
+    lines = [line.rsplit(" ", 1) for line in printed.splitlines()]
+    assert {line[0].split()[0] for line in lines} == set(checks)
+    return {name: float(number) for name, number in lines}
+
+
+def wrong(numbers: dict[str, float], bound: float = 5e-5) -> dict[str, float]:
+    return {name: each for name, each in numbers.items() if not each <= bound}
+
+
+@pytest.fixture(scope="module")
+def latest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    return found(LATEST, tmp_path_factory.mktemp("modules"), *CHECKS)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_block_calls_what_is_on_its_projections(latest: dict[str, float], check: str) -> None:
+    of_check = {name: each for name, each in latest.items() if name.split()[0] == check}
+    assert wrong(of_check) == {}
+    if check == "called":
+        assert len(of_check) == 4 * (2 * 40 + 4 * 20 + 3 * 5)
+
+
+def test_a_block_is_quantised_dynamically(tmp_path: Path) -> None:
+    numbers = found(LATEST, tmp_path, "quantised")
+    # Eight bits are good for two digits.
+    assert wrong(numbers, 0.1) == {}
+
+
+@needs_operators
+def test_a_block_calls_them_in_a_graph(tmp_path: Path) -> None:
+    assert wrong(found(LATEST, tmp_path, "traced")) == {}
