@@ -12,13 +12,11 @@ import copy
 import hashlib
 import io
 import os
-import sys
 import tokenize
-from importlib import import_module
 from importlib.machinery import SourceFileLoader
 from typing import Any, NamedTuple
 
-from jetson_mamba import cache
+from jetson_mamba import cache, overrides
 from jetson_mamba.rewrite import (
     Dispatch,
     Expression,
@@ -29,11 +27,6 @@ from jetson_mamba.rewrite import (
     Rewritten,
     rewrite,
 )
-
-if sys.version_info >= (3, 9):
-    from importlib.resources import files
-else:
-    from importlib_resources import files
 
 NOTICE = "# Modified by jetson_mamba: "
 
@@ -69,7 +62,7 @@ def find(target: str, loader: object) -> ModifiedCopy | None:
     if not _may_concern(override(target), data):
         return None
     name = file_name(target, data)
-    bundled = files("vendored_overrides") / "copies" / name
+    bundled = overrides.folder() / "copies" / name
     if isinstance(bundled, os.PathLike) and bundled.is_file():
         content = cache.unseal(name, bundled.read_bytes())
         if content is not None:
@@ -98,7 +91,7 @@ def find(target: str, loader: object) -> ModifiedCopy | None:
 
 def file_name(target: str, source: bytes) -> str:
     """The name of the copy of a source text, which no other text and no other override shares."""
-    declared = files("vendored_overrides")
+    declared = overrides.folder()
     parts = (
         target.encode(),
         source,
@@ -106,7 +99,7 @@ def file_name(target: str, source: bytes) -> str:
         declared.joinpath("extensions.py").read_bytes(),
         declared.joinpath("norms.py").read_bytes(),
         declared.joinpath("blocks.py").read_bytes(),
-        files("jetson_mamba").joinpath("rewrite.py").read_bytes(),
+        declared.parent.joinpath("jetson_mamba/rewrite.py").read_bytes(),
     )
     digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts))
     return f"{target.rpartition('.')[2]}-{digest.hexdigest()[:32]}.py"
@@ -127,7 +120,7 @@ def make(target: str, source: bytes) -> bytes | None:
 
 def override(target: str) -> Override:
     """What changes in ``target``, as declared in ``vendored_overrides``."""
-    declared: Override = import_module(f"vendored_overrides.{target}").OVERRIDE
+    declared: Override = overrides.declared(target)
     return declared
 
 

@@ -12,7 +12,7 @@ import jetson_mamba
 from jetson_mamba import copies
 from jetson_mamba.finder import TARGETS
 from jetson_mamba.report.installed import module_file
-from jetson_mamba.report.status import Target
+from jetson_mamba.report.status import Target, outcome_of, with_copy
 from jetson_mamba.rewrite import Refused
 from jetson_mamba.startup import files
 
@@ -52,8 +52,7 @@ def hook(package: str | None) -> Hook:
         too_late=tuple(
             name
             for name in TARGETS
-            if name in sys.modules
-            and not isinstance(jetson_mamba._finder.outcomes.get(name), copies.ModifiedCopy)
+            if name in sys.modules and outcome_of(sys.modules[name]) is None
         ),
         targets=targets,
         refused=refused,
@@ -71,7 +70,7 @@ def _target(name: str, package: str, refused: dict[str, str]) -> Target:
         return Target(name, "not imported", None, path, 0, str(refusal))
     if modified is None:
         return Target(name, "not imported", None, path, 0, "it needs no change")
-    return Target(name, "not imported", modified.origin, modified.path, modified.edits, None)
+    return with_copy(name, "not imported", modified)
 
 
 def _taken_by(package: str | None) -> str | None:

@@ -95,7 +95,7 @@ def test_half_of_the_package(tmp_path: Path, missing: str) -> None:
         assert done.stderr.count("RuntimeWarning") == 1
         reason = f"{TARGET} stays as it is installed: jetson_mamba is not installed whole"
         assert reason in done.stderr
-        assert "pip install --force-reinstall --no-deps jetson-mamba" in done.stderr
+        assert "put the files that are missing in" in done.stderr
     else:
         assert done.stderr == ""
 

@@ -1,7 +1,8 @@
 """The block of Mamba-2."""
 
 from jetson_mamba.rewrite import Override
-from vendored_overrides.blocks import IMPORT, by_graph
+
+from ...blocks import IMPORT, by_graph
 
 OVERRIDE = Override(
     target="mamba_ssm.modules.mamba2",

@@ -1,7 +1,8 @@
 """The norms of the models of 1.x, with the residual in them."""
 
 from jetson_mamba.rewrite import Override
-from vendored_overrides.norms import IMPORT, past_triton
+
+from ....norms import IMPORT, past_triton
 
 PARAMETERS = ("x", "weight", "bias", "residual", "eps", "prenorm", "residual_in_fp32")
 
