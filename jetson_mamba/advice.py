@@ -25,18 +25,54 @@ def known_release(triton: str | None = None) -> str:
     return FOR_AN_OLD_TRITON if old else NEWEST_KNOWN
 
 
-def for_a_text(loader: Any) -> str:
-    """What to do about a target whose text is not understood."""
-    path = getattr(loader, "path", None)
+def for_a_text(path: object) -> str:
+    """What to do about a target whose text, in the file ``path``, is not understood."""
+    release = replacement(path)
+    install = f"install a release that is known (jetson-mamba install mamba-ssm=={release}), "
     text = path if isinstance(path, str) else "its text"
-    distribution, version = _installed("mamba-ssm"), known_release(_version("triton"))
-    install = f"install a release that is known (jetson-mamba install mamba-ssm=={version}), "
-    if distribution is None or distribution.version == version or not _holds(distribution, path):
-        install = ""  # a fork, which this would not bring back, or the same text again
     return (
-        f"{install}report {text} to the authors of jetson_mamba, or set JETSON_MAMBA=off to "
-        "silence this"
+        f"{install if release else ''}report {text} to the authors of jetson_mamba, or set "
+        "JETSON_MAMBA=off to silence this"
     )
+
+
+def replacement(path: object) -> str | None:
+    """The release to install in place of one whose text, in the file ``path``, is not understood.
+
+    None where that would be the same text again, or where the text is a fork's or a checkout's,
+    which its user wants.
+    """
+    distribution = _installed("mamba-ssm")
+    if distribution is None or not isinstance(path, str):
+        return None
+    folder = os.path.realpath(str(distribution.locate_file("")))
+    relative = os.path.relpath(os.path.realpath(path), folder)
+    recorded = {os.path.normpath(str(each)): each for each in distribution.files or ()}
+    if relative not in recorded:
+        return None
+    release = known_release(_version("triton"))
+    published = not distribution.read_text("direct_url.json")
+    if published and _numbers(distribution.version) <= _numbers(NEWEST_KNOWN):
+        return distribution.version if _altered(path, recorded[relative].hash) else None
+    return release
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    import re
+
+    return tuple(map(int, re.findall(r"\d+", version)))
+
+
+def _altered(path: str, recorded: Any) -> bool:
+    """Whether a file is another one than was installed, as far as that is recorded."""
+    if recorded is None or recorded.mode != "sha256":
+        return False
+    import base64
+    import hashlib
+
+    with open(path, "rb") as file:
+        digest = hashlib.sha256(file.read()).digest()
+    return bool(base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != recorded.value)
 
 
 def repair() -> str:
@@ -90,9 +126,3 @@ def _installed(name: str) -> Any:
 def _version(name: str) -> str | None:
     distribution = _installed(name)
     return distribution.version if distribution is not None else None
-
-
-def _holds(distribution: Any, path: Any) -> bool:
-    """Whether a file lies in the folder that a distribution was installed into."""
-    folder = os.path.realpath(str(distribution.locate_file("")))
-    return isinstance(path, str) and os.path.realpath(path).startswith(folder + os.sep)

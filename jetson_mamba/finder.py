@@ -337,6 +337,7 @@ def _reason_and_advice(error: Exception, loader: "Any") -> "Tuple[str, str]":
     try:
         from jetson_mamba import advice
 
-        return reason, advice.for_a_text(loader) if whole else advice.repair()
-    except ImportError:  # that half is gone as well
+        path = getattr(loader, "path", None)
+        return reason, advice.for_a_text(path) if whole else advice.repair()
+    except Exception:  # that half is gone as well, or the metadata cannot be read
         return reason, "install jetson_mamba again, or set JETSON_MAMBA=off to silence this"

@@ -37,14 +37,17 @@ def check() -> None:
 
 def folder() -> Any:
     """The folder as ``importlib.resources`` gives it, to read its files from."""
-    try:
-        if sys.version_info >= (3, 9):
-            from importlib.resources import files
-        else:
-            from importlib_resources import files
+    if sys.version_info >= (3, 9):
+        from importlib.resources import files
+
         package: Any = files("jetson_mamba")
         return package.parent / NAME
-    except (ImportError, AttributeError):  # Python 3.8, where a user's module has that name
+    # There it is importlib_resources, which a user's module may be called as well.
+    archive = getattr(globals()["__loader__"], "archive", None)
+    if archive is None:
         from pathlib import Path
 
         return Path(FOLDER)
+    import zipfile
+
+    return zipfile.Path(archive, os.path.relpath(FOLDER, archive) + "/")

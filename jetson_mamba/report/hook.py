@@ -16,6 +16,8 @@ from jetson_mamba.report.status import Target, outcome_of, with_copy
 from jetson_mamba.rewrite import Refused
 from jetson_mamba.startup import files
 
+NOT_WHOLE = "jetson_mamba is not installed whole"
+
 
 @dataclass(frozen=True)
 class Hook:
@@ -65,9 +67,12 @@ def _target(name: str, package: str, refused: dict[str, str]) -> Target:
         return Target(name, "not imported", None, None, 0, "this mamba_ssm does not have it")
     try:
         modified = copies.find(name, SourceFileLoader(name, path))
-    except (Refused, ImportError, OSError) as refusal:  # the latter where half is uninstalled
+    except Refused as refusal:
         refused[name] = str(refusal)
-        return Target(name, "not imported", None, path, 0, str(refusal))
+    except (ImportError, OSError) as error:
+        refused[name] = f"{NOT_WHOLE} ({error})"
+    if name in refused:
+        return Target(name, "not imported", None, path, 0, refused[name])
     if modified is None:
         return Target(name, "not imported", None, path, 0, "it needs no change")
     return with_copy(name, "not imported", modified)

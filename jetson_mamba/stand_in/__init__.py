@@ -100,7 +100,7 @@ class StandInLoader:
         vars(module)["__jetson_mamba_reason__"] = reason
         try:
             own.loader.exec_module(module)
-        except ImportError as error:
+        except Exception as error:  # whatever a torch that is half there raises
             raise failure from error
 
     def _run_installed(self, module: ModuleType) -> ImportError | None:
