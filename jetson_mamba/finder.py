@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
-    from typing import Any, Dict, Iterable, Optional, Sequence, Tuple
+    from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
 
 TARGETS = (
     "mamba_ssm.ops.selective_scan_interface",
@@ -82,7 +82,7 @@ class Finder:
         spec.loader = Loader(self, spec, known)  # type: ignore[assignment]
         return spec
 
-    def find_distributions(self, context: "Any" = None) -> "Iterable[Any]":
+    def find_distributions(self, context: "Any" = None) -> "Iterator[Any]":
         """The metadata of causal-conv1d, where it is asked for and the stand-in is what there is.
 
         Whoever asks for all distributions, or for those of a folder, as pip does, gets what lies
@@ -90,13 +90,13 @@ class Finder:
         """
         name = getattr(context, "name", None)
         if not self.stand_in or not isinstance(name, str) or "path" in vars(context):
-            return ()
+            return iter(())
         if name.lower().replace("_", "-") != "causal-conv1d":
-            return ()
+            return iter(())
         try:
             from jetson_mamba.stand_in import metadata
         except ImportError:  # half uninstalled
-            return ()
+            return iter(())
         return metadata.distributions(self, context)
 
     def _following(self) -> "Sequence[Any]":

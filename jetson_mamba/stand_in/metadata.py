@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import metadata
-from typing import Any, Iterable
+from typing import Any, Iterator
 
 from jetson_mamba import stand_in
 
@@ -33,14 +33,14 @@ class StandIn(metadata.Distribution):
         return os.path.join(stand_in.FOLDER, os.fspath(path))
 
 
-def distributions(finder: Any, context: Any) -> Iterable[metadata.Distribution]:
+def distributions(finder: Any, context: Any) -> Iterator[metadata.Distribution]:
     """The stand-in's metadata, if it is imported or would be and no finder has any other."""
     for other in sys.meta_path:
         find = getattr(other, "find_distributions", None)
         if other is not finder and find is not None and any(True for _ in find(context)):
-            return []
+            return iter(())
     module = sys.modules.get(stand_in.PACKAGE)
     if module is not None:
-        return [StandIn()] if stand_in.is_one(module) else []
+        return iter([StandIn()] if stand_in.is_one(module) else [])
     found = finder.find_spec(stand_in.PACKAGE)
-    return [StandIn()] if stand_in.stands_in(found) else []
+    return iter([StandIn()] if stand_in.stands_in(found) else [])
