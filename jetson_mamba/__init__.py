@@ -15,7 +15,7 @@ A process has one finder: reloading this package, or importing it again after it
 import os
 import sys
 
-from jetson_mamba.finder import Finder, present
+from jetson_mamba.finder import TARGETS, Finder, present
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +34,10 @@ def activate() -> None:
     A target that is imported already stays as it is, and a RuntimeWarning says so.
     """
     if not is_active():
-        _finder.warn_of_bypassed_targets()
+        if any(name in sys.modules for name in TARGETS):
+            from jetson_mamba import loader
+
+            loader.warn_of_bypassed_targets(_finder)
         sys.meta_path.insert(0, _finder)
 
 

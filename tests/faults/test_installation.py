@@ -45,12 +45,13 @@ fault(__name__, "another import hook takes a target first", UNCHANGED)(
 )
 
 # Without these the copy runs all the same, or the hook is not there at all.
-SERVED = ("jetson_mamba/startup", "jetson_mamba/stand_in")
-ABSENT = ("jetson_mamba/__init__.py", "jetson_mamba/finder.py")
+SERVED = ("jetson_mamba/startup", "jetson_mamba/stand_in", "jetson_mamba/unserved.py")
+ABSENT = ("jetson_mamba/__init__.py", "jetson_mamba/finder.py", "jetson_mamba/loader.py")
 NEEDED = (
     "jetson_mamba/copies.py",
     "jetson_mamba/cache.py",
     "jetson_mamba/rewrite.py",
+    "jetson_mamba/overrides.py",
     "vendored_overrides",
     "vendored_overrides/extensions.py",
     "vendored_overrides/mamba_ssm",
