@@ -63,7 +63,7 @@ def find(target: str, loader: object) -> ModifiedCopy | None:
         return None
     name = file_name(target, data)
     bundled = overrides.folder() / "copies" / name
-    if isinstance(bundled, os.PathLike) and bundled.is_file():
+    if hasattr(bundled, "__fspath__") and bundled.is_file():
         content = cache.unseal(name, bundled.read_bytes())
         if content is not None:
             path = os.fspath(bundled)

@@ -228,3 +228,25 @@ def test_the_sandbox_is_not_what_makes_these_pass(sandbox: Sandbox) -> None:
     code = "first = jetson_mamba._finder\nsys.meta_path.insert(1, type(first)('on', True))\n"
     assert sandbox.output(code + COUNT).startswith("2 ")
     assert Path(sandbox.interface).exists()
+
+
+def test_the_operators_of_torch_are_registered_again(tmp_path: Path) -> None:
+    """After a purge the ops are imported anew, and a graph that was compiled before still runs."""
+    pytest.importorskip("torch")
+    code = f"""
+import sys, torch, jetson_mamba
+from jetson_mamba.ops import causal_conv1d_fn
+x, weight = torch.randn(1, 4, 8), torch.randn(4, 3)
+compiled = torch.compile(lambda x: causal_conv1d_fn(x, weight), backend="aot_eager", fullgraph=True)
+expected = causal_conv1d_fn(x, weight)
+assert torch.allclose(compiled(x), expected)
+{PURGE}
+import jetson_mamba
+from jetson_mamba.ops import causal_conv1d_fn as again
+assert again is not causal_conv1d_fn
+print(torch.allclose(again(x, weight), expected), torch.allclose(compiled(x), expected))
+compiled = torch.compile(lambda x: again(x, weight), backend="aot_eager", fullgraph=True)
+print(torch.allclose(compiled(x), expected))
+"""
+    printed = Sandbox(tmp_path).output(code, recorder=False, options=("-W", "ignore"))
+    assert printed.split() == ["True"] * 3
