@@ -3,15 +3,19 @@
 While Python imports two modules of ``mamba_ssm``, a finder on ``sys.meta_path`` hands over
 modified copies of them, which call ``jetson_mamba.ops`` where the originals call compiled
 extensions. ``JETSON_MAMBA=off`` switches that off, ``JETSON_MAMBA=strict`` makes every target
-that cannot be modified an ImportError; both are read when this package is imported. Where no
-``causal_conv1d`` can be imported, a stand-in is, unless ``JETSON_MAMBA_STAND_IN=off``.
-``JETSON_MAMBA_BACKEND`` and :func:`backend` name what computes an op.
+that cannot be modified an ImportError; both are read when this package is first imported. Where
+no ``causal_conv1d`` or compiled extension can be imported, a stand-in is, unless
+``JETSON_MAMBA_STAND_IN=off``. ``JETSON_MAMBA_BACKEND`` and :func:`backend` name what computes an
+op.
+
+A process has one finder: reloading this package, or importing it again after it was deleted from
+``sys.modules``, finds the one that is there, with its mode and what it remembers.
 """
 
 import os
 import sys
 
-from jetson_mamba.finder import Finder
+from jetson_mamba.finder import TARGETS, Finder, present
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,28 +27,23 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["activate", "backend", "deactivate", "is_active", "status"]
 
-_mode = os.environ.get("JETSON_MAMBA") or "on"
-# What made the package active: "import", or "startup file" in jetson_mamba.startup.
-activated_by = "import"
-_finder = Finder(
-    strict=_mode == "strict",
-    stand_in=os.environ.get("JETSON_MAMBA_STAND_IN") != "off",
-)
-
 
 def activate() -> None:
     """Put the finder at the head of ``sys.meta_path``, if it is not in it.
 
     A target that is imported already stays as it is, and a RuntimeWarning says so.
     """
-    if _finder not in sys.meta_path:
-        _finder.warn_of_bypassed_targets()
+    if not is_active():
+        if any(name in sys.modules for name in TARGETS):
+            from jetson_mamba import loader
+
+            loader.warn_of_bypassed_targets(_finder)
         sys.meta_path.insert(0, _finder)
 
 
 def deactivate() -> None:
     """Take the finder away. Targets that are imported already stay modified."""
-    if _finder in sys.meta_path:
+    if is_active():
         sys.meta_path.remove(_finder)
 
 
@@ -62,16 +61,27 @@ def __getattr__(name: str) -> "Any":
         from jetson_mamba.ops.selection import backend
 
         return backend
+    if name == "activated_by":  # "import", or "startup file" in jetson_mamba.startup
+        return _finder.activated_by
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-if _mode not in ("on", "strict", "off"):
-    import warnings
+def _new_finder() -> Finder:
+    mode = os.environ.get("JETSON_MAMBA") or "on"
+    if mode not in ("on", "strict", "off"):
+        import warnings
 
-    warnings.warn(
-        f"JETSON_MAMBA: expected on, strict or off, found {_mode!r}; taken as on",
-        RuntimeWarning,
-        stacklevel=2,
-    )
-if _mode != "off":
-    activate()
+        warnings.warn(
+            f"JETSON_MAMBA: expected on, strict or off, found {mode!r}; taken as on",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        mode = "on"
+    return Finder(mode, stand_in=os.environ.get("JETSON_MAMBA_STAND_IN") != "off")
+
+
+# A reload runs this module in the namespace that it has.
+if "_finder" not in globals():
+    _finder = present() or _new_finder()
+    if _finder.mode != "off":
+        activate()

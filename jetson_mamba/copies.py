@@ -13,21 +13,14 @@ import copy
 import hashlib
 import io
 import os
-import sys
 import tokenize
 from functools import lru_cache
-from importlib import import_module
 from importlib.machinery import SourceFileLoader
 from typing import Any, Iterator, NamedTuple
 
-from jetson_mamba import cache
+from jetson_mamba import cache, overrides
 from jetson_mamba.errors import LeftOut, Refused
 from jetson_mamba.texts import Texts, digest_beside
-
-if sys.version_info >= (3, 9):
-    from importlib.resources import files
-else:
-    from importlib_resources import files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,8 +74,8 @@ def look(target: str, loader: object) -> ModifiedCopy | None:
         raise Refused(f"{source} cannot be read ({error.strerror})") from error
     package = package_of(target, getattr(loader, "name", target))
     name = file_name(target, data, source, package)
-    bundled = files("vendored_overrides") / "copies" / name
-    if isinstance(bundled, os.PathLike) and bundled.is_file():
+    bundled = overrides.folder() / "copies" / name
+    if hasattr(bundled, "__fspath__") and bundled.is_file():
         content = cache.unseal(name, bundled.read_bytes())
         if content is not None:
             return _ready(target, source, os.fspath(bundled), "bundled", content)
@@ -151,7 +144,7 @@ def package_of(target: str, module: str) -> str:
 
 def override(target: str) -> Override:
     """What changes in ``target``, as declared in ``vendored_overrides``."""
-    declared: Override = import_module(f"vendored_overrides.{target}").OVERRIDE
+    declared: Override = overrides.declared(target)
     return declared
 
 
@@ -188,8 +181,9 @@ def _own_digest() -> bytes:
     That is in the rewriter and among the modules of this package, all of which are taken.
     """
     digest = hashlib.sha256()
-    package = files("jetson_mamba")
-    folders = (files("vendored_overrides"), package / "rewrite")
+    declared = overrides.folder()
+    package = declared.parent / "jetson_mamba"
+    folders = (declared, package / "rewrite")
     parts = [part for folder in folders for part in _files(folder, folder.name)]
     parts += [(each.name, each) for each in package.iterdir() if each.is_file()]
     for name, file in sorted(parts, key=lambda part: part[0]):

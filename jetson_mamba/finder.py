@@ -1,7 +1,7 @@
-"""The finder and the loader that hand over modified copies while Python imports the targets.
+"""The finder that has modified copies handed over while Python imports the targets.
 
-This module is imported at every interpreter start, so it imports nothing but ``sys``; what an
-import of a target needs is imported then.
+This module is imported at every interpreter start, so it imports nothing but ``sys`` and holds
+what every import passes through; what an import of a target needs is in ``loader``.
 """
 
 import sys
@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
-    from typing import Any, Dict, Optional, Sequence, Tuple
+    from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
 
 TARGETS = (
     "mamba_ssm.ops.selective_scan_interface",
@@ -27,20 +27,31 @@ TARGETS = (
 )
 # What an unmodified target imports: seeing it asked for shows that a target went past the finder.
 EXTENSIONS = ("selective_scan_cuda", "causal_conv1d", "causal_conv1d_cuda")
-WATCHED = frozenset(TARGETS + EXTENSIONS)
+# How the names of the same modules end in a package that is a copy of mamba-ssm: the first two as
+# nothing else does, the others, which are common words, together with their folder.
+TAILS = {".".join(name.split(".")[-1 if name in TARGETS[:2] else -2 :]): name for name in TARGETS}
+# The last part of every name that is looked at any further.
+WATCHED = frozenset(name.rpartition(".")[2] for name in TARGETS + EXTENSIONS)
 
 
 class Finder:
-    """Finds the targets where the finders after it do, and puts its loader around theirs.
+    """Finds the targets where the finders after it do, and puts a loader around theirs.
 
-    ``outcomes`` says what became of each target that was imported: the
+    ``outcomes`` says what became of each target when it was last imported: the
     :class:`~jetson_mamba.copies.ModifiedCopy` that runs, or the reason why it is upstream's own.
+    A process has one finder, which outlives a reload of the package; a pickle of it is that of
+    the process that reads it.
     """
 
-    def __init__(self, strict: bool, stand_in: bool) -> None:
-        self.strict = strict
+    def __init__(self, mode: str, stand_in: bool) -> None:
+        self.mode = mode
+        self.strict = mode == "strict"
         self.stand_in = stand_in
+        self.activated_by = "import"
         self.outcomes: Dict[str, object] = {}
+
+    def __reduce__(self) -> "Tuple[Any, ...]":
+        return of_this_process, ()
 
     def find_spec(
         self,
@@ -48,133 +59,71 @@ class Finder:
         path: "Optional[Sequence[str]]" = None,
         target: "Optional[ModuleType]" = None,
     ) -> "Optional[ModuleSpec]":
-        """The spec that the finders after this one have, with a :class:`Loader` in it."""
-        if fullname not in WATCHED:
+        """The spec that the finders after this one have, with a loader of ours in it."""
+        parent, _, last = fullname.rpartition(".")
+        if last not in WATCHED:
             return None
-        if fullname in EXTENSIONS:
-            self.warn_of_bypassed_targets()
-            if fullname != "causal_conv1d" or not self.stand_in:
+        known = fullname
+        if fullname not in TARGETS and fullname not in EXTENSIONS:
+            known = TAILS.get(last) or TAILS.get(f"{parent.rpartition('.')[2]}.{last}") or ""
+            # Another word, no module of a package, or an override.
+            if not known or path is None or fullname.startswith("jetson_mamba."):
                 return None
         try:
-            own = sys.meta_path.index(self)
-        except ValueError:  # taken away meanwhile, or inside another tool's wrapper
+            from jetson_mamba import loader
+        except ImportError:  # half uninstalled
             return None
-        spec: Optional[ModuleSpec] = None
-        for finder in sys.meta_path[own + 1 :]:
-            find_spec = getattr(finder, "find_spec", None)
-            spec = find_spec(fullname, path, target) if find_spec else None
-            if spec is not None:
-                break
-        if fullname == "causal_conv1d":
-            try:
-                from jetson_mamba import stand_in
-            except ImportError:  # half uninstalled
-                return spec
-            return stand_in.spec(spec)
-        if spec is not None and spec.loader is not None:
-            spec.loader = Loader(self, spec)  # type: ignore[assignment]
-        return spec
+        if fullname in EXTENSIONS:
+            loader.warn_of_bypassed_targets(self)
+            return loader.spec_of_extension(self, fullname, path, target)
+        return loader.spec_of_target(self, fullname, known, path, target)
 
-    def warn_of_bypassed_targets(self) -> None:
-        """Warn once of each target that is imported and did not come through this finder."""
-        for name in TARGETS:
-            module = sys.modules.get(name)
-            if module is None or name in self.outcomes:
-                continue
-            loader = getattr(module, "__loader__", None)
-            if isinstance(loader, Loader):
-                self.outcomes[name] = loader.outcome
-                continue
-            if self in sys.meta_path:
-                reason = f"another import hook took it first ({type(loader).__name__})"
-                advice = "install that hook before jetson_mamba, or import jetson_mamba after it"
-                # Whatever is imported from here on comes through this finder again.
-                sys.meta_path.remove(self)
-                sys.meta_path.insert(0, self)
-            else:
-                reason = "it was imported before jetson_mamba was activated"
-                advice = "import jetson_mamba first"
-            self.leave(name, reason, advice)
+    def find_distributions(self, context: "Any" = None) -> "Iterator[Any]":
+        """The metadata of causal-conv1d, where it is asked for and the stand-in is what there is.
 
-    def leave(self, name: str, reason: str, advice: str) -> None:
-        """Note that a target stays upstream's own, and say so; in strict mode, refuse it."""
-        import warnings
-
-        message = f"{name} stays as it is installed: {reason}. What to do: {advice}."
-        if self.strict:
-            # Not noted as said: whoever catches this ImportError meets it again.
-            raise ImportError(message, name=name)
-        self.outcomes[name] = reason
-        # leave, its caller, what the import system called; then whoever imports.
-        warnings.warn(message, RuntimeWarning, stacklevel=4)
+        Whoever asks for all distributions, or for those of a folder, as pip does, gets what lies
+        on the disk.
+        """
+        name = getattr(context, "name", None)
+        if not self.stand_in or not isinstance(name, str) or "path" in vars(context):
+            return iter(())
+        if name.lower().replace("_", "-") != "causal-conv1d":
+            return iter(())
+        try:
+            from jetson_mamba.stand_in import metadata
+        except ImportError:  # half uninstalled
+            return iter(())
+        return metadata.distributions(self, context)
 
 
-class Loader:
-    """Runs the modified copy of a target as the module, or upstream's own where there is none.
-
-    Everything else that is asked of a loader is answered by the one that reads the copy.
-    """
-
-    def __init__(self, finder: Finder, spec: "ModuleSpec") -> None:
-        self.finder = finder
-        self.spec = spec
-        self.original = spec.loader
-        self.outcome: object = None
-        self._chosen: Any = None
-
-    def create_module(self, spec: "ModuleSpec") -> "Optional[ModuleType]":
-        """The module that the original loader would make, mostly None for the usual one."""
-        return self.original.create_module(spec) if self.original else None
-
-    def exec_module(self, module: "ModuleType") -> None:
-        """Run the copy in ``module``, whose file it becomes."""
-        chosen = self._choose()
-        if chosen is not self.original:
-            module.__file__ = self.spec.origin
-            vars(module)["__cached__"] = self.spec.cached
-        chosen.exec_module(module)
-
-    def __getattr__(self, name: str) -> "Any":
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self._choose(), name)
-
-    def _choose(self) -> "Any":
-        if self._chosen is None:
-            try:
-                from jetson_mamba import copies
-
-                modified = copies.find(self.spec.name, self.original)
-            except Exception as error:
-                # Whatever it is, the program runs without the copy as it would without the hook.
-                self.outcome, advice = _reason_and_advice(error)
-                self._chosen = self.original
-                self.finder.leave(self.spec.name, self.outcome, advice)
-                return self._chosen
-            if modified is None:
-                self.outcome = "it needs no change"
-                self._chosen = self.original
-            else:
-                self.outcome = modified
-                self._chosen = copies.loader_for(modified, self.original)
-                self.spec.origin = modified.path
-                self.spec.cached = None
-            self.finder.outcomes[self.spec.name] = self.outcome
-        return self._chosen
+def present() -> "Optional[Finder]":
+    """The finder that is in ``sys.meta_path``, whichever import of this module put it there."""
+    for finder in sys.meta_path:
+        if is_a(finder, "Finder"):
+            return finder  # type: ignore[return-value]
+    return None
 
 
-def _reason_and_advice(error: Exception) -> "Tuple[str, str]":
-    """Why there is no copy, and what to do about it."""
-    if isinstance(error, (ImportError, OSError)):
-        return (
-            f"jetson_mamba is not installed whole ({error})",
-            "pip install --force-reinstall --no-deps jetson-mamba",
-        )
-    reason = str(error)
-    if type(error).__name__ != "Refused":
-        reason = f"jetson_mamba failed on it ({type(error).__name__}: {error})"
-    return (
-        reason,
-        "report the text of this mamba_ssm to the authors of jetson_mamba, or set "
-        "JETSON_MAMBA=off to silence this",
+def of_this_process() -> Finder:
+    """The finder of the package that is imported here."""
+    import jetson_mamba
+
+    return jetson_mamba._finder
+
+
+def is_a(thing: object, name: str) -> bool:
+    """Whether it is a "Finder" or a "Loader" of ours, also as an earlier import defined it."""
+    module = f"jetson_mamba.{name.lower()}"
+    return any(
+        kind.__name__ == name and getattr(kind, "__module__", None) == module
+        for kind in type(thing).__mro__
     )
+
+
+def loader_of(module: object) -> "Any":
+    """What loaded a module; None for one that no file is behind, as a test's stub."""
+    spec = getattr(module, "__spec__", None)
+    loader = getattr(spec, "loader", None)
+    if is_a(loader, "Loader"):
+        return loader
+    return loader if isinstance(getattr(spec, "origin", None), str) else None

@@ -10,6 +10,7 @@ from typing import Optional, Sequence
 import typer
 
 import jetson_mamba
+from jetson_mamba import advice
 from jetson_mamba.cli import run
 from jetson_mamba.cli.bench import bench
 from jetson_mamba.cli.copies import copies, diff
@@ -59,8 +60,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         if (error.name or "").partition(".")[0] not in ("jetson_mamba", "vendored_overrides"):
             raise
         return _fail(
-            f"jetson_mamba is not installed whole ({error}); "
-            "pip install --force-reinstall --no-deps jetson-mamba",
+            f"jetson_mamba is not installed whole ({error}); {advice.repair()}",
             2,
         )
     except (typer.Abort, KeyboardInterrupt):

@@ -97,7 +97,10 @@ def _lines(facts: Facts) -> Iterator[Tuple[str, str]]:
         yield "", f"{file.path}{'' if file.packaged else ', not the packaged one'}"
     yield "finders", ", ".join(name.rpartition(".")[2] for name in hook.finders)
     for target in hook.targets:
-        yield "", f"{target.name.partition('.')[2]}: {target.copy or target.reason}"
+        name = target.name.partition(".")[2]
+        yield "", f"{name}: {target.copy or target.reason}"
+        for way in target.left_out:
+            yield "", f"{name}: without {way.what}: {way.reason}"
 
 
 def _package(package: Package) -> str:

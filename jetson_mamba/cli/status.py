@@ -36,5 +36,8 @@ def status(
     for target in found.targets:
         if target.path:
             console.print(f"{target.name}: {target.path}", soft_wrap=True, style="dim")
+        for way in target.left_out:
+            told = f"{target.name}: without {way.what}: {way.reason}"
+            console.print(told, soft_wrap=True, markup=False)
     if found.backends or found.selections:
         console.print(tables.backends(found.backends, found.selections))

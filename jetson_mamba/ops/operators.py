@@ -19,11 +19,22 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 NAMESPACE = "jetson_mamba"
-_library = (
-    torch.library.Library(NAMESPACE, "FRAGMENT")
-    if hasattr(torch.library, "register_autograd")
-    else None
-)
+
+
+def _library_of_this_import() -> Any:
+    """The library of the operators, which takes the place of that of an earlier import.
+
+    torch takes a name once a process. What an earlier import compiled then calls these operators.
+    """
+    earlier = getattr(torch.library, "_of_jetson_mamba", None)
+    if earlier is not None:
+        earlier._destroy()
+    library = torch.library.Library(NAMESPACE, "FRAGMENT")
+    setattr(torch.library, "_of_jetson_mamba", library)  # noqa: B010 - torch declares no such name
+    return library
+
+
+_library = _library_of_this_import() if hasattr(torch.library, "register_autograd") else None
 has_operators = _library is not None
 
 

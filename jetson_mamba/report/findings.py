@@ -13,9 +13,11 @@ import sys
 from dataclasses import dataclass
 from typing import Callable, Iterator, NamedTuple
 
+from jetson_mamba import advice
 from jetson_mamba.report import installed
 from jetson_mamba.report.extensions import Extension
 from jetson_mamba.report.facts import Facts
+from jetson_mamba.report.hook import NOT_WHOLE
 from jetson_mamba.report.packages import MambaSsm
 from jetson_mamba.report.torch_build import lacks_kernels_for
 from jetson_mamba.startup.files import folders as startup_folders
@@ -425,7 +427,7 @@ def _backends_broken(facts: Facts) -> Iterator[Cause]:
         yield Cause(
             f"the ops cannot be tried: {facts.backends_error}",
             "an extension, torch, or this package does not work here",
-            f"{_pip(facts)} install --force-reinstall --no-deps jetson-mamba",
+            advice.again() or f"{_pip(facts)} check",
         )
 
 
@@ -497,12 +499,18 @@ def _backend_named(facts: Facts) -> Iterator[Cause]:
 
 
 def _copy_refused(facts: Facts) -> Iterator[Cause]:
+    paths = {target.name: target.path for target in facts.hook.targets}
+    off = "export JETSON_MAMBA=off"
     for target, reason in facts.hook.refused.items():
-        fork = bool(facts.mamba and facts.mamba.fork_parameters)
+        what = f"{target} stays as it is installed: {reason}"
+        if reason.startswith(NOT_WHOLE):
+            yield Cause(what, "files of this package are missing", advice.again() or off)
+            continue
+        release = advice.replacement(paths.get(target))
         yield Cause(
-            f"{target} stays as it is installed: {reason}",
-            "the text of this mamba_ssm is not one that is understood",
-            "export JETSON_MAMBA=off" if fork else "jetson-mamba install",
+            what,
+            f"the text of this mamba_ssm, {paths.get(target)}, is not one that is understood",
+            f"jetson-mamba install mamba-ssm=={release}" if release else off,
         )
 
 

@@ -12,9 +12,11 @@ import jetson_mamba
 from jetson_mamba import copies
 from jetson_mamba.finder import TARGETS
 from jetson_mamba.report.installed import module_file
-from jetson_mamba.report.status import Target
+from jetson_mamba.report.status import Target, outcome_of, with_copy
 from jetson_mamba.rewrite import Refused
 from jetson_mamba.startup import files
+
+NOT_WHOLE = "jetson_mamba is not installed whole"
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,7 @@ def hook(package: str | None) -> Hook:
         too_late=tuple(
             name
             for name in TARGETS
-            if name in sys.modules
-            and not isinstance(jetson_mamba._finder.outcomes.get(name), copies.ModifiedCopy)
+            if name in sys.modules and outcome_of(sys.modules[name]) is None
         ),
         targets=targets,
         refused=refused,
@@ -66,12 +67,15 @@ def _target(name: str, package: str, refused: dict[str, str]) -> Target:
         return Target(name, "not imported", None, None, 0, "this mamba_ssm does not have it")
     try:
         modified = copies.find(name, SourceFileLoader(name, path))
-    except (Refused, ImportError, OSError) as refusal:  # the latter where half is uninstalled
+    except Refused as refusal:
         refused[name] = str(refusal)
-        return Target(name, "not imported", None, path, 0, str(refusal))
+    except (ImportError, OSError) as error:
+        refused[name] = f"{NOT_WHOLE} ({error})"
+    if name in refused:
+        return Target(name, "not imported", None, path, 0, refused[name])
     if modified is None:
         return Target(name, "not imported", None, path, 0, "it needs no change")
-    return Target(name, "not imported", modified.origin, modified.path, modified.edits, None)
+    return with_copy(name, "not imported", modified)
 
 
 def _taken_by(package: str | None) -> str | None:

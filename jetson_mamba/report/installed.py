@@ -13,7 +13,7 @@ from importlib import metadata
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import NamedTuple, Sequence
 
-from jetson_mamba.finder import Finder
+from jetson_mamba.finder import is_a
 
 
 class Distribution(NamedTuple):
@@ -48,7 +48,7 @@ def find(name: str, path: Sequence[str]) -> ModuleSpec | None:
     The finder of this package is left out: it may put a stand-in in a module's place.
     """
     for finder in sys.meta_path:
-        if isinstance(finder, Finder):
+        if is_a(finder, "Finder"):
             continue
         find_spec = PathFinder.find_spec if finder is PathFinder else finder.find_spec
         spec = find_spec(name, path if finder is PathFinder else None)

@@ -7,7 +7,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from jetson_mamba import cache, copies
+from jetson_mamba import cache, copies, overrides
 from jetson_mamba.errors import CannotRun
 from jetson_mamba.finder import TARGETS
 from jetson_mamba.report import installed
@@ -28,9 +28,8 @@ class KeptCopy:
 
 def bundled_folder() -> str:
     """Where the copies lie that come with the package."""
-    import vendored_overrides  # here, so that doctor runs where only this package is left
-
-    return os.path.join(os.path.dirname(os.path.abspath(vendored_overrides.__file__)), "copies")
+    overrides.check()
+    return os.path.join(overrides.FOLDER, "copies")
 
 
 def cached_folder() -> str:

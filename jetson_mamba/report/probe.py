@@ -126,6 +126,9 @@ def _devices() -> dict[str, Any]:
 
 def _module(name: str) -> dict[str, Any]:
     module = importlib.import_module(name)
+    reason = getattr(module, "__jetson_mamba_reason__", None)
+    if reason is not None:  # what is installed cannot be imported, and the stand-in was
+        return {"error": reason.splitlines()[0]}
     counts = {}
     if name == "causal_conv1d_cuda":
         # Without ops, and of what does not tell, nothing is known; the module loads all the same.

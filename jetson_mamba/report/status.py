@@ -14,7 +14,7 @@ from typing import Any
 
 import jetson_mamba
 from jetson_mamba import copies
-from jetson_mamba.finder import TARGETS
+from jetson_mamba.finder import TARGETS, is_a, loader_of
 from jetson_mamba.rewrite import Refused
 from jetson_mamba.startup.files import StartupFile, installed
 
@@ -28,8 +28,16 @@ class PassedOver:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A way past one of upstream's functions that a copy does without, and why."""
+
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Target:
-    """What became of one target.
+    """What became of one target, or of a module of another package that is modified as one.
 
     ``state`` is "modified", "original" (upstream's own runs, ``reason`` says why) or "not
     imported". ``copy`` is where the modified copy came from ("bundled", "cached" or "made"),
@@ -43,6 +51,7 @@ class Target:
     path: str | None
     edits: int
     reason: str | None
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,26 +109,52 @@ def status(look_ahead: bool = False) -> Status:
         version=jetson_mamba.__version__,
         active=active,
         activated_by=jetson_mamba.activated_by if active else None,
-        mode=jetson_mamba._mode if jetson_mamba._mode in ("strict", "off") else "on",
+        mode=jetson_mamba._finder.mode,
         startup_files=tuple(installed()),
-        targets=tuple(_target(name, look_ahead) for name in TARGETS),
+        targets=(*(_target(name, look_ahead) for name in TARGETS), *_of_other_packages()),
         backend_variable=os.environ.get("JETSON_MAMBA_BACKEND") or None,
         selections=_selections(),
         backends=_backends(),
     )
 
 
+def with_copy(name: str, state: str, modified: Any) -> Target:
+    """A target that runs, or would run, from a :class:`~jetson_mamba.copies.ModifiedCopy`."""
+    left_out = tuple(LeftOut(*each) for each in getattr(modified, "left_out", ()))
+    return Target(name, state, modified.origin, modified.path, modified.edits, None, left_out)
+
+
+def outcome_of(module: object) -> object:
+    """What the hook made of a module: its copy, or why it has none; None if it did not load it."""
+    loader = loader_of(module)
+    return loader.outcome if is_a(loader, "Loader") else None
+
+
 def _target(name: str, look_ahead: bool) -> Target:
-    outcome = jetson_mamba._finder.outcomes.get(name)
-    if isinstance(outcome, copies.ModifiedCopy):
-        return Target(name, "modified", outcome.origin, outcome.path, outcome.edits, None)
     module = sys.modules.get(name)
-    if outcome is not None or module is not None:
-        reason = str(outcome or "it was imported while jetson_mamba was not active")
-        return Target(name, "original", None, getattr(module, "__file__", None), 0, reason)
-    if not look_ahead:
-        return Target(name, "not imported", None, None, 0, None)
-    return _expected(name)
+    if module is None:
+        return _expected(name) if look_ahead else Target(name, "not imported", None, None, 0, None)
+    outcome = outcome_of(module)
+    if outcome is not None and not isinstance(outcome, str):
+        return with_copy(name, "modified", outcome)
+    if outcome is None and loader_of(module) is None:
+        outcome = "what is imported under its name is no module of a file"
+    if outcome is None:
+        remembered = jetson_mamba._finder.outcomes.get(name)
+        outcome = remembered if isinstance(remembered, str) else None
+    reason = str(outcome or "it was imported while jetson_mamba was not active")
+    path = getattr(module, "__file__", None)
+    return Target(name, "original", None, path if isinstance(path, str) else None, 0, reason)
+
+
+def _of_other_packages() -> tuple[Target, ...]:
+    """The modules that are modified as targets are, in copies of mamba-ssm of another name."""
+    found = ((name, outcome_of(module)) for name, module in sorted(sys.modules.items()))
+    return tuple(
+        with_copy(name, "modified", outcome)
+        for name, outcome in found
+        if name not in TARGETS and outcome is not None and not isinstance(outcome, str)
+    )
 
 
 def _expected(name: str) -> Target:
@@ -137,7 +172,7 @@ def _expected(name: str) -> Target:
         return Target(name, "not imported", None, path, 0, str(refusal))
     if modified is None:
         return Target(name, "not imported", None, path, 0, "it needs no change")
-    return Target(name, "not imported", modified.origin, modified.path, modified.edits, None)
+    return with_copy(name, "not imported", modified)
 
 
 def _selections() -> tuple[Selected, ...]:

@@ -7,17 +7,12 @@ A function is *known* if its digest (:mod:`.closure`) is one of those in
 from __future__ import annotations
 
 import json
-import sys
 from functools import lru_cache
 from typing import Any
 
+from jetson_mamba import overrides
 from jetson_mamba.rewrite.closure import Closure, closure
 from jetson_mamba.texts import Texts
-
-if sys.version_info >= (3, 9):
-    from importlib.resources import files
-else:
-    from importlib_resources import files
 
 FILE = "known.json"
 
@@ -50,4 +45,4 @@ class Known:
 
 @lru_cache(maxsize=None)
 def _digests() -> Any:
-    return json.loads((files("vendored_overrides") / FILE).read_text())
+    return json.loads((overrides.folder() / FILE).read_text())

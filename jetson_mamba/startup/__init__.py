@@ -4,9 +4,9 @@ Installed, they lie at the top of ``site-packages``. Python 3.15 prefers the ``.
 then ignores the ``.pth`` file of the same name (PEP 829); earlier ones know only the ``.pth``.
 """
 
-import jetson_mamba
-
 
 def main() -> None:
     """Note that the interpreter's start activated the package; importing it did the work."""
-    jetson_mamba.activated_by = "startup file"
+    from jetson_mamba import _finder  # an ImportError where the package is half uninstalled
+
+    _finder.activated_by = "startup file"

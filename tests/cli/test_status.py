@@ -53,6 +53,7 @@ def test_before_an_import_no_target_is_known(tmp_path: Path) -> None:
             "path": None,
             "edits": 0,
             "reason": None,
+            "left_out": [],
         }
     assert found["backends"] == []
 

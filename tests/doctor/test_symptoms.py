@@ -501,6 +501,8 @@ def test_a_text_that_is_not_understood(machine: Machine) -> None:
     report = machine.examine(hook=True)
     (finding,) = (each for each in report["findings"] if each["symptom"] == "copy-refused")
     assert "selective_scan_interface stays as it is installed" in finding["what"]
+    assert finding["command"] == "export JETSON_MAMBA=off"  # pip knows of no release to replace
+    assert str(machine.site / "mamba_ssm" / "ops") in finding["why"]
     assert "mamba_ssm.ops.selective_scan_interface" in report["hook"]["refused"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import shutil
 import subprocess
@@ -10,6 +9,7 @@ import sys
 
 import pytest
 
+from tests.hook.pythons import interpreters
 from tests.hook.sandbox import INTERFACE, Sandbox
 
 TARGET = "mamba_ssm.ops.selective_scan_interface"
@@ -326,21 +326,6 @@ def stub_extensions(sandbox: Sandbox) -> None:
     for name in ("selective_scan_cuda", "causal_conv1d_cuda"):
         (sandbox.site / f"{name}.py").touch()
     (sandbox.site / "causal_conv1d.py").write_text("causal_conv1d_fn = None\n")
-
-
-def interpreters() -> list[str]:
-    """Every other CPython that this machine has, from 3.8 on: on the path, or under pyenv."""
-    folders = [*os.get_exec_path(), *glob.glob(os.path.expanduser("~/.pyenv/versions/*/bin"))]
-    found: dict[str, str] = {}
-    for minor in range(8, 20):
-        for folder in folders:
-            python = os.path.join(folder, f"python3.{minor}")
-            version = f"import sys; assert sys.version_info[:2] == (3, {minor})"
-            if os.access(python, os.X_OK) and not subprocess.call(
-                [python, "-c", version], stderr=subprocess.DEVNULL
-            ):
-                found[f"3.{minor}"] = python
-    return list(found.values())
 
 
 @pytest.mark.parametrize("python", interpreters(), ids=os.path.basename)

@@ -9,12 +9,12 @@ release does: every layout, every argument, padding.
 from __future__ import annotations
 
 import re
-from importlib import import_module
 from typing import Any, Callable, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .. import compiled
 from ..backends import Unavailable
 from . import pytorch
 from .contract import Case, Gradients, Implementation
@@ -40,13 +40,8 @@ def refuse(case: Case) -> None:
 
 
 def compiled_module() -> Any:
-    """``causal_conv1d_cuda``. It needs torch's libraries, which importing torch has loaded."""
-    try:
-        return import_module("causal_conv1d_cuda")
-    except ModuleNotFoundError as error:
-        if error.name != "causal_conv1d_cuda":
-            raise
-        raise Unavailable("causal_conv1d_cuda is not installed") from None
+    """``causal_conv1d_cuda``, if it is installed."""
+    return compiled.compiled_module("causal_conv1d_cuda")
 
 
 class Calls(NamedTuple):

@@ -8,13 +8,13 @@ leaves the device unusable. So rows are made good before the call.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any, Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ..backends import Unavailable
+from ..compiled import compiled_module
 from .contract import Case, Gradients, Implementation, Returning, Scan, Scanned, upstream_rows
 
 MODULE = "selective_scan_cuda"
@@ -37,12 +37,7 @@ def load(case: Case) -> Implementation:
         raise Unavailable(f"{MODULE} does not take {case.dtype}")
     if case.dstate > MAX_DSTATE:
         raise Unavailable(f"{MODULE} takes at most {MAX_DSTATE} states, found {case.dstate}")
-    try:
-        module = import_module(MODULE)
-    except ModuleNotFoundError as error:
-        if error.name != MODULE:
-            raise
-        raise Unavailable(f"{MODULE} is not installed") from None
+    module = compiled_module(MODULE)
     calls = _Calls(module.fwd, module.bwd)
     return Implementation(calls.forward, calls.backward, calls.output, upstream_rows)
 

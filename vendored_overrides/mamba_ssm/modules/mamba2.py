@@ -1,7 +1,8 @@
 """The block of Mamba-2."""
 
 from jetson_mamba.rewrite import Override
-from vendored_overrides.blocks import IMPORT, block_edits
+
+from ...blocks import IMPORT, block_edits
 
 OVERRIDE = Override(
     target="mamba_ssm.modules.mamba2",

@@ -7,7 +7,8 @@ nowhere else; it also runs on a CPU here, so it asks for that of its input's dev
 """
 
 from jetson_mamba.rewrite import Dispatch, Expression, ImportBeside, Override, Rebind, Rename
-from vendored_overrides.extensions import CONVOLUTION, IMPORTS
+
+from ...extensions import CONVOLUTION, IMPORTS
 
 AUTOCAST = (
     Expression(

@@ -1,7 +1,8 @@
 """The norms of the models from 2.0 on, with the residual, dropout and a second branch in them."""
 
 from jetson_mamba.rewrite import Override
-from vendored_overrides.norms import IMPORT, LINEAR, past_triton
+
+from ....norms import IMPORT, LINEAR, past_triton
 
 PARAMETERS = (
     "x",

@@ -1,7 +1,8 @@
 """The norms of the models of 1.x, with the residual in them."""
 
 from jetson_mamba.rewrite import Override
-from vendored_overrides.norms import IMPORT, LINEAR, past_triton
+
+from ....norms import IMPORT, LINEAR, past_triton
 
 PARAMETERS = (
     "x",

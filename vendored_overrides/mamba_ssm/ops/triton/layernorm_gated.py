@@ -1,7 +1,8 @@
 """The norms of a Mamba-2 mixer, with the gate in them."""
 
 from jetson_mamba.rewrite import Override
-from vendored_overrides.norms import IMPORT, past_triton
+
+from ....norms import IMPORT, past_triton
 
 PARAMETERS = (
     "x",

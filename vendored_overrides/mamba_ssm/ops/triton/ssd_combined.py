@@ -6,7 +6,8 @@ before they enter their autograd functions.
 """
 
 from jetson_mamba.rewrite import Dispatch, ImportBeside, Override
-from vendored_overrides.extensions import CONVOLUTION, IMPORTS
+
+from ....extensions import CONVOLUTION, IMPORTS
 
 CHUNK_SCAN = Dispatch(
     inside="mamba_chunk_scan_combined",

@@ -1,0 +1,128 @@
+"""What to do where this package cannot do its work: commands that work when they are typed."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from typing import Any
+
+# The newest release of mamba-ssm whose text is known, and the newest that an old Python or an old
+# Triton can run: 2.2.3 wants Python 3.9, and 2.3.2 what Triton has from 3.4 on.
+NEWEST_KNOWN = "2.3.2.post1"
+FOR_AN_OLD_TRITON = "2.3.1"
+FOR_AN_OLD_PYTHON = "2.2.2"
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def known_release(triton: str | None = None) -> str:
+    """The release of mamba-ssm to install here, beside a ``triton``, of which None is unknown."""
+    if sys.version_info < (3, 9):
+        return FOR_AN_OLD_PYTHON
+    major, _, rest = (triton or "").partition(".")
+    minor = rest.partition(".")[0]
+    old = major.isdigit() and minor.isdigit() and (int(major), int(minor)) < (3, 4)
+    return FOR_AN_OLD_TRITON if old else NEWEST_KNOWN
+
+
+def for_a_text(path: object) -> str:
+    """What to do about a target whose text, in the file ``path``, is not understood."""
+    release = replacement(path)
+    install = f"install a release that is known (jetson-mamba install mamba-ssm=={release}), "
+    text = path if isinstance(path, str) else "its text"
+    return (
+        f"{install if release else ''}report {text} to the authors of jetson_mamba, or set "
+        "JETSON_MAMBA=off to silence this"
+    )
+
+
+def replacement(path: object) -> str | None:
+    """The release to install in place of one whose text, in the file ``path``, is not understood.
+
+    None where that would be the same text again, or where the text is a fork's or a checkout's,
+    which its user wants.
+    """
+    distribution = _installed("mamba-ssm")
+    if distribution is None or not isinstance(path, str):
+        return None
+    folder = os.path.realpath(str(distribution.locate_file("")))
+    relative = os.path.relpath(os.path.realpath(path), folder)
+    recorded = {os.path.normpath(str(each)): each for each in distribution.files or ()}
+    if relative not in recorded:
+        return None
+    release = known_release(_version("triton"))
+    published = not distribution.read_text("direct_url.json")
+    if published and _numbers(distribution.version) <= _numbers(NEWEST_KNOWN):
+        return distribution.version if _altered(path, recorded[relative].hash) else None
+    return release
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    import re
+
+    return tuple(map(int, re.findall(r"\d+", version)))
+
+
+def _altered(path: str, recorded: Any) -> bool:
+    """Whether a file is another one than was installed, as far as that is recorded."""
+    if recorded is None or recorded.mode != "sha256":
+        return False
+    import base64
+    import hashlib
+
+    with open(path, "rb") as file:
+        digest = hashlib.sha256(file.read()).digest()
+    return bool(base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != recorded.value)
+
+
+def repair() -> str:
+    """How to install this package again, which depends on where it came from."""
+    return again() or f"put the files that are missing in {HERE} back, from where they came"
+
+
+def again() -> str | None:
+    """The command that brings the files of this package again, if there is one."""
+    distribution = _installed("jetson-mamba")
+    url = commit = ""
+    editable = distribution is None
+    if distribution is not None:
+        import json
+
+        try:
+            told = json.loads(distribution.read_text("direct_url.json") or "{}")
+        except ValueError:
+            told = {}
+        url = told.get("url", "")
+        editable = bool(told.get("dir_info", {}).get("editable"))
+        vcs = told.get("vcs_info", {})
+        if vcs:
+            commit = vcs.get("commit_id", "")
+            url = f"{vcs.get('vcs', 'git')}+{url}" + f"@{commit}" * bool(commit)
+    if editable:
+        if os.path.exists(os.path.join(HERE, ".git")):
+            folder = shlex.quote(HERE)
+            return f"git -C {folder} checkout -- jetson_mamba vendored_overrides"
+        return None
+    if url.startswith("file://"):
+        from urllib.parse import unquote, urlsplit
+
+        url = unquote(urlsplit(url).path)
+        if not os.path.exists(url):
+            return None
+    requirement = url or f"jetson-mamba=={getattr(distribution, 'version', '')}"
+    pip = f"{shlex.quote(sys.executable)} -m pip"
+    return f"{pip} install --force-reinstall --no-deps {shlex.quote(requirement)}"
+
+
+def _installed(name: str) -> Any:
+    from importlib import metadata
+
+    try:
+        return metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _version(name: str) -> str | None:
+    distribution = _installed(name)
+    return distribution.version if distribution is not None else None

@@ -1,0 +1,173 @@
+"""What to do is a command that works when it is typed, for each way of installing this package."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jetson_mamba import advice
+from tests.faults.environment import copy_package
+from tests.hook.sandbox import Sandbox
+from tests.hook.test_import import UNKNOWN_FORM, stub_extensions
+from tests.releases.download import MAMBA_SSM
+
+TARGET = "mamba_ssm.ops.selective_scan_interface"
+PIP = f"{sys.executable} -m pip install --force-reinstall --no-deps"
+
+
+class Project:
+    """This project as an installer leaves it in a folder, to look at and to break."""
+
+    def __init__(self, folder: Path) -> None:
+        self.site = folder / "installed"
+        for package in ("jetson_mamba", "vendored_overrides"):
+            copy_package(package, self.site)
+
+    def record(self, direct_url: object = None) -> None:
+        """Metadata; where it came from is what pip writes down."""
+        folder = self.site / "jetson_mamba-0.1.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(
+            "Metadata-Version: 2.1\nName: jetson-mamba\nVersion: 0.1.0\n"
+        )
+        if direct_url is not None:
+            (folder / "direct_url.json").write_text(
+                direct_url if isinstance(direct_url, str) else json.dumps(direct_url)
+            )
+
+    def repair(self) -> str:
+        """What it says of itself."""
+        return subprocess.run(
+            [
+                *(sys.executable, "-I", "-S", "-c"),
+                "import sys; sys.path.insert(0, sys.argv[1]); "
+                "from jetson_mamba import advice; print(advice.repair())",
+                str(self.site),
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+def test_a_wheel_from_an_index_comes_from_there_again(project: Project) -> None:
+    project.record()
+    assert project.repair() == f"{PIP} jetson-mamba==0.1.0"
+
+
+def test_a_wheel_from_a_file_comes_from_the_file(project: Project, tmp_path: Path) -> None:
+    wheel = tmp_path / "a wheel.whl"
+    wheel.touch()
+    project.record({"url": wheel.as_uri(), "archive_info": {}})
+    assert project.repair() == f"{PIP} {shlex.quote(str(wheel))}"
+    wheel.unlink()
+    assert project.repair().startswith("put the files that are missing in ")
+
+
+def test_a_repository_is_named_with_the_commit(project: Project) -> None:
+    vcs = {"vcs": "git", "commit_id": "abc123"}
+    project.record({"url": "https://example.org/x.git", "vcs_info": vcs})
+    assert project.repair() == f"{PIP} git+https://example.org/x.git@abc123"
+
+
+def test_an_archive_is_named_by_its_address(project: Project) -> None:
+    project.record({"url": "https://example.org/x.whl", "archive_info": {}})
+    assert project.repair() == f"{PIP} https://example.org/x.whl"
+
+
+def test_metadata_that_cannot_be_read_is_taken_for_an_index(project: Project) -> None:
+    project.record("{")
+    assert project.repair() == f"{PIP} jetson-mamba==0.1.0"
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_checkout_is_checked_out_again_by_a_command_that_works(
+    project: Project, recorded: bool
+) -> None:
+    """Installed so that it can be edited, or found through PYTHONPATH."""
+    if recorded:
+        project.record({"url": project.site.as_uri(), "dir_info": {"editable": True}})
+    assert project.repair().startswith(f"put the files that are missing in {project.site} back")
+    for command in ("init -q", "add .", "-c user.name=x -c user.email=x commit -q -m x"):
+        subprocess.run(["git", "-C", project.site, *command.split()], check=True)
+    lost = project.site / "jetson_mamba" / "copies.py"
+    lost.unlink()
+    subprocess.run(shlex.split(project.repair()), check=True, capture_output=True)
+    assert lost.exists()
+
+
+def test_the_releases_named_are_published_ones_the_newest_first() -> None:
+    assert MAMBA_SSM[-1] == advice.NEWEST_KNOWN
+    assert {advice.FOR_AN_OLD_TRITON, advice.FOR_AN_OLD_PYTHON} < set(MAMBA_SSM)
+    assert advice.known_release("3.6.0") == advice.known_release() == advice.NEWEST_KNOWN
+    assert advice.known_release("3.1.0") == advice.known_release("2.1") == advice.FOR_AN_OLD_TRITON
+
+
+# A text that is refused.
+
+
+def published(sandbox: Sandbox, version: str, text: str, direct_url: str | None = None) -> None:
+    """Metadata of mamba-ssm in which ``text`` is what was installed."""
+    folder = sandbox.site / f"mamba_ssm-{version}.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: mamba-ssm\nVersion: {version}\n"
+    )
+    digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+    (folder / "RECORD").write_text(f"mamba_ssm/ops/selective_scan_interface.py,sha256={digest},\n")
+    if direct_url is not None:
+        (folder / "direct_url.json").write_text(direct_url)
+
+
+@pytest.mark.parametrize(
+    ("version", "altered", "direct_url", "release"),
+    [
+        ("9.0", False, None, advice.NEWEST_KNOWN),  # the next release
+        (advice.NEWEST_KNOWN, False, None, None),  # the same text again
+        ("2.2.4", False, None, None),  # one that should be understood
+        ("2.2.4", True, None, "2.2.4"),  # somebody edited it
+        (advice.NEWEST_KNOWN, False, "{}", advice.NEWEST_KNOWN),  # from a repository
+        (None, False, None, None),  # a fork on the path
+    ],
+)
+def test_a_refused_text_is_replaced_by_a_release_only_where_that_helps(
+    sandbox: Sandbox,
+    version: str | None,
+    altered: bool,
+    direct_url: str | None,
+    release: str | None,
+) -> None:
+    stub_extensions(sandbox)
+    sandbox.interface.write_text(UNKNOWN_FORM)
+    if version is not None:
+        published(sandbox, version, "other" if altered else UNKNOWN_FORM, direct_url)
+    done = sandbox.run(f"import {TARGET}", options=("-S",))
+    assert done.returncode == 0, done.stderr
+    assert f"report {sandbox.interface} to the authors" in done.stderr
+    assert "JETSON_MAMBA=off" in done.stderr
+    install = f"jetson-mamba install mamba-ssm=={release}"
+    assert ("jetson-mamba install" in done.stderr) == (release is not None)
+    assert release is None or install in done.stderr
+
+
+def test_advice_that_cannot_be_had_is_no_error(tmp_path: Path) -> None:
+    """As with metadata that nobody can read; the module runs all the same."""
+    sandbox = Sandbox(tmp_path)
+    stub_extensions(sandbox)
+    sandbox.interface.write_text(UNKNOWN_FORM)
+    broken = "from jetson_mamba import advice\nadvice.for_a_text = advice.repair = None\n"
+    done = sandbox.run(broken + f"import {TARGET} as module\nprint(module.__file__)")
+    assert done.stdout.strip() == str(sandbox.interface)
+    assert "What to do: install jetson_mamba again, or set JETSON_MAMBA=off" in done.stderr

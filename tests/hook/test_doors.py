@@ -1,0 +1,508 @@
+"""Other code imports causal-conv1d and the extensions by their names: the doors, and what is there.
+
+The numbers are held to loops in float64.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
+from typing import Any, Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from jetson_mamba.stand_in import causal_conv1d_cuda, selective_scan_cuda
+from jetson_mamba.stand_in.causal_conv1d import causal_conv1d_interface as interface
+from jetson_mamba.stand_in.causal_conv1d import cpp_functions
+from tests.hook.pythons import interpreters
+from tests.hook.sandbox import REPOSITORY, Sandbox
+from tests.references.causal_conv1d import convolve, update
+from tests.references.selective_scan import selective_scan_reference
+from tests.references.tolerance import relative_norm
+from tests.releases.download import release_path
+
+EXTENSIONS = ("selective_scan_cuda", "causal_conv1d_cuda")
+DOORS = """
+import selective_scan_cuda
+import causal_conv1d_cuda
+from causal_conv1d import causal_conv1d_fn, causal_conv1d_update
+from causal_conv1d.causal_conv1d_interface import causal_conv1d_ref, causal_conv1d_update_ref
+from causal_conv1d.causal_conv1d_interface import CausalConv1dFn, causal_conv1d_fn
+from causal_conv1d.cpp_functions import causal_conv1d_fwd_function, causal_conv1d_bwd_function
+from causal_conv1d.cpp_functions import causal_conv1d_update_function
+from causal_conv1d.causal_conv1d_varlen import causal_conv1d_varlen_states
+from causal_conv1d.causal_conv1d_varlen import causal_conv1d_varlen_states_ref
+from importlib.metadata import version; assert version('causal-conv1d') == '1.7.0+jetson.mamba'
+from importlib.metadata import version; assert version('causal_conv1d') == '1.7.0+jetson.mamba'
+from importlib.metadata import metadata; assert metadata('causal-conv1d')['Name']
+"""
+
+
+TRY = f"""
+import jetson_mamba
+for line in {DOORS.strip().splitlines()!r}:
+    try:
+        exec(line, {{}})
+    except ImportError as error:
+        print(type(error).__name__, line)
+    else:
+        print("open", line)
+"""
+
+
+def test_each_door_opens_where_nothing_is_installed(sandbox: Sandbox) -> None:
+    printed = sandbox.output(TRY, recorder=False).splitlines()
+    assert printed == [f"open {line}" for line in DOORS.strip().splitlines()]
+
+
+@pytest.mark.parametrize("switch", ["JETSON_MAMBA_STAND_IN", "JETSON_MAMBA"])
+def test_each_stays_shut_where_stand_ins_are_switched_off(sandbox: Sandbox, switch: str) -> None:
+    printed = sandbox.output(TRY, recorder=False, environment={switch: "off"}).splitlines()
+    assert len(printed) == len(DOORS.strip().splitlines())
+    for line in printed:
+        assert line.startswith(("ModuleNotFoundError ", "PackageNotFoundError "))
+
+
+# What is given, and its gradients.
+
+
+def tensors(
+    width: int = 4, channel_last: bool = True, dtype: torch.dtype = torch.float64
+) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    batch, dim, seqlen = 2, 8, 9
+    x = torch.randn(batch, seqlen, dim).transpose(1, 2)
+    states = torch.randn(batch, width - 1, dim).transpose(1, 2)
+    return {
+        "x": (x if channel_last else x.contiguous()).to(dtype),
+        "weight": torch.randn(dim, width).to(dtype),
+        "bias": torch.randn(dim).to(dtype),
+        "dout": torch.randn(batch, seqlen, dim).transpose(1, 2).to(dtype),
+        "initial": states.to(dtype),
+        "dfinal": torch.randn_like(states).to(dtype),
+        "seq_idx": torch.tensor([[0] * 5 + [1] * 4, [0] * 2 + [1] * 7], dtype=torch.int32),
+    }
+
+
+def reference(
+    given: dict[str, Tensor], names: tuple[str, ...], silu: bool, seq_idx: Tensor | None = None
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Output, final states, and the gradients of the named ones of x, weight, bias, initial."""
+    leaves = {name: given[name].double().detach().requires_grad_() for name in names}
+    out, final = convolve(
+        leaves["x"],
+        leaves["weight"],
+        leaves.get("bias"),
+        seq_idx,
+        leaves.get("initial"),
+        silu,
+    )
+    loss = (out * given["dout"]).sum()
+    if "initial" in names:
+        loss = loss + (final * given["dfinal"]).sum()
+    found = torch.autograd.grad(loss, list(leaves.values()))
+    return out.detach(), final.detach(), dict(zip(names, found))
+
+
+def close(actual: Any, expected: Tensor, tolerance: float = 1e-6) -> bool:
+    return relative_norm(actual, expected) < tolerance
+
+
+@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_newest_functions_write_what_they_are_given(silu: bool, bias: bool) -> None:
+    given = tensors()
+    b = given["bias"] if bias else None
+    names = ("x", "weight", *(("bias",) if bias else ()), "initial")
+    expected, final, gradients = reference(given, names, silu)
+    out = torch.full_like(given["x"], float("nan"))
+    states = torch.full_like(given["initial"], float("nan"))
+    fwd = causal_conv1d_cuda.causal_conv1d_fwd
+    x, weight, initial = given["x"], given["weight"], given["initial"]
+    assert fwd(x, weight, b, None, initial, out, states, silu) is None
+    assert close(out, expected) and close(states, final)
+    dx, dinitial = torch.full_like(x, float("nan")), torch.full_like(initial, float("nan"))
+    dweight = torch.ones(weight.shape)
+    dbias = torch.ones(8) if bias else None
+    bwd = causal_conv1d_cuda.causal_conv1d_bwd
+    dout, dfinal = given["dout"], given["dfinal"]
+    args = (x, weight, b, dout, None, initial, dfinal, dx, dweight, dbias, dinitial, silu)
+    assert bwd(*args) is None
+    assert close(dx, gradients["x"]) and close(dinitial, gradients["initial"])
+    assert close(dweight - 1, gradients["weight"], 1e-5)
+    if dbias is not None:
+        assert close(dbias - 1, gradients["bias"], 1e-5)
+
+
+@pytest.mark.parametrize("silu", [True, False])
+def test_calls_of_every_earlier_release_are_understood(silu: bool) -> None:
+    given = tensors()
+    x, weight, bias, dout = (given[name] for name in ("x", "weight", "bias", "dout"))
+    expected, _, gradients = reference(given, ("x", "weight", "bias"), silu)
+    fwd, bwd = causal_conv1d_cuda.causal_conv1d_fwd, causal_conv1d_cuda.causal_conv1d_bwd
+    calls: list[tuple[tuple[Any, ...], tuple[Any, ...], int]] = [
+        ((silu,), (None, silu), 3),
+        ((None, silu), (None, None, silu), 3),
+        ((None, None, None, silu), (None, None, None, None, False, silu), 4),
+    ]
+    for forward, backward, results in calls:
+        assert close(fwd(x, weight, bias, *forward), expected)
+        found = bwd(x, weight, bias, dout, *backward)
+        assert len(found) == results
+        for gradient, name in zip(found, gradients):
+            assert close(gradient, gradients[name]), name
+    packed, _, _ = reference(given, ("x", "weight"), silu, given["seq_idx"])
+    assert close(fwd(x, weight, None, given["seq_idx"], silu), packed)
+    target = torch.empty_like(x)
+    assert bwd(x, weight, bias, dout, target, silu)[0] is target
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        ("causal_conv1d_fwd", 6),
+        ("causal_conv1d_fwd", 9),
+        ("causal_conv1d_bwd", 8),
+        ("causal_conv1d_update", 4),
+        ("causal_conv1d_update", 9),
+    ],
+)
+def test_a_call_of_no_release_is_an_error_that_names_the_function(
+    function: str, arguments: int
+) -> None:
+    with pytest.raises(TypeError, match=rf"{function}\(\): incompatible function arguments"):
+        getattr(causal_conv1d_cuda, function)(*[None] * arguments)
+
+
+@pytest.mark.parametrize("form", ["5", "6", "7", "8", "function", "ref"])
+@pytest.mark.parametrize("silu", [True, False])
+def test_steps_of_decoding(form: str, silu: bool) -> None:
+    given = tensors()
+    x, weight, bias = given["x"][..., :1].contiguous(), given["weight"], given["bias"]
+    state = torch.randn(3, 8, 4, dtype=torch.float64)
+    rows = torch.tensor([2, 0], dtype=torch.int32) if form in ("7", "8", "function") else None
+    cache = torch.tensor([3, 5], dtype=torch.int32) if form not in ("5",) else None
+    if rows is None:
+        state = state[:2]
+    expected, after = update(x, state, weight, bias, silu, cache, rows)
+    call = causal_conv1d_cuda.causal_conv1d_update
+    out: Any
+    if form == "5":
+        out = call(x.squeeze(-1), state, weight, bias, silu).unsqueeze(-1)
+    elif form == "6":
+        out = call(x, state, weight, bias, silu, cache)
+    elif form == "7":
+        out = call(x, state, weight, bias, silu, cache, rows)
+    elif form == "8":
+        out = torch.full_like(x, float("nan"))
+        assert call(x, state, weight, bias, out, silu, cache, rows) is None
+    elif form == "function":
+        out = cpp_functions.causal_conv1d_update_function(x, state, weight, bias, silu, cache, rows)
+    else:
+        activation = "silu" if silu else None
+        out = interface.causal_conv1d_update_ref(x, state, weight, bias, activation, cache)
+    assert close(out, expected) and close(state, after)
+
+
+@pytest.mark.parametrize("silu", [True, False])
+def test_the_functions_of_cpp_functions(silu: bool) -> None:
+    given = tensors()
+    names = ("x", "weight", "bias", "initial")
+    expected, final, gradients = reference(given, names, silu)
+    states = torch.full_like(given["initial"], float("nan"))
+    x, weight, bias = (given[name].requires_grad_() for name in ("x", "weight", "bias"))
+    initial, dout, dfinal = given["initial"], given["dout"], given["dfinal"]
+    forward = cpp_functions.causal_conv1d_fwd_function
+    out = forward(x, weight, bias, None, initial, states, silu)
+    assert close(out, expected) and close(states, final) and not out.requires_grad
+    target = torch.empty_like(given["x"])
+    backward = cpp_functions.causal_conv1d_bwd_function
+    found = backward(x, weight, bias, dout, None, initial, dfinal, target, True, silu)
+    assert found[0] is target
+    for gradient, name in zip(found, names):
+        assert close(gradient, gradients[name]), name
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, w, b, i, a: interface.CausalConv1dFn.apply(x, w, b, None, i, True, None, a),
+        lambda x, w, b, i, a: interface.causal_conv1d_ref(x, w, b, i, True, None, a),
+        lambda x, w, b, i, a: interface.causal_conv1d_fn(x, w, b, None, i, True, None, a),
+    ],
+)
+def test_the_names_of_the_interface_have_gradients(call: Callable[..., Any]) -> None:
+    given = tensors()
+    names = ("x", "weight", "bias", "initial")
+    expected, final, gradients = reference(given, names, True)
+    leaves = [given[name].requires_grad_() for name in names]
+    out, states = call(*leaves, "silu")
+    assert close(out, expected) and close(states, final)
+    ((out * given["dout"]).sum() + (states * given["dfinal"]).sum()).backward()
+    for leaf, name in zip(leaves, names):
+        assert close(leaf.grad, gradients[name]), name
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_the_scan_and_its_gradients(gated: bool) -> None:
+    torch.manual_seed(0)
+    u, delta, z, dout = torch.randn(4, 2, 8, 11, dtype=torch.float64).unbind(0)
+    A, bias, D = -torch.rand(8, 4).double(), torch.randn(8).double(), torch.randn(8).double()
+    B, C = torch.randn(2, 2, 2, 4, 11, dtype=torch.float64).unbind(0)
+    gate = z if gated else None
+    leaves: list[Any] = [each.detach().requires_grad_() for each in (u, delta, A, B, C, D, bias)]
+    zs = [z.detach().requires_grad_()] if gated else []
+    scan: Any = selective_scan_reference
+    out, gated_out, states, _ = scan(*leaves[:6], zs[0] if gated else None, leaves[6], True)
+    expected = torch.autograd.grad((gated_out * dout).sum(), [*leaves, *zs])
+    found = selective_scan_cuda.fwd(u, delta, A, B, C, D, gate, bias, True)
+    assert len(found) == 2 + gated
+    assert close(found[0], out.detach())
+    assert close(found[1][:, :, -1, 1::2], states[..., -1].detach())
+    if gated:
+        assert close(found[2], gated_out.detach())
+    dz = torch.full_like(z, float("nan")) if gated else None
+    arguments = (dout, found[1], found[0] if gated else None, dz, True, False)
+    gradients = selective_scan_cuda.bwd(u, delta, A, B, C, D, gate, bias, *arguments)
+    for actual, gradient in zip(gradients, expected):
+        assert close(actual, gradient)
+    if gated:
+        assert gradients[7] is dz
+
+
+# Who wins, and who knows.
+
+
+@pytest.mark.parametrize("name", EXTENSIONS)
+def test_a_module_that_works_wins(sandbox: Sandbox, name: str) -> None:
+    (sandbox.site / f"{name}.py").write_text("VALUE = 'real'\n")
+    code = f"import {name} as module; print(module.VALUE, type(module.__loader__).__name__)"
+    assert sandbox.output(code) == "real SourceFileLoader"
+
+
+@pytest.mark.parametrize("kind", ["py", "so"])
+def test_one_that_cannot_be_imported_is_replaced_and_the_reason_kept(
+    sandbox: Sandbox, kind: str
+) -> None:
+    """A compiled one fails as its file is loaded, before there is a module."""
+    reason = "undefined symbol: _ZN3c10" if kind == "py" else "file too short"
+    for name in EXTENSIONS:
+        if kind == "py":
+            text = f"VALUE = 'half'\nraise ImportError('{reason}')\n"
+            (sandbox.site / f"{name}.py").write_text(text)
+        else:
+            (sandbox.site / f"{name}{EXTENSION_SUFFIXES[0]}").touch()
+    printed = sandbox.output(
+        f"""
+        import importlib, jetson_mamba
+        for name in {EXTENSIONS}:
+            module = importlib.import_module(name)
+            print(hasattr(module, "VALUE"), module.__file__)
+            print(module.__jetson_mamba_reason__)
+        """,
+        recorder=False,
+    ).splitlines()
+    for name, file, told in zip(EXTENSIONS, printed[::2], printed[1::2]):
+        assert file == f"False {REPOSITORY / 'jetson_mamba' / 'stand_in' / name}.py"
+        assert told.startswith("ImportError: ") and reason in told
+
+
+def test_another_error_of_a_module_is_passed_on(sandbox: Sandbox) -> None:
+    (sandbox.site / "selective_scan_cuda.py").write_text("raise ValueError('its own')\n")
+    assert "ValueError: its own" in sandbox.run("import selective_scan_cuda").stderr
+
+
+@pytest.mark.parametrize("name", ["selective_scan_cuda", "causal_conv1d_cuda", "causal_conv1d"])
+def test_without_torch_the_error_is_that_of_before(sandbox: Sandbox, name: str) -> None:
+    bare = [each for each in interpreters() if each[-2:] in (".8", "13")]
+    for python in bare:
+        done = sandbox.run(f"import jetson_mamba, {name}", python=python, recorder=False)
+        assert f"ModuleNotFoundError: No module named '{name}'" in done.stderr
+
+
+USE = """
+import jetson_mamba, torch
+{before}
+from jetson_mamba import ops
+x, weight = torch.ones(1, 8, 16), torch.ones(8, 4)
+ops.causal_conv1d_fn(x, weight)
+ops.selective_scan_fn(x, x, -weight, torch.ones(1, 1, 4, 16), torch.ones(1, 1, 4, 16))
+for row in jetson_mamba.status().backends:
+    print(row.op, row.backend, [(each.backend, each.reason) for each in row.passed_over])
+"""
+
+
+@pytest.mark.parametrize(
+    "before", ["", "import selective_scan_cuda, causal_conv1d_cuda, causal_conv1d"]
+)
+def test_backends_do_not_take_a_stand_in_for_an_extension(sandbox: Sandbox, before: str) -> None:
+    for line in sandbox.output(USE.format(before=before), recorder=False).splitlines():
+        op, backend, passed = line.split(" ", 2)
+        assert backend not in ("package", "extension")
+        expected = {
+            "causal_conv1d": [
+                "('package', 'causal_conv1d is not installed')",
+                "('extension', 'causal_conv1d_cuda is not installed')",
+            ],
+            "selective_scan": ["('extension', 'selective_scan_cuda is not installed')"],
+        }[op]
+        for each in expected:
+            assert each in passed
+
+
+def test_backends_tell_why_an_extension_cannot_be_imported(sandbox: Sandbox) -> None:
+    for name in EXTENSIONS:
+        text = f"raise ImportError('{name}.so: undefined symbol: _ZN3c10')\n"
+        (sandbox.site / f"{name}.py").write_text(text)
+    before = "import selective_scan_cuda, causal_conv1d_cuda"
+    done = sandbox.run(USE.format(before=before), recorder=False)
+    for name in EXTENSIONS:
+        assert f"ImportError: {name}.so: undefined symbol: _ZN3c10" in done.stdout
+
+
+def test_a_backend_that_is_named_does_not_call_itself(sandbox: Sandbox) -> None:
+    done = sandbox.run(
+        "import jetson_mamba, torch, causal_conv1d_cuda\n"
+        "causal_conv1d_cuda.causal_conv1d_fwd(torch.ones(1, 8, 16), torch.ones(8, 4), None, True)",
+        recorder=False,
+        environment={"JETSON_MAMBA_BACKEND": "causal_conv1d=extension"},
+    )
+    assert "causal_conv1d_cuda is not installed" in done.stderr
+    assert "RecursionError" not in done.stderr
+
+
+@pytest.mark.parametrize("first", ["", "import causal_conv1d_cuda\n"])
+def test_an_installed_package_does_not_run_on_the_stand_in_of_its_extension(
+    sandbox: Sandbox, first: str
+) -> None:
+    """Whatever is imported first: it is replaced whole, with the reason that it gives itself."""
+    package = sandbox.site / "causal_conv1d"
+    package.mkdir()
+    (package / "__init__.py").write_text("__version__ = '1.4.0'\nimport causal_conv1d_cuda\n")
+    code = f"import jetson_mamba\n{first}import causal_conv1d as package\n"
+    code += "print(package.__version__, '|', package.__jetson_mamba_reason__)\n"
+    code += "import causal_conv1d_cuda\nprint(causal_conv1d_cuda.__jetson_mamba_reason__)"
+    assert sandbox.output(code, recorder=False).splitlines() == [
+        "1.7.0+jetson.mamba | ModuleNotFoundError: No module named 'causal_conv1d_cuda'",
+        "None",
+    ]
+
+
+# Metadata.
+
+VERSION = """
+import sys, jetson_mamba
+from importlib import metadata
+{before}
+try:
+    print(metadata.version("causal-conv1d"))
+except metadata.PackageNotFoundError:
+    print("none")
+"""
+
+
+def installed(sandbox: Sandbox, name: str = "causal_conv1d", version: str = "1.4.0") -> None:
+    folder = sandbox.site / f"{name}-{version}.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+@pytest.mark.parametrize("python", [sys.executable, *interpreters()], ids=os.path.basename)
+def test_a_version_that_pip_knows_is_told(sandbox: Sandbox, python: str) -> None:
+    code = VERSION.format(before="")
+    assert sandbox.output(code, recorder=False, python=python) == "1.7.0+jetson.mamba"
+    installed(sandbox)
+    assert sandbox.output(code, recorder=False, python=python) == "1.4.0"
+
+
+def test_a_package_without_metadata_has_none(sandbox: Sandbox) -> None:
+    (sandbox.site / "causal_conv1d.py").touch()
+    for before in ("", "import causal_conv1d"):
+        assert sandbox.output(VERSION.format(before=before), recorder=False) == "none"
+    (sandbox.site / "causal_conv1d.py").write_text("raise ImportError('broken')\n")
+    assert sandbox.output(VERSION.format(before=""), recorder=False) == "none"
+    before = "import causal_conv1d"
+    assert sandbox.output(VERSION.format(before=before), recorder=False) == "1.7.0+jetson.mamba"
+
+
+def test_lists_of_what_is_installed_do_not_have_it(sandbox: Sandbox) -> None:
+    assert (
+        sandbox.output(
+            """
+            import jetson_mamba
+            from importlib import metadata
+            print([d for d in metadata.distributions() if d.metadata["Name"] == "causal-conv1d"])
+            print(list(metadata.distributions(name="causal-conv1d", path=sys.path)))
+            print(list(metadata.distributions(name="other")))
+            """,
+        )
+        == "[]\n[]\n[]"
+    )
+
+
+# Names that moved between releases.
+
+
+@pytest.mark.parametrize(
+    ("release", "name", "order"),
+    [
+        ("2.3.2.post1", "layernorm", "residual, 1e-3, False, True"),
+        ("1.2.2", "layer_norm", "residual, None, None, None, 1e-3, 0.0, None, False, True"),
+    ],
+)
+def test_the_norms_under_their_other_name(
+    sandbox: Sandbox, release: str, name: str, order: str
+) -> None:
+    """With the arguments in the order that belongs to the name."""
+    pytest.importorskip("triton")
+    code = f"""
+import jetson_mamba, torch, warnings
+from mamba_ssm.ops.triton.{name} import RMSNorm, layer_norm_fn, rms_norm_fn, layer_norm_linear_fn
+import mamba_ssm.ops.triton.{name} as module
+x, residual = torch.randn(2, 2, 3, 8)
+weight, bias = torch.randn(2, 8)
+with torch.no_grad():
+    out = layer_norm_fn(x, weight, bias, {order})
+    wide = (x + residual).double()
+    expected = torch.nn.functional.layer_norm(wide, (8,), weight.double(), bias.double(), 1e-3)
+    print(float((out - expected).norm() / expected.norm()) < 1e-5)
+    rms = rms_norm_fn(x, weight, None, eps=1e-3)
+    wide = x.double()
+    expected = wide / (wide.square().mean(-1, keepdim=True) + 1e-3).sqrt() * weight
+    print(float((rms - expected).norm() / expected.norm()) < 1e-5)
+    print(RMSNorm(8)(x).shape == x.shape, module.__name__)
+states = {{each.name: each for each in jetson_mamba.status().targets}}
+found = states[module.__name__]
+print(found.state, found.reason)
+try:
+    layer_norm_fn(x, weight, bias, no_such_argument=x)
+except TypeError as error:
+    print("no_such_argument" in str(error))
+import causal_conv1d
+"""
+    printed = sandbox.output(
+        code,
+        recorder=False,
+        options=("-W", "ignore"),  # what torch says of upstream's text
+        environment={
+            "PYTHONPATH": os.pathsep.join(
+                (str(release_path(release)), str(REPOSITORY), *sys.path[-1:])
+            )
+        },
+    ).splitlines()
+    other = "layer_norm" if name == "layernorm" else "layernorm"
+    assert printed == [
+        *("True", "True"),
+        f"True mamba_ssm.ops.triton.{name}",
+        f"original this release has mamba_ssm.ops.triton.{other} in its place",
+        "True",
+    ]
+
+
+def test_a_release_that_has_neither_norm_has_neither(sandbox: Sandbox) -> None:
+    for name in ("layernorm", "layer_norm"):
+        done = sandbox.run(f"import mamba_ssm.ops.triton.{name}")
+        assert f"No module named 'mamba_ssm.ops.triton.{name}'" in done.stderr
