@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 
@@ -330,14 +328,6 @@ def stub_extensions(sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize("python", interpreters(), ids=os.path.basename)
 def test_every_interpreter_here_makes_the_same_copy(sandbox: Sandbox, python: str) -> None:
-    if python.endswith("3.8"):
-        subprocess.run(
-            [
-                *(sys.executable, "-m", "pip", "install", "--quiet", "--target", sandbox.site),
-                *("--no-deps", "importlib-resources==6.4.5", "zipp==3.20.2"),
-            ],
-            check=True,
-        )
     code = f"""
     import {TARGET} as module
     from mamba_ssm.ops.triton import ssd_combined
