@@ -25,6 +25,14 @@ def defined(tree: ast.Module, name: str) -> ast.FunctionDef | None:
     return functions[0] if len(functions) == 1 else None
 
 
+def _lacks_method(tree: ast.Module, name: str) -> bool:
+    """Whether ``name`` is ``C.f`` of a class in which nothing is called so."""
+    first, dot, method = name.partition(".")
+    classes = [x for x in tree.body if isinstance(x, ast.ClassDef) and x.name == first]
+    names = [getattr(x, "name", getattr(x, "id", None)) for c in classes for x in ast.walk(c)]
+    return bool(dot and classes) and method not in names
+
+
 def parameters(function: ast.FunctionDef, name: str) -> list[str]:
     """The names of what a function takes.
 
@@ -50,9 +58,9 @@ def known_function(
     first = name.split(".", maxsplit=1)[0]
     if not draft.scopes.bindings(first):
         return None
+    if _lacks_method(draft.tree, name):
+        return None
     function = defined(draft.tree, name)
-    if function is None and "." in name:
-        return None  # a class without that method
     reason = None
     if not draft.known.releases(first):
         reason = "neither it nor all that it calls is the text of a release"

@@ -220,6 +220,10 @@ def test_a_method_of_a_fork_is_not_bound_anew(
     found = rewrite_as_known(monkeypatch, text, BLOCKS, "Mamba")
     added = found.text.splitlines()[len(text.splitlines()) :]
     assert [line.partition(" = ")[0] for line in added] == bound
+    # Nothing that stands there is left out without a word.
+    methods = [f"Mamba.{name}" for name in ("forward", "step") if f"def {name}(" in text]
+    stands = methods if "class Mamba(" in text else []
+    assert [what for what, _ in found.left_out] == [each for each in stands if each not in bound]
 
 
 def test_a_block_that_no_release_has_is_left_alone_with_the_reason() -> None:
