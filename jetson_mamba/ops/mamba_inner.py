@@ -13,7 +13,6 @@ from typing import Any, Mapping, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from . import causal_conv1d, selective_scan
 from .autocast import autocast_dtype
 from .captured import Captured, Weights
 from .causal_conv1d import causal_conv1d_fn
@@ -96,8 +95,7 @@ def mamba_inner_fn(
         tuple([each for each in (xz, A, D, delta_bias) if each is not None]),
         weights,
         *(D is not None, delta_bias is not None, *options),
-        *(autocast_dtype(xz.device), torch.get_float32_matmul_precision()),
-        *(causal_conv1d.OP.selection, selective_scan.OP.selection),
+        autocast_dtype(xz.device),
     )
     return out
 
@@ -150,7 +148,6 @@ def _from_parts(
     delta_softplus: bool,
     eps: float,
     dtype: torch.dtype | None,
-    *_: Any,
 ) -> tuple[Tensor]:
     """The function that is captured; ``dtype`` is that of autocast."""
     xz, A, *vectors = inputs

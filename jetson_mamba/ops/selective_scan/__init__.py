@@ -144,9 +144,12 @@ def selective_scan_bwd(
         found = composed.backward(scan, dout.to(case.dtype))
     else:
         returning = Returning(dout.to(case.dtype), x, out, place, bool(recompute_out_z))
-        before = version(place)
-        found = _implementation(case, chosen).backward(scan, returning)
-        count_write(place, before)
+        if chosen is Way.OPERATORS:
+            found = _OPERATORS.backward(scan, returning)
+        else:
+            before = version(place)
+            found = _backend(case).backward(scan, returning)
+            count_write(place, before)
         if recorded:
             once: Any = twice.once_only(found, (*arguments, dout))
             found = Gradients(*once)
