@@ -154,10 +154,15 @@ def varlen_states(given: Scan) -> Tensor | None:
     """
     if given.cu_seqlens is None:
         return None
+    with without_autocast(given.x.device):
+        return _varlen_states(given, given.cu_seqlens)
+
+
+def _varlen_states(given: Scan, cu_seqlens: Tensor) -> Tensor:
     steps = steps_taken(given)
     dtype = steps.dtype
     _, seqlen, nheads, _ = sizes(given.x)
-    starts, ends = given.cu_seqlens[:-1].long(), given.cu_seqlens[1:].long()
+    starts, ends = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
     # The sums before each step and after the last, (seqlen + 1, nheads): an end may be anywhere.
     log = functional.pad((steps[0] * finite(given.A.double())).cumsum(0), (0, 0, 1, 0))
     at_ends = log.index_select(0, ends)
