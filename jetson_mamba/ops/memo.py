@@ -9,6 +9,7 @@ entry goes with that.
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from itertools import count
 from typing import Any, Callable, Generic, Hashable, Iterable, TypeVar
 from weakref import ref
@@ -133,8 +134,9 @@ class Memo(Generic[Key, Value]):
         while self._leaving and self._lock.acquire(blocking=False):
             gone: list[object] = []
             try:
-                while self._leaving:
-                    gone.append(self._pop(self._leaving.popleft()))
+                with suppress(IndexError):
+                    while True:
+                        gone.append(self._pop(self._leaving.popleft()))
             finally:
                 self._lock.release()
             del gone
