@@ -20,10 +20,10 @@ _locks: dict[int, tuple[ref[Any], str, Callable[[], Any]]] = {}
 _told: dict[int, tuple[ref[Any], str]] = {}
 
 
-def lock(owner: object, name: str, kind: Callable[[], Any] = threading.Lock) -> Any:
+def lock(owner: object, name: str, kind: Callable[[], Any] = threading.RLock) -> Any:
     """Set the attribute ``name`` of ``owner`` to a lock, here and in each child; returns it.
 
-    ``kind`` is ``threading.Lock``, ``threading.RLock`` or the like.
+    A thread may take it while it has it: signals and finalizers run in the midst of any line.
     """
     made = kind()
     setattr(owner, name, made)

@@ -18,7 +18,6 @@ goes with the last graph that does.
 from __future__ import annotations
 
 import sys
-import threading
 from itertools import count
 from typing import Any, Callable, ContextManager, Hashable, NamedTuple, Optional, Tuple
 from weakref import WeakValueDictionary, ref
@@ -84,7 +83,7 @@ class Memory:
         # long as one of their graphs.
         self.read: WeakValueDictionary[Hashable, _Room] = WeakValueDictionary()
         self._full_until = 0
-        forks.lock(self, "lock", threading.RLock)
+        forks.lock(self, "lock")
         forks.tell(self, "forget")
 
     @property

@@ -8,8 +8,8 @@ entry goes with that.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
+from contextlib import suppress
 from itertools import count
 from typing import Any, Callable, Generic, Hashable, Iterable, TypeVar
 from weakref import ref
@@ -42,15 +42,15 @@ class Memo(Generic[Key, Value]):
 
     find: Callable[[Key], Entry[Value] | None]
     clock: Callable[[], int]
-    _lock: threading.Lock
+    _lock: Any
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.bytes = 0
         self._entries: dict[Key, Entry[Value]] = {}
-        # Keys that are to go, or what says of a key whether it is: garbage may be collected, and
-        # something end with it, in the midst of any line of this.
-        self._leaving: deque[tuple[Key, ...] | Callable[[Key], bool]] = deque()
+        # Keys that are to go: garbage may be collected, and something end with it, in the midst of
+        # any line of this.
+        self._leaving: deque[Key] = deque()
         self.find = self._entries.get
         self.clock = count(1).__next__
         forks.lock(self, "_lock")
@@ -106,26 +106,22 @@ class Memo(Generic[Key, Value]):
 
     def discard(self, key: Key) -> None:
         """Forget a key, if it is there; to be called from anywhere, also by a finalizer."""
-        self._leaving.append((key,))
-        self._settle()
-
-    def discard_where(self, belongs: Callable[[Key], bool]) -> None:
-        """Forget the keys of which that is true; as :meth:`discard`."""
-        self._leaving.append(belongs)
+        self._leaving.append(key)
         self._settle()
 
     def clear(self) -> None:
         """Forget all."""
-        self.discard_where(lambda _: True)
+        self._leaving += [*self._entries]
+        self._settle()
 
     def items(self) -> list[tuple[Key, Value]]:
         """Keys and values as they are now, first that which came first."""
         with self._lock:
-            return [(key, entry.value) for key, entry in self._entries.items()]
+            return [(key, entry.value) for key, entry in [*self._entries.items()]]
 
     def _oldest(self) -> Key:
         """The key of what was used least recently."""
-        return min(self._entries.items(), key=lambda item: item[1].used)[0]
+        return min([*self._entries.items()], key=lambda item: item[1].used)[0]
 
     def _pop(self, key: Key) -> Entry[Value] | None:
         entry = self._entries.pop(key, None)
@@ -138,11 +134,9 @@ class Memo(Generic[Key, Value]):
         while self._leaving and self._lock.acquire(blocking=False):
             gone: list[object] = []
             try:
-                while self._leaving:
-                    leaving = self._leaving.popleft()
-                    if not isinstance(leaving, tuple):
-                        leaving = tuple(filter(leaving, [*self._entries]))
-                    gone += map(self._pop, leaving)
+                with suppress(IndexError):
+                    while True:
+                        gone.append(self._pop(self._leaving.popleft()))
             finally:
                 self._lock.release()
             del gone

@@ -81,17 +81,38 @@ def test_an_entry_goes_with_any_of_what_it_is_about_and_keeps_none_of_it() -> No
     assert keys(memo) == {"of one", "of none"}
 
 
-def test_what_ends_in_the_midst_of_it_is_let_go_after_that() -> None:
-    """A finalizer runs in any thread and on any line, also where the lock is held."""
+def test_what_ends_while_another_thread_has_the_memory_waits_for_nobody() -> None:
+    """A finalizer runs in any thread and on any line."""
     memo: Memo[str, object] = Memo(9)
     thing = Thing()
     memo.put("about it", 1, while_there_are=(thing,))
-    with memo._lock:
-        del thing
-        gc.collect()
-        assert "about it" in memo
+    has_it, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with memo._lock:
+            has_it.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    has_it.wait(10)
+    del thing
+    gc.collect()
+    assert "about it" in memo
+    leave.set()
+    thread.join()
     memo.put("another", 2)
     assert keys(memo) == {"another"}
+
+
+def test_a_signal_in_the_midst_of_it_may_use_it() -> None:
+    memo: Memo[str, object] = Memo(2)
+    for key in "ab":
+        memo.put(key, key)
+    with memo._lock:
+        memo.put("c", "c")
+        memo.discard("b")
+        assert memo.items() == [("c", "c")]
 
 
 def test_a_value_that_comes_back_when_it_goes_finds_no_lock() -> None:
