@@ -9,6 +9,7 @@ module once; ``calls`` is how many calls there were too many or too few. The rel
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any, Callable, Iterator
 
@@ -33,6 +34,12 @@ BLOCKS: dict[str, tuple[str, dict[str, Any]]] = {
     "Mamba2 without a norm": ("mamba2.Mamba2", {**MAMBA2, "rmsnorm": False}),
     "Mamba2 with an MLP": ("mamba2.Mamba2", {**MAMBA2, "d_ssm": 16}),
     "Mamba2Simple": ("mamba2_simple.Mamba2Simple", MAMBA2),
+}
+# Of what the release has.
+BLOCKS = {
+    name: block
+    for name, block in BLOCKS.items()
+    if find_spec(f"mamba_ssm.modules.{block[0].partition('.')[0]}")
 }
 
 
@@ -190,7 +197,7 @@ def biases() -> Iterator[tuple[str, float]]:
 def packed() -> Iterator[tuple[str, float]]:
     """Sequences of a pack stay apart, also where modules are called."""
     seq_idx = torch.tensor([[0] * 4 + [1] * 3 + [2] * 2], dtype=torch.int32)
-    for name in ("Mamba2", "Mamba2Simple"):
+    for name in BLOCKS.keys() & {"Mamba2", "Mamba2Simple"}:
         for projection in ("in_proj", "out_proj", "norm"):
             block, right = pair(name, projection, HOOKS["forward hook"])
             x = torch.randn(1, SEQLEN, D_MODEL)

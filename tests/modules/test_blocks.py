@@ -10,8 +10,8 @@ import torch
 from tests.releases.test_blocks import python
 
 LATEST = "2.3.2.post1"
-# Of the other texts that the blocks have had.
-OLDER = {"1.0.1": ("Mamba",), "2.1.0": ("Mamba2", "Mamba2Simple"), "2.2.2": ("Mamba2",)}
+# Other texts of the blocks: Mamba's first, and Mamba2's when its convolution knew no packs.
+OLDER = {"1.0.1": ("called",), "2.1.0": ("called", "packed")}
 CHECKS = ("called", "everywhere", "biases", "packed", "decoded", "offloaded", "foreign")
 needs_operators = pytest.mark.skipif(
     not hasattr(torch.library, "register_autograd"), reason="operators need torch 2.4"
@@ -42,6 +42,11 @@ def test_a_block_calls_what_is_on_its_projections(latest: dict[str, float], chec
     assert wrong(of_check) == {}
     if check == "called":
         assert len(of_check) == 4 * (2 * 40 + 4 * 20 + 3 * 5)
+
+
+@pytest.mark.parametrize("version", OLDER)
+def test_a_block_of_an_older_release_calls_it_too(version: str, tmp_path: Path) -> None:
+    assert wrong(found(version, tmp_path, *OLDER[version])) == {}
 
 
 def test_a_block_is_quantised_dynamically(tmp_path: Path) -> None:

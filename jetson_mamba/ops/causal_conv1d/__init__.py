@@ -38,7 +38,7 @@ def causal_conv1d_fn(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    seq_idx: Tensor | None = None,
+    seq_idx: Tensor | str | None = None,
     initial_states: Tensor | None = None,
     return_final_states: bool = False,
     final_states_out: Tensor | None = None,
@@ -68,6 +68,9 @@ def causal_conv1d_fn(
         ValueError: a shape, a device, a value or a combination that does not fit.
         TypeError: a dtype that does not fit.
     """
+    if isinstance(seq_idx, str):
+        # causal-conv1d 1.0 took the activation in this place, and mamba-ssm 1.0 passes it there.
+        seq_idx, activation = None, seq_idx
     silu = is_silu(activation)
     chosen = way(x, weight, bias, seq_idx, initial_states, final_states_out)
     if chosen is Way.COMPOSED:
