@@ -82,7 +82,11 @@ def test_any_other_is_left_alone_without_a_word(sandbox: Sandbox, case: str, mod
             print(module.__cached__ is not None, len(jetson_mamba.status().targets))
             """,
         environment={"JETSON_MAMBA": mode},
-    ).splitlines() == [f"1 {path} SourceFileLoader", f"SourceFileLoader {path}", f"True {len(TARGETS)}"]
+    ).splitlines() == [
+        f"1 {path} SourceFileLoader",
+        f"SourceFileLoader {path}",
+        f"True {len(TARGETS)}",
+    ]
 
 
 def test_a_text_without_its_words_costs_no_import_of_ours(sandbox: Sandbox) -> None:

@@ -240,7 +240,8 @@ def _others(case: Case) -> Iterator[Implementation]:
 @lru_cache(maxsize=64)
 def _named(backend: str, case: Case) -> Implementation | None:
     try:
-        return OP._load(backend, case)
+        implementation: Implementation = OP._load(backend, case)
+        return implementation
     except torch.cuda.OutOfMemoryError:
         raise  # Which is not remembered: it may go by.
     except Exception:
