@@ -1,0 +1,138 @@
+"""Judges a row by what came of it with the hook and without."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tests.joints.declared import TRANSFORMERS, Joint
+from tests.joints.subjects import SUBJECTS
+from tests.joints.workers import OWN_WORDS, Outcome
+from tests.references.tolerance import relative_norm
+
+# Two sound float32 implementations of two layers, and of their gradients, keep within these.
+TOLERANCES = {
+    torch.float64: 1e-9,
+    torch.float32: 1e-4,
+    torch.float16: 2e-2,
+    torch.bfloat16: 1e-1,
+}
+
+
+class Verdict(Enum):
+    """How a row with the hook stands to the same without it."""
+
+    RIGHT = "right"
+    SAME_ERROR = "same error as without"
+    REFUSED = "refused, with what to do"
+    WORSE = "worse"
+    SILENT = "silently different"
+
+    @property
+    def passes(self) -> bool:
+        return self not in (Verdict.WORSE, Verdict.SILENT)
+
+
+class Judged(NamedTuple):
+    """A verdict, and why."""
+
+    verdict: Verdict
+    why: str = ""
+
+
+def judge(
+    joint: Joint,
+    subject: str,
+    hooked: Outcome,
+    without: Outcome,
+    exact: Outcome | None,
+    plain: Outcome,
+) -> Judged:
+    """``exact`` is the row without half precision, for joints that are rounded; ``plain`` what one
+    step of training gives, for results that there are with the hook alone.
+    """
+    if hooked.error is not None:
+        return _judge_error(joint, subject, hooked, without)
+    new = [said for said in hooked.warnings if _new(said, without.warnings)]
+    if without.error is not None:
+        expected = {name: plain.results[name] for name in hooked.results if name in plain.results}
+        why = f"without the hook {without.error}"
+    else:
+        expected, why = without.results, ""
+        if expected.keys() != hooked.results.keys():
+            names = sorted(expected.keys() ^ hooked.results.keys())
+            return Judged(Verdict.WORSE, f"results that only one of both has: {names}")
+    differing = {}
+    for name, value in expected.items():
+        tolerance = joint.tolerance
+        if exact is not None and exact.error is None:
+            distance = _distance(value, exact.results[name])
+            value = exact.results[name]
+            tolerance = max(_tolerance(joint, subject, hooked.results[name]), 1.5 * distance)
+        elif tolerance is None:
+            tolerance = _tolerance(joint, subject, value)
+        found = _distance(hooked.results[name], value)
+        if not found <= tolerance:
+            differing[name] = found
+        if without.error is None:
+            kinds = [
+                each.results[name].dtype if isinstance(each.results[name], Tensor) else None
+                for each in (hooked, without)
+            ]
+            if kinds[0] != kinds[1]:
+                differing[f"dtype of {name}"] = f"{kinds[0]}, without {kinds[1]}"
+    if differing:
+        shown = dict(list(differing.items())[:4])
+        facts = {
+            name: (hooked.results[name], expected[name])
+            for name in shown
+            if name in expected and not isinstance(expected[name], Tensor)
+        }
+        said = [each for each in hooked.warnings if OWN_WORDS in each.lower()]
+        verdict = Verdict.WORSE if said else Verdict.SILENT
+        return Judged(verdict, f"off by {shown} of {len(expected)} {facts or ''}".strip())
+    if new:
+        return Judged(Verdict.WORSE, f"warns: {new[0]}")
+    return Judged(Verdict.RIGHT, why)
+
+
+def _judge_error(joint: Joint, subject: str, hooked: Outcome, without: Outcome) -> Judged:
+    if hooked.error == without.error:
+        return Judged(Verdict.SAME_ERROR, f"{hooked.error}: {hooked.message[:160]}")
+    why = f"{hooked.error}: {hooked.message[:400]}"
+    if without.error is not None:
+        why += f" | without: {without.error}: {without.message[:200]}"
+    alone = SUBJECTS[subject] != TRANSFORMERS
+    if joint.may_refuse and alone and OWN_WORDS in hooked.message.lower():
+        return Judged(Verdict.REFUSED, why)
+    return Judged(Verdict.WORSE, why)
+
+
+def _new(said: str, known: tuple[str, ...]) -> bool:
+    kind = said.partition(":")[0]
+    return OWN_WORDS not in said.lower() and all(kind != each.partition(":")[0] for each in known)
+
+
+def _tolerance(joint: Joint, subject: str, value: Any) -> float:
+    if joint.tolerance is not None:
+        return joint.tolerance
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return 0.0
+    if value.dtype == torch.float64 and SUBJECTS[subject] == TRANSFORMERS:
+        # Their own slow paths compute in float32 whatever the weights are.
+        return TOLERANCES[torch.float32]
+    return TOLERANCES[value.dtype]
+
+
+def _distance(actual: Any, expected: Any) -> float:
+    if isinstance(actual, Tensor) and isinstance(expected, Tensor):
+        if not actual.numel() and actual.shape == expected.shape:
+            return 0.0
+        known = expected.isnan()
+        if known.any() and actual.shape == expected.shape and bool((actual.isnan() == known).all()):
+            actual, expected = actual[~known], expected[~known]
+        return relative_norm(actual, expected)
+    return 0.0 if type(actual) is type(expected) and actual == expected else float("inf")
