@@ -32,9 +32,7 @@ class Functions(TorchFunctionMode):
         super().__init__()
         self.seen: list[str] = []
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Note the call, and make it."""
         self.seen.append(getattr(func, "__name__", str(func)))
         return func(*args, **(kwargs or {}))
@@ -47,9 +45,7 @@ class Dispatches(TorchDispatchMode):
         super().__init__()
         self.seen: list[str] = []
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Note the call, and make it."""
         self.seen.append(str(func))
         return func(*args, **(kwargs or {}))
@@ -247,10 +243,10 @@ def materialised(s: Subject) -> Results:
     module.to_empty(device="cpu")
     with torch.no_grad():
         source = s.module()
-        for (_, ours), (_, theirs) in zip(module.named_parameters(), source.named_parameters()):
-            ours.copy_(theirs)
-        for (_, ours), (_, theirs) in zip(module.named_buffers(), source.named_buffers()):
-            ours.copy_(theirs)
+        for tensors in ("named_parameters", "named_buffers"):
+            theirs = dict(getattr(source, tensors)(remove_duplicate=False))
+            for name, ours in getattr(module, tensors)(remove_duplicate=False):
+                ours.copy_(theirs[name])
     return trained(module, s.x)
 
 
@@ -288,4 +284,3 @@ def default_meta(s: Subject) -> Results:
         out = module(x)
     torch.set_default_device("cpu")
     return {"out": out, "later": out_of(module, x)}
-

@@ -37,7 +37,9 @@ def page(found: Mapping[tuple[str, str], Judged]) -> str:
     columns = ", ".join(f"{number} {name}" for number, name in zip(numbers, SUBJECTS))
     parts = [BEGINNING.format(subjects=columns)]
     for area, heading in AREAS.items():
-        parts.append(f"\n## {heading}\n\n| | {' | '.join(numbers)} |\n|{' --- |' * (len(numbers) + 1)}\n")
+        parts.append(
+            f"\n## {heading}\n\n| | {' | '.join(numbers)} |\n|{' --- |' * (len(numbers) + 1)}\n"
+        )
         for name, joint in joints().items():
             if joint.area == area:
                 signs = [

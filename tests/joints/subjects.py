@@ -178,4 +178,6 @@ class Subject:
 
 def mixers(module: nn.Module) -> list[Any]:
     """The Mamba layers in a module."""
-    return [each for each in module.modules() if "A_log" in dict(each.named_parameters(recurse=False))]
+    return [
+        each for each in module.modules() if "A_log" in dict(each.named_parameters(recurse=False))
+    ]

@@ -234,9 +234,7 @@ class Mamba2(Block):
         }
         channels = self.conv1d.weight.shape[0]
         conv_state = torch.zeros(batch_size, channels, self.d_conv, **made)
-        return conv_state, torch.zeros(
-            batch_size, self.nheads, self.headdim, self.d_state, **made
-        )
+        return conv_state, torch.zeros(batch_size, self.nheads, self.headdim, self.d_state, **made)
 
 
 class Mamba2Simple(Mamba2):

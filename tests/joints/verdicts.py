@@ -15,11 +15,14 @@ from tests.references.tolerance import relative_norm
 
 # Two sound float32 implementations of two layers, and of their gradients, keep within these.
 TOLERANCES = {
-    torch.float64: 1e-9,
+    # A block takes A and D in float32, whatever its weights are.
+    torch.float64: 1e-6,
     torch.float32: 1e-4,
     torch.float16: 2e-2,
     torch.bfloat16: 1e-1,
 }
+# From float32, where what is computed is rounded to half precision on its way.
+ROUNDED = 3e-2
 
 
 class Verdict(Enum):
@@ -71,7 +74,7 @@ def judge(
         if exact is not None and exact.error is None:
             distance = _distance(value, exact.results[name])
             value = exact.results[name]
-            tolerance = max(_tolerance(joint, subject, hooked.results[name]), 1.5 * distance)
+            tolerance = max(joint.tolerance or ROUNDED, 1.5 * distance)
         elif tolerance is None:
             tolerance = _tolerance(joint, subject, value)
         found = _distance(hooked.results[name], value)
