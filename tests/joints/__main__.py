@@ -1,6 +1,7 @@
 """Runs every row: ``python -m tests.joints [--joint NAME] [--subject NAME] [--list]``.
 
-A NAME is any part of a joint's name, or a word of a subject's. A run of everything writes the table of the documentation.
+A NAME is any part of a joint's name, or a word of a subject's. A run of everything writes the
+table of the documentation.
 """
 
 from __future__ import annotations

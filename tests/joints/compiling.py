@@ -65,7 +65,7 @@ def inference(s: Subject) -> Results:
 def dynamic(s: Subject) -> Results:
     module = s.module()
     compiled = torch.compile(module, backend="aot_eager", dynamic=True)
-    found = {}
+    found: Results = {}
     for length in (11, 7, 4):
         module.zero_grad()
         each = trained(module, s.x[:, :length], compiled)
@@ -93,7 +93,7 @@ def with_checkpoint(s: Subject) -> Results:
     module = s.module()
 
     def run(x: Tensor) -> Tensor:
-        return checkpoint(module, x, use_reentrant=False) * 2  # type: ignore[no-any-return]
+        return checkpoint(module, x, use_reentrant=False) * 2
 
     return trained(module, s.x, torch.compile(run, backend="aot_eager"))
 
@@ -102,7 +102,7 @@ def with_checkpoint(s: Subject) -> Results:
 def checkpoint_of_compiled(s: Subject) -> Results:
     module = s.module()
     compiled = torch.compile(module, backend="aot_eager")
-    return trained(module, s.x, lambda x: checkpoint(compiled, x, use_reentrant=False))  # type: ignore[no-any-return]
+    return trained(module, s.x, lambda x: checkpoint(compiled, x, use_reentrant=False))
 
 
 @joint("compile and autocast", rounded=True)
@@ -130,7 +130,7 @@ def training_step(s: Subject) -> Results:
     module = s.module().train()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
 
-    @torch.compile(backend="eager")  # type: ignore[untyped-decorator]
+    @torch.compile(backend="eager")
     def step(x: Tensor) -> Tensor:
         optimizer.zero_grad()
         value = loss_of(module(x))

@@ -14,13 +14,11 @@ from tests.joints.subjects import BATCH, SEQLEN, Subject
 STEPPING = (BLOCKS,)
 
 
-def _stepped(
-    s: Subject, module: Any, conv_state: Tensor, state: Tensor, dtype: torch.dtype
-) -> Results:
-    outs = []
+def _stepped(s: Subject, module: Any, states: tuple[Tensor, Tensor], dtype: torch.dtype) -> Results:
+    outs, (conv_state, state) = [], states
     for i in range(SEQLEN):
-        out, *states = module.step(s.x[:, i : i + 1].to(dtype), conv_state, state)
-        assert [each.data_ptr() for each in states] == [conv_state.data_ptr(), state.data_ptr()]
+        out, *after = module.step(s.x[:, i : i + 1].to(dtype), conv_state, state)
+        assert [each.data_ptr() for each in after] == [conv_state.data_ptr(), state.data_ptr()]
         outs.append(out)
     return {"outs": torch.cat(outs, 1), "conv state": conv_state, "state": state}
 
@@ -37,7 +35,7 @@ def steps(s: Subject) -> Results:
     module = _block(s)
     with torch.no_grad():
         states = module.allocate_inference_cache(BATCH, SEQLEN)
-        found = _stepped(s, module, *states, torch.float32)
+        found = _stepped(s, module, states, torch.float32)
     return {**found, "whole": out_of(module, s.x)}
 
 
@@ -46,7 +44,7 @@ def steps_inference(s: Subject) -> Results:
     module = _block(s)
     with torch.inference_mode():
         states = module.allocate_inference_cache(BATCH, SEQLEN)
-        found = _stepped(s, module, *states, torch.float32)
+        found = _stepped(s, module, states, torch.float32)
         return {name: value.clone() for name, value in found.items()}
 
 
@@ -55,7 +53,7 @@ def steps_autocast(s: Subject) -> Results:
     module = _block(s)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=not s.exact):
         states = module.allocate_inference_cache(BATCH, SEQLEN)
-        found = _stepped(s, module, *states, torch.float32)
+        found = _stepped(s, module, states, torch.float32)
     return {**found, "outs": found["outs"].float()}
 
 
@@ -65,7 +63,7 @@ def steps_low(s: Subject) -> Results:
     module = _block(s).to(dtype)
     with torch.no_grad():
         states = module.allocate_inference_cache(BATCH, SEQLEN)
-        return _stepped(s, module, *states, dtype)
+        return _stepped(s, module, states, dtype)
 
 
 @joint("step with states of another dtype than the weights", on=STEPPING, rounded=True)
@@ -73,7 +71,7 @@ def steps_other_states(s: Subject) -> Results:
     module = _block(s)
     with torch.no_grad():
         states = module.allocate_inference_cache(BATCH, SEQLEN, dtype=s.low(torch.bfloat16))
-        return _stepped(s, module, *states, torch.float32)
+        return _stepped(s, module, states, torch.float32)
 
 
 @joint("step with float32 states and bfloat16 weights", on=STEPPING, rounded=True)
@@ -82,7 +80,7 @@ def steps_wide_states(s: Subject) -> Results:
     module = _block(s).to(dtype)
     with torch.no_grad():
         states = module.allocate_inference_cache(BATCH, SEQLEN, dtype=torch.float32)
-        return _stepped(s, module, *states, dtype)
+        return _stepped(s, module, states, dtype)
 
 
 @joint("step bumps the version counters of its states", on=STEPPING)
@@ -117,7 +115,7 @@ def strided_states(s: Subject) -> Results:
         conv_state, state = module.allocate_inference_cache(BATCH, SEQLEN)
         conv_state = conv_state.mT.contiguous().mT
         state = state.transpose(0, 1).contiguous().transpose(0, 1)
-        return _stepped(s, module, conv_state, state, torch.float32)
+        return _stepped(s, module, (conv_state, state), torch.float32)
 
 
 @joint("step in a graph of torch.compile", on=STEPPING)

@@ -25,7 +25,7 @@ class Counting(torch.Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count the call, and make it."""
         Counting.calls += 1
-        return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
+        return super().__torch_function__(func, types, args, kwargs or {})
 
 
 def _both(s: Subject, x: Tensor) -> Results:
@@ -128,7 +128,7 @@ def leaf(s: Subject) -> Results:
 
 @joint("a subclass of Tensor with nothing of its own")
 def plain_subclass(s: Subject) -> Results:
-    out = s.module().eval()(s.x.as_subclass(Plain))  # type: ignore[arg-type]
+    out = s.module().eval()(s.x.as_subclass(Plain))
     return {"type": type(out).__name__, "out": out.detach().as_subclass(Tensor)}
 
 
@@ -136,7 +136,7 @@ def plain_subclass(s: Subject) -> Results:
 def counting_subclass(s: Subject) -> Results:
     module = s.module().train()
     Counting.calls = 0
-    out = module(s.x.as_subclass(Counting))  # type: ignore[arg-type]
+    out = module(s.x.as_subclass(Counting))
     counted = Counting.calls > 20
     loss(out.as_subclass(Tensor)).backward()
     return {"type": type(out).__name__, "counted": counted, **gradients(module)}
@@ -148,7 +148,7 @@ def subclass_weights(s: Subject) -> Results:
     for each in module.modules():
         for name, parameter in list(each.named_parameters(recurse=False)):
             if parameter.dim() == 2:
-                wrapped = torch.nn.Parameter(parameter.detach().as_subclass(Plain))  # type: ignore[arg-type]
+                wrapped = torch.nn.Parameter(parameter.detach().as_subclass(Plain))
                 setattr(each, name, wrapped)
     out = out_of(module, s.x)
     return {"out": out.as_subclass(Tensor)}

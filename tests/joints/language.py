@@ -111,9 +111,10 @@ def greedy_twice(s: Subject) -> Results:
 
 @joint("generate, sampled with a seed", on=LANGUAGE)
 def sampled(s: Subject) -> Results:
-    torch.manual_seed(11)
     options: dict[str, Any] = {"top_k": 8, "temperature": 0.9}
-    return _generated(s, s.model(), **options, **({} if s.kind == MODELS else {"do_sample": True}))
+    model = s.model()
+    torch.manual_seed(11)
+    return _generated(s, model, **options, **({} if s.kind == MODELS else {"do_sample": True}))
 
 
 @joint("generate with cg=False", on=(MODELS,))

@@ -130,7 +130,7 @@ def accelerate(s: Subject) -> Results:
     module = s.module()
     for each in module.modules():
         old = each.forward
-        each._old_forward = old
+        vars(each)["_old_forward"] = old
 
         def forward(self: Any, *args: Any, **keywords: Any) -> Any:
             return self._old_forward(*args, **keywords)
@@ -188,7 +188,9 @@ def replicas(s: Subject) -> Results:
 def _group() -> None:
     import torch.distributed as dist
 
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group(
+        "gloo", store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1
+    )
 
 
 @joint("DistributedDataParallel over gloo, one process")

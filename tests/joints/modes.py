@@ -42,7 +42,7 @@ class Dispatches(TorchDispatchMode):
     """Counts the operators that are called."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -126,17 +126,14 @@ def fake_later(s: Subject) -> Results:
 @joint("a module that is made under FakeTensorMode")
 def made_fake(s: Subject) -> Results:
     with FakeTensorMode(), torch.device("cpu"):
-        if s.kind == "blocks":
-            module = s.module()
-        else:
-            module = s.model()
+        module = s.module() if s.kind == "blocks" else s.model()
         x = torch.randn(*s.x.shape) if s.kind == "blocks" else torch.zeros(2, 5, dtype=torch.int64)
         out = module.eval()(x)
     out = out if isinstance(out, Tensor) else out.logits
     return {"shape": tuple(out.shape)}
 
 
-def _fx(s: Subject, mode: str) -> Results:
+def _fx(s: Subject, mode: Any) -> Results:
     module = s.module().eval()
     weights = parameters(module)
 
@@ -175,7 +172,11 @@ def fx_symbolic(s: Subject) -> Results:
 @joint("make_fx of a gradient")
 def fx_of_gradient(s: Subject) -> Results:
     module = s.module().train()
-    graph = make_fx(torch.func.grad(lambda x: loss(module(x))))(s.x)
+
+    def of_input(x: Tensor) -> Tensor:
+        return loss(module(x))
+
+    graph = make_fx(torch.func.grad(of_input))(s.x)
     return {"gradient of x": graph(s.x), "of another": graph(s.x.flip(1))}
 
 

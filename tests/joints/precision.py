@@ -127,14 +127,16 @@ def tf32(s: Subject) -> Results:
 
 @joint("torch.backends.fp32_precision = tf32, convolutions in ieee")
 def tf32_everywhere(s: Subject) -> Results:
-    torch.backends.fp32_precision = "tf32"
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    backends: Any = torch.backends
+    backends.fp32_precision = "tf32"
+    backends.cudnn.conv.fp32_precision = "ieee"
     return {"no_grad": out_of(s.module(), s.x), **trained(s.module(), s.x)}
 
 
 @joint("torch.backends.mkldnn.matmul.fp32_precision = bf16", tolerance=5e-2)
 def mkldnn_precision(s: Subject) -> Results:
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    backends: Any = torch.backends
+    backends.mkldnn.matmul.fp32_precision = "bf16"
     return {"no_grad": out_of(s.module(), s.x)}
 
 

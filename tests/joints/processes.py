@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def fork_meanwhile(s: Subject) -> Results:
         if child == 0:
             import signal
 
-            signal.alarm(60)
+            signal.alarm(20)
             out_of(module, s.x)
             os._exit(0)
         children.append(child)
@@ -82,7 +83,7 @@ def fork_meanwhile(s: Subject) -> Results:
 def out_of_memory_once(s: Subject) -> Results:
     module = s.module().eval()
     real = torch.cumsum, torch.einsum, torch.Tensor.cumsum, torch.Tensor.exp
-    raised = []
+    raised: list[bool] = []
 
     def once(function: Any) -> Any:
         def call(*args: Any, **keywords: Any) -> Any:
@@ -114,10 +115,8 @@ def interrupted(s: Subject) -> Results:
 
     torch.Tensor.exp = stop  # type: ignore[method-assign]
     real_exp, torch.exp = torch.exp, stop
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         out_of(module, s.x)
-    except KeyboardInterrupt:
-        pass
     torch.Tensor.exp, torch.exp = real, real_exp  # type: ignore[method-assign]
     return {"out": out_of(module, s.x)}
 
@@ -185,9 +184,8 @@ ORDERS = {
 def orders(s: Subject) -> Results:
     """With the hook mamba_ssm can be imported; without it nothing else is kept from it."""
     found = {}
-    for order, text in ORDERS.items():
-        if not hooked():
-            text = "import torch, transformers"
+    for order, imports in ORDERS.items():
+        text = imports if hooked() else "import torch, transformers"
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", f"{text}; print('imported')"],
             capture_output=True,

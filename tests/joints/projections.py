@@ -134,7 +134,7 @@ def subclass(s: Subject) -> Results:
 def forward_of_instance(s: Subject) -> Results:
     def change(linear: nn.Linear, _: str) -> None:
         forward = linear.forward
-        linear.forward = lambda x: 1.5 * forward(x)  # type: ignore[method-assign]
+        vars(linear)["forward"] = lambda x: 1.5 * forward(x)
 
     module = s.module()
     _each(module, change)

@@ -23,6 +23,7 @@ class Judge:
         self.seconds = 0.0
 
     def __call__(self, joint: Joint, subject: str) -> Judged:
+        """The verdict of the row."""
         row = Row(joint.name, subject)
         with_it = self._pool.submit(self._workers.run, row, True)
         without = self._workers.run(row, False)

@@ -87,6 +87,7 @@ def _mamba_ssm() -> Any:
         Mamba2=mamba_ssm.Mamba2,
         Mamba2Simple=simple.Mamba2Simple,
         MambaLMHeadModel=model.MambaLMHeadModel,
+        Config=model.MambaConfig,
     )
 
 
@@ -122,7 +123,7 @@ class FromEmbeddings(nn.Module):
         self.model = model
         self.options: dict[str, Any] = {"use_cache": False} if transformers else {}
         if not transformers:
-            model.backbone.embedding = nn.Identity()
+            model.backbone.embedding = nn.Identity()  # type: ignore[union-attr]
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, seqlen, width) to (batch, seqlen, vocabulary)."""
@@ -159,13 +160,10 @@ class Subject:
     def model(self, **made: Any) -> Any:
         """A new language model that takes tokens."""
         if self.kind == MODELS:
-            from tests.joints.twins import Config
-
-            home = _mamba_ssm()
-            if hooked():
-                Config = import_module("mamba_ssm.models.config_mamba").MambaConfig
-            config = Config(d_model=WIDTH, n_layer=2, vocab_size=VOCABULARY, **_MODELS[self.name])
-            model = home.MambaLMHeadModel(config, **made)
+            config = _mamba_ssm().Config(
+                d_model=WIDTH, n_layer=2, vocab_size=VOCABULARY, **_MODELS[self.name]
+            )
+            model = _mamba_ssm().MambaLMHeadModel(config, **made)
         else:
             name = self.name.rpartition(" ")[2]
             package = import_module("transformers")

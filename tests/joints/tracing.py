@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.joints.declared import joint
+from tests.joints.declared import TRANSFORMERS, joint
 from tests.joints.measures import Results, loss, out_of, same
 from tests.joints.subjects import Subject
 
@@ -83,7 +83,7 @@ def trace_frozen(s: Subject) -> Results:
     return {"out": out}
 
 
-@joint("jit.script")
+@joint("jit.script", on=(TRANSFORMERS,))
 def script(s: Subject) -> Results:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -91,14 +91,14 @@ def script(s: Subject) -> Results:
     return {"out": scripted(s.x).detach()}
 
 
-@joint("fx.symbolic_trace")
+@joint("fx.symbolic_trace", on=(TRANSFORMERS,))
 def symbolic_trace(s: Subject) -> Results:
     graph = torch.fx.symbolic_trace(s.module().eval())
     return {"out": graph(s.x).detach()}
 
 
 def _onnx(s: Subject, module: nn.Module, **options: Any) -> Any:
-    import onnxruntime
+    import onnxruntime  # type: ignore[import-untyped]
 
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")

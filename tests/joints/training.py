@@ -58,7 +58,7 @@ def enable_grad(s: Subject) -> Results:
 @joint("checkpoint, non-reentrant")
 def checkpoint_non_reentrant(s: Subject) -> Results:
     module = s.module()
-    return trained(module, s.x, lambda x: checkpoint(module, x, use_reentrant=False))  # type: ignore[no-any-return]
+    return trained(module, s.x, lambda x: checkpoint(module, x, use_reentrant=False))
 
 
 @joint("checkpoint, non-reentrant, two passes back")
@@ -73,14 +73,18 @@ def checkpoint_twice(s: Subject) -> Results:
 @joint("checkpoint, reentrant")
 def checkpoint_reentrant(s: Subject) -> Results:
     module = s.module()
-    return trained(module, s.x, lambda x: checkpoint(module, x, use_reentrant=True))  # type: ignore[no-any-return]
+    return trained(module, s.x, lambda x: checkpoint(module, x, use_reentrant=True))
 
 
 @joint("checkpoint without determinism check or rng")
 def checkpoint_lenient(s: Subject) -> Results:
     module = s.module()
-    options = {"use_reentrant": False, "determinism_check": "none", "preserve_rng_state": False}
-    return trained(module, s.x, lambda x: checkpoint(module, x, **options))  # type: ignore[no-any-return]
+    options: Any = {
+        "use_reentrant": False,
+        "determinism_check": "none",
+        "preserve_rng_state": False,
+    }
+    return trained(module, s.x, lambda x: checkpoint(module, x, **options))
 
 
 @joint("checkpoint_sequential")
@@ -92,7 +96,7 @@ def sequential(s: Subject) -> Results:
     return trained(
         layers,
         s.x,
-        lambda x: checkpoint_sequential(layers, 2, x, use_reentrant=False),  # type: ignore[no-any-return]
+        lambda x: checkpoint_sequential(layers, 2, x, use_reentrant=False),
     )
 
 
@@ -103,7 +107,7 @@ def selective_checkpoint(s: Subject) -> Results:
     return trained(
         module,
         s.x,
-        lambda x: checkpoint(module, x, use_reentrant=False, context_fn=contexts),  # type: ignore[no-any-return]
+        lambda x: checkpoint(module, x, use_reentrant=False, context_fn=contexts),
     )
 
 
@@ -134,7 +138,7 @@ def unpacked_once(s: Subject) -> Results:
 
     def pack(tensor: Tensor) -> list[Tensor]:
         boxes.append([tensor.detach().clone()])
-        return boxes[-1]  # type: ignore[no-any-return]
+        return boxes[-1]
 
     def call(x: Tensor) -> Tensor:
         with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
@@ -338,7 +342,7 @@ def lbfgs(s: Subject) -> Results:
         value.backward()
         return value
 
-    return {"loss": optimizer.step(closure).detach(), "out": module(s.x).detach()}  # type: ignore[no-untyped-call]
+    return {"loss": optimizer.step(closure).detach(), "out": module(s.x).detach()}
 
 
 @joint("GradScaler on a CPU")

@@ -55,20 +55,20 @@ def grad_and_value(s: Subject) -> Results:
 @joint("func.vjp")
 def vjp(s: Subject) -> Results:
     module = s.module().train()
-    out, back = torch.func.vjp(module, s.x)
+    out, back = torch.func.vjp(module, s.x)[:2]
     return {"out": out, "vjp": back(torch.ones_like(out))[0]}
 
 
 @joint("func.jvp of the input")
 def jvp(s: Subject) -> Results:
-    out, tangent = torch.func.jvp(s.module().train(), (s.x,), (s.x.cos(),))
+    out, tangent = torch.func.jvp(s.module().train(), (s.x,), (s.x.cos(),))[:2]
     return {"out": out, "tangent": tangent}
 
 
 @joint("func.jvp of the parameters")
 def jvp_of_parameters(s: Subject) -> Results:
     run, weights = function(s.module()), parameters(s.module())
-    out, tangent = torch.func.jvp(lambda w: run(w, s.x), (weights,), (directions(weights),))
+    out, tangent = torch.func.jvp(lambda w: run(w, s.x), (weights,), (directions(weights),))[:2]
     return {"out": out, "tangent of parameters": tangent}
 
 
@@ -117,7 +117,7 @@ def ensemble(s: Subject) -> Results:
     with torch.no_grad():
         for parameter in modules[1].parameters():
             parameter.mul_(0.9)
-    weights, buffers = torch.func.stack_module_state(modules)  # type: ignore[arg-type]
+    weights, buffers = torch.func.stack_module_state(modules)
 
     def run(w: dict[str, Tensor], b: dict[str, Tensor]) -> Tensor:
         out: Tensor = torch.func.functional_call(modules[0], (w, b), (s.x,))
@@ -177,7 +177,7 @@ def gradient_penalty(s: Subject) -> Results:
 def maml(s: Subject) -> Results:
     module = s.module().train()
     run = function(module)
-    weights = dict(module.named_parameters())
+    weights: dict[str, Tensor] = dict(module.named_parameters())
     found = torch.autograd.grad(loss(run(weights, s.x)), list(weights.values()), create_graph=True)
     adapted = {name: w - 0.1 * g for (name, w), g in zip(weights.items(), found)}
     value = loss(run(adapted, s.x.flip(1)))
@@ -216,7 +216,7 @@ def forward_mode(s: Subject) -> Results:
 @joint("forward-mode derivative under no_grad")
 def forward_mode_no_grad(s: Subject) -> Results:
     with torch.no_grad():
-        return forward_mode(s)
+        return {**forward_mode(s)}
 
 
 @joint("forward-mode derivative after calls without")
@@ -260,7 +260,7 @@ def gradcheck(s: Subject) -> Results:
     weights = [x, *(each for name, each in module.named_parameters() if name not in single)]
 
     def run(x: Tensor, *_: Tensor) -> Tensor:
-        return module(x)  # type: ignore[no-any-return]
+        return module(x)
 
     return {"passes": torch.autograd.gradcheck(run, weights, fast_mode=True, atol=1e-5)}
 
@@ -300,8 +300,12 @@ def integrated(s: Subject) -> Results:
 def hutchinson(s: Subject) -> Results:
     module = s.module().train()
 
+    def of_input(x: Tensor) -> Tensor:
+        return loss(module(x))
+
     def product(v: Tensor) -> Tensor:
-        return torch.func.vjp(torch.func.grad(lambda x: loss(module(x))), s.x)[1](v)[0]
+        found: Tensor = torch.func.vjp(torch.func.grad(of_input), s.x)[1](v)[0]
+        return found
 
     probes = torch.stack([s.x.sign(), s.x.flip(1).sign()])
     return {"trace": (torch.func.vmap(product)(probes) * probes).sum((1, 2, 3))}

@@ -48,7 +48,7 @@ class Block(nn.Module):
 
     def convolution(self, x: Tensor) -> Tensor:
         """(batch, seqlen, channels), causal."""
-        return F.silu(self.conv1d(x.mT)[..., : x.shape[1]]).mT
+        return F.silu(self.conv1d(x.transpose(1, 2))[..., : x.shape[1]]).transpose(1, 2)
 
     def convolution_step(self, x: Tensor, state: Tensor) -> Tensor:
         """(batch, channels), and the state written in place."""
@@ -61,7 +61,7 @@ class Block(nn.Module):
     def keep(self, conv_state: Tensor, x: Tensor) -> None:
         """Write the last inputs of the convolution (batch, seqlen, channels) into its state."""
         with torch.no_grad():
-            conv_state.copy_(F.pad(x.mT, (self.d_conv - x.shape[1], 0)))
+            conv_state.copy_(F.pad(x.transpose(1, 2), (self.d_conv - x.shape[1], 0)))
 
     def step(self, u: Tensor, conv_state: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One step of decoding, (batch, 1, d_model); states are written in place."""
@@ -118,6 +118,7 @@ class Mamba(Block):
         self.out_proj = nn.Linear(inner, d_model, bias=False, **made)
 
     def selected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """dt, B and C of each step, in float64."""
         dt, B, C = self.x_proj(x).split([self.rank, self.d_state, self.d_state], -1)
         dt = F.softplus(F.linear(dt, self.dt_proj.weight).double() + self.dt_proj.bias.double())
         return dt, B.double(), C.double()
@@ -128,8 +129,8 @@ class Mamba(Block):
         dt, B, C = self.selected(x)
         wide = x.double()
         # (batch, channels, dstate, seqlen): a step's rate of decay, and what it adds.
-        rates = dt.mT[:, :, None] * -self.A_log.double().exp()[..., None]
-        added = (dt * wide).mT[:, :, None] * B.mT[:, None]
+        rates = dt.transpose(1, 2)[:, :, None] * -self.A_log.double().exp()[..., None]
+        added = (dt * wide).transpose(1, 2)[:, :, None] * B.transpose(1, 2)[:, None]
         states = torch.einsum("bdnts,bdns->bdnt", decays(rates), added)
         y = torch.einsum("bdnt,btn->btd", states, C) + self.D.double() * wide
         out = self.out_proj((y * F.silu(z.double())).to(z.dtype))
@@ -191,12 +192,14 @@ class Mamba2(Block):
         self.out_proj = nn.Linear(inner, d_model, bias=False, **made)
 
     def parted(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The gate, the convolution's input, and dt in float64."""
         z, x, dt = self.in_proj(u).split(
             [self.d_inner, self.d_inner + 2 * self.d_state, self.nheads], -1
         )
         return z, x, F.softplus(dt.double() + self.dt_bias.double())
 
     def gated(self, y: Tensor, z: Tensor) -> Tensor:
+        """The gate, the norm and the projection at the end."""
         y = y * F.silu(z.double())
         y = y * (y.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * self.norm.weight.double()
         out: Tensor = self.out_proj(y.to(z.dtype))
@@ -207,7 +210,7 @@ class Mamba2(Block):
         sizes = [self.d_inner, self.d_state, self.d_state]
         x, B, C = self.convolution(kept).double().split(sizes, -1)
         x = x.unflatten(-1, (self.nheads, self.headdim))
-        decay = decays((dt * -self.A_log.double().exp()).mT)
+        decay = decays((dt * -self.A_log.double().exp()).transpose(1, 2))
         added = torch.einsum("bsh,bshp,bsn->bshpn", dt, x, B)
         states = torch.einsum("bhts,bshpn->bthpn", decay, added)
         y = torch.einsum("bthpn,btn->bthp", states, C) + self.D.double()[:, None] * x
