@@ -93,7 +93,8 @@ def with_checkpoint(s: Subject) -> Results:
     module = s.module()
 
     def run(x: Tensor) -> Tensor:
-        return checkpoint(module, x, use_reentrant=False) * 2
+        out: Tensor = checkpoint(module, x, use_reentrant=False)
+        return out * 2
 
     return trained(module, s.x, torch.compile(run, backend="aot_eager"))
 

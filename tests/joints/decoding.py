@@ -121,7 +121,7 @@ def strided_states(s: Subject) -> Results:
 @joint("step in a graph of torch.compile", on=STEPPING)
 def compiled_steps(s: Subject) -> Results:
     module = _block(s)
-    step = torch.compile(module.step, backend="aot_eager")
+    step: Any = torch.compile(module.step, backend="aot_eager")
     with torch.no_grad():
         conv_state, state = module.allocate_inference_cache(BATCH, SEQLEN)
         outs = [step(s.x[:, i : i + 1], conv_state, state)[0] for i in range(4)]

@@ -25,7 +25,9 @@ class Counting(torch.Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count the call, and make it."""
         Counting.calls += 1
-        return super().__torch_function__(func, types, args, kwargs or {})
+        return super().__torch_function__(  # type: ignore[no-untyped-call]
+            func, types, args, kwargs or {}
+        )
 
 
 def _both(s: Subject, x: Tensor) -> Results:

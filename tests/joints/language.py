@@ -139,7 +139,8 @@ def generated_low(s: Subject) -> Results:
 
 @joint("generate, a batch of one and of five", on=LANGUAGE)
 def other_batches(s: Subject) -> Results:
-    model, found = s.model(), {}
+    found: Results = {}
+    model = s.model()
     tokens = s.tokens
     for size in (1, 5):
         s.tokens = tokens.repeat(3, 1)[:size]
@@ -300,7 +301,7 @@ def last_tokens(s: Subject) -> Results:
 @joint("a step of decoding in a graph of torch.compile", on=LANGUAGE)
 def compiled_forward(s: Subject) -> Results:
     model = s.model().eval()
-    compiled = torch.compile(model, backend="aot_eager")
+    compiled: Any = torch.compile(model, backend="aot_eager")
     options: dict[str, Any] = {} if s.kind == MODELS else {"use_cache": False}
     with torch.no_grad():
         return {"logits": compiled(s.tokens, **options).logits}
@@ -323,5 +324,5 @@ def their_trainer(s: Subject) -> Results:
             disable_tqdm=True,
             save_strategy="no",
         )
-        done = Trainer(model, arguments, train_dataset=rows).train()  # type: ignore[arg-type]
+        done = Trainer(model, arguments, train_dataset=rows).train()
     return {"loss": torch.tensor(done.training_loss)}

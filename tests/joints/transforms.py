@@ -260,7 +260,8 @@ def gradcheck(s: Subject) -> Results:
     weights = [x, *(each for name, each in module.named_parameters() if name not in single)]
 
     def run(x: Tensor, *_: Tensor) -> Tensor:
-        return module(x)
+        out: Tensor = module(x)
+        return out
 
     return {"passes": torch.autograd.gradcheck(run, weights, fast_mode=True, atol=1e-5)}
 

@@ -124,6 +124,7 @@ class Mamba(Block):
         return dt, B.double(), C.double()
 
     def mixed(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As the base says."""
         x, z = self.in_proj(u).chunk(2, -1)
         kept, x = x, self.convolution(x)
         dt, B, C = self.selected(x)
@@ -137,6 +138,7 @@ class Mamba(Block):
         return out, kept, states[..., -1]
 
     def step(self, u: Tensor, conv_state: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As the base says."""
         x, z = self.in_proj(u.squeeze(1)).chunk(2, -1)
         x = self.convolution_step(x, conv_state)
         dt, B, C = self.selected(x)
@@ -152,6 +154,7 @@ class Mamba(Block):
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None
     ) -> tuple[Tensor, Tensor]:
+        """As the base says."""
         made: dict[str, Any] = {
             "device": self.out_proj.weight.device,
             "dtype": dtype or self.conv1d.weight.dtype,
@@ -206,6 +209,7 @@ class Mamba2(Block):
         return out
 
     def mixed(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As the base says."""
         z, kept, dt = self.parted(u)
         sizes = [self.d_inner, self.d_state, self.d_state]
         x, B, C = self.convolution(kept).double().split(sizes, -1)
@@ -217,6 +221,7 @@ class Mamba2(Block):
         return self.gated(y.flatten(-2), z), kept, states[:, -1]
 
     def step(self, u: Tensor, conv_state: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As the base says."""
         z, x, dt = self.parted(u.squeeze(1))
         sizes = [self.d_inner, self.d_state, self.d_state]
         x, B, C = self.convolution_step(x, conv_state).double().split(sizes, -1)
@@ -231,6 +236,7 @@ class Mamba2(Block):
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None
     ) -> tuple[Tensor, Tensor]:
+        """As the base says."""
         made: dict[str, Any] = {
             "device": self.out_proj.weight.device,
             "dtype": dtype or self.conv1d.weight.dtype,
@@ -254,6 +260,7 @@ class GatedMLP(nn.Module):
         self.fc2 = nn.Linear(hidden, d_model, bias=False, **made)
 
     def forward(self, x: Tensor) -> Tensor:
+        """As mamba_ssm's."""
         y, gate = self.fc1(x).chunk(2, -1)
         out: Tensor = self.fc2(y * F.silu(gate))
         return out
@@ -271,6 +278,7 @@ class Layer(nn.Module):
             self.norm2 = nn.RMSNorm(d_model, eps=1e-5, **made)
 
     def forward(self, residual: Tensor, inference_params: Any = None) -> Tensor:
+        """As mamba_ssm's."""
         dtype = self.norm.weight.dtype
         out = self.mixer(normed(self.norm, residual).to(dtype), inference_params=inference_params)
         residual = residual + out
@@ -312,6 +320,7 @@ class Backbone(nn.Module):
         self.norm_f = nn.RMSNorm(width, eps=1e-5, **made)
 
     def forward(self, input_ids: Tensor, inference_params: Any = None) -> Tensor:
+        """As mamba_ssm's."""
         residual = self.embedding(input_ids)
         dtype = residual.dtype
         residual = residual if dtype == torch.float64 else residual.float()
@@ -335,6 +344,7 @@ class MambaLMHeadModel(nn.Module):
     def forward(
         self, input_ids: Tensor, inference_params: Any = None, num_last_tokens: int = 0
     ) -> Logits:
+        """As mamba_ssm's."""
         hidden = self.backbone(input_ids, inference_params=inference_params)
         return Logits(self.lm_head(hidden[:, -num_last_tokens:] if num_last_tokens else hidden))
 

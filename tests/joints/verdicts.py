@@ -77,7 +77,7 @@ def judge(
         if expected.keys() != hooked.results.keys():
             names = sorted(expected.keys() ^ hooked.results.keys())
             return Judged(Verdict.WORSE, f"results that only one of both has: {names}")
-    differing = {}
+    differing: dict[str, Any] = {}
     for name, value in expected.items():
         tolerance = joint.tolerance
         if exact is not None and exact.error is None:
