@@ -208,7 +208,7 @@ def infinity(s: Subject) -> Results:
 
 @joint("large numbers")
 def large(s: Subject) -> Results:
-    return {"out": out_of(s.module(), 1e4 * s.x)}
+    return {"out": out_of(s.module(), 1e3 * s.x)}
 
 
 @joint("a wrong width")

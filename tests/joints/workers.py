@@ -85,7 +85,10 @@ class Workers:
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(json.dumps(row) + "\n")
         process.stdin.flush()
-        answer = json.loads(process.stdout.readline())
+        line = process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the process {'with' if hook else 'without'} the hook has ended")
+        answer = json.loads(line)
         results = {}
         if answer.pop("results"):
             results = torch.load(Path(self._folder.name) / f"{process.pid}.pt", weights_only=False)
