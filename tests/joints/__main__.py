@@ -42,7 +42,7 @@ def main() -> int:
         (every[joint], subject)
         for joint in names
         for subject in subjects
-        if SUBJECTS[subject] in every[joint].on
+        if every[joint].fits(subject, SUBJECTS[subject])
     ]
     found: dict[tuple[str, str], Judged] = {}
     start = time.monotonic()

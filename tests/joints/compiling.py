@@ -14,7 +14,7 @@ from tests.joints.measures import Results, gradients, loss, same, trained
 from tests.joints.subjects import Subject, hooked
 
 
-@joint("compile, eager")
+@joint("compile, eager", slow=True)
 def eager(s: Subject) -> Results:
     module = s.module()
     return trained(module, s.x, torch.compile(module, backend="eager"))
@@ -38,7 +38,7 @@ def aot_whole(s: Subject) -> Results:
     return trained(module, s.x, torch.compile(module, backend="aot_eager", fullgraph=True))
 
 
-@joint("compile, aot_eager, decomposed for inductor")
+@joint("compile, aot_eager, decomposed for inductor", slow=True)
 def aot_decomposed(s: Subject) -> Results:
     module = s.module()
     backend = "aot_eager_decomp_partition"
@@ -53,7 +53,7 @@ def no_grad(s: Subject) -> Results:
         return {"out": compiled(s.x), "again": compiled(s.x.flip(1))}
 
 
-@joint("compile, inference_mode")
+@joint("compile, inference_mode", slow=True)
 def inference(s: Subject) -> Results:
     module = s.module().eval()
     compiled = torch.compile(module, backend="aot_eager")
@@ -61,7 +61,7 @@ def inference(s: Subject) -> Results:
         return {"out": compiled(s.x).clone()}
 
 
-@joint("compile, dynamic sizes")
+@joint("compile, dynamic sizes", slow=True)
 def dynamic(s: Subject) -> Results:
     module = s.module()
     compiled = torch.compile(module, backend="aot_eager", dynamic=True)
@@ -73,7 +73,7 @@ def dynamic(s: Subject) -> Results:
     return found
 
 
-@joint("compile, then another size")
+@joint("compile, then another size", slow=True)
 def recompiled(s: Subject) -> Results:
     module = s.module()
     compiled = torch.compile(module, backend="aot_eager")
@@ -94,12 +94,12 @@ def with_checkpoint(s: Subject) -> Results:
 
     def run(x: Tensor) -> Tensor:
         out: Tensor = checkpoint(module, x, use_reentrant=False)
-        return out * 2
+        return out + 0
 
     return trained(module, s.x, torch.compile(run, backend="aot_eager"))
 
 
-@joint("checkpoint of what is compiled")
+@joint("checkpoint of what is compiled", slow=True)
 def checkpoint_of_compiled(s: Subject) -> Results:
     module = s.module()
     compiled = torch.compile(module, backend="aot_eager")
@@ -119,14 +119,14 @@ def with_autocast(s: Subject) -> Results:
     return trained(module, s.x, call)
 
 
-@joint("compile in place: Module.compile")
+@joint("compile in place: Module.compile", slow=True)
 def in_place(s: Subject) -> Results:
     module = s.module()
     module.compile(backend="aot_eager")
     return trained(module, s.x)
 
 
-@joint("compile a step of training")
+@joint("compile a step of training", slow=True)
 def training_step(s: Subject) -> Results:
     module = s.module().train()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
@@ -146,7 +146,7 @@ def training_step(s: Subject) -> Results:
     return {"first": first, "second": step(s.x).detach(), "out": module(s.x).detach()}
 
 
-@joint("compiled autograd")
+@joint("compiled autograd", slow=True)
 def compiled_autograd(s: Subject) -> Results:
     module = s.module().train()
     value = loss(module(s.x))
@@ -162,7 +162,7 @@ def func_grad(s: Subject) -> Results:
     return {"gradient": run(s.x)}
 
 
-@joint("compile func.vmap")
+@joint("compile func.vmap", slow=True)
 def func_vmap(s: Subject) -> Results:
     module = s.module().eval()
     run = torch.compile(
@@ -181,7 +181,7 @@ def double_backward(s: Subject) -> Results:
     return {"second of x": x.grad}
 
 
-@joint("a backend switched after compiling")
+@joint("a backend switched after compiling", slow=True)
 def backend_switched(s: Subject) -> Results:
     module = s.module()
     compiled = torch.compile(module, backend="aot_eager")
@@ -220,7 +220,7 @@ def replaced_after_compiling(s: Subject) -> Results:
     return {"before": before, "after": after}
 
 
-@joint("explain: graph breaks", on=(BLOCKS, MODELS))
+@joint("explain: graph breaks", on=(BLOCKS, MODELS), slow=True)
 def explained(s: Subject) -> Results:
     module = s.module().train()
     found = torch._dynamo.explain(module)(s.x)

@@ -34,10 +34,10 @@ Run = Callable[["Subject"], Results]
 class Joint(NamedTuple):
     """A way of using a subject.
 
-    ``on`` are the kinds of subject that it can be used with. ``rounded``: what is computed is
-    rounded to half precision, and judged by its distance from the same in float32. ``may_refuse``:
-    an error that says what to do instead is as good as a result, where no program without the hook
-    has one. ``tolerance`` stands in for that of the dtypes.
+    ``on`` are the kinds of subject, or the names of subjects, that it can be used with.
+    ``rounded``: what is computed is rounded to half precision, and judged by its distance from the
+    same in float32. ``may_refuse``: an error that says what to do instead is as good as a result,
+    where no program without the hook has one. ``tolerance`` stands in for that of the dtypes.
     """
 
     name: str
@@ -48,6 +48,10 @@ class Joint(NamedTuple):
     may_refuse: bool
     tolerance: float | None
     slow: bool
+
+    def fits(self, subject: str, kind: str) -> bool:
+        """Whether it can be used with that subject."""
+        return subject in self.on or kind in self.on
 
 
 _JOINTS: dict[str, Joint] = {}

@@ -18,7 +18,7 @@ def chosen() -> list[tuple[str, str]]:
     """Each joint that is not slow with the next of its subjects in turn."""
     rows = []
     for number, joint in enumerate(each for each in EVERY.values() if not each.slow):
-        subjects = [name for name, kind in SUBJECTS.items() if kind in joint.on]
+        subjects = [name for name, kind in SUBJECTS.items() if joint.fits(name, kind)]
         rows.append((joint.name, subjects[number % len(subjects)]))
     return rows
 

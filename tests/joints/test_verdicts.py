@@ -91,6 +91,14 @@ def test_what_is_not_a_number_must_be_so_in_both() -> None:
     assert judged(outcome(holed), outcome(ONE)).verdict is Verdict.SILENT
 
 
+def test_what_rounding_leaves_of_a_zero_is_zero() -> None:
+    large = {"out": torch.full((3,), 100.0)}
+    one, other = ({**large, "gradient": torch.full((3,), tiny)} for tiny in (1e-7, -3e-7))
+    assert judged(outcome(one), outcome(other)).verdict is Verdict.RIGHT
+    more = {**large, "gradient": torch.full((3,), 0.1)}
+    assert judged(outcome(more), outcome(other)).verdict is Verdict.SILENT
+
+
 def test_rounded_results_are_judged_by_their_distance_from_exact_ones() -> None:
     rounded = outcome({"out": torch.full((3,), 1.02)})
     other = outcome({"out": torch.full((3,), 0.98)})

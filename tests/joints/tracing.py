@@ -72,7 +72,7 @@ def trace_checked(s: Subject) -> Results:
     return {"out": traced(s.x).detach()}
 
 
-@joint("jit.trace, then frozen and optimised")
+@joint("jit.trace, then frozen and optimised", slow=True)
 def trace_frozen(s: Subject) -> Results:
     module = s.module().eval()
     with torch.no_grad(), warnings.catch_warnings():
@@ -150,7 +150,7 @@ def export(s: Subject) -> Results:
         return {"out": program.module()(s.x)}
 
 
-@joint("torch.export, strict")
+@joint("torch.export, strict", slow=True)
 def export_strict(s: Subject) -> Results:
     module = s.module().eval()
     with torch.no_grad():
@@ -203,7 +203,7 @@ def exported_second(s: Subject) -> Results:
     return {"second": second}
 
 
-@joint("torch.export, then decomposed")
+@joint("torch.export, then decomposed", slow=True)
 def export_decomposed(s: Subject) -> Results:
     module = s.module().eval()
     with torch.no_grad():

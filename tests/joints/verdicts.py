@@ -27,6 +27,8 @@ TOLERANCES = {
 ROUNDED = 3e-2
 
 
+# Beside the largest result: what float32 leaves of a zero.
+NOTHING = 1e-6
 # What was found, what was expected: how the ops refuse an argument.
 CLEAR = re.compile(r"[\w.]+: expected .+ found ")
 
@@ -78,14 +80,15 @@ def judge(
             names = sorted(expected.keys() ^ hooked.results.keys())
             return Judged(Verdict.WORSE, f"results that only one of both has: {names}")
     differing: dict[str, Any] = {}
+    largest = max((_norm(value) for value in expected.values()), default=0.0)
     for name, value in expected.items():
         tolerance = joint.tolerance
         if exact is not None and exact.error is None:
             distance = _distance(value, exact.results[name])
             tolerance = max(joint.tolerance or ROUNDED, 1.5 * distance)
-            found = _distance(hooked.results[name], exact.results[name])
+            found = _distance(hooked.results[name], exact.results[name], largest)
         else:
-            found = _distance(hooked.results[name], value)
+            found = _distance(hooked.results[name], value, largest)
             if tolerance is None:
                 tolerance = _tolerance(joint, subject, value)
         if not found <= tolerance:
@@ -148,7 +151,14 @@ def _tolerance(joint: Joint, subject: str, value: Any) -> float:
     return TOLERANCES[value.dtype]
 
 
-def _distance(actual: Any, expected: Any) -> float:
+def _norm(value: Any) -> float:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return 0.0
+    return float(value.double().nan_to_num(0.0, 0.0, 0.0).norm())
+
+
+def _distance(actual: Any, expected: Any, largest: float = 0.0) -> float:
+    """Their relative norm; what is as small beside the largest result as rounding is no number."""
     if isinstance(actual, Tensor) and isinstance(expected, Tensor):
         if not actual.numel() and actual.shape == expected.shape:
             return 0.0
@@ -158,5 +168,9 @@ def _distance(actual: Any, expected: Any) -> float:
             if not torch.equal(actual[~finite].nan_to_num(), expected[~finite].nan_to_num()):
                 return float("inf")
             actual, expected = actual[finite], expected[finite]
+            scale = _norm(expected)
+            if scale < NOTHING * largest and actual.shape == expected.shape:
+                difference = float((actual.double() - expected.double()).norm())
+                return 0.0 if difference < NOTHING * largest else float("inf")
         return relative_norm(actual, expected)
     return 0.0 if type(actual) is type(expected) and actual == expected else float("inf")

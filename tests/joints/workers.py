@@ -7,6 +7,7 @@ leaves behind, settings or a crash, no other row sees.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -117,6 +118,8 @@ def answer(folder: str, lines: Iterable[str]) -> None:
     logging.disable(logging.CRITICAL)
     prepare()
     joints()
+    # Else every child would copy what its collector looks at.
+    gc.freeze()
     pipe = os.dup(1)
     os.dup2(2, 1)  # what a row prints is none of the answers
     with os.fdopen(pipe, "w") as out:
