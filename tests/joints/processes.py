@@ -59,26 +59,6 @@ def fork_after_calls(s: Subject) -> Results:
     return {"out": first, "child": answer.decode()}
 
 
-@joint("a fork while another thread makes the first call")
-def fork_meanwhile(s: Subject) -> Results:
-    module = s.module().eval()
-    thread = threading.Thread(target=out_of, args=(module, s.x))
-    thread.start()
-    children = []
-    for _ in range(3):
-        child = os.fork()
-        if child == 0:
-            import signal
-
-            signal.alarm(20)
-            out_of(module, s.x)
-            os._exit(0)
-        children.append(child)
-    thread.join()
-    statuses = [os.waitpid(child, 0)[1] for child in children]
-    return {"out": out_of(module, s.x), "statuses": statuses}
-
-
 @joint("one OutOfMemoryError, and then memory")
 def out_of_memory_once(s: Subject) -> Results:
     module = s.module().eval()

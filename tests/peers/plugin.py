@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 # What torch and Triton say where there is no GPU.
 NEEDS_GPU = re.compile(
-    r"NVIDIA driver|active driver|not compiled with CUDA|CUDA GPU|is_cuda|nvidia"
+    r"NVIDIA driver|active driver|not compiled with CUDA|CUDA GPU|is_cuda|nvidia|dummy base class"
 )
 EVERY, REFERENCES = "--every", "--references"
 
@@ -32,6 +32,8 @@ class OnTheCPU(TorchFunctionMode):
         """Call ``func`` with another device."""
         if func is torch.Tensor.cuda:
             return args[0]
+        if func is torch.device:
+            return _on_the_cpu(func(*args, **(kwargs or {})))
         args = tuple(_on_the_cpu(each) for each in args)
         return func(*args, **{name: _on_the_cpu(each) for name, each in (kwargs or {}).items()})
 
