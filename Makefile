@@ -18,13 +18,16 @@ DEMO_BASE  = .demo/base-$(shell echo '$(TORCH) $(TRITON)' | cksum | cut -d ' ' -
 DEMO_MAMBA = .demo/mamba-ssm-$(MAMBA_SSM)
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint matrix copies docs sanitize clean
+.PHONY: help demo test lint matrix joints peers copies docs sanitize clean
 
 help:
 	@echo 'make demo [MAMBA_SSM=2.2.4] [TEXT=file]   train two small models here, nothing compiled'
 	@echo 'make test                                 lint, types and the test suite'
 	@echo 'make lint                                 lint and types only'
 	@echo 'make matrix                               every release with every release (half an hour)'
+	@echo 'make joints                               what users of torch and transformers do (half an hour)'
+	@echo 'make peers [MAMBA=checkout] [CAUSAL_CONV1D=checkout] [PYTEST=options]'
+	@echo '                                          the tests of these projects themselves'
 	@echo 'make copies                               the copies that a released wheel carries'
 	@echo 'make sanitize                             the CUDA kernels under compute-sanitizer, on a GPU'
 	@echo 'make docs                                 the documentation, in build/site'
@@ -67,6 +70,15 @@ lint: .venv/ready
 
 matrix: .venv/ready .releases/ready
 	.venv/bin/python -m tests.matrix docs
+
+joints: .venv/ready .releases/ready
+	.venv/bin/python -m tests.joints
+
+# A release of mamba-ssm is run in place of the checkout's own with PEER_RELEASE=2.3.2.post1.
+peers: .venv/ready .releases/ready
+	.venv/bin/python -m tests.peers $(if $(MAMBA),--mamba '$(MAMBA)') \
+	    $(if $(CAUSAL_CONV1D),--causal-conv1d '$(CAUSAL_CONV1D)') \
+	    $(if $(PEER_RELEASE),--release '$(PEER_RELEASE)') -- $(PYTEST)
 
 copies: .venv/ready .releases/ready
 	.venv/bin/python -m tools.bundle

@@ -1,0 +1,65 @@
+"""Runs every row: ``python -m tests.joints [--joint NAME] [--subject NAME] [--list]``.
+
+A NAME is any part of a joint's name, or a word of a subject's. A run of everything writes the
+table of the documentation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.joints.declared import AREAS, joints
+from tests.joints.page import PAGE, page
+from tests.joints.rows import Judge
+from tests.joints.subjects import SUBJECTS
+from tests.joints.verdicts import Judged
+
+
+def main() -> int:
+    """Print each row that does not pass, and how many do; 1 unless all do."""
+    parser = argparse.ArgumentParser(prog="python -m tests.joints", description=__doc__)
+    parser.add_argument("--joint", default="", help="a part of the names of joints")
+    parser.add_argument("--subject", default="", help="a word of the names of subjects")
+    parser.add_argument("--area", default="", choices=["", *AREAS], help="one file of joints")
+    parser.add_argument("--list", action="store_true", help="name the joints and subjects")
+    parser.add_argument("--all", action="store_true", help="print the rows that pass as well")
+    chosen = parser.parse_args()
+    every = joints()
+    names = [
+        name for name, each in every.items() if chosen.joint in name and chosen.area in each.area
+    ]
+    subjects = [
+        name for name in SUBJECTS if not chosen.subject or chosen.subject in (name, *name.split())
+    ]
+    if chosen.list:
+        print(*names, "", *subjects, sep="\n")
+        return 0
+    rows = [
+        (every[joint], subject)
+        for joint in names
+        for subject in subjects
+        if every[joint].fits(subject, SUBJECTS[subject])
+    ]
+    found: dict[tuple[str, str], Judged] = {}
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as cache, Judge(Path(cache)) as judge:
+        for joint, subject in rows:
+            judged = found[joint.name, subject] = judge(joint, subject)
+            if chosen.all or not judged.verdict.passes:
+                print(
+                    f"{judged.verdict.value}: {joint.name} | {subject} | {judged.why}", flush=True
+                )
+    passing = sum(judged.verdict.passes for judged in found.values())
+    print(f"{passing} of {len(found)} rows pass, {time.monotonic() - start:.0f} s")
+    if not (chosen.joint or chosen.subject or chosen.area):
+        PAGE.write_text(page(found), encoding="utf-8")
+        print(PAGE)
+    return 0 if passing == len(found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

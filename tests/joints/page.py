@@ -1,0 +1,50 @@
+"""The table of the documentation, ``docs/joints.md``, from the verdicts of a run of everything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Mapping
+
+from tests.joints.declared import AREAS, joints
+from tests.joints.subjects import SUBJECTS
+from tests.joints.verdicts import Judged, Verdict
+
+PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "joints.md"
+SIGNS = {
+    Verdict.RIGHT: "✓",
+    Verdict.SAME_ERROR: "=",
+    Verdict.REFUSED: "!",
+    Verdict.WORSE: "**worse**",
+    Verdict.SILENT: "**differs**",
+}
+BEGINNING = """\
+# With torch and transformers
+
+<!-- Written by make joints; not to be edited. -->
+
+What one does with a model, each with every kind of model: ✓ the numbers are those that there are \
+without the hook (of plain torch for mamba_ssm, which does not run without it), = it raises the \
+same error as without, ! it is refused with what to do instead. An empty cell is one that has no \
+meaning.
+
+The columns: {subjects}.
+"""
+
+
+def page(found: Mapping[tuple[str, str], Judged]) -> str:
+    """The text of the page, from the verdict of each joint and subject."""
+    numbers = [str(number) for number in range(1, len(SUBJECTS) + 1)]
+    columns = ", ".join(f"{number} {name}" for number, name in zip(numbers, SUBJECTS))
+    parts = [BEGINNING.format(subjects=columns)]
+    for area, heading in AREAS.items():
+        parts.append(
+            f"\n## {heading}\n\n| | {' | '.join(numbers)} |\n|{' --- |' * (len(numbers) + 1)}\n"
+        )
+        for name, joint in joints().items():
+            if joint.area == area:
+                signs = [
+                    SIGNS[found[name, subject].verdict] if (name, subject) in found else ""
+                    for subject in SUBJECTS
+                ]
+                parts.append(f"| {name} | {' | '.join(signs)} |\n")
+    return "".join(parts)
