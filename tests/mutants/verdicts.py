@@ -1,0 +1,110 @@
+"""What comes of a mutant, and how that is told from what it means by itself."""
+
+from __future__ import annotations
+
+import math
+from enum import Enum
+from typing import NamedTuple
+
+from tests.mutants.probes import Answer, Numbers
+
+TOLERANCE = 1e-4
+
+
+class Verdict(Enum):
+    """From harmless to worst; a mutant has the worst that any call of it has in any situation."""
+
+    NOT_RUN = "does not run by itself"
+    SERVED = "served, and equal to what the mutant itself means"
+    LEFT = "left alone with a word"
+    WORSE = "raises where the mutant itself runs"
+    REFUSED = "core refused although its calls stand there"
+    SILENT = "silently different"
+
+
+FORBIDDEN = (Verdict.WORSE, Verdict.REFUSED, Verdict.SILENT)
+ORDER = tuple(Verdict)
+
+
+class Run(NamedTuple):
+    """What one process found: the answers by the names of the calls, and its warnings.
+
+    ``refused`` are the targets that stayed as they are installed, with the reasons.
+    """
+
+    answers: dict[str, Answer]
+    warnings: list[str]
+    refused: dict[str, str]
+
+
+class Finding(NamedTuple):
+    """A verdict, and where it comes from."""
+
+    verdict: Verdict
+    detail: str = ""
+
+
+def judge(
+    own: Run, hooked: dict[str, Run], target: str, public: tuple[str, ...], refusable: str | None
+) -> Finding:
+    """The worst of all calls that the mutant itself can make, in all situations."""
+    worst = Finding(Verdict.NOT_RUN, next((f"{a.raised}" for a in own.answers.values()), ""))
+    for name, meant in own.answers.items():
+        if meant.numbers is None:
+            continue
+        for situation, run in hooked.items():
+            found = run.answers.get(name) or Answer(
+                None, "it is not there", len(run.warnings)
+            )
+            verdict, detail = _of_a_call(
+                name, meant.numbers, found, situation, run, target, public, refusable
+            )
+            if ORDER.index(verdict) > ORDER.index(worst.verdict):
+                worst = Finding(verdict, f"{situation}: {name}: {detail}")
+    return worst
+
+
+def _of_a_call(
+    name: str,
+    meant: Numbers,
+    found: Answer,
+    situation: str,
+    run: Run,
+    target: str,
+    public: tuple[str, ...],
+    refusable: str | None,
+) -> Finding:
+    function = name.split(" ", 1)[0].rstrip(",")
+    # A word names the target, or the function; for what is behind a function, any of its target.
+    names = (target, function) if function in public else (target, *public, function)
+    words = run.warnings[: found.warned]
+    word = next((each for each in words if any(name in each for name in names)), "")
+    reason = run.refused.get(target)
+    if found.numbers is None:
+        said = f"{found.raised}; {word or 'no word'}"
+        if reason is not None:
+            refused = Verdict.LEFT if refusable and word else Verdict.REFUSED
+            return Finding(refused, f"{reason}; {said}")
+        named = any(each in str(found.raised) for each in names)
+        # Only where its own code cannot run may an argument be refused, by its function's name.
+        if situation == "without triton" and (named or word):
+            return Finding(Verdict.LEFT, said)
+        return Finding(Verdict.WORSE, said)
+    error = distance(found.numbers, meant)
+    if error <= TOLERANCE:
+        return Finding(Verdict.LEFT if word else Verdict.SERVED, word)
+    return Finding(Verdict.LEFT if word else Verdict.SILENT, f"off by {error:.2g}; {word}")
+
+
+def distance(found: Numbers, meant: Numbers) -> float:
+    """The largest error of a result, relative to the largest number of it."""
+    if [shape for shape, _ in found] != [shape for shape, _ in meant]:
+        return math.inf
+    largest = 0.0
+    for (_, ours), (_, theirs) in zip(found, meant):
+        scale = max((abs(each) for each in theirs if math.isfinite(each)), default=0.0) or 1.0
+        for one, other in zip(ours, theirs):
+            both = math.isnan(one) and math.isnan(other)
+            error = 0.0 if one == other or both else abs(one - other) / scale
+            largest = max(largest, math.inf if math.isnan(error) else error)
+    return largest
