@@ -68,8 +68,7 @@ def table(found: list[tuple[Mutant, Finding]], by: Callable[[Mutant], str]) -> s
     width = max(map(len, names))
     lines = [" " * width + "".join(f"{each.name.lower().replace('_', ' '):>9}" for each in Verdict)]
     lines += [
-        f"{name:{width}}" + "".join(f"{counts[name][each]:9}" for each in Verdict)
-        for name in names
+        f"{name:{width}}" + "".join(f"{counts[name][each]:9}" for each in Verdict) for name in names
     ]
     return "\n".join(lines)
 

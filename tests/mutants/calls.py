@@ -85,7 +85,11 @@ def flag_by_an_expression(text: Text, choice: random.Random) -> Iterator[Change]
     """The last flag is written as an expression."""
     for place, call in enumerate(extension_calls(text)):
         last = call.args[-1]
-        forms = (f"bool({text.of(last)})", f"not not {text.of(last)}", f"({text.of(last)}) or False")
+        forms = (
+            f"bool({text.of(last)})",
+            f"not not {text.of(last)}",
+            f"({text.of(last)}) or False",
+        )
         yield Change(str(place), text.edited(text.replace(last, choice.choice(forms))))
 
 

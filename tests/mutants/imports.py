@@ -75,13 +75,9 @@ def functions_of_the_module(text: Text, choice: random.Random) -> Iterator[Chang
         inside = {id(each.value) for each in uses}
         edits = [text.replace(each, f"own_{each.attr}") for each in uses]
         # A test whether the module is there is one of its function, an assignment one to it.
-        edits += [
-            text.replace(each, f"own_{used[0]}") for each in tests if id(each) not in inside
-        ]
+        edits += [text.replace(each, f"own_{used[0]}") for each in tests if id(each) not in inside]
         written = ", ".join(f"{each} as own_{each}" for each in used)
-        yield Change(
-            name, text.edited(text.replace(node, f"from {name} import {written}"), *edits)
-        )
+        yield Change(name, text.edited(text.replace(node, f"from {name} import {written}"), *edits))
 
 
 @mutation(*EXTENSION_USERS)
@@ -135,9 +131,7 @@ def guarded(text: Text, choice: random.Random) -> Iterator[Change]:
             continue
         for style, guard in GUARDS.items():
             code = guard.format(text.of(node), name)
-            yield Change(
-                f"{name} {style}", text.edited(text.remove(node), text.after(node, code))
-            )
+            yield Change(f"{name} {style}", text.edited(text.remove(node), text.after(node, code)))
 
 
 @mutation(*EXTENSION_USERS)

@@ -108,9 +108,7 @@ def own_module_where_there_is_one(text: Text, choice: random.Random) -> Iterator
         if name != "selective_scan_cuda":
             continue
         for there in (True, False):
-            code = (
-                f"try:\n    import own_scan as {name}\nexcept ImportError:\n    {text.of(node)}"
-            )
+            code = f"try:\n    import own_scan as {name}\nexcept ImportError:\n    {text.of(node)}"
             yield Change(
                 f"{name} {'there' if there else 'missing'}",
                 text.edited(text.replace(node, code)),
@@ -185,7 +183,9 @@ def wrapped_afterwards(text: Text, choice: random.Random) -> Iterator[Change]:
             f"    return own_scaled(own_{name}(*arguments, **options), 1.5)"
         )
         yield Change(f"{name} def", text.edited(text.at_end(code)))
-        code = f"{SCALED}\n\n{name} = (lambda f: lambda *a, **k: own_scaled(f(*a, **k), 1.5))({name})"
+        code = (
+            f"{SCALED}\n\n{name} = (lambda f: lambda *a, **k: own_scaled(f(*a, **k), 1.5))({name})"
+        )
         yield Change(f"{name} lambda", text.edited(text.at_end(code)))
 
 
@@ -215,7 +215,8 @@ def class_defined_again(text: Text, choice: random.Random) -> Iterator[Change]:
             f"        return own_base_{owner.name}.forward(ctx, first * 1.5, *rest)"
         )
         yield Change(
-            owner.name, text.edited(text.at_end(f"own_base_{owner.name} = {owner.name}\n\n\n{code}"))
+            owner.name,
+            text.edited(text.at_end(f"own_base_{owner.name} = {owner.name}\n\n\n{code}")),
         )
 
 

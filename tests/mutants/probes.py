@@ -33,8 +33,8 @@ class Answer(NamedTuple):
 class Subject(NamedTuple):
     """A function and its arguments, in upstream's order; the first ``required`` have no default.
 
-    ``known`` are the parameters that the text had before it was changed; ``block`` makes the module
-    that a method is one of.
+    ``block`` makes the module that a method is one of. What is ``slow``, under Triton's interpreter,
+    is called less often. ``label`` tells subjects of one function apart.
     """
 
     name: str
@@ -42,6 +42,8 @@ class Subject(NamedTuple):
     required: int
     modes: tuple[str, ...] = ("inference", "gradients", "watched", "dual")
     block: Callable[[ModuleType], Any] | None = None
+    slow: bool = False
+    label: str = ""
 
 
 class Watch(TorchDispatchMode):
@@ -65,16 +67,15 @@ def scan() -> dict[str, Any]:
 
 def inner() -> dict[str, Any]:
     weights = {"conv1d_weight": r(4, 1, 4), "conv1d_bias": r(4), "x_proj_weight": r(5, 4)}
-    weights |= {"delta_proj_weight": r(4, 1), "out_proj_weight": r(3, 4), "out_proj_bias": r(3)}
+    weights |= {"delta_proj_weight": r(4, 1), "out_proj_weight": r(3, 4), "out_proj_bias": None}
     rest = {"A": -torch.rand(4, 2) - 0.5, "B": None, "C": None, "D": r(4), "delta_bias": r(4)}
-    return {
-        "xz": r(1, 8, 8),
-        **weights,
-        **rest,
-        **{"B_proj_bias": r(2), "C_proj_bias": r(2), "delta_softplus": True},
-        # Taken by later releases only.
-        **{"checkpoint_lvl": 1, "b_rms_weight": r(2), "c_rms_weight": r(2), "dt_rms_weight": r(4)},
-    }
+    biases = {"B_proj_bias": r(2), "C_proj_bias": r(2)}
+    return {"xz": r(1, 8, 8), **weights, **rest, **biases, "delta_softplus": True}
+
+
+def inner_with_norms() -> dict[str, Any]:
+    norms = {"checkpoint_lvl": 1, "b_rms_weight": r(2), "c_rms_weight": r(2)}
+    return {**inner(), **norms, "dt_rms_weight": r(4)}
 
 
 def chunks() -> dict[str, Any]:
@@ -87,13 +88,13 @@ def chunks() -> dict[str, Any]:
 
 
 def mixer() -> dict[str, Any]:
-    # The compiled convolution takes rows and channels in multiples of 8 only.
+    # The compiled convolution takes rows and channels in multiples of 8, at multiples of 4.
     return {
-        **{"zxbcdt": r(1, 8, 24), "conv1d_weight": r(16, 4), "conv1d_bias": r(16)},
-        **{"dt_bias": r(2), "A": -torch.rand(2) - 0.5, "D": r(2), "chunk_size": 16},
+        **{"zxbcdt": r(1, 8, 32), "conv1d_weight": r(16, 4), "conv1d_bias": r(16)},
+        **{"dt_bias": r(4), "A": -torch.rand(4) - 0.5, "D": r(4), "chunk_size": 16},
         **{"initial_states": None, "seq_idx": None, "dt_limit": (0.0, float("inf"))},
-        **{"return_final_states": False, "activation": "silu", "rmsnorm_weight": r(6)},
-        **{"rmsnorm_eps": 1e-5, "outproj_weight": r(5, 6), "outproj_bias": r(5), "headdim": 3},
+        **{"return_final_states": False, "activation": "silu", "rmsnorm_weight": r(12)},
+        **{"rmsnorm_eps": 1e-5, "outproj_weight": r(5, 12), "outproj_bias": r(5), "headdim": 3},
     }
 
 
@@ -132,7 +133,7 @@ def forward_of_1() -> dict[str, Any]:
 
 
 def forward_of_2() -> dict[str, Any]:
-    return {"u": r(1, 8, 6)}
+    return {"u": r(1, 8, 12)}
 
 
 def step_of_1() -> dict[str, Any]:
@@ -141,21 +142,23 @@ def step_of_1() -> dict[str, Any]:
 
 
 def step_of_2() -> dict[str, Any]:
-    states = {"conv_state": r(1, 16, 4), "ssm_state": r(1, 2, 3, 5)}
-    return {"hidden_states": r(1, 1, 6), **states}
+    states = {"conv_state": r(1, 16, 4), "ssm_state": r(1, 4, 3, 2)}
+    return {"hidden_states": r(1, 1, 12), **states}
 
 
-# Few heads, and rows and channels in multiples of 8 as in :func:`mixer`.
-SMALL_2 = {"d_model": 6, "expand": 1, "d_state": 5, "headdim": 3, "chunk_size": 16}
+# Of the sizes of :func:`mixer`.
+SMALL_2 = {"d_model": 12, "expand": 1, "d_state": 2, "headdim": 3, "chunk_size": 16}
+PLAIN = ("inference", "gradients")
 IN_PLACE = ("inference", "watched")
 SUBJECTS: dict[str, tuple[Subject, ...]] = {
     "mamba_ssm.ops.selective_scan_interface": (
         Subject("selective_scan_fn", scan, 5),
         Subject("mamba_inner_fn", inner, 8),
+        Subject("mamba_inner_fn", inner_with_norms, 8, ("inference",), slow=True, label="norms, "),
     ),
     "mamba_ssm.ops.triton.ssd_combined": (
-        Subject("mamba_chunk_scan_combined", chunks, 6),
-        Subject("mamba_split_conv1d_scan_combined", mixer, 7),
+        Subject("mamba_chunk_scan_combined", chunks, 6, (*PLAIN, "dual"), slow=True),
+        Subject("mamba_split_conv1d_scan_combined", mixer, 7, PLAIN, slow=True),
     ),
     "mamba_ssm.ops.triton.layer_norm": tuple(
         Subject(name, norm, 3) for name in ("layer_norm_fn", "rms_norm_fn")
@@ -175,11 +178,11 @@ SUBJECTS: dict[str, tuple[Subject, ...]] = {
         Subject("step", step_of_1, 3, IN_PLACE, block=lambda m: m.Mamba(4, d_state=2)),
     ),
     "mamba_ssm.modules.mamba2": (
-        Subject("forward", forward_of_2, 1, block=lambda m: m.Mamba2(**SMALL_2)),
+        Subject("forward", forward_of_2, 1, PLAIN, lambda m: m.Mamba2(**SMALL_2), True),
         Subject("step", step_of_2, 3, IN_PLACE, block=lambda m: m.Mamba2(**SMALL_2)),
     ),
     "mamba_ssm.modules.mamba2_simple": (
-        Subject("forward", forward_of_2, 1, block=lambda m: m.Mamba2Simple(**SMALL_2)),
+        Subject("forward", forward_of_2, 1, PLAIN, lambda m: m.Mamba2Simple(**SMALL_2), True),
     ),
 }
 # Functions that models do not call, and whose arguments they take.
@@ -214,9 +217,14 @@ said: list[str] = []
 
 
 def listen() -> None:
-    """Record every warning of this process, however often it is given."""
+    """Record every warning of this process, but for those that something will go one day."""
     warnings.simplefilter("always")
-    warnings.showwarning = lambda message, *_, **__: said.append(str(message))  # type: ignore[assignment]
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if not issubclass(category, (DeprecationWarning, FutureWarning)):
+            said.append(str(message))
+
+    warnings.showwarning = show
 
 
 Prepared = Callable[[], "tuple[list[Any], dict[str, Any]]"]
@@ -237,12 +245,12 @@ def _calls(
         for form, modes in (
             ("by name", subject.modes),
             ("required", ("inference",)),
-            ("by place", ("inference",)),
-            ("extra", [*(set(subject.modes) & {"inference", "gradients"})] if extra else ()),
+            ("by place", () if subject.slow else ("inference",)),
+            ("extra", [*(set(subject.modes) & set(PLAIN))] if extra else ()),
         ):
             for mode in sorted(modes):
                 prepared = _prepared(subject, form, known[subject.name], renamed, extra)
-                yield f"{subject.name} {form}", mode, function, prepared
+                yield f"{subject.name} {subject.label}{form}", mode, function, prepared
     for name, arguments in REFERENCES.items():
         function = getattr(module, name, None)
         if inspect.isfunction(function) and function.__module__ == target:
@@ -253,7 +261,7 @@ def _calls(
             and issubclass(value, torch.autograd.Function)
             and value.__module__ == target
         ):
-            for subject in SUBJECTS[target]:
+            for subject in [each for each in SUBJECTS[target] if not each.slow]:
                 fitting = _fitting(value.forward, subject.arguments, 1)
                 if subject.block is None and fitting is not None:
                     yield f"{name} as {subject.name}", "gradients", value.apply, fitting

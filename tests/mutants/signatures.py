@@ -102,9 +102,7 @@ def parameter_that_scales_an_operand(text: Text, choice: random.Random) -> Itera
             code = f"if own_factor is not None:\n    {operand} = {operand} * own_factor"
             yield Change(
                 f"{name} {operand}",
-                text.edited(
-                    with_parameters(text, function, written), text.at_head(function, code)
-                ),
+                text.edited(with_parameters(text, function, written), text.at_head(function, code)),
                 extra={"own_factor": 1.5},
             )
 

@@ -233,5 +233,3 @@ def module_names(text: Text) -> set[str]:
         if isinstance(node, ast.Assign):
             names |= {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
     return names
-
-

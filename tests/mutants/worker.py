@@ -13,13 +13,13 @@ from tests.emulated import version
 from tests.matrix.cell import give_transformers_its_old_names
 from tests.mutants import probes
 from tests.mutants.registry import Mutant
-from tests.mutants.texts import KERNELS, TARGETS, Text, parameters
-from tests.mutants.verdicts import Finding, Run, Verdict, judge
+from tests.mutants.texts import INTERFACE, KERNELS, TARGETS, Text, parameters
+from tests.mutants.verdicts import WITHOUT_TRITON, Finding, Run, Verdict, judge
 from tests.releases.download import release_path
 
 OWN = "by itself"
 # With the hook: nothing compiled; extensions that fit; a CPU that Triton has no kernels for.
-SITUATIONS = ("nothing compiled", "extensions", "without triton")
+SITUATIONS = ("nothing compiled", "extensions", WITHOUT_TRITON)
 
 
 def run(request: Any) -> Any:
@@ -79,12 +79,12 @@ def _judged(mutant: Mutant, path: str, folder: str) -> Finding:
             lambda: _in(situation, mutant, target, known, folder),
             lambda status: ({}, [f"the process ended with status {status}"], {}),
         )
-        return Run(
-            {name: probes.Answer(*each) for name, each in answers.items()}, warned, refused
-        )
+        return Run({name: probes.Answer(*each) for name, each in answers.items()}, warned, refused)
 
     own = found(OWN)
-    hooked = {situation: found(situation) for situation in SITUATIONS}
+    # Extensions are met by what calls them, in whatever way.
+    met = path == INTERFACE or mutant.kind in ("imports", "names", "calls")
+    hooked = {each: found(each) for each in SITUATIONS if met or each != "extensions"}
     return judge(own, hooked, target, tuple(known), mutant.refusable)
 
 
@@ -96,7 +96,7 @@ def _in(
 
     probes.listen()
     sys.path.insert(0, folder)
-    os.environ["TRITON_INTERPRET"] = "0" if situation == "without triton" else "1"
+    os.environ["TRITON_INTERPRET"] = "0" if situation == WITHOUT_TRITON else "1"
     if situation == OWN:
         jetson_mamba.deactivate()
         give_transformers_its_old_names()
