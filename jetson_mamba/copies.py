@@ -1,7 +1,8 @@
 """The modified copy of a target: bundled in the wheel, kept in the user's cache, or made here.
 
-A copy is found by a key, the digest of the source that is installed, of the override and of the
-code that applies it, so that it can never be used for another text. It is a real file wherever
+A copy is found by a key, the digest of the source that is installed, of the modules beside it that
+decide what it computes, of the overrides and of the code that applies them, so that it can never be
+used for another text. It is a real file wherever
 one can be written; otherwise it is handed over in memory, and tracebacks and ``inspect`` read
 it from its loader.
 """
@@ -14,28 +15,26 @@ import io
 import os
 import sys
 import tokenize
+from functools import lru_cache
 from importlib import import_module
 from importlib.machinery import SourceFileLoader
-from typing import Any, NamedTuple
+from typing import Any, Iterator, NamedTuple
 
 from jetson_mamba import cache
-from jetson_mamba.rewrite import (
-    Dispatch,
-    Expression,
-    ImportFrom,
-    Override,
-    Rebind,
-    Refused,
-    Rewritten,
-    rewrite,
-)
+from jetson_mamba.errors import LeftOut, Refused
+from jetson_mamba.texts import Texts, digest_beside
 
 if sys.version_info >= (3, 9):
     from importlib.resources import files
 else:
     from importlib_resources import files
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from jetson_mamba.rewrite import Override, Rewritten
+
 NOTICE = "# Modified by jetson_mamba: "
+LEFT_OUT = "# Left as it is: "
 
 
 class ModifiedCopy(NamedTuple):
@@ -43,6 +42,7 @@ class ModifiedCopy(NamedTuple):
 
     ``origin`` is "bundled", "cached" or "made"; ``edits`` counts the edits. ``path`` is where
     it lies, or where it would if anything could be written. ``data`` are the bytes that run.
+    ``left_out`` are the parts of the override that do not fit this text, and why.
     """
 
     target: str
@@ -51,12 +51,22 @@ class ModifiedCopy(NamedTuple):
     origin: str
     edits: int
     data: bytes
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def find(target: str, loader: object) -> ModifiedCopy | None:
     """The modified copy for the source that ``loader`` would load; None if nothing changes.
 
-    Raises :class:`~jetson_mamba.rewrite.Refused` with the reason why there cannot be one.
+    Raises :class:`~jetson_mamba.errors.Refused` with the reason why there cannot be one.
+    """
+    found = look(target, loader)
+    return found if found is not None and found.edits else None
+
+
+def look(target: str, loader: object) -> ModifiedCopy | None:
+    """Like :func:`find`, and where nothing changes, why: a copy without edits, not to be run.
+
+    None where the text has nothing that the override is about.
     """
     if not isinstance(loader, SourceFileLoader):
         raise Refused(f"its loader, {type(loader).__name__}, does not read a plain .py file")
@@ -66,63 +76,74 @@ def find(target: str, loader: object) -> ModifiedCopy | None:
             data = file.read()
     except OSError as error:
         raise Refused(f"{source} cannot be read ({error.strerror})") from error
-    if not _may_concern(override(target), data):
-        return None
-    name = file_name(target, data)
+    package = package_of(target, getattr(loader, "name", target))
+    name = file_name(target, data, source, package)
     bundled = files("vendored_overrides") / "copies" / name
     if isinstance(bundled, os.PathLike) and bundled.is_file():
         content = cache.unseal(name, bundled.read_bytes())
         if content is not None:
-            path = os.fspath(bundled)
-            return ModifiedCopy(target, source, path, "bundled", _edits(content), content)
+            return _ready(target, source, os.fspath(bundled), "bundled", content)
 
     directory = cache.private_directory("copies")
     content = cache.read(directory, name) if directory else None
     if directory and content is not None:
-        path = os.path.join(directory, name)
-        return ModifiedCopy(target, source, path, "cached", _edits(content), content)
+        return _ready(target, source, os.path.join(directory, name), "cached", content)
 
-    content = make(target, data)
-    if content is None:
+    # Only here is the rewriter imported: what is kept needs none of it.
+    if not override(target).concerns(data):
         return None
+    encoding, rewritten = examine(target, data, source, package)
+    content = _with_notice(target, data, rewritten).encode(encoding)
     written = cache.write(directory, name, content) if directory else None
-    return ModifiedCopy(
-        target,
-        source,
-        written or os.path.join(os.path.dirname(source), name),
-        "made",
-        _edits(content),
-        content,
-    )
+    path = written or os.path.join(os.path.dirname(source), name)
+    return _ready(target, source, path, "made", content)
 
 
-def file_name(target: str, source: bytes) -> str:
-    """The name of the copy of a source text, which no other text and no other override shares."""
-    declared = files("vendored_overrides")
-    parts = (
-        target.encode(),
-        source,
-        declared.joinpath(f"{target.replace('.', '/')}.py").read_bytes(),
-        declared.joinpath("extensions.py").read_bytes(),
-        declared.joinpath("norms.py").read_bytes(),
-        declared.joinpath("blocks.py").read_bytes(),
-        files("jetson_mamba").joinpath("rewrite.py").read_bytes(),
-    )
+def file_name(
+    target: str, source: bytes, path: str | None = None, package: str = "mamba_ssm"
+) -> str:
+    """The name of the copy of a source text, which no other text and no other override shares.
+
+    ``path`` is where the text lies, with the modules beside it that it is known by.
+    """
+    beside = b"" if path is None else digest_beside(target, path, source, package)
+    parts = (target.encode(), source, beside, _own_digest())
     digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts))
     return f"{target.rpartition('.')[2]}-{digest.hexdigest()[:32]}.py"
 
 
-def make(target: str, source: bytes) -> bytes | None:
+def make(
+    target: str, source: bytes, path: str | None = None, package: str = "mamba_ssm"
+) -> bytes | None:
     """The bytes of a modified copy, with the notice after its last line; None if nothing changes.
 
     The encoding and the line ends are those of the source.
     """
-    encoding, _ = tokenize.detect_encoding(io.BytesIO(source).readline)
-    text = source.decode(encoding)
-    rewritten = rewrite(text, override(target))
+    encoding, rewritten = examine(target, source, path, package)
     if not rewritten.applied:
         return None
     return _with_notice(target, source, rewritten).encode(encoding)
+
+
+def examine(
+    target: str, source: bytes, path: str | None = None, package: str = "mamba_ssm"
+) -> tuple[str, Rewritten]:
+    """The encoding of a source text, and what the override makes of it.
+
+    ``path`` is where it lies: without it, functions that need other modules are known to be none
+    of a release.
+    """
+    from jetson_mamba.rewrite import rewrite
+
+    encoding, _ = tokenize.detect_encoding(io.BytesIO(source).readline)
+    text = source.decode(encoding)
+    return encoding, rewrite(text, override(target), Texts(target, text, path, source, package))
+
+
+def package_of(target: str, module: str) -> str:
+    """The name of the distribution's package, where ``target`` is imported as ``module``."""
+    inside = target.partition(".")[2]
+    return module[: -len(inside) - 1] if module.endswith(f".{inside}") else "mamba_ssm"
 
 
 def override(target: str) -> Override:
@@ -157,17 +178,43 @@ def loader_for(modified: ModifiedCopy, original: object) -> Any:
     return loader
 
 
-def _may_concern(declared: Override, source: bytes) -> bool:
-    """False where a text need not be parsed to see that nothing in it changes."""
-    names: list[str] = []
-    for edit in declared.edits:
-        if isinstance(edit, ImportFrom):
-            names += edit.names
-        elif isinstance(edit, Dispatch):
-            names.append(edit.inside)
-        elif isinstance(edit, (Rebind, Expression)):
-            names.append(edit.of.rpartition(".")[2])
-    return declared.required or any(name.encode() in source for name in names)
+@lru_cache(maxsize=None)
+def _own_digest() -> bytes:
+    """A digest of the overrides, all of them, and of the code that applies them."""
+    digest = hashlib.sha256()
+    package = files("jetson_mamba")
+    for name, part in (
+        ("overrides", files("vendored_overrides")),
+        ("rewrite", package / "rewrite"),
+        ("forms", package / "call_forms.py"),
+        ("copies", package / "copies.py"),
+    ):
+        for path, content in _contents(part, name):
+            digest.update(path.encode() + b"\0" + hashlib.sha256(content).digest())
+    return digest.digest()
+
+
+def _contents(part: Any, name: str) -> Iterator[tuple[str, bytes]]:
+    """The sources and data of a folder or file, by their names inside it."""
+    if part.is_file():
+        if name.endswith((".py", ".json")) or "/" not in name:
+            yield name, part.read_bytes()
+        return
+    for each in sorted(part.iterdir(), key=lambda each: str(each.name)):
+        if each.name not in ("__pycache__", "copies"):
+            yield from _contents(each, f"{name}/{each.name}")
+
+
+def _ready(target: str, source: str, path: str, origin: str, content: bytes) -> ModifiedCopy:
+    notice = content[content.rindex(NOTICE.encode()) + len(NOTICE) :]
+    edits = int(notice.split(b" ", 1)[0])
+    mark = LEFT_OUT.encode()
+    left_out = []
+    for line in notice.splitlines():
+        if line.startswith(mark):
+            what, _, reason = line[len(mark) :].decode("utf-8", "replace").partition(": ")
+            left_out.append(LeftOut(what, reason))
+    return ModifiedCopy(target, source, path, origin, edits, content, tuple(left_out))
 
 
 def _with_notice(target: str, source: bytes, rewritten: Rewritten) -> str:
@@ -175,16 +222,15 @@ def _with_notice(target: str, source: bytes, rewritten: Rewritten) -> str:
     lines = sorted({applied.line for applied in rewritten.applied})
     notice = (
         "",
-        f"{NOTICE}{len(rewritten.applied)} edits, on lines {', '.join(map(str, lines))}.",
+        f"{NOTICE}{len(rewritten.applied)} edits, on lines {', '.join(map(str, lines)) or 'none'}.",
         "# Everything else is the work of its authors, under their licence (for mamba-ssm:",
         "# Apache-2.0, whose section 4(b) asks for this notice).",
+        *(f"{LEFT_OUT}{each.what}: {each.reason}" for each in rewritten.left_out),
         f"# Source: {target}, sha256 {hashlib.sha256(source).hexdigest()}",
         "",
     )
-    text = rewritten.text if rewritten.text.endswith(("\n", "\r")) else rewritten.text + end
+    # A copy in which nothing changed is kept to know that, and is not run.
+    text = rewritten.text if rewritten.applied else ""
+    if not text.endswith(("\n", "\r")):
+        text += end
     return text + end.join(notice)
-
-
-def _edits(content: bytes) -> int:
-    notice = content[content.rindex(NOTICE.encode()) + len(NOTICE) :]
-    return int(notice.split(b" ", 1)[0])

@@ -1,5 +1,27 @@
-"""What a command says where it cannot do its work on this machine."""
+"""What a command, or the hook, says where it cannot do its work."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
 
 
 class CannotRun(Exception):
     """One line for the user: what was found, what was expected, what to do."""
+
+
+class Refused(Exception):
+    """The text is not understood, and why; upstream's own module is used as it is.
+
+    ``advice`` is what to do about it, where more is known than that it can be reported.
+    """
+
+    def __init__(self, reason: str, advice: str | None = None) -> None:
+        super().__init__(reason)
+        self.advice = advice
+
+
+class LeftOut(NamedTuple):
+    """What stays in a copy as the text has it, and why."""
+
+    what: str
+    reason: str

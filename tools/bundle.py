@@ -31,9 +31,9 @@ def contents() -> dict[str, bytes]:
             source = path.read_bytes() if path.exists() else None
             if source is None:
                 continue
-            name = copies.file_name(target, source)
-            if name not in found:  # else another release has the same text
-                copy = copies.make(target, source)
+            name = copies.file_name(target, source, str(path))
+            if name not in found:  # else another release has the same texts
+                copy = copies.make(target, source, str(path))
                 if copy is None:
                     continue
                 found[name] = cache.seal(name, copy)

@@ -1,9 +1,12 @@
 """The calls of compiled extensions that both Mamba-1 and Mamba-2 make, and what they become.
 
-A further way to call the convolution is one more ``Form`` here.
+The forms of their calls are in ``jetson_mamba/call_forms.py``.
 """
 
-from jetson_mamba.rewrite import Call, Form, Import
+from __future__ import annotations
+
+from jetson_mamba import call_forms
+from jetson_mamba.rewrite import Call, Edit, Import, Rename
 
 IMPORTS = tuple(
     Import(module, "jetson_mamba.ops")
@@ -23,21 +26,7 @@ CONVOLUTION_FORWARD = Call(
     ),
     becomes="jetson_mamba.ops.causal_conv1d_fn",
     positional=3,
-    forms=(
-        Form(("x", "weight", "bias", "silu_activation")),
-        Form(("x", "weight", "bias", "seq_idx", "silu_activation")),
-        Form(
-            (
-                "x",
-                "weight",
-                "bias",
-                "seq_idx",
-                "initial_states",
-                "final_states_out",
-                "silu_activation",
-            )
-        ),
-    ),
+    forms=call_forms.FORWARD,
 )
 
 CONVOLUTION_BACKWARD = Call(
@@ -47,27 +36,10 @@ CONVOLUTION_BACKWARD = Call(
     ),
     becomes="jetson_mamba.ops.causal_conv1d_bwd",
     positional=4,
-    forms=(
-        Form(("x", "weight", "bias", "dout", "dx", "silu_activation"), results=3),
-        Form(("x", "weight", "bias", "dout", "seq_idx", "dx", "silu_activation"), results=3),
-        Form(
-            (
-                "x",
-                "weight",
-                "bias",
-                "dout",
-                "seq_idx",
-                "initial_states",
-                "dfinal_states",
-                "dx",
-                "return_dinitial_states",
-                "silu_activation",
-            )
-        ),
-    ),
+    forms=call_forms.BACKWARD,
 )
 
-# The wrapper, in the reference functions: to causal-conv1d 1.1 the activation came by position.
+# The wrapper, in the reference functions.
 CONVOLUTION_WRAPPER = Call(
     of=(
         "causal_conv1d.causal_conv1d_fn",
@@ -75,30 +47,7 @@ CONVOLUTION_WRAPPER = Call(
     ),
     becomes="jetson_mamba.ops.causal_conv1d_fn",
     positional=3,
-    forms=(
-        Form(("x", "weight", "bias", "activation"), texts=("activation",)),
-        Form(("x", "weight", "bias", "seq_idx", "activation"), texts=("activation",)),
-        Form(
-            (
-                "x",
-                "weight",
-                "bias",
-                "seq_idx",
-                "initial_states",
-                "return_final_states",
-                "final_states_out",
-                "activation",
-            ),
-            optional=(
-                "bias",
-                "seq_idx",
-                "initial_states",
-                "return_final_states",
-                "final_states_out",
-                "activation",
-            ),
-        ),
-    ),
+    forms=call_forms.WRAPPER,
 )
 
 CONVOLUTION_UPDATE = Call(
@@ -108,15 +57,16 @@ CONVOLUTION_UPDATE = Call(
     ),
     becomes="jetson_mamba.ops.causal_conv1d_update",
     positional=4,
-    forms=tuple(
-        Form(("x", "conv_state", "weight", "bias", "silu_activation", *later))
-        for later in ((), ("cache_seqlens",), ("cache_seqlens", "conv_state_indices"))
-    ),
+    forms=call_forms.UPDATE,
 )
 
-CONVOLUTION = (
+CONVOLUTION: tuple[Edit, ...] = (
     CONVOLUTION_FORWARD,
     CONVOLUTION_BACKWARD,
     CONVOLUTION_WRAPPER,
     CONVOLUTION_UPDATE,
+    *(
+        Rename(f"{module}.causal_conv1d_update", "jetson_mamba.ops.causal_conv1d_update")
+        for module in ("causal_conv1d", "causal_conv1d.causal_conv1d_interface")
+    ),
 )

@@ -37,6 +37,8 @@ def diff(
 def _show(change: changes.Change) -> None:
     if change.reason:
         print(f"{change.target}: {change.reason}", file=sys.stderr)
+    for what, reason in change.left_out:
+        print(f"{change.target}: {what} is left as it is: {reason}", file=sys.stderr)
     if not sys.stdout.isatty():
         sys.stdout.write(change.diff)
         return

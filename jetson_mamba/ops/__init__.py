@@ -34,10 +34,13 @@ from jetson_mamba.ops.ssd import (
     triton_runs_on,
 )
 from jetson_mamba.ops.triton_dispatch import where_triton_runs
+from jetson_mamba.ops.twice import twice_differentiable
+from jetson_mamba.ops.unchecked import by_name, unchecked
 
 __all__ = [
     "addmm",
     "autocast_dtype",
+    "by_name",
     "causal_conv1d_bwd",
     "causal_conv1d_fn",
     "causal_conv1d_update",
@@ -58,6 +61,8 @@ __all__ = [
     "through_norm_autograd",
     "through_triton_autograd",
     "triton_runs_on",
+    "twice_differentiable",
+    "unchecked",
     "where_triton_runs",
 ]
 

@@ -22,9 +22,9 @@ from .ssd.contract import compute_dtype
 from .ssd.triton_runs import triton_runs_on
 
 
-def through_norm_autograd(device: torch.device) -> bool:
+def through_norm_autograd(x: Tensor) -> bool:
     """Whether a norm goes through upstream's autograd function, on its Triton kernel."""
-    return through_autograd() and triton_runs_on(device)
+    return through_autograd(x) and triton_runs_on(x.device)
 
 
 def layer_norm_fn(

@@ -15,18 +15,22 @@ from jetson_mamba import copies
 from jetson_mamba.errors import CannotRun
 from jetson_mamba.finder import TARGETS
 from jetson_mamba.report import installed
-from jetson_mamba.rewrite import Refused
+from jetson_mamba.rewrite import LeftOut, Refused
 
 
 @dataclass(frozen=True)
 class Change:
-    """What becomes of one target: ``diff`` is empty where nothing changes, for ``reason``."""
+    """What becomes of one target: ``diff`` is empty where nothing changes, for ``reason``.
+
+    ``left_out`` are the parts of the override that are not taken here, each with the reason.
+    """
 
     target: str
     source: str
     diff: str
     reason: str | None
     refused: bool
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def targets_named(name: str | None) -> tuple[str, ...]:
@@ -56,16 +60,17 @@ def _change(target: str, path: str) -> Change:
     with open(path, "rb") as file:
         source = file.read()
     try:
-        made = copies.make(target, source)
+        _, rewritten = copies.examine(target, source, path)
     except Refused as refusal:
         return Change(target, path, "", str(refusal), True)
+    made = copies.make(target, source, path)
     if made is None:
-        return Change(target, path, "", "it needs no change", False)
+        return Change(target, path, "", "it needs no change", False, rewritten.left_out)
     relative = target.replace(".", "/") + ".py"
     lines = difflib.unified_diff(
         _lines(source), _lines(made), f"installed/{relative}", f"modified/{relative}"
     )
-    return Change(target, path, "".join(lines), None, False)
+    return Change(target, path, "".join(lines), None, False, rewritten.left_out)
 
 
 def _lines(data: bytes) -> list[str]:

@@ -95,5 +95,5 @@ def _names_in_use() -> set[str]:
         for target in TARGETS:
             path = installed.module_file(folder, target)
             with contextlib.suppress(OSError), open(path, "rb") as file:
-                names.add(copies.file_name(target, file.read()))
+                names.add(copies.file_name(target, file.read(), path))
     return names

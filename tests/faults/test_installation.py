@@ -50,7 +50,7 @@ ABSENT = ("jetson_mamba/__init__.py", "jetson_mamba/finder.py")
 NEEDED = (
     "jetson_mamba/copies.py",
     "jetson_mamba/cache.py",
-    "jetson_mamba/rewrite.py",
+    "jetson_mamba/rewrite",
     "vendored_overrides",
     "vendored_overrides/extensions.py",
     "vendored_overrides/mamba_ssm",
@@ -117,7 +117,7 @@ def test_an_error_of_its_own(sandbox: Sandbox) -> None:
     done = sandbox.run(
         f"""
         from jetson_mamba import rewrite
-        rewrite._Rewriter = None
+        rewrite.Draft = None
         import {TARGET} as module
         print(module.__file__)
         """

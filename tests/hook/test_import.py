@@ -42,18 +42,16 @@ def test_the_flag_decides_the_activation_at_run_time(sandbox: Sandbox) -> None:
     ).split() == ["silu", "None"]
 
 
-def test_mamba2_goes_to_the_op_where_triton_does_not_run(sandbox: Sandbox) -> None:
-    assert sandbox.output(
-        """
-        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
-        class Tensor:
-            device = "somewhere"
-        jetson_mamba.ops.through_triton_autograd = lambda device: device != "somewhere"
-        print(mamba_chunk_scan_combined(Tensor, "dt")[0])
-        Tensor.device = "elsewhere"
-        print(mamba_chunk_scan_combined(Tensor, "dt", 2) == ("triton", (Tensor, "dt", 2)))
-        """
-    ).split() == ["mamba_chunk_scan_combined", "True"]
+def test_a_function_that_no_release_has_runs_its_own_code(sandbox: Sandbox) -> None:
+    assert (
+        sandbox.output(
+            """
+            from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+            print(mamba_chunk_scan_combined("x", "dt", 2) == ("triton", ("x", "dt", 2)))
+            """
+        )
+        == "True"
+    )
 
 
 def test_any_other_name_is_left_alone_without_input_or_output(sandbox: Sandbox) -> None:

@@ -13,10 +13,7 @@ from jetson_mamba import copies
 from jetson_mamba.rewrite import Override, Refused, Rewritten, rewrite
 
 OVERRIDE = copies.override("mamba_ssm.ops.selective_scan_interface")
-COMBINED = copies.override("mamba_ssm.ops.triton.ssd_combined")
-UPDATE = copies.override("mamba_ssm.ops.triton.selective_state_update")
 GENERATION = copies.override("mamba_ssm.utils.generation")
-NORM = copies.override("mamba_ssm.ops.triton.layernorm_gated")
 
 
 def rewritten(text: str, override: Override = OVERRIDE) -> str:
@@ -243,19 +240,10 @@ CUDA = "import causal_conv1d_cuda\n"
     ("text", "reason"),
     [
         (CUDA + "causal_conv1d_cuda.causal_conv1d_fwd(x, w)", "2 positional arguments"),
-        (CUDA + "causal_conv1d_cuda.causal_conv1d_fwd(*a)", "unpacks its arguments"),
-        (CUDA + "causal_conv1d_cuda.causal_conv1d_fwd(x, w, b, **k)", "unpacks its arguments"),
         (CUDA + "causal_conv1d_cuda.causal_conv1d_fwd(x, w, b, fast=1)", "fast="),
-        (CUDA + "f = causal_conv1d_cuda.causal_conv1d_fwd", "not a call in a known form"),
         (CUDA + "causal_conv1d_cuda.other(x)", "not a call in a known form"),
-        (CUDA + "print(causal_conv1d_cuda)", "not a call in a known form"),
-        (CUDA + "causal_conv1d_cuda = 1", "another meaning"),
-        (CUDA + "def f(causal_conv1d_cuda): pass", "another meaning"),
-        (CUDA + "import importlib\nimportlib.import_module('causal_conv1d_cuda')", "in a string"),
-        ("from causal_conv1d import *", "imports \\*"),
-        ("from causal_conv1d.elsewhere import f", "imports causal_conv1d.elsewhere"),
-        ("def f():\n    import causal_conv1d_cuda", "in functions or under conditions only"),
-        ("if x:\n    import causal_conv1d_cuda", "in functions or under conditions only"),
+        ("from causal_conv1d import *", "causal_conv1d on line 1 stays: nothing .* stands for"),
+        ("from causal_conv1d.elsewhere import f", "stays: it is none that is known"),
         (
             "from causal_conv1d import causal_conv1d_fn\ncausal_conv1d_fn(x, w, b, s)",
             "4 positional arguments",
@@ -268,141 +256,6 @@ CUDA = "import causal_conv1d_cuda\n"
 def test_what_is_not_understood_is_refused_with_the_reason(text: str, reason: str) -> None:
     with pytest.raises(Refused, match=reason):
         rewrite(text, OVERRIDE)
-
-
-@pytest.mark.parametrize(
-    ("body", "reason"),
-    [
-        ("def mamba_chunk_scan_combined(x, dt, new): return Fn.apply(x)", "calls .* 0 times"),
-        (
-            "def mamba_chunk_scan_combined(x, dt, extra=1):\n"
-            "    return MambaChunkScanCombinedFn.apply(x, dt, extra)",
-            "does not: extra",
-        ),
-        (
-            "def mamba_chunk_scan_combined(x, *rest):\n"
-            "    return MambaChunkScanCombinedFn.apply(x, *rest)",
-            "a variable number",
-        ),
-    ],
-)
-def test_a_mamba2_function_with_other_parameters_is_refused(body: str, reason: str) -> None:
-    with pytest.raises(Refused, match=reason):
-        rewrite(CUDA + body, COMBINED)
-
-
-def test_what_a_norm_calls_is_imported_beside_torch() -> None:
-    copy = rewritten(
-        """
-        import math
-        import torch  # first
-        import torch.nn.functional as F
-        def rmsnorm_fn(x, weight, bias, z=None, eps=1e-6):
-            return LayerNormFn.apply(x, weight, bias, z, eps)
-        """,
-        NORM,
-    )
-    assert "import torch, jetson_mamba.ops  # first\nimport torch.nn.functional as F\n" in copy
-    assert (
-        "return (LayerNormFn.apply(x, weight, bias, z, eps) "
-        "if jetson_mamba.ops.through_norm_autograd(x.device) else jetson_mamba.ops.rmsnorm_fn("
-        "x=x, weight=weight, bias=bias, z=z, eps=eps))\n"
-    ) in copy
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        "def rmsnorm_fn(x, weight, of_a_fork):\n    return LayerNormFn.apply(x, weight)\n",
-        "def rmsnorm_fn(x, *weights):\n    return LayerNormFn.apply(x, *weights)\n",
-        "def rmsnorm_fn(x, weight):\n    return x * weight\n",
-    ],
-)
-def test_a_norm_of_a_fork_is_left_alone(body: str) -> None:
-    text = f"import torch\n{body}"
-    found = rewrite(text, NORM)
-    assert (found.text, found.applied) == (text, ())
-
-
-def test_a_norm_without_torch_at_module_level_is_refused() -> None:
-    text = "def rmsnorm_fn(x):\n    import torch\n    return LayerNormFn.apply(x)\n"
-    with pytest.raises(Refused, match="does not import torch at module level"):
-        rewrite(text, NORM)
-
-
-STEP = "import torch\ndef selective_state_update(state, x, z=None):\n    return state"
-ENDS = ("", "\n", "\n    # a comment", "\n\n\n", '\nif x:\n    y = """\n"""', "; z = 1")
-
-
-@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
-@pytest.mark.parametrize("last", ENDS)
-def test_a_function_is_bound_anew_after_the_last_line(last: str, line_end: str) -> None:
-    text = (STEP + last).replace("\n", line_end)
-    found = rewrite(text, UPDATE)
-    before = text.replace("import torch", "import torch, jetson_mamba.ops", 1)
-    if not before.endswith(line_end):
-        before += line_end
-    assert found.text == (
-        f"{before}selective_state_update = jetson_mamba.ops.where_triton_runs("
-        f"selective_state_update, jetson_mamba.ops.selective_state_update){line_end}"
-    )
-    assert [each.line for each in found.applied] == [1, len(before.splitlines()) + 1]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        STEP.replace("z=None", "z=None, pad_slot=-1"),
-        STEP.replace("z=None", "*rest"),
-        STEP.replace("z=None", "**rest"),
-        STEP + "\n" + STEP,
-        STEP.replace("def selective_state_update", "def selective_state_update_ref"),
-        "import torch\nfrom elsewhere import selective_state_update",
-        "import torch\nif x:\n    def selective_state_update(state): pass",
-    ],
-)
-def test_a_function_of_a_fork_is_not_bound_anew(text: str) -> None:
-    assert rewrite(text, UPDATE) == Rewritten(text, ())
-
-
-BLOCK = """import torch
-class Mamba(torch.nn.Module):
-    def forward(self, hidden_states, inference_params=None): return hidden_states
-    def step(self, hidden_states, conv_state, ssm_state): return hidden_states
-"""
-BLOCKS = copies.override("mamba_ssm.modules.mamba_simple")
-
-
-@pytest.mark.parametrize("last", ["", "\n# a comment without an end of line"])
-def test_the_methods_of_a_block_are_bound_anew_one_after_the_other(last: str) -> None:
-    found = rewrite(BLOCK + last, BLOCKS)
-    assert found.text.splitlines()[-2:] == [
-        "Mamba.forward = jetson_mamba.ops.forward_by_graph(Mamba.forward)",
-        "Mamba.step = jetson_mamba.ops.step_by_graph(Mamba.step)",
-    ]
-    count = len((BLOCK + last).splitlines())
-    assert [each.line for each in found.applied] == [1, count + 1, count + 2]
-
-
-@pytest.mark.parametrize(
-    ("text", "bound"),
-    [
-        (BLOCK.replace("inference_params=None", "mask=None"), ["Mamba.step"]),
-        (BLOCK.replace("ssm_state)", "ssm_state, *rest)"), ["Mamba.forward"]),
-        (BLOCK.replace("def step", "def one_step"), ["Mamba.forward"]),
-        (BLOCK.replace("class Mamba", "class Bimamba"), []),
-        (BLOCK + BLOCK.replace("import torch\n", ""), []),
-        ("import torch\ndef forward(self, hidden_states): pass\n", []),
-    ],
-)
-def test_a_method_of_a_fork_is_not_bound_anew(text: str, bound: list[str]) -> None:
-    added = rewrite(text, BLOCKS).text.splitlines()[len(text.splitlines()) :]
-    assert [line.partition(" = ")[0] for line in added] == bound
-
-
-def test_a_function_is_not_bound_anew_where_nothing_imports_what_it_would_be_bound_to() -> None:
-    with pytest.raises(Refused, match="does not import torch at module level"):
-        rewrite(STEP.replace("import torch\n", ""), UPDATE)
 
 
 def test_the_events_that_time_a_generation_are_replaced_where_it_can_be_timed() -> None:

@@ -37,15 +37,15 @@ __all__ = [
 ]
 
 
-def through_triton_autograd(device: torch.device) -> bool:
+def through_triton_autograd(x: Tensor) -> bool:
     """Whether a call goes through upstream's autograd function, on its Triton kernels.
 
     Those are the backend ``triton``: where another is named for the op, the call goes to that.
     """
     return (
-        through_autograd()
+        through_autograd(x)
         and (op.selection is None or op.selection.backend == "triton")
-        and triton_runs_on(device)
+        and triton_runs_on(x.device)
     )
 
 

@@ -6,7 +6,7 @@ as it is. ``mamba_inner_fn`` and ``selective_scan_fn`` go past their autograd fu
 nowhere else; it also runs on a CPU here, so it asks for that of its input's device.
 """
 
-from jetson_mamba.rewrite import Dispatch, Expression, Override, Rename
+from jetson_mamba.rewrite import Dispatch, Expression, ImportBeside, Override, Rename
 from vendored_overrides.extensions import CONVOLUTION, IMPORTS
 
 AUTOCAST = (
@@ -25,7 +25,7 @@ AUTOCAST = (
 SCAN = Dispatch(
     inside="selective_scan_fn",
     call="SelectiveScanFn.apply",
-    condition="jetson_mamba.ops.through_autograd()",
+    condition="jetson_mamba.ops.through_autograd({first})",
     becomes="jetson_mamba.ops.selective_scan_fn",
     parameters=(
         "u",
@@ -39,13 +39,12 @@ SCAN = Dispatch(
         "delta_softplus",
         "return_last_state",
     ),
-    optional=True,
 )
 
 INNER = Dispatch(
     inside="mamba_inner_fn",
     call="MambaInnerFn.apply",
-    condition="jetson_mamba.ops.through_autograd()",
+    condition="jetson_mamba.ops.through_autograd({first})",
     becomes="jetson_mamba.ops.mamba_inner_fn",
     parameters=(
         "xz",
@@ -69,7 +68,6 @@ INNER = Dispatch(
         "dt_rms_weight",
         "b_c_dt_rms_eps",
     ),
-    optional=True,
 )
 
 OVERRIDE = Override(
@@ -84,5 +82,6 @@ OVERRIDE = Override(
         INNER,
         # For forks, whose autograd functions have other names and are traced as they are.
         Rename("torch.addmm", "jetson_mamba.ops.addmm", keyword="out"),
+        ImportBeside(beside="torch", module="jetson_mamba.ops"),
     ),
 )

@@ -16,6 +16,7 @@ PARAMETERS = (
     "rowscale",
     "prenorm",
     "residual_in_fp32",
+    "is_rms_norm",
     "return_dropout_mask",
 )
 
@@ -23,8 +24,8 @@ OVERRIDE = Override(
     target="mamba_ssm.ops.triton.layer_norm",
     edits=(
         IMPORT,
-        past_triton("layer_norm_fn", (*PARAMETERS, "is_rms_norm")),
-        past_triton("rms_norm_fn", PARAMETERS),
+        past_triton("layer_norm_fn", PARAMETERS, of="layer_norm_fn"),
+        past_triton("rms_norm_fn", PARAMETERS, of="layer_norm_fn"),
     ),
     required=False,
 )

@@ -27,6 +27,7 @@ OVERRIDE = Override(
                 "dt_softplus",
                 "state_batch_indices",
             ),
+            unchecked="jetson_mamba.ops.selective_state_update",
         ),
     ),
     required=False,

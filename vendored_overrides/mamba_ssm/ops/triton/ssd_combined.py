@@ -5,13 +5,13 @@ and where no gradient is recorded, the two functions that a model calls go to th
 before they enter their autograd functions.
 """
 
-from jetson_mamba.rewrite import Dispatch, Override
+from jetson_mamba.rewrite import Dispatch, ImportBeside, Override
 from vendored_overrides.extensions import CONVOLUTION, IMPORTS
 
 CHUNK_SCAN = Dispatch(
     inside="mamba_chunk_scan_combined",
     call="MambaChunkScanCombinedFn.apply",
-    condition="jetson_mamba.ops.through_triton_autograd({first}.device)",
+    condition="jetson_mamba.ops.through_triton_autograd({first})",
     becomes="jetson_mamba.ops.mamba_chunk_scan_combined",
     parameters=(
         "x",
@@ -30,13 +30,15 @@ CHUNK_SCAN = Dispatch(
         "dt_limit",
         "return_final_states",
         "return_varlen_states",
+        "state_dtype",
     ),
+    unchecked=True,
 )
 
 SPLIT_CONV1D_SCAN = Dispatch(
     inside="mamba_split_conv1d_scan_combined",
     call="MambaSplitConv1dScanCombinedFn.apply",
-    condition="jetson_mamba.ops.through_triton_autograd({first}.device)",
+    condition="jetson_mamba.ops.through_triton_autograd({first})",
     becomes="jetson_mamba.ops.mamba_split_conv1d_scan_combined",
     parameters=(
         "zxbcdt",
@@ -58,10 +60,18 @@ SPLIT_CONV1D_SCAN = Dispatch(
         "headdim",
         "ngroups",
         "norm_before_gate",
+        "state_dtype",
     ),
+    unchecked=True,
 )
 
 OVERRIDE = Override(
     target="mamba_ssm.ops.triton.ssd_combined",
-    edits=(*IMPORTS, *CONVOLUTION, CHUNK_SCAN, SPLIT_CONV1D_SCAN),
+    edits=(
+        *IMPORTS,
+        *CONVOLUTION,
+        CHUNK_SCAN,
+        SPLIT_CONV1D_SCAN,
+        ImportBeside(beside="torch", module="jetson_mamba.ops"),
+    ),
 )

@@ -1,0 +1,120 @@
+"""Serves functions whose text is that of no release, where their own code cannot run.
+
+Such a function may compute something else than the op of its name, so its own code runs wherever
+Triton has kernels for the device. Elsewhere the op serves, and one warning says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from typing import Any, Callable
+
+import torch
+from torch import Tensor
+
+from .operators import is_compiling
+from .ssd.triton_runs import triton_runs_on
+
+# What may be compared with a default without asking a tensor.
+PLAIN = (bool, int, float, str, tuple, torch.dtype)
+_said: set[str] = set()
+
+
+def unchecked(own: Callable[..., Any], op: Callable[..., Any]) -> Callable[..., Any]:
+    """``own`` where Triton has kernels for the device of its first tensor, ``op`` elsewhere.
+
+    The op is given every argument by name, with the defaults of ``own``. What is returned has the
+    name, the signature and the source of ``own``, and is found by pickle under its name.
+
+    Raises TypeError, where the op serves, for an argument that the op does not know unless it is
+    the default of ``own``.
+    """
+    if not callable(own):
+        return own
+    parameters = inspect.signature(own).parameters
+    by_position = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    defaults = {
+        name: parameter.default
+        for name, parameter in parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    taken = frozenset(inspect.signature(op).parameters)
+    name = own.__name__
+
+    @functools.wraps(own)
+    def dispatched(*arguments: Any, **keywords: Any) -> Any:
+        device = _device(arguments, keywords)
+        if device is None or _runs(device):
+            return own(*arguments, **keywords)
+        if len(arguments) > len(by_position):
+            raise TypeError(
+                f"{name}: expected at most {len(by_position)} arguments by position, found "
+                f"{len(arguments)}; its text is none that was checked, and on {device.type} "
+                "jetson_mamba computes it"
+            )
+        given = {**defaults, **dict(zip(by_position, arguments)), **keywords}
+        for each, value in given.items():
+            if each not in taken and not _is_default(value, defaults, each):
+                raise TypeError(
+                    f"{name}: {each}: expected its default, found {type(value).__name__}; the "
+                    f"text of this function is none that was checked, and on {device.type} "
+                    f"jetson_mamba computes it, which does not know that argument"
+                )
+        _say(name, own.__module__, device.type)
+        return op(**{each: value for each, value in given.items() if each in taken})
+
+    return dispatched
+
+
+@functools.lru_cache(maxsize=None)
+def by_name(op: Callable[..., Any], *names: str) -> Callable[..., Any]:
+    """``op``, called with arguments in the order of ``names``."""
+
+    def named(*arguments: Any) -> Any:
+        return op(**dict(zip(names, arguments)))
+
+    return named
+
+
+def _runs(device: torch.device) -> bool:
+    # While a graph is traced, every GPU counts: a compiler for a GPU generates Triton kernels.
+    return device.type == "cuda" if is_compiling() else triton_runs_on(device)
+
+
+def _device(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> torch.device | None:
+    for value in (*arguments, *keywords.values()):
+        if isinstance(value, Tensor):
+            return value.device
+    return None
+
+
+def _is_default(value: Any, defaults: dict[str, Any], name: str) -> bool:
+    if name not in defaults:
+        return False
+    default = defaults[name]
+    return value is default or (
+        isinstance(value, PLAIN) and isinstance(default, PLAIN) and bool(value == default)
+    )
+
+
+def _say(name: str, module: str, device: str) -> None:
+    if name in _said:
+        return
+    _said.add(name)
+    warnings.warn(
+        f"{module}.{name} stays as it is installed, since its text is none that was checked; but "
+        f"Triton has no kernels for {device}, so there jetson_mamba computes what the releases of "
+        "mamba-ssm do under that name. What to do: compare with results from a GPU.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+# While a graph is traced this is run, and not looked into.
+_say._dynamo_marked_constant = True  # type: ignore[attr-defined]

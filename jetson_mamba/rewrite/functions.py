@@ -1,0 +1,108 @@
+"""Ways past a function: where one is taken, and what serves where none is."""
+
+from __future__ import annotations
+
+import ast
+from typing import TYPE_CHECKING
+
+from jetson_mamba.rewrite import nodes
+from jetson_mamba.rewrite.edit import Edit, NotTaken
+
+if TYPE_CHECKING:
+    from jetson_mamba.rewrite.draft import Draft
+
+
+def defined(tree: ast.Module, name: str) -> ast.FunctionDef | None:
+    """The function ``f``, or the method ``C.f``, where a module defines one of that name."""
+    *classes, function = name.split(".")
+    body = tree.body
+    for each in classes:
+        found = [x for x in body if isinstance(x, ast.ClassDef) and x.name == each]
+        if len(found) != 1:
+            return None
+        body = found[0].body
+    functions = [x for x in body if isinstance(x, ast.FunctionDef) and x.name == function]
+    return functions[0] if len(functions) == 1 else None
+
+
+def parameters(function: ast.FunctionDef, name: str) -> list[str]:
+    """The names of what a function takes.
+
+    Raises :class:`NotTaken` if it takes a variable number.
+    """
+    arguments = function.args
+    if arguments.vararg or arguments.kwarg:
+        raise NotTaken(name, "it takes a variable number of arguments")
+    return [
+        argument.arg for argument in arguments.posonlyargs + arguments.args + arguments.kwonlyargs
+    ]
+
+
+def known_function(
+    draft: Draft, name: str, taken: tuple[str, ...], unchecked: str | None, edit: Edit
+) -> ast.FunctionDef | None:
+    """The function that a way past replaces; None where the text has none of that name.
+
+    Raises :class:`NotTaken` unless it is known by its digest and takes nothing that is not in
+    ``taken``. Before that, where ``unchecked`` names an op, the function is bound anew so that it
+    serves on devices that Triton has no kernels for.
+    """
+    first = name.split(".", maxsplit=1)[0]
+    if not draft.scopes.bindings(first):
+        return None
+    function = defined(draft.tree, name)
+    if function is None and "." in name:
+        return None  # a class without that method
+    reason = None
+    if not draft.known.releases(first):
+        reason = "neither it nor all that it calls is the text of a release"
+    elif function is None:
+        reason = "the module does not define it once"
+    else:
+        unknown = [each for each in parameters(function, name) if each not in taken]
+        if unknown:
+            reason = f"it takes {', '.join(unknown)}"
+    if reason is None:
+        return function
+    reason += "; its own code runs"
+    if unchecked is not None:
+        reason += _serve_unchecked(draft, name, unchecked, edit)
+    raise NotTaken(name, reason)
+
+
+def _serve_unchecked(draft: Draft, name: str, op: str, edit: Edit) -> str:
+    """Bind a function anew to what runs its own code where that can run; what that means."""
+    if not draft.known.launches_triton(name):
+        return ""
+    if draft.known.asks_for_device(name):
+        return ", which asks for the device itself"
+    if not surely_binds(draft.tree.body, name):
+        return ""
+    written = draft.ours(f"jetson_mamba.ops.unchecked({name}, {op})")
+    draft.append(f"{name} = {written}", edit)
+    return f", and {op} where Triton has no kernels for the device"
+
+
+def surely_binds(body: list[ast.stmt], name: str) -> bool:
+    """Whether statements bind a name, whichever of their branches run."""
+    for statement in body:
+        if isinstance(statement, (ast.FunctionDef, ast.ClassDef)) and statement.name == name:
+            return True
+        if isinstance(statement, (ast.Import, ast.ImportFrom)) and name in [
+            alias.asname or alias.name for alias in statement.names
+        ]:
+            return True
+        if isinstance(statement, ast.Assign) and any(
+            nodes.dotted(target) == name for target in statement.targets
+        ):
+            return True
+        if isinstance(statement, ast.If) and all(
+            surely_binds(each, name) for each in (statement.body, statement.orelse)
+        ):
+            return True
+        if isinstance(statement, ast.Try) and all(
+            surely_binds(each, name)
+            for each in (statement.body, *(handler.body for handler in statement.handlers))
+        ):
+            return True
+    return False

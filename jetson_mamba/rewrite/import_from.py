@@ -1,0 +1,46 @@
+"""Names that another module has."""
+
+from __future__ import annotations
+
+import ast
+import copy
+from typing import TYPE_CHECKING, NamedTuple
+
+from jetson_mamba.rewrite.edit import CORE
+
+if TYPE_CHECKING:
+    from jetson_mamba.rewrite.draft import Draft
+
+
+class ImportFrom(NamedTuple):
+    """``from of import ...`` of any of ``names`` becomes ``from becomes import ...``."""
+
+    of: str
+    becomes: str
+    names: tuple[str, ...]
+
+    @property
+    def turn(self) -> int:
+        """When it is made."""
+        return CORE
+
+    def concerns(self, source: bytes) -> bool:
+        """Whether one of the names stands in the source."""
+        return any(name.encode() in source for name in self.names)
+
+    def find(self, draft: Draft) -> None:
+        """Edit the statements."""
+        for node in ast.walk(draft.tree):
+            if (
+                isinstance(node, ast.ImportFrom)
+                and node.module == self.of
+                and {alias.name for alias in node.names} & set(self.names)
+            ):
+                start, end = draft.extent(node)
+                position = draft.text.find(self.of, start, end)
+                draft.replace(position, position + len(self.of), self.becomes)
+                # A node that the parser made, whatever fields it has, under another module.
+                edited = copy.copy(node)
+                edited.module = self.becomes
+                draft.substitute(node, edited)
+                draft.apply(node.lineno, self)

@@ -1,0 +1,1 @@
+"""What the rewriter makes of names, functions and texts that no release has."""

@@ -1,0 +1,236 @@
+"""Ways past a function are taken where it is known, and leave out nothing but themselves."""
+
+from __future__ import annotations
+
+import pytest
+
+from jetson_mamba import copies
+from jetson_mamba.rewrite import LeftOut, Override, rewrite
+from tests.rewrite.known import rewrite_as_known
+
+COMBINED = copies.override("mamba_ssm.ops.triton.ssd_combined")
+INTERFACE = copies.override("mamba_ssm.ops.selective_scan_interface")
+UPDATE = copies.override("mamba_ssm.ops.triton.selective_state_update")
+NORM = copies.override("mamba_ssm.ops.triton.layernorm_gated")
+BLOCKS = copies.override("mamba_ssm.modules.mamba_simple")
+
+OPS = "jetson_mamba.ops"
+SCAN = """
+import selective_scan_cuda
+class SelectiveScanFn: pass
+def selective_scan_fn(u, delta, A, B, C, D=None):
+    return SelectiveScanFn.apply(u, delta, A, B, C, D)
+"""
+
+
+def test_a_known_function_goes_past_its_autograd_function(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = rewrite_as_known(monkeypatch, SCAN, INTERFACE, "selective_scan_fn")
+    op = f"{OPS}.selective_scan_fn"
+    assert found.text.splitlines()[-1] == (
+        f"    return ({OPS}.twice_differentiable(SelectiveScanFn, {op}).apply(u, delta, A, B, C, D)"
+        f" if {OPS}.through_autograd(u) else {op}(u=u, delta=delta, A=A, B=B, C=C, D=D))"
+    )
+    assert found.left_out == ()
+
+
+def test_an_unknown_function_stays_and_the_rest_is_served() -> None:
+    found = rewrite(SCAN, INTERFACE)
+    assert found.text == SCAN.replace("selective_scan_cuda", OPS)
+    assert found.left_out == (
+        LeftOut(
+            "selective_scan_fn",
+            "neither it nor all that it calls is the text of a release; its own code runs",
+        ),
+    )
+
+
+NORMS = """
+import math
+import torch  # first
+import torch.nn.functional as F
+def rmsnorm_fn(x, weight, bias, z=None, eps=1e-6, group_size=None, norm_before_gate=True):
+    return LayerNormFn.apply(x, weight, z, bias, eps, True)
+"""
+
+
+def test_what_the_autograd_function_is_given_keeps_its_meaning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the order of the op is another, it is told by names; a flag that is given as well."""
+    copy = rewrite_as_known(monkeypatch, NORMS, NORM, "rmsnorm_fn").text
+    assert f"import torch, {OPS}  # first\nimport torch.nn.functional as F\n" in copy
+    names = "'x', 'weight', 'z', 'bias', 'eps', 'is_rms_norm'"
+    composed = f"{OPS}.by_name({OPS}.layernorm_fn, {names})"
+    assert (
+        f"return ({OPS}.twice_differentiable(LayerNormFn, {composed})"
+        f".apply(x, weight, z, bias, eps, True) if {OPS}.through_norm_autograd(x) else "
+        f"{OPS}.rmsnorm_fn(x=x, weight=weight, bias=bias, z=z, eps=eps, group_size=group_size, "
+        "norm_before_gate=norm_before_gate))\n"
+    ) in copy
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("def rmsnorm_fn(x, own): return LayerNormFn.apply(x, own)", "it takes own; "),
+        ("def rmsnorm_fn(x, *rest): return LayerNormFn.apply(x)", "a variable number"),
+        ("def rmsnorm_fn(x): return x", "it calls LayerNormFn.apply 0 times"),
+        ("def rmsnorm_fn(x): return LayerNormFn.apply(x + 1)", "computes what it gives"),
+        ("def rmsnorm_fn(x): return LayerNormFn.apply(x=x)", "by keywords"),
+        ("def rmsnorm_fn(x): return LayerNormFn.apply(*x)", "by keywords"),
+        ("if torch:\n    def rmsnorm_fn(x): return LayerNormFn.apply(x)", "not define it once"),
+    ],
+)
+def test_a_known_function_that_does_not_fit_stays_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, body: str, reason: str
+) -> None:
+    text = f"import torch\n{body}\n"
+    found = rewrite_as_known(monkeypatch, text, NORM, "rmsnorm_fn")
+    assert (found.text, found.applied) == (text, ())
+    ((what, why),) = found.left_out
+    assert what == "rmsnorm_fn" and reason in why
+
+
+TRITON = """import torch
+import triton
+@triton.jit
+def kernel(x): pass
+def selective_state_update(state, x, z=None):
+    kernel[1](state)
+    return state
+"""
+
+
+def test_an_unknown_function_on_triton_is_served_where_that_does_not_run() -> None:
+    found = rewrite(TRITON, UPDATE)
+    assert found.text.splitlines()[0] == f"import torch, {OPS}"
+    assert found.text.splitlines()[-1] == (
+        f"selective_state_update = {OPS}.unchecked(selective_state_update, "
+        f"{OPS}.selective_state_update)"
+    )
+    ((what, why),) = found.left_out
+    assert what == "selective_state_update" and "where Triton has no kernels for the device" in why
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # It runs where Triton does not.
+        "import torch\ndef selective_state_update(state, x):\n    return state\n",
+        TRITON.replace("return state", "return state if state.is_cuda else x"),
+        TRITON.replace("return state", "return state if state.device.type == 'xpu' else x"),
+        # Nothing is bound, perhaps.
+        TRITON.replace("def selective", "if torch:\n  def selective").replace(
+            "\n    k", "\n     k"
+        ),
+    ],
+)
+def test_what_may_run_on_any_device_is_left_to_itself(text: str) -> None:
+    text = text.replace("\n    return", "\n     return") if "if torch:" in text else text
+    found = rewrite(text, UPDATE)
+    assert (found.text, found.applied) == (text, ())
+    assert [what for what, _ in found.left_out] == ["selective_state_update"]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_bound"),
+    [
+        ("from .triton.elsewhere import selective_state_update\n", True),
+        ("try:\n    {0}\nexcept ImportError:\n    selective_state_update = None\n", True),
+        ("try:\n    {0}\nexcept ImportError:\n    pass\n", False),
+        ("if x:\n    {0}\nelse:\n    selective_state_update = triton\n", True),
+        ("for _ in x:\n    {0}\n", False),
+        ("", None),
+    ],
+)
+def test_a_name_is_bound_anew_only_where_it_is_bound_in_any_case(
+    text: str, is_bound: bool | None
+) -> None:
+    text = "import triton, torch\n" + text.format("selective_state_update = triton.f")
+    found = rewrite(text, UPDATE)
+    assert ("unchecked(" in found.text) is bool(is_bound)
+    assert len(found.left_out) == (is_bound is not None)
+
+
+STEP = "import torch\ndef selective_state_update(state, x, z=None):\n    return state"
+ENDS = ("", "\n", "\n    # a comment", "\n\n\n", '\nif x:\n    y = """\n"""', "; z = 1")
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("last", ENDS)
+def test_a_function_is_bound_anew_after_the_last_line(
+    monkeypatch: pytest.MonkeyPatch, last: str, line_end: str
+) -> None:
+    text = (STEP + last).replace("\n", line_end)
+    found = rewrite_as_known(monkeypatch, text, UPDATE, "selective_state_update")
+    before = text.replace("import torch", f"import torch, {OPS}", 1)
+    if not before.endswith(line_end):
+        before += line_end
+    assert found.text == (
+        f"{before}selective_state_update = {OPS}.where_triton_runs("
+        f"selective_state_update, {OPS}.selective_state_update){line_end}"
+    )
+    assert [each.line for each in found.applied] == [1, len(before.splitlines()) + 1]
+
+
+def test_what_is_written_is_imported_last_where_nothing_else_imports_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = STEP.replace("import torch\n", "from torch import nn\n")
+    found = rewrite_as_known(monkeypatch, text, UPDATE, "selective_state_update")
+    assert found.text.splitlines()[len(text.splitlines())] == f"import {OPS}"
+
+
+BLOCK = """import torch
+class Mamba(torch.nn.Module):
+    def forward(self, hidden_states, inference_params=None): return hidden_states
+    def step(self, hidden_states, conv_state, ssm_state): return hidden_states
+"""
+
+
+@pytest.mark.parametrize("last", ["", "\n# a comment without an end of line"])
+def test_the_methods_of_a_block_are_bound_anew_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    found = rewrite_as_known(monkeypatch, BLOCK + last, BLOCKS, "Mamba")
+    assert found.text.splitlines()[-2:] == [
+        f"Mamba.forward = {OPS}.forward_by_graph(Mamba.forward)",
+        f"Mamba.step = {OPS}.step_by_graph(Mamba.step)",
+    ]
+    count = len((BLOCK + last).splitlines())
+    assert [each.line for each in found.applied] == [1, count + 1, count + 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "bound"),
+    [
+        (BLOCK.replace("inference_params=None", "mask=None"), ["Mamba.step"]),
+        (BLOCK.replace("ssm_state)", "ssm_state, *rest)"), ["Mamba.forward"]),
+        (BLOCK.replace("def step", "def one_step"), ["Mamba.forward"]),
+        (BLOCK.replace("class Mamba", "class Bimamba"), []),
+        (BLOCK + BLOCK.replace("import torch\n", ""), []),
+        ("import torch\ndef forward(self, hidden_states): pass\n", []),
+    ],
+)
+def test_a_method_of_a_fork_is_not_bound_anew(
+    monkeypatch: pytest.MonkeyPatch, text: str, bound: list[str]
+) -> None:
+    found = rewrite_as_known(monkeypatch, text, BLOCKS, "Mamba")
+    added = found.text.splitlines()[len(text.splitlines()) :]
+    assert [line.partition(" = ")[0] for line in added] == bound
+
+
+def test_a_block_that_no_release_has_is_left_alone_with_the_reason() -> None:
+    found = rewrite(BLOCK, BLOCKS)
+    assert (found.text, found.applied) == (BLOCK, ())
+    assert [what for what, _ in found.left_out] == ["Mamba.forward", "Mamba.step"]
+
+
+def test_the_notice_of_a_copy_tells_what_was_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    override = Override("mamba_ssm.ops.selective_scan_interface", INTERFACE.edits)
+    monkeypatch.setattr(copies, "override", lambda target: override)
+    copy = copies.make("mamba_ssm.ops.selective_scan_interface", SCAN.encode())
+    assert copy is not None
+    assert b"\n# Left as it is: selective_scan_fn: neither it nor all that it calls is " in copy
