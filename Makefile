@@ -18,13 +18,14 @@ DEMO_BASE  = .demo/base-$(shell echo '$(TORCH) $(TRITON)' | cksum | cut -d ' ' -
 DEMO_MAMBA = .demo/mamba-ssm-$(MAMBA_SSM)
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint matrix copies docs sanitize clean
+.PHONY: help demo test lint matrix mutants copies docs sanitize clean
 
 help:
 	@echo 'make demo [MAMBA_SSM=2.2.4] [TEXT=file]   train two small models here, nothing compiled'
 	@echo 'make test                                 lint, types and the test suite'
 	@echo 'make lint                                 lint and types only'
 	@echo 'make matrix                               every release with every release (half an hour)'
+	@echo 'make mutants [COUNT=1500] [SEED=0]          variants of every text, each held to what it means'
 	@echo 'make copies                               the copies that a released wheel carries'
 	@echo 'make sanitize                             the CUDA kernels under compute-sanitizer, on a GPU'
 	@echo 'make docs                                 the documentation, in build/site'
@@ -67,6 +68,13 @@ lint: .venv/ready
 
 matrix: .venv/ready .releases/ready
 	.venv/bin/python -m tests.matrix docs
+
+# As many mutants as half an hour is enough for; COUNT=0 for every one that there is.
+COUNT ?= 1500
+SEED  ?= 0
+
+mutants: .venv/ready .releases/ready
+	.venv/bin/python -m tests.mutants --count $(COUNT) --seed $(SEED)
 
 copies: .venv/ready .releases/ready
 	.venv/bin/python -m tools.bundle

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from queue import Queue
 from typing import Any, Callable, Sequence
@@ -95,12 +96,12 @@ def serve(run: Callable[[Any], Any], ended: Callable[[int], Any]) -> None:
     torch.manual_seed(0)
     triton_on_cpu.prepare()
     for line in sys.stdin:
-        answer = in_a_fork(lambda line=line: run(json.loads(line)), ended)
+        answer = in_a_fork(partial(run, json.loads(line)), ended)
         print(json.dumps(answer), flush=True)
 
 
 def in_a_fork(run: Callable[[], Any], ended: Callable[[int], Any]) -> Any:
-    """What ``run`` returns in a process of its own, by way of JSON; else ``ended`` of its status."""
+    """What ``run`` returns in a process of its own, through JSON; else ``ended`` of its status."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:

@@ -25,7 +25,7 @@ KEYWORDS = {
 
 def statements_of(text: Text) -> list[tuple[ast.stmt, ast.Call]]:
     """The calls of extensions, each with the statement that it is the value of, or is inside."""
-    found = []
+    found: list[tuple[ast.stmt, ast.Call]] = []
     for call in extension_calls(text):
         inside = [
             node
@@ -107,7 +107,7 @@ def in_a_function_of_its_own(text: Text, choice: random.Random) -> Iterator[Chan
 
 @mutation(*EXTENSION_USERS)
 def calls_of_several_forms(text: Text, choice: random.Random) -> Iterator[Change]:
-    """A helper more makes the convolution's call without a gradient, beside those that are there."""
+    """A helper more makes the convolution's call, beside those that are there."""
     for call in extension_calls(text):
         if "fwd" in ast.unparse(call.func) and "conv" in ast.unparse(call.func):
             middle = ", None" * (len(call.args) - 4)

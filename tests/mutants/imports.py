@@ -111,7 +111,8 @@ def again_in_a_function(text: Text, choice: random.Random) -> Iterator[Change]:
 GUARDS = {
     "import error": "try:\n    {0}\nexcept ImportError:\n    {1} = None",
     "two errors": "try:\n    {0}\nexcept (ImportError, ModuleNotFoundError):\n    {1} = None",
-    "any error": "try:\n    {0}\nexcept Exception as error:\n    {1} = None\n    own_reason = error",
+    "any error": "try:\n    {0}\nexcept Exception as error:\n    {1} = None\n"
+    "    own_reason = error",
     "else": "try:\n    {0}\nexcept ImportError:\n    {1} = None\n    own_has_it = False\n"
     "else:\n    own_has_it = True",
     "finally": "try:\n    {0}\nfinally:\n    own_tried = True",

@@ -66,8 +66,9 @@ def constant_in_the_kernel(text: Text, choice: random.Random) -> Iterator[Change
             if isinstance(node, ast.Constant) and type(node.value) is float and node.value
         ]
         for node in choice.sample(numbers, min(1, len(numbers))):
-            new = repr(node.value * 0.5)
-            yield Change(f"{kernel.name} {node.value}", text.edited(text.replace(node, new)))
+            number = text.of(node)
+            edit = text.replace(node, f"({number} * 0.5)")
+            yield Change(f"{kernel.name} {number}", text.edited(edit))
 
 
 @mutation(*WITH_KERNELS, kernels=True)

@@ -33,8 +33,8 @@ class Answer(NamedTuple):
 class Subject(NamedTuple):
     """A function and its arguments, in upstream's order; the first ``required`` have no default.
 
-    ``block`` makes the module that a method is one of. What is ``slow``, under Triton's interpreter,
-    is called less often. ``label`` tells subjects of one function apart.
+    ``block`` makes the module that a method is one of. What is ``slow``, under Triton's
+    interpreter, is called less often. ``label`` tells subjects of one function apart.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        """Nothing but the operation."""
         return func(*args, **(kwargs or {}))
 
 
@@ -67,8 +68,15 @@ def scan() -> dict[str, Any]:
 
 def inner() -> dict[str, Any]:
     weights = {"conv1d_weight": r(4, 1, 4), "conv1d_bias": r(4), "x_proj_weight": r(5, 4)}
-    weights |= {"delta_proj_weight": r(4, 1), "out_proj_weight": r(3, 4), "out_proj_bias": None}
-    rest = {"A": -torch.rand(4, 2) - 0.5, "B": None, "C": None, "D": r(4), "delta_bias": r(4)}
+    weights |= {"delta_proj_weight": r(4, 1), "out_proj_weight": r(3, 4)}
+    rest = {
+        "out_proj_bias": None,
+        "A": -torch.rand(4, 2) - 0.5,
+        "B": None,
+        "C": None,
+        "D": r(4),
+        "delta_bias": r(4),
+    }
     biases = {"B_proj_bias": r(2), "C_proj_bias": r(2)}
     return {"xz": r(1, 8, 8), **weights, **rest, **biases, "delta_softplus": True}
 
@@ -121,6 +129,7 @@ class LanguageModel(torch.nn.Module):
         self.config = SimpleNamespace(vocab_size=7)
 
     def forward(self, input_ids: Tensor, *_: Any, **__: Any) -> Any:
+        """The logits after the last token."""
         return SimpleNamespace(logits=self.embedding(input_ids).cumsum(1)[:, -1:])
 
 
@@ -254,7 +263,9 @@ def _calls(
     for name, arguments in REFERENCES.items():
         function = getattr(module, name, None)
         if inspect.isfunction(function) and function.__module__ == target:
-            yield name, "inference", function, _fitting(function, arguments, 0)
+            fitting = _fitting(function, arguments, 0)
+            if fitting is not None:
+                yield name, "inference", function, fitting
     for name, value in sorted(vars(module).items()):
         if (
             inspect.isclass(value)

@@ -6,7 +6,7 @@ import random
 from importlib import import_module
 from typing import Callable, Iterable, Iterator, NamedTuple
 
-from tests.mutants.texts import INTERFACE, KERNELS, Text, texts
+from tests.mutants.texts import COMBINED, INTERFACE, KERNELS, TARGETS, Text, texts
 
 # One module each.
 KINDS = ("signatures", "operands", "kernels", "imports", "names", "structure", "calls", "spelling")
@@ -27,9 +27,9 @@ class Mutant(NamedTuple):
     path: str
     detail: str
     files: dict[str, str]
-    renamed: dict[str, str] = {}
-    extra: dict[str, float] = {}
-    refusable: str | None = None
+    renamed: dict[str, str]
+    extra: dict[str, float]
+    refusable: str | None
 
     @property
     def name(self) -> str:
@@ -42,10 +42,13 @@ class Change(NamedTuple):
 
     detail: str
     source: str
-    files: dict[str, str] = {}
-    renamed: dict[str, str] = {}
-    extra: dict[str, float] = {}
+    files: dict[str, str] | None = None
+    renamed: dict[str, str] | None = None
+    extra: dict[str, float] | None = None
 
+
+# The targets that call extensions.
+EXTENSION_USERS = (INTERFACE, COMBINED)
 
 Mutation = Callable[[Text, random.Random], Iterable[Change]]
 
@@ -86,8 +89,6 @@ def mutants(seed: int = 0) -> list[Mutant]:
 
 
 def _made(registered: _Registered, seed: int) -> Iterator[Mutant]:
-    from tests.mutants.texts import TARGETS
-
     name = registered.make.__name__
     for text in texts():
         if text.path not in (registered.paths or TARGETS):
@@ -102,11 +103,8 @@ def _made(registered: _Registered, seed: int) -> Iterator[Mutant]:
                 text.release,
                 text.path,
                 change.detail,
-                {text.path: change.source, **change.files},
-                change.renamed,
-                change.extra,
+                {text.path: change.source, **(change.files or {})},
+                change.renamed or {},
+                change.extra or {},
                 registered.refusable,
             )
-
-
-EXTENSION_USERS = (INTERFACE, "ops/triton/ssd_combined.py")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 from functools import lru_cache
-from typing import Iterator, NamedTuple, Union
+from typing import Iterator, NamedTuple
 
 from tests.emulated import version
 from tests.matrix.cell import FIRST_WITH_TRITON_3
@@ -39,6 +39,9 @@ KERNELS: dict[str, str] = {
     "ops/triton/softplus.py": COMBINED,
     "ops/triton/layer_norm.py": INTERFACE,
 }
+
+# A text with any of these asks for CUDA, or for what Triton 3 no longer has.
+UNRUNNABLE = ('device="cuda"', "tl.math.log1p")
 
 
 class Edit(NamedTuple):
@@ -104,15 +107,13 @@ class Text:
 
     # Reading
 
-    def offset(self, line: int, column: int) -> int:
-        return self._starts[line - 1] + column
-
     def extent(self, node: ast.AST) -> tuple[int, int]:
+        """Where a node begins and ends."""
         assert isinstance(node, (ast.expr, ast.stmt, ast.arg))
         assert node.end_lineno is not None and node.end_col_offset is not None
         return (
-            self.offset(node.lineno, node.col_offset),
-            self.offset(node.end_lineno, node.end_col_offset),
+            self._starts[node.lineno - 1] + node.col_offset,
+            self._starts[node.end_lineno - 1] + node.end_col_offset,
         )
 
     def of(self, node: ast.AST) -> str:
@@ -136,9 +137,11 @@ class Text:
         return b"".join((*pieces, self._bytes[position:])).decode()
 
     def replace(self, node: ast.AST, new: str) -> Edit:
+        """``new`` in the place of a node."""
         return Edit(*self.extent(node), new)
 
     def remove(self, node: ast.stmt) -> Edit:
+        """A statement gone, with its lines."""
         return Edit(self._begin(node), self._starts[node.end_lineno or 0], "")
 
     def before(self, node: ast.stmt, code: str) -> Edit:
@@ -155,6 +158,7 @@ class Text:
         return self.before(body_of(function)[0], code)
 
     def at_end(self, code: str) -> Edit:
+        """``code`` after the last line."""
         end = len(self._bytes)
         return Edit(end, end, f"\n\n{code}\n")
 
@@ -173,7 +177,8 @@ class Text:
 
     def _begin(self, node: ast.stmt) -> int:
         decorators = getattr(node, "decorator_list", [])
-        return self._starts[min([node.lineno, *(each.lineno for each in decorators)]) - 1]
+        line: int = min([node.lineno, *(each.lineno for each in decorators)])
+        return self._starts[line - 1]
 
 
 class Parameter(NamedTuple):
@@ -201,10 +206,8 @@ def parameters(text: Text, function: Function) -> list[Parameter]:
 def with_parameters(text: Text, function: Function, written: list[str]) -> Edit:
     """The list of parameters of a function, written anew."""
     arguments = function.args.posonlyargs + function.args.args
-    last: Union[ast.arg, ast.expr] = arguments[-1]
-    if function.args.defaults:
-        last = function.args.defaults[-1]
-    return Edit(text.extent(arguments[0])[0], text.extent(last)[1], ", ".join(written))
+    end = max(text.extent(each)[1] for each in (*arguments, *function.args.defaults))
+    return Edit(text.extent(arguments[0])[0], end, ", ".join(written))
 
 
 def body_of(function: Function) -> list[ast.stmt]:
@@ -229,7 +232,7 @@ def _indented(code: str, columns: int) -> str:
 def texts() -> tuple[Text, ...]:
     """Each distinct text of each target and of each file of kernels, from its last release.
 
-    Triton kernels of releases that need Triton 2 cannot be run here.
+    Left out is what cannot be run here: kernels that need Triton 2 or a GPU.
     """
     found: dict[tuple[str, str], Text] = {}
     for path in {**TARGETS, **KERNELS}:
@@ -237,8 +240,9 @@ def texts() -> tuple[Text, ...]:
             file = release_path(release) / "mamba_ssm" / path
             needs_triton = path not in (INTERFACE, "utils/generation.py")
             old = (2, 0) <= version(release) < FIRST_WITH_TRITON_3
-            if file.exists() and not (needs_triton and old):
-                source = file.read_text(encoding="utf-8")
+            source = file.read_text(encoding="utf-8") if file.exists() else ""
+            cannot_run = (needs_triton and old) or any(each in source for each in UNRUNNABLE)
+            if source and not cannot_run:
                 digest = hashlib.sha256(source.encode()).hexdigest()
                 found[path, digest] = Text(release, path, source)
     return tuple(found.values())
