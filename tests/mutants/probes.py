@@ -183,15 +183,22 @@ SUBJECTS: dict[str, tuple[Subject, ...]] = {
     ),
     "mamba_ssm.utils.generation": (Subject("decode", decoding, 3, ("inference",)),),
     "mamba_ssm.modules.mamba_simple": (
-        Subject("forward", forward_of_1, 1, block=lambda m: m.Mamba(4, d_state=2)),
-        Subject("step", step_of_1, 3, IN_PLACE, block=lambda m: m.Mamba(4, d_state=2)),
+        Subject("Mamba.forward", forward_of_1, 1, block=lambda m: m.Mamba(4, d_state=2)),
+        Subject("Mamba.step", step_of_1, 3, IN_PLACE, block=lambda m: m.Mamba(4, d_state=2)),
     ),
     "mamba_ssm.modules.mamba2": (
-        Subject("forward", forward_of_2, 1, PLAIN, lambda m: m.Mamba2(**SMALL_2), True),
-        Subject("step", step_of_2, 3, IN_PLACE, block=lambda m: m.Mamba2(**SMALL_2)),
+        Subject("Mamba2.forward", forward_of_2, 1, PLAIN, lambda m: m.Mamba2(**SMALL_2), True),
+        Subject("Mamba2.step", step_of_2, 3, IN_PLACE, block=lambda m: m.Mamba2(**SMALL_2)),
     ),
     "mamba_ssm.modules.mamba2_simple": (
-        Subject("forward", forward_of_2, 1, PLAIN, lambda m: m.Mamba2Simple(**SMALL_2), True),
+        Subject(
+            "Mamba2Simple.forward",
+            forward_of_2,
+            1,
+            PLAIN,
+            lambda m: m.Mamba2Simple(**SMALL_2),
+            True,
+        ),
     ),
 }
 # Functions that models do not call, and whose arguments they take.
@@ -248,8 +255,8 @@ def _calls(
 ) -> Iterator[tuple[str, str, Callable[..., Any], Prepared]]:
     for subject in SUBJECTS[target]:
         owner = module if subject.block is None else _seeded(subject.block, module)
-        function = getattr(owner, subject.name, None)
-        if function is None:
+        function = getattr(owner, subject.name.rpartition(".")[2], None)
+        if function is None or subject.name not in known:
             continue
         for form, modes in (
             ("by name", subject.modes),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from enum import Enum
 from typing import NamedTuple
 
@@ -48,53 +49,62 @@ class Finding(NamedTuple):
 def judge(
     own: Run, hooked: dict[str, Run], target: str, public: tuple[str, ...], refusable: str | None
 ) -> Finding:
-    """The worst of all calls that the mutant itself can make, in all situations."""
+    """The worst of all calls that the mutant itself can make, in all situations.
+
+    ``public`` are the functions of the target, and methods by the name of their class.
+    """
     worst = Finding(Verdict.NOT_RUN, next((f"{a.raised}" for a in own.answers.values()), ""))
     for name, meant in own.answers.items():
         if meant.numbers is None:
             continue
+        # What is behind the public functions may be named by any of them.
+        function = name.split(" ", 1)[0].rstrip(",")
+        words = Words(target, (function,) if function in public else (function, *public))
         for situation, run in hooked.items():
             if situation == WITHOUT_TRITON and " as " in name:
                 continue  # what launches kernels by itself, past all that is dispatched
             found = run.answers.get(name) or Answer(None, "it is not there", len(run.warnings))
-            verdict, detail = _of_a_call(
-                name, meant.numbers, found, situation, run, target, public, refusable
-            )
-            if ORDER.index(verdict) > ORDER.index(worst.verdict):
-                worst = Finding(verdict, f"{situation}: {name}: {detail}")
+            finding = _of_a_call(meant.numbers, found, situation, run, words, refusable)
+            if ORDER.index(finding.verdict) > ORDER.index(worst.verdict):
+                worst = Finding(finding.verdict, f"{situation}: {name}: {finding.detail}")
     return worst
 
 
+class Words(NamedTuple):
+    """What says something of a call: it names the function, or the target as a whole."""
+
+    target: str
+    functions: tuple[str, ...]
+
+    def spoken(self, said: str) -> bool:
+        """Whether the text does."""
+        names = "|".join(map(re.escape, self.functions))
+        return bool(re.search(rf"{re.escape(self.target)}(?!\.?\w)|\b(?:{names})\b", said))
+
+
 def _of_a_call(
-    name: str,
     meant: Numbers,
     found: Answer,
     situation: str,
     run: Run,
-    target: str,
-    public: tuple[str, ...],
+    words: Words,
     refusable: str | None,
 ) -> Finding:
-    function = name.split(" ", 1)[0].rstrip(",")
-    # A word names the target, or the function; for what is behind a function, any of its target.
-    names = (target, function) if function in public else (target, *public, function)
-    words = run.warnings[: found.warned]
-    word = next((each for each in words if any(name in each for name in names)), "")
-    reason = run.refused.get(target)
-    if found.numbers is None:
-        said = f"{found.raised}; {word or 'no word'}"
-        if reason is not None:
-            refused = Verdict.LEFT if refusable and word else Verdict.REFUSED
-            return Finding(refused, f"{reason}; {said}")
-        named = any(each in str(found.raised) for each in names)
-        # Only where its own code cannot run may an argument be refused, by its function's name.
-        if situation == WITHOUT_TRITON and (named or word):
-            return Finding(Verdict.LEFT, said)
-        return Finding(Verdict.WORSE, said)
-    error = distance(found.numbers, meant)
-    if error <= TOLERANCE:
-        return Finding(Verdict.LEFT if word else Verdict.SERVED, word)
-    return Finding(Verdict.LEFT if word else Verdict.SILENT, f"off by {error:.2g}; {word}")
+    word = next((each for each in run.warnings[: found.warned] if words.spoken(each)), "")
+    if found.numbers is not None:
+        error = distance(found.numbers, meant)
+        if error <= TOLERANCE:
+            return Finding(Verdict.LEFT if word else Verdict.SERVED, word)
+        return Finding(Verdict.LEFT if word else Verdict.SILENT, f"off by {error:.2g}; {word}")
+    said = f"{found.raised}; {word or 'no word'}"
+    reason = run.refused.get(words.target)
+    if reason is not None:
+        refused = Verdict.LEFT if refusable and word else Verdict.REFUSED
+        return Finding(refused, f"{reason}; {said}")
+    # Only where its own code cannot run may an argument be refused, by its function's name.
+    if situation == WITHOUT_TRITON and words.spoken(str(found.raised)):
+        return Finding(Verdict.LEFT, said)
+    return Finding(Verdict.WORSE, said)
 
 
 def distance(found: Numbers, meant: Numbers) -> float:

@@ -70,8 +70,7 @@ def _judged(mutant: Mutant, path: str, folder: str) -> Finding:
         (release_path(mutant.release) / "mamba_ssm" / path).read_text(encoding="utf-8"),
     )
     known = {
-        name.rpartition(".")[2]: [each.name for each in parameters(text, text.function(name))]
-        for name in text.public
+        name: [each.name for each in parameters(text, text.function(name))] for name in text.public
     }
 
     def found(situation: str) -> Run:
@@ -85,7 +84,7 @@ def _judged(mutant: Mutant, path: str, folder: str) -> Finding:
     # Extensions are met by what calls them, in whatever way.
     met = path == INTERFACE or mutant.kind in ("imports", "names", "calls")
     hooked = {each: found(each) for each in SITUATIONS if met or each != "extensions"}
-    return judge(own, hooked, target, tuple(known), mutant.refusable)
+    return judge(own, hooked, target, text.public, mutant.refusable)
 
 
 def _in(
