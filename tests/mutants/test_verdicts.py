@@ -57,6 +57,9 @@ def test_a_target_that_is_refused_needs_a_reason_and_a_word() -> None:
     assert verdict(found, word, reason="an unknown form") is Verdict.REFUSED
     assert verdict(found, word, reason="an unknown form", refusable="a string") is Verdict.LEFT
     assert verdict(found, reason="an unknown form", refusable="a string") is Verdict.REFUSED
+    missing = found._replace(raised="ModuleNotFoundError: No module named 'selective_scan_cuda'")
+    assert verdict(missing) is Verdict.WORSE
+    assert verdict(missing, refusable="they stand elsewhere") is Verdict.LEFT
 
 
 def test_calls_that_the_mutant_itself_cannot_make_say_nothing() -> None:

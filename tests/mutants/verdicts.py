@@ -24,6 +24,8 @@ class Verdict(Enum):
     SILENT = "silently different"
 
 
+MISSING = Answer(None, "it is not there", 0)
+EXTENSIONS = ("selective_scan_cuda", "causal_conv1d")
 FORBIDDEN = (Verdict.WORSE, Verdict.REFUSED, Verdict.SILENT)
 ORDER = tuple(Verdict)
 
@@ -63,7 +65,7 @@ def judge(
         for situation, run in hooked.items():
             if situation == WITHOUT_TRITON and " as " in name:
                 continue  # what launches kernels by itself, past all that is dispatched
-            found = run.answers.get(name) or Answer(None, "it is not there", len(run.warnings))
+            found = run.answers.get(name) or run.answers.get("import") or MISSING
             finding = _of_a_call(meant.numbers, found, situation, run, words, refusable)
             if ORDER.index(finding.verdict) > ORDER.index(worst.verdict):
                 worst = Finding(finding.verdict, f"{situation}: {name}: {finding.detail}")
@@ -101,6 +103,9 @@ def _of_a_call(
     if reason is not None:
         refused = Verdict.LEFT if refusable and word else Verdict.REFUSED
         return Finding(refused, f"{reason}; {said}")
+    # Whose calls cannot be found is told what is missing, as without the hook.
+    if refusable and any(each in str(found.raised) for each in EXTENSIONS):
+        return Finding(Verdict.LEFT, said)
     # Only where its own code cannot run may an argument be refused, by its function's name.
     if situation == WITHOUT_TRITON and words.spoken(str(found.raised)):
         return Finding(Verdict.LEFT, said)
