@@ -25,7 +25,7 @@ help:
 	@echo 'make test                                 lint, types and the test suite'
 	@echo 'make lint                                 lint and types only'
 	@echo 'make matrix                               every release with every release (half an hour)'
-	@echo 'make mutants [COUNT=1500] [SEED=0]        variants of every text, each held to what it means'
+	@echo 'make mutants [COUNT=1200] [SEED=0]        variants of every text, each held to what it means'
 	@echo 'make copies                               the copies that a released wheel carries'
 	@echo 'make sanitize                             the CUDA kernels under compute-sanitizer, on a GPU'
 	@echo 'make docs                                 the documentation, in build/site'
@@ -70,7 +70,7 @@ matrix: .venv/ready .releases/ready
 	.venv/bin/python -m tests.matrix docs
 
 # As many mutants as half an hour is enough for; COUNT=0 for every one that there is.
-COUNT ?= 1500
+COUNT ?= 1200
 SEED  ?= 0
 
 mutants: .venv/ready .releases/ready

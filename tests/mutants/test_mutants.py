@@ -13,7 +13,7 @@ from tests.mutants.texts import TARGETS
 from tests.mutants.verdicts import FORBIDDEN, Verdict
 
 SEED = 1
-OF_EACH_KIND = 14
+OF_EACH_KIND = 12
 LEAST = 1000
 
 
