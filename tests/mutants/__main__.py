@@ -95,6 +95,8 @@ def main() -> int:
         and chosen.path in mutant.path
         and chosen.name in mutant.name
     ]
+    if not fitting:
+        parser.error("no mutant is of all that was asked for")
     fitting = sample(fitting, chosen.count, chosen.seed)
     start = time.monotonic()
 
