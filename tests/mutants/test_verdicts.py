@@ -47,6 +47,9 @@ def test_what_raises_is_worse_off_but_where_its_own_code_cannot_run_and_it_is_na
     found = Answer(None, "TypeError: scan: own_extra is not known", 1)
     assert verdict(found, situation=WITHOUT_TRITON) is Verdict.LEFT
     assert verdict(found) is Verdict.WORSE
+    by_op = found._replace(raised="ValueError: headdim: expected at least 1, found None")
+    assert verdict(by_op, situation=WITHOUT_TRITON) is Verdict.WORSE
+    assert verdict(by_op, "scan: the op serves", situation=WITHOUT_TRITON) is Verdict.LEFT
     nameless = found._replace(raised="TypeError: '<' not supported")
     assert verdict(nameless, situation=WITHOUT_TRITON) is Verdict.WORSE
 

@@ -106,8 +106,10 @@ def _of_a_call(
     # Whose calls cannot be found is told what is missing, as without the hook.
     if refusable and any(each in str(found.raised) for each in EXTENSIONS):
         return Finding(Verdict.LEFT, said)
-    # Only where its own code cannot run may an argument be refused, by its function's name.
-    if situation == WITHOUT_TRITON and words.spoken(str(found.raised)):
+    # Only where its own code cannot run may an argument be refused: by an error that names the
+    # function, or by the op after a warning that the op serves.
+    by_op = word and re.match(r"\w+: \w+: expected .* found ", str(found.raised))
+    if situation == WITHOUT_TRITON and (by_op or words.spoken(str(found.raised))):
         return Finding(Verdict.LEFT, said)
     return Finding(Verdict.WORSE, said)
 
