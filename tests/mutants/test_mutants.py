@@ -13,7 +13,7 @@ from tests.mutants.texts import TARGETS
 from tests.mutants.verdicts import FORBIDDEN, Verdict
 
 SEED = 1
-OF_EACH_KIND = 12
+OF_EACH_KIND = 9
 LEAST = 1000
 
 
@@ -40,4 +40,4 @@ def test_none_is_silently_different_refused_or_worse_off(kind: str) -> None:
     assert len(found) == OF_EACH_KIND
     assert counts[Verdict.SERVED] > 0
     # What does not run by itself says nothing: a sample of such would be no test.
-    assert counts[Verdict.NOT_RUN] <= OF_EACH_KIND // 4
+    assert counts[Verdict.NOT_RUN] <= OF_EACH_KIND // 3
