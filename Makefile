@@ -18,13 +18,14 @@ DEMO_BASE  = .demo/base-$(shell echo '$(TORCH) $(TRITON)' | cksum | cut -d ' ' -
 DEMO_MAMBA = .demo/mamba-ssm-$(MAMBA_SSM)
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint matrix joints peers copies docs sanitize clean
+.PHONY: help demo test lint matrix mutants joints peers copies docs sanitize clean
 
 help:
 	@echo 'make demo [MAMBA_SSM=2.2.4] [TEXT=file]   train two small models here, nothing compiled'
 	@echo 'make test                                 lint, types and the test suite'
 	@echo 'make lint                                 lint and types only'
 	@echo 'make matrix                               every release with every release (half an hour)'
+	@echo 'make mutants [COUNT=1200] [SEED=0]        variants of every text, each held to what it means'
 	@echo 'make joints                               what users of torch and transformers do (half an hour)'
 	@echo 'make peers [MAMBA=checkout] [CAUSAL_CONV1D=checkout] [PYTEST=options]'
 	@echo '                                          the tests of these projects themselves'
@@ -71,6 +72,12 @@ lint: .venv/ready
 matrix: .venv/ready .releases/ready
 	.venv/bin/python -m tests.matrix docs
 
+# As many mutants as half an hour is enough for; COUNT=0 for every one that there is.
+COUNT ?= 1200
+SEED  ?= 0
+
+mutants: .venv/ready .releases/ready
+	.venv/bin/python -m tests.mutants --count $(COUNT) --seed $(SEED)
 joints: .venv/ready .releases/ready
 	.venv/bin/python -m tests.joints
 

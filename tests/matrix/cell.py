@@ -66,7 +66,7 @@ def _largest_error(cell: Cell) -> float:
 
     if not cell.hook:
         jetson_mamba.deactivate()
-        _give_transformers_its_old_names()
+        give_transformers_its_old_names()
     sys.path.insert(0, str(release_path(cell.mamba_ssm)))
     if cell.causal_conv1d is not None:
         sys.path.insert(0, str(release_path(cell.causal_conv1d, "causal-conv1d")))
@@ -85,7 +85,7 @@ def _largest_error(cell: Cell) -> float:
     return max(errors, key=lambda error: (math.isnan(error), error))
 
 
-def _give_transformers_its_old_names() -> None:
+def give_transformers_its_old_names() -> None:
     """What is missing beside transformers 5 is no matter of the calls that are counted here."""
     from transformers import generation
 

@@ -1,0 +1,119 @@
+"""Runs requests in processes that are forked from one that has everything heavy imported.
+
+A module that answers requests calls :func:`serve` as its main program; whoever has requests calls
+:func:`run_all` with that module's name. Requests and answers are JSON, one on a line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from queue import Queue
+from typing import Any, Callable, Sequence
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+# One takes a few seconds; one that hangs is a failure, not a run that never ends.
+SECONDS_FOR_A_REQUEST = 180
+
+
+def run_all(
+    module: str,
+    requests: Sequence[Any],
+    cache: Path,
+    done: Callable[[int, Any], None],
+    processes: int = 2,
+) -> None:
+    """Run every request and hand over its place and each answer as it comes."""
+    workers: Queue[subprocess.Popen[str]] = Queue()
+    for _ in range(processes):
+        workers.put(_worker(module, cache))
+
+    def one(place: int) -> None:
+        worker = workers.get()
+        try:
+            assert worker.stdin is not None and worker.stdout is not None
+            worker.stdin.write(json.dumps(requests[place]) + "\n")
+            worker.stdin.flush()
+            answer = json.loads(worker.stdout.readline())
+        finally:
+            workers.put(worker)
+        done(place, answer)
+
+    try:
+        with ThreadPoolExecutor(processes) as pool:
+            for finished in [pool.submit(one, place) for place in range(len(requests))]:
+                finished.result()
+    finally:
+        while not workers.empty():
+            worker = workers.get()
+            assert worker.stdin is not None
+            worker.stdin.close()
+            worker.wait()
+            assert worker.stdout is not None
+            worker.stdout.close()
+
+
+def _worker(module: str, cache: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", module],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+        env={
+            **{name: value for name, value in os.environ.items() if "JETSON_MAMBA" not in name},
+            "TRITON_INTERPRET": "1",
+            "JETSON_MAMBA_CACHE": str(cache),
+            # The threads of one process would not survive the fork.
+            "OMP_NUM_THREADS": "1",
+        },
+    )
+
+
+def serve(run: Callable[[Any], Any], ended: Callable[[int], Any]) -> None:
+    """Answer each request on the standard input by what ``run`` returns in a process of its own.
+
+    ``ended`` is the answer for a process that ends otherwise, of its wait status.
+    """
+    import einops
+    import torch
+    import triton
+    from transformers.generation.streamers import TextStreamer
+    from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+    import jetson_mamba.ops
+    from tests.releases import triton_on_cpu
+
+    heavy = (einops, torch, triton, TextStreamer, GenerateDecoderOnlyOutput, jetson_mamba.ops)
+    assert all(heavy)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    triton_on_cpu.prepare()
+    for line in sys.stdin:
+        answer = in_a_fork(partial(run, json.loads(line)), ended)
+        print(json.dumps(answer), flush=True)
+
+
+def in_a_fork(run: Callable[[], Any], ended: Callable[[int], Any]) -> Any:
+    """What ``run`` returns in a process of its own, through JSON; else ``ended`` of its status."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        signal.alarm(SECONDS_FOR_A_REQUEST)
+        # What upstream prints is no answer.
+        os.dup2(2, 1)
+        with os.fdopen(writer, "w") as pipe:
+            json.dump(run(), pipe)
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        answer = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return json.loads(answer) if status == 0 and answer else ended(status)

@@ -1,0 +1,43 @@
+"""A sample of mutants of each kind, the same one every time; ``make mutants`` runs them all."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import lru_cache
+
+import pytest
+
+from tests.mutants.__main__ import run, sample
+from tests.mutants.registry import KINDS, Mutant, mutants
+from tests.mutants.texts import TARGETS
+from tests.mutants.verdicts import FORBIDDEN, Verdict
+
+SEED = 1
+OF_EACH_KIND = 9
+LEAST = 1000
+
+
+@lru_cache(maxsize=None)
+def all_mutants() -> tuple[Mutant, ...]:
+    return tuple(mutants(SEED))
+
+
+def test_every_kind_makes_mutants_of_its_texts_and_no_two_are_the_same() -> None:
+    made = all_mutants()
+    assert len(made) >= LEAST
+    assert set(Counter(mutant.kind for mutant in made)) == set(KINDS)
+    assert {mutant.path for mutant in made} >= set(TARGETS)
+    assert [name for name, count in Counter(each.name for each in made).items() if count > 1] == []
+    assert list(made) == mutants(SEED)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_none_is_silently_different_refused_or_worse_off(kind: str) -> None:
+    of_this_kind = [mutant for mutant in all_mutants() if mutant.kind == kind]
+    found = run(sample(of_this_kind, OF_EACH_KIND, SEED), processes=1)
+    assert {mutant.name: finding for mutant, finding in found if finding.verdict in FORBIDDEN} == {}
+    counts = Counter(finding.verdict for _, finding in found)
+    assert len(found) == OF_EACH_KIND
+    assert counts[Verdict.SERVED] > 0
+    # What does not run by itself says nothing: a sample of such would be no test.
+    assert counts[Verdict.NOT_RUN] <= OF_EACH_KIND // 3
