@@ -78,6 +78,7 @@ SEED  ?= 0
 
 mutants: .venv/ready .releases/ready
 	.venv/bin/python -m tests.mutants --count $(COUNT) --seed $(SEED)
+
 joints: .venv/ready .releases/ready
 	.venv/bin/python -m tests.joints
 
