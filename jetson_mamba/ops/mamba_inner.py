@@ -82,7 +82,12 @@ def mamba_inner_fn(
         dt_rms_weight,
     )
     options = (delta_softplus, b_c_dt_rms_eps)
-    by_modules = passed(x_proj=x_proj_weight, dt_proj=delta_proj_weight, out_proj=out_proj_weight)
+    by_modules = passed(
+        x_proj=x_proj_weight,
+        dt_proj=delta_proj_weight,
+        out_proj=out_proj_weight,
+        dt_rms=dt_rms_weight,
+    )
     if by_modules is not None:
         if by_modules.declined:
             return cast(Tensor, None)
@@ -100,16 +105,29 @@ def mamba_inner_fn(
     return out
 
 
-def through_inner_autograd(xz: Tensor, out_proj_bias: Any, **weights: Any) -> bool:
+def through_inner_autograd(
+    xz: Tensor,
+    x_proj_weight: Any,
+    delta_proj_weight: Any,
+    out_proj_weight: Any,
+    out_proj_bias: Any = None,
+    dt_rms_weight: Any = None,
+    **_: Any,
+) -> bool:
     """Whether a call goes through upstream's ``MambaInnerFn``, which knows no modules.
 
     Nor can it give the gradient of a bias of the output projection: it sums over one dimension
-    more than there is left.
+    more than there is left. The arguments are those of :func:`mamba_inner_fn`.
     """
     return (
         through_autograd(xz)
         and not getattr(out_proj_bias, "requires_grad", False)
-        and may_be_fused(**weights)
+        and may_be_fused(
+            x_proj=x_proj_weight,
+            dt_proj=delta_proj_weight,
+            out_proj=out_proj_weight,
+            dt_rms=dt_rms_weight,
+        )
     )
 
 

@@ -9,8 +9,11 @@ it does when the *module is called*. The weights do not tell; the module that ca
 * Where everything is plain, it goes on, some 1 us later.
 * Else it computes up to the projection and calls the module.
 * transformers 5 brings a path of its own that calls its modules, and takes it where the fused call
-  gives None. So it is left to that, also where it masks what follows padding: it hands no mask to
-  a fused call, and without one, padding runs into the states.
+  gives None. So it is left to that, also in two cases in which its own path computes something else
+  than a fused call. It masks what follows padding, and hands no mask on; without one, padding runs
+  into the states. And it normalises step sizes before their projection, mamba_ssm after it
+  (FalconMamba): there the fused call serves where it would without this package, with mamba_ssm's
+  extension.
 
 While ``torch.compile`` traces, the functions that run are those of the tracer, which holds what
 they would be; a call that would have to call modules, and cannot be told to, ends the graph, and
@@ -20,6 +23,7 @@ runs as it is.
 from __future__ import annotations
 
 import sys
+from functools import lru_cache
 from types import FrameType
 from typing import Any, Dict, Iterator, Mapping, NamedTuple, cast
 
@@ -27,6 +31,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from .backends import Unavailable
+from .compiled import compiled_module
 from .operators import is_compiling
 
 # How far up a caller is looked for: past the modified copy and what others wrap around it.
@@ -123,11 +129,25 @@ def _passed_now(weights: dict[str, Any]) -> Passed | None:
         if local is not None:
             modules = _found(local["self"], weights)
             if modules is not None:
-                masks = local.get("attention_mask") is not None
-                declined = (masks or bool(modules)) and _is_declined(frame)
+                differs = local.get("attention_mask") is not None or _normalises(weights)
+                declined = (differs or bool(modules)) and _is_declined(frame)
                 return Passed(modules, declined) if modules or declined else None
         frame = frame.f_back
     return None
+
+
+def _normalises(weights: Mapping[str, Any]) -> bool:
+    """Whether step sizes are normalised, and nobody's extension does so after their projection."""
+    return weights.get("dt_rms") is not None and not _has_extension()
+
+
+@lru_cache(maxsize=None)
+def _has_extension() -> bool:
+    try:
+        compiled_module("selective_scan_cuda")
+    except (Unavailable, ImportError, OSError):
+        return False
+    return True
 
 
 def _of_method(frame: FrameType) -> Mapping[str, Any] | None:
@@ -205,7 +225,8 @@ def _verdict(*names: str) -> int:
             return _ENDS_GRAPH
         if not all(map(is_plain, modules)):
             return _DECLINED if has_another_way else _ENDS_GRAPH
-        return _DECLINED if has_another_way and caller.masks else _GOES_ON
+        differs = caller.masks or _normalises(dict.fromkeys(names, True))
+        return _DECLINED if has_another_way and differs else _GOES_ON
     return _GOES_ON
 
 

@@ -19,7 +19,8 @@ class Dispatch(NamedTuple):
     There it is the call of an autograd function ``Fn.apply``, of which second derivatives are
     taken by ``composed``, which has the parameters ``order``. Otherwise ``becomes`` is called, with
     every parameter of the function by name, all of which must be among ``parameters``. Without
-    ``composed`` both are one op. ``{first}`` in ``condition`` is the function's first parameter.
+    ``composed`` both are one op. ``{first}`` in ``condition`` is the function's first parameter,
+    ``{given}`` are all of them by name.
 
     Where the function is not known, its own code runs, and with ``unchecked`` the op ``becomes``
     where that cannot.
@@ -68,8 +69,8 @@ class Dispatch(NamedTuple):
         applied = draft.ours(
             f"jetson_mamba.ops.twice_differentiable({autograd_function}, {composed}).apply"
         )
-        condition = draft.ours(self.condition.format(first=names[0]))
         given = ", ".join(f"{name}={name}" for name in names)
+        condition = draft.ours(self.condition.format(first=names[0], given=given))
         otherwise = draft.ours(f"{self.becomes}({given})")
         start, end = draft.extent(call)
         draft.replace(start, start, "(")

@@ -45,10 +45,7 @@ SCAN = Dispatch(
 INNER = Dispatch(
     inside="mamba_inner_fn",
     call="MambaInnerFn.apply",
-    condition=(
-        "jetson_mamba.ops.through_inner_autograd({first}, out_proj_bias, "
-        "x_proj=x_proj_weight, dt_proj=delta_proj_weight, out_proj=out_proj_weight)"
-    ),
+    condition="jetson_mamba.ops.through_inner_autograd({given})",
     becomes="jetson_mamba.ops.mamba_inner_fn",
     parameters=(
         "xz",
