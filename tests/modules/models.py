@@ -76,7 +76,7 @@ def computed() -> Iterator[tuple[str, dict[str, Tensor]]]:
     mask[0, :4] = 0
     for name in MODELS:
         yield f"{name}, padded", trained(build(name), attention_mask=mask)
-        for projection in PROJECTIONS[1:] if name == "FalconMamba" else PROJECTIONS:
+        for projection in PROJECTIONS:
             for what in CHOSEN:
                 model = build(name)
                 if hasattr(mixer(model), projection) and (projection != "norm" or what in HOOKS):

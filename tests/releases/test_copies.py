@@ -19,7 +19,14 @@ from jetson_mamba.rewrite import Rewritten
 from tests.releases.download import MAMBA_SSM, release_path
 
 EXTENSIONS = ("causal_conv1d", "causal_conv1d_cuda", "selective_scan_cuda")
-INTERFACE, COMBINED, GENERATION, *NORMS, UPDATE = TARGETS[:7]
+INTERFACE, COMBINED, GENERATION, *NORMS, ACTIVATIONS, UPDATE = TARGETS[:8]
+# Functions that launch a kernel themselves, and the op that serves where that cannot run.
+PAST_TRITON = {
+    "selective_state_update": "selective_state_update",
+    "rms_norm_forward": "rms_norm_forward",
+    "_swiglu_fwd": "swiglu_forward",
+    "_swiglu_bwd": "swiglu_backward",
+}
 BLOCKS = {"mamba_simple": "Mamba", "mamba2": "Mamba2", "mamba2_simple": "Mamba2Simple"}
 
 
@@ -91,11 +98,10 @@ def describe(difference: Difference) -> str:
                 graph = f"jetson_mamba.ops.{method}_by_graph({name})"
                 if text.startswith(f"{name} = jetson_mamba.ops.calling_modules({name}, {graph}"):
                     return f"{name} by a graph"
-        assert text == (
-            "selective_state_update = jetson_mamba.ops.where_triton_runs("
-            "selective_state_update, jetson_mamba.ops.selective_state_update)"
-        )
-        return "a step past Triton"
+        name, _, _ = text.partition(" = ")
+        op = PAST_TRITON[name]
+        assert text == f"{name} = jetson_mamba.ops.where_triton_runs({name}, jetson_mamba.ops.{op})"
+        return f"{name} past Triton"
     if isinstance(source, ast.Name):
         assert source.id.startswith("causal_conv1d")
         assert ast.unparse(copy) == "jetson_mamba.ops"
@@ -117,18 +123,16 @@ def describe(difference: Difference) -> str:
         assert not source.keywords and not copy.body.keywords
         assert isinstance(copy.orelse, ast.Call)
         assert ast.unparse(copy.orelse.func) == f"jetson_mamba.ops.{difference.inside}"
-        ways = {
-            "autograd": "past the autograd function",
-            "triton_autograd": "past Triton's autograd function",
-            "norm_autograd": "past Triton's autograd function",
-        }
+        given = ", ".join(ast.unparse(each) for each in copy.orelse.keywords)
         first = ast.unparse(source.args[0])
-        (way,) = (
-            words
-            for name, words in ways.items()
-            if ast.unparse(copy.test) == f"jetson_mamba.ops.through_{name}({first})"
-        )
-        return way
+        fused = "jetson_mamba.ops.may_be_fused(norm=rmsnorm_weight, out_proj=outproj_weight)"
+        return {
+            f"autograd({first})": "past the autograd function",
+            f"inner_autograd({given})": "past the autograd function",
+            f"triton_autograd({first})": "past Triton's autograd function",
+            f"triton_autograd({first}) and {fused}": "past Triton's autograd function",
+            f"norm_autograd({first})": "past Triton's autograd function",
+        }[ast.unparse(copy.test).partition("jetson_mamba.ops.through_")[2]]
     if isinstance(copy, ast.Subscript):
         assert ast.unparse(copy.slice) == ":3"
         copy = copy.value
@@ -195,13 +199,26 @@ def test_a_copy_differs_in_the_declared_places_only(version: str, target: str) -
     }
     if target in NORMS:
         gated = target.endswith("_gated")
-        names = ("layernorm_fn", "rmsnorm_fn") if gated else ("layer_norm_fn", "rms_norm_fn")
+        names = ("layer_norm_fn", "layer_norm_linear_fn", "rms_norm_fn")
+        if gated:
+            names = ("layernorm_fn", "rmsnorm_fn")
+        elif "def layer_norm_linear_fn" not in source.decode():
+            names = ("layer_norm_fn", "rms_norm_fn")
         assert sorted(kinds) == [
             ("", "import beside torch"),
             *((name, "past Triton's autograd function") for name in names),
         ]
     elif target == UPDATE:
-        assert sorted(kinds) == [("", "a step past Triton"), ("", "import beside torch")]
+        assert sorted(kinds) == [
+            ("", "import beside torch"),
+            ("", "selective_state_update past Triton"),
+        ]
+    elif target == ACTIVATIONS:
+        assert sorted(kinds) == [
+            ("", "_swiglu_bwd past Triton"),
+            ("", "_swiglu_fwd past Triton"),
+            ("", "import beside torch"),
+        ]
     elif target.startswith("mamba_ssm.modules."):
         block = BLOCKS[target.rpartition(".")[2]]
         methods = ("forward",) if block == "Mamba2Simple" else ("forward", "step")
@@ -270,10 +287,14 @@ def test_the_edits_of_each_release(capsys: pytest.CaptureFixture[str]) -> None:
                 )
             )
     assert len(rows) == 26
-    assert {counts[0] for _, counts in rows} == {19, 22}
-    assert {counts[1] for version, counts in rows if version >= "2"} == {9}
-    # Every release has the norms of its models, and from 2.0 on those of the mixer.
-    for version, counts in rows:
-        assert counts[3:6] == ([3, None, 3] if version >= "2" else [None, 3, None])
-        assert counts[6] == 2
-        assert counts[7:] == ([3, 3, 2] if version >= "2" else [3, None, None])
+    for version, by_target in rows:
+        counts = dict(zip(TARGETS, by_target))
+        later = version >= "2"
+        assert counts[INTERFACE] in (19, 22, 23)
+        assert counts[COMBINED] == (9 if later else None)
+        # Every release has the norms of its models, and from 2.0 on those of the mixer.
+        assert [counts[each] for each in NORMS] == ([4, None, 3] if later else [None, 4, None])
+        assert counts[ACTIVATIONS] == (3 if version >= "2.0.3" else None)
+        assert counts[UPDATE] == 2
+        blocks = [counts[f"mamba_ssm.modules.{name}"] for name in BLOCKS]
+        assert blocks == ([3, 3, 2] if later else [3, None, None])
