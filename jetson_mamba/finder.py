@@ -16,6 +16,7 @@ TARGETS = (
     "mamba_ssm.ops.selective_scan_interface",
     "mamba_ssm.ops.triton.ssd_combined",
     "mamba_ssm.utils.generation",
+    "mamba_ssm.utils.hf",
     "mamba_ssm.ops.triton.layer_norm",
     "mamba_ssm.ops.triton.layernorm",
     "mamba_ssm.ops.triton.layernorm_gated",
