@@ -1,22 +1,15 @@
-"""``transformers.generation`` with the two output classes that transformers 5 removed.
+"""What mamba_ssm takes of ``transformers.generation``, which is imported when it is used."""
 
-Where transformers has them, these are its own; where it has not, both are
-``GenerateDecoderOnlyOutput``, which took their place with the same fields. Everything else is
-what ``transformers.generation`` has.
-"""
+from jetson_mamba.compat.later import Later
 
-from __future__ import annotations
+TEXT = "to generate text"
+REMOVED = "jetson_mamba.compat.transformers_removed"
 
-from importlib import import_module
-from typing import Any
-
-generation: Any = import_module("transformers.generation")
-
-
-def __getattr__(name: str) -> Any:
-    if name in ("GreedySearchDecoderOnlyOutput", "SampleDecoderOnlyOutput"):
-        try:
-            return getattr(generation, name)
-        except AttributeError:
-            return generation.GenerateDecoderOnlyOutput
-    return getattr(generation, name)
+TextStreamer = Later("transformers.generation", "TextStreamer", TEXT)
+GenerateDecoderOnlyOutput = Later("transformers.generation", "GenerateDecoderOnlyOutput", TEXT)
+GreedySearchDecoderOnlyOutput = Later(
+    "transformers.generation", "GreedySearchDecoderOnlyOutput", TEXT, there=REMOVED
+)
+SampleDecoderOnlyOutput = Later(
+    "transformers.generation", "SampleDecoderOnlyOutput", TEXT, there=REMOVED
+)

@@ -15,12 +15,12 @@ OVERRIDE = Override(
     edits=(
         ImportLater(
             of="transformers.generation",
-            becomes="jetson_mamba.compat.transformers_later",
+            becomes="jetson_mamba.compat.transformers_generation",
             names=(*REMOVED, "GenerateDecoderOnlyOutput", "TextStreamer"),
         ),
         ImportFrom(
             of="transformers.generation",
-            becomes="jetson_mamba.compat.transformers_generation",
+            becomes="jetson_mamba.compat.transformers_removed",
             names=REMOVED,
         ),
         ImportBeside(beside="torch", module="jetson_mamba.compat.cuda_events"),

@@ -2,7 +2,7 @@
 
 from jetson_mamba.rewrite import ImportLater, Override
 
-BECOMES = "jetson_mamba.compat.transformers_later"
+BECOMES = "jetson_mamba.compat.transformers_utils"
 
 OVERRIDE = Override(
     target="mamba_ssm.utils.hf",
