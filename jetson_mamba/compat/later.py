@@ -7,110 +7,154 @@ all the rest and may be missing: whoever wants the blocks alone needs none of it
 from __future__ import annotations
 
 import copy
+import copyreg
 import sys
+import types
+from abc import ABCMeta
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any, Callable, Iterator, NamedTuple
 
 from jetson_mamba import advice
 
-# What a class has that others look up on it; any other special name is the proxy's own, so that
-# ``Optional[name]`` and whoever looks through a module need no import.
-OF_A_CLASS = ("__bases__", "__dataclass_fields__", "__mro__")
+# What is looked up on a class to use it. Any other special name is the stand-in's own, so that
+# annotations and whoever looks through a module import nothing.
+SPECIAL = ("__dataclass_fields__", "__dataclass_params__", "__wrapped__")
 
 
-class Later:
-    """Stands for ``module.name``, a class or a function, and becomes it at its first use.
+class Name(NamedTuple):
+    """A name that is looked up in a module when it is used.
 
-    Calls, attributes, ``isinstance``, ``issubclass``, subclasses and pickles are those of what it
-    stands for. ``purpose`` ends a sentence: what mamba_ssm needs it for. ``there`` is the module
-    that has it, where that is not the one that it is known by.
-
-    Each use raises ImportError, in one sentence with what to do, where it cannot be had.
+    ``purpose`` ends a sentence: what mamba_ssm needs it for. ``there`` is the module that has it,
+    where that is not the one that it is known by.
     """
 
-    def __init__(self, module: str, name: str, purpose: str, there: str | None = None) -> None:
-        vars(self).update(
-            __module__=module,
-            __name__=name,
-            __qualname__=name,
-            _purpose=purpose,
-            _there=there or module,
+    module: str
+    name: str
+    purpose: str
+    there: str = ""
+
+    def get(self) -> Any:
+        """What has that name.
+
+        Raises ImportError where it cannot be had, in one sentence with what to do; where the
+        package is missing that is a ModuleNotFoundError.
+        """
+        package = self.module.partition(".")[0]
+        try:
+            return getattr(import_module(self.there or self.module), self.name)
+        except ModuleNotFoundError as error:
+            if error.name == package:
+                raise ModuleNotFoundError(self._missing(package), name=package) from error
+            absent = error.name == self.module
+            message = self._absent(package) if absent else self._broken(package, error)
+            raise ImportError(message, name=package) from error
+        except Exception as error:
+            # Of the package itself: an import in it that fails is no answer that it has no such.
+            absent = isinstance(error, AttributeError) and self.module in sys.modules
+            message = self._absent(package) if absent else self._broken(package, error)
+            raise ImportError(message, name=package) from error
+
+    def _missing(self, package: str) -> str:
+        return f"{self._wanted(package)}, and there is none: {advice.pip()} install {package}"
+
+    def _broken(self, package: str, error: Exception) -> str:
+        return (
+            f"{self._wanted(package)}, and {_version(package)} cannot be imported "
+            f"({type(error).__name__}: {error}): mend that first"
         )
 
-    def _it(self) -> Any:
-        own = vars(self)
-        if "_found" not in own:
-            try:
-                own["_found"] = getattr(import_module(own["_there"]), own["__name__"])
-            except Exception as error:
-                self._refuse(error)
-        return own["_found"]
+    def _absent(self, package: str) -> str:
+        found = _version(package)
+        message = f"{self._wanted(package)}, and {found} has no {self.module}.{self.name}"
+        if package != "transformers" or _takes_this_torch():
+            return f"{message}: {advice.pip()} install --upgrade {package}"
+        import torch
 
-    def _refuse(self, error: Exception) -> NoReturn:
-        own = vars(self)
-        package = own["__module__"].partition(".")[0]
-        wanted = f"mamba_ssm needs {package} {own['_purpose']}"
-        if isinstance(error, ModuleNotFoundError) and error.name == package:
-            raise ModuleNotFoundError(
-                f"{wanted}, and it is not installed: {advice.pip()} install {package}",
-                name=package,
-            ) from error
-        found = f"{package} {getattr(sys.modules.get(package), '__version__', '')}".rstrip()
-        unknown = isinstance(error, ModuleNotFoundError) and error.name == own["__module__"]
-        if not unknown and not isinstance(error, AttributeError):
-            kind = type(error).__name__
-            raise ImportError(
-                f"{wanted}, and {found} cannot be imported ({kind}: {error}): mend that first",
-                name=package,
-            ) from error
-        reason, todo = "", f"{advice.pip()} install --upgrade {package}"
-        if package == "transformers" and not _takes_this_torch():
-            import torch
+        message += f", since it does not take torch {torch.__version__}: install a newer torch"
+        newest = found.startswith("transformers 5")
+        return f"{message}, or {advice.pip()} install {'transformers<5'!r}" if newest else message
 
-            reason = f" beside torch {torch.__version__}, which is too old for it"
-            todo = f"{advice.pip()} install 'transformers<{_major(found)}', or a newer torch"
-        raise ImportError(
-            f"{wanted}, and {found} has no {own['__module__']}.{own['__name__']}{reason}: {todo}",
-            name=package,
-        ) from error
+    def _wanted(self, package: str) -> str:
+        return f"mamba_ssm needs {package} {self.purpose}"
 
-    def __call__(self, *args: Any, **keywords: Any) -> Any:
-        """What the class or function makes of the arguments."""
-        return self._it()(*args, **keywords)
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name.endswith("__") and name not in OF_A_CLASS:
-            raise AttributeError(f"{self!r} has no attribute {name!r}")
-        return getattr(self._it(), name)
+def function(name: Name) -> Callable[..., Any]:
+    """A function that is another one, which is imported when it is called."""
 
-    def __setattr__(self, name: str, value: object) -> None:
-        setattr(self._it(), name, value)
+    def call(*args: Any, **keywords: Any) -> Any:
+        return name.get()(*args, **keywords)
 
-    def __delattr__(self, name: str) -> None:
-        delattr(self._it(), name)
+    call.__module__ = name.module
+    call.__name__ = call.__qualname__ = name.name
+    return call
 
-    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (self._it(),)
 
-    def __instancecheck__(self, instance: object) -> bool:
-        return isinstance(instance, self._it())
+class Later(ABCMeta):
+    """A class that stands for another one, which is imported at its first use.
 
-    def __subclasscheck__(self, kind: type) -> bool:
-        return issubclass(kind, self._it())
+    Its instances, subclasses, attributes and pickles are those of the other. Its metaclass is that
+    of abstract classes because beside one of those the other could be a base.
+    """
 
-    def __or__(self, other: Any) -> Any:
-        return self._it() | other
+    _stands_for: Name
 
-    def __ror__(self, other: Any) -> Any:
-        return other | self._it()
+    def __new__(
+        cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **keywords: Any
+    ) -> Any:
+        """The stand-in where it has no bases; with them, a subclass of what they stand for."""
+        if not bases:
+            return super().__new__(cls, name, bases, namespace)
+        real = tuple(_real(base) if type(base) is Later else base for base in bases)
+        return types.new_class(name, real, keywords, lambda body: body.update(namespace))
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # A copy of a class or a function is that object: whoever reads it gets the real one.
-        return copy.copy, (self._it(),)
+    def __call__(cls, *args: Any, **keywords: Any) -> Any:
+        """An instance of what it stands for."""
+        return _real(cls)(*args, **keywords)
 
-    def __repr__(self) -> str:
-        own = vars(self)
-        return f"<{own['__module__']}.{own['__name__']}, imported at its first use>"
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__") and name.endswith("__") and name not in SPECIAL:
+            raise AttributeError(f"type object {cls.__name__!r} has no attribute {name!r}")
+        return getattr(_real(cls), name)
+
+    def __setattr__(cls, name: str, value: object) -> None:
+        if name in ("__abstractmethods__", "_abc_impl"):  # the metaclass's own
+            super().__setattr__(name, value)
+        else:
+            setattr(_real(cls), name, value)
+
+    def __delattr__(cls, name: str) -> None:
+        delattr(_real(cls), name)
+
+    def __dir__(cls) -> Iterator[str]:
+        return iter(dir(_real(cls)))
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, _real(cls))
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return subclass is cls or issubclass(subclass, _real(cls))
+
+
+def a_class(name: Name) -> Any:
+    """A class that stands for the one of that name."""
+    own = {"__module__": name.module, "__qualname__": name.name, "_stands_for": name}
+    return Later(name.name, (), own)
+
+
+def _real(stand_in: Any) -> Any:
+    return stand_in._stands_for.get()
+
+
+def _reduce(stand_in: Later) -> tuple[Any, ...]:
+    # A copy of a class is that class: whoever reads the pickle gets the real one.
+    return copy.copy, (_real(stand_in),)
+
+
+copyreg.pickle(Later, _reduce)
+
+
+def _version(package: str) -> str:
+    return f"{package} {getattr(sys.modules.get(package), '__version__', '')}".rstrip()
 
 
 def _takes_this_torch() -> bool:
@@ -119,8 +163,3 @@ def _takes_this_torch() -> bool:
         return bool(import_module("transformers.utils").is_torch_available())
     except Exception:  # older than the question
         return True
-
-
-def _major(found: str) -> str:
-    """The first number of a version, at the end of ``found``."""
-    return found.rpartition(" ")[2].partition(".")[0]

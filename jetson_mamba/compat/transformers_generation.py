@@ -1,15 +1,19 @@
 """What mamba_ssm takes of ``transformers.generation``, which is imported when it is used."""
 
-from jetson_mamba.compat.later import Later
+from __future__ import annotations
 
-TEXT = "to generate text"
+from typing import Any
+
+from jetson_mamba.compat.later import Name, a_class
+
+
+def _class(name: str, there: str = "") -> Any:
+    return a_class(Name("transformers.generation", name, "to generate text", there))
+
+
 REMOVED = "jetson_mamba.compat.transformers_removed"
 
-TextStreamer = Later("transformers.generation", "TextStreamer", TEXT)
-GenerateDecoderOnlyOutput = Later("transformers.generation", "GenerateDecoderOnlyOutput", TEXT)
-GreedySearchDecoderOnlyOutput = Later(
-    "transformers.generation", "GreedySearchDecoderOnlyOutput", TEXT, there=REMOVED
-)
-SampleDecoderOnlyOutput = Later(
-    "transformers.generation", "SampleDecoderOnlyOutput", TEXT, there=REMOVED
-)
+TextStreamer = _class("TextStreamer")
+GenerateDecoderOnlyOutput = _class("GenerateDecoderOnlyOutput")
+GreedySearchDecoderOnlyOutput = _class("GreedySearchDecoderOnlyOutput", REMOVED)
+SampleDecoderOnlyOutput = _class("SampleDecoderOnlyOutput", REMOVED)
