@@ -18,7 +18,7 @@ from jetson_mamba import advice
 
 # What is looked up on a class to use it. Any other special name is the stand-in's own, so that
 # annotations and whoever looks through a module import nothing.
-SPECIAL = ("__dataclass_fields__", "__dataclass_params__", "__wrapped__")
+SPECIAL = ("__dataclass_fields__", "__dataclass_params__")
 
 
 class Name(NamedTuple):

@@ -33,6 +33,7 @@ class ImportFrom(NamedTuple):
         for node in ast.walk(draft.tree):
             if (
                 isinstance(node, ast.ImportFrom)
+                and not node.level
                 and node.module == self.of
                 and {alias.name for alias in node.names} & set(self.names)
                 and not draft.is_substituted(node)

@@ -77,7 +77,9 @@ def describe(difference: Difference) -> str:
             return "import of names at their use"
         if text.startswith("from transformers.utils"):
             names = text.partition(" import ")[2]
-            assert ast.unparse(copy) == f"from jetson_mamba.compat.transformers_utils import {names}"
+            assert (
+                ast.unparse(copy) == f"from jetson_mamba.compat.transformers_utils import {names}"
+            )
             return "import of names at their use"
         if text == "import torch":
             assert ast.unparse(copy) in (
