@@ -128,6 +128,13 @@ class Later(ABCMeta):
     def __dir__(cls) -> Iterator[str]:
         return iter(dir(_real(cls)))
 
+    def __str__(cls) -> str:
+        """What is printed of the class that it stands for, where that can be had."""
+        try:
+            return str(_real(cls))
+        except ImportError:
+            return repr(cls)
+
     def __instancecheck__(cls, instance: object) -> bool:
         return isinstance(instance, _real(cls))
 

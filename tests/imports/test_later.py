@@ -50,7 +50,7 @@ assert isinstance(made, TextStreamer) and not isinstance(1, TextStreamer)
 assert issubclass(real.TextStreamer, TextStreamer) and not issubclass(int, TextStreamer)
 assert issubclass(TextStreamer, TextStreamer)
 assert TextStreamer.put is real.TextStreamer.put and not hasattr(TextStreamer, "absent")
-assert "put" in dir(TextStreamer)
+assert "put" in dir(TextStreamer) and str(TextStreamer) == str(real.TextStreamer)
 
 class Own(TextStreamer):
     def put(self, value):
@@ -110,6 +110,13 @@ except ImportError as error:
     assert error.__cause__ is not None
     print(type(error).__name__, error)
 """
+
+
+def test_printing_it_without_the_package_is_no_use_of_it(tmp_path: Path) -> None:
+    printed = fakes.run(IMPORTED + "print(TextStreamer)", tmp_path)
+    assert printed == "<class 'transformers.generation.TextStreamer'>"
+
+
 PIP = f"{shlex.quote(sys.executable)} -m pip install"
 
 
