@@ -33,13 +33,18 @@ class ImportFrom(NamedTuple):
         for node in ast.walk(draft.tree):
             if (
                 isinstance(node, ast.ImportFrom)
-                and not node.level
-                and node.module == self.of
+                and is_from(draft, node, self.of)
                 and {alias.name for alias in node.names} & set(self.names)
                 and not draft.is_substituted(node)
             ):
                 rename(draft, node, self.becomes)
                 draft.apply(node.lineno, self)
+
+
+def is_from(draft: Draft, node: ast.ImportFrom, module: str) -> bool:
+    """Whether a statement imports from ``module``, and spells it without gaps."""
+    start, end = draft.extent(node)
+    return not node.level and node.module == module and module in draft.text[start:end]
 
 
 def rename(draft: Draft, node: ast.ImportFrom, module: str) -> None:

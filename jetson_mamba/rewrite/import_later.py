@@ -6,7 +6,7 @@ import ast
 from typing import TYPE_CHECKING, NamedTuple
 
 from jetson_mamba.rewrite.edit import CORE
-from jetson_mamba.rewrite.import_from import rename
+from jetson_mamba.rewrite.import_from import is_from, rename
 
 if TYPE_CHECKING:
     from jetson_mamba.rewrite.draft import Draft
@@ -37,8 +37,7 @@ class ImportLater(NamedTuple):
         for node in draft.tree.body:
             if (
                 isinstance(node, ast.ImportFrom)
-                and not node.level
-                and node.module == self.of
+                and is_from(draft, node, self.of)
                 and {alias.name for alias in node.names} <= set(self.names)
             ):
                 rename(draft, node, self.becomes)
