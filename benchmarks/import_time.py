@@ -1,9 +1,9 @@
-"""What the hook adds to ``import mamba_ssm`` with a warm cache.
+"""What ``import mamba_ssm`` takes beyond ``import torch``, and what the hook adds, caches warm.
 
 Fresh interpreters take turns: with the hook, and without it but with empty modules in place of
-the compiled extensions, so that upstream's own files can be imported at all. Prints the medians
-and the ratio of each pair. ``python -m benchmarks.import_time [RUNS]``, with a ``mamba_ssm``
-that can be imported.
+the compiled extensions, so that upstream's own files can be imported at all. Each imports torch
+first, then mamba_ssm. Prints the medians, and of each pair the ratio and what the two take beyond
+torch. ``python -m benchmarks.import_time [RUNS]``, with a ``mamba_ssm`` that can be imported.
 """
 
 from __future__ import annotations
@@ -14,49 +14,76 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 PROGRAM = """
 import time
 start = time.perf_counter()
 if {hook}:
     import jetson_mamba
+import torch
+torch_there = time.perf_counter()
 import mamba_ssm
-print(time.perf_counter() - start)
+print(torch_there - start, time.perf_counter() - torch_there)
 """
 
 
-def seconds(hook: bool, environment: dict[str, str]) -> float:
-    """How long the import takes in a fresh interpreter."""
+class Seconds(NamedTuple):
+    """How long the two imports take in a fresh interpreter, one after the other."""
+
+    torch: float
+    mamba_ssm: float
+
+
+def seconds(hook: bool, environment: dict[str, str]) -> Seconds:
+    """How long the imports take, with the hook or without."""
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM.format(hook=hook)]
     mode = "on" if hook else "off"
-    return float(
-        subprocess.run(
-            command,
-            check=True,
-            capture_output=True,
-            env={**os.environ, **environment, "JETSON_MAMBA": mode},
-        ).stdout
+    # Bytecode is among what is warm.
+    known = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run(
+        command,
+        check=True,
+        stdout=subprocess.PIPE,
+        env={**known, **environment, "JETSON_MAMBA": mode},
     )
+    return Seconds(*map(float, done.stdout.split()))
 
 
-def measure(runs: int) -> list[float]:
-    """The ratio with the hook to without it, in each of ``runs`` pairs; prints the medians."""
+def measure(runs: int) -> list[tuple[Seconds, Seconds]]:
+    """What each of ``runs`` pairs takes, with the hook and without."""
     with tempfile.TemporaryDirectory() as folder:
         stubs = Path(folder) / "stubs"
         stubs.mkdir()
         for name in ("selective_scan_cuda", "causal_conv1d_cuda"):
             (stubs / f"{name}.py").touch()
         path = os.pathsep.join((str(stubs), os.environ.get("PYTHONPATH", "")))
-        environment = {"PYTHONPATH": path, "JETSON_MAMBA_CACHE": str(Path(folder) / "cache")}
+        environment = {
+            "PYTHONPATH": path,
+            "JETSON_MAMBA_CACHE": str(Path(folder) / "cache"),
+            "PYTHONPYCACHEPREFIX": str(Path(folder) / "bytecode"),
+        }
         for hook in (True, False):  # fills the caches of both
             seconds(hook, environment)
-        pairs = [(seconds(True, environment), seconds(False, environment)) for _ in range(runs)]
-    with_hook, without = (statistics.median(times) for times in zip(*pairs))
-    print(f"with the hook {with_hook:.3f} s, without {without:.3f} s")
-    return [ours / theirs for ours, theirs in pairs]
+        return [(seconds(True, environment), seconds(False, environment)) for _ in range(runs)]
+
+
+def line(name: str, values: list[float], unit: str = "") -> str:
+    """The median of some values and how far they lie apart."""
+    median = f"{statistics.median(values):.3f}{unit}"
+    return f"{name}: median {median}, from {min(values):.3f} to {max(values):.3f}"
+
+
+def report(pairs: list[tuple[Seconds, Seconds]]) -> list[str]:
+    """The lines that are printed."""
+    kinds = ("with the hook", "without")
+    lines = []
+    for kind, those in zip(kinds, zip(*pairs)):
+        lines.append(line(f"import torch, {kind}", [each.torch for each in those], " s"))
+        beyond = [each.mamba_ssm for each in those]
+        lines.append(line(f"import mamba_ssm beyond it, {kind}", beyond, " s"))
+    return [*lines, line("ratio of both", [sum(ours) / sum(theirs) for ours, theirs in pairs])]
 
 
 if __name__ == "__main__":
-    ratios = measure(int(sys.argv[1]) if len(sys.argv) > 1 else 11)
-    median = statistics.median(ratios)
-    print(f"ratio: median {median:.3f}, from {min(ratios):.3f} to {max(ratios):.3f}")
+    print(*report(measure(int(sys.argv[1]) if len(sys.argv) > 1 else 11)), sep="\n")

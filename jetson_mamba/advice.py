@@ -110,8 +110,12 @@ def again() -> str | None:
         if not os.path.exists(url):
             return None
     requirement = url or f"jetson-mamba=={getattr(distribution, 'version', '')}"
-    pip = f"{shlex.quote(sys.executable)} -m pip"
-    return f"{pip} install --force-reinstall --no-deps {shlex.quote(requirement)}"
+    return f"{pip()} install --force-reinstall --no-deps {shlex.quote(requirement)}"
+
+
+def pip() -> str:
+    """How pip is called for this interpreter."""
+    return f"{shlex.quote(sys.executable or 'python')} -m pip"
 
 
 def _installed(name: str) -> Any:

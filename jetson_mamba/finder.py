@@ -24,6 +24,7 @@ TARGETS = (
     "mamba_ssm.modules.mamba_simple",
     "mamba_ssm.modules.mamba2",
     "mamba_ssm.modules.mamba2_simple",
+    "mamba_ssm.utils.hf",
 )
 # What an unmodified target imports: seeing it asked for shows that a target went past the finder.
 EXTENSIONS = ("selective_scan_cuda", "causal_conv1d", "causal_conv1d_cuda")

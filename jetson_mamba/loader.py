@@ -122,7 +122,22 @@ class Loader:
         return create(spec) if create is not None else None
 
     def exec_module(self, module: ModuleType) -> None:
-        """Run the copy in ``module``, whose file it becomes."""
+        """Run the copy in ``module``, whose file it becomes.
+
+        A package that it lacks is an error that says what to install.
+        """
+        try:
+            self._execute(module)
+        except ModuleNotFoundError as error:
+            try:
+                from jetson_mamba import missing
+            except ImportError:  # half uninstalled
+                pass
+            else:
+                missing.explain(error)
+            raise
+
+    def _execute(self, module: ModuleType) -> None:
         chosen = self._choose()
         if chosen is not self.original:
             module.__file__ = self.spec.origin

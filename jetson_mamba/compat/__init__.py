@@ -1,1 +1,1 @@
-"""Stand-ins for names that other libraries have since removed."""
+"""Stand-ins for names of other libraries that are gone, or imported when they are used."""

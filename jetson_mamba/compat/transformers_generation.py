@@ -1,22 +1,19 @@
-"""``transformers.generation`` with the two output classes that transformers 5 removed.
-
-Where transformers has them, these are its own; where it has not, both are
-``GenerateDecoderOnlyOutput``, which took their place with the same fields. Everything else is
-what ``transformers.generation`` has.
-"""
+"""What mamba_ssm takes of ``transformers.generation``, which is imported when it is used."""
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
-generation: Any = import_module("transformers.generation")
+from jetson_mamba.compat.later import Name, a_class
 
 
-def __getattr__(name: str) -> Any:
-    if name in ("GreedySearchDecoderOnlyOutput", "SampleDecoderOnlyOutput"):
-        try:
-            return getattr(generation, name)
-        except AttributeError:
-            return generation.GenerateDecoderOnlyOutput
-    return getattr(generation, name)
+def _class(name: str, there: str = "") -> Any:
+    return a_class(Name("transformers.generation", name, "to generate text", there))
+
+
+REMOVED = "jetson_mamba.compat.transformers_removed"
+
+TextStreamer = _class("TextStreamer")
+GenerateDecoderOnlyOutput = _class("GenerateDecoderOnlyOutput")
+GreedySearchDecoderOnlyOutput = _class("GreedySearchDecoderOnlyOutput", REMOVED)
+SampleDecoderOnlyOutput = _class("SampleDecoderOnlyOutput", REMOVED)

@@ -19,6 +19,7 @@ from jetson_mamba.rewrite.expressions import Expression
 from jetson_mamba.rewrite.extensions import Import
 from jetson_mamba.rewrite.import_beside import ImportBeside
 from jetson_mamba.rewrite.import_from import ImportFrom
+from jetson_mamba.rewrite.import_later import ImportLater
 from jetson_mamba.rewrite.known import Known
 from jetson_mamba.rewrite.proof import prove
 from jetson_mamba.rewrite.rebind import Rebind
@@ -34,6 +35,7 @@ __all__ = [
     "Import",
     "ImportBeside",
     "ImportFrom",
+    "ImportLater",
     "LeftOut",
     "Override",
     "Rebind",

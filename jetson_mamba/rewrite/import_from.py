@@ -33,14 +33,27 @@ class ImportFrom(NamedTuple):
         for node in ast.walk(draft.tree):
             if (
                 isinstance(node, ast.ImportFrom)
-                and node.module == self.of
+                and is_from(draft, node, self.of)
                 and {alias.name for alias in node.names} & set(self.names)
+                and not draft.is_substituted(node)
             ):
-                start, end = draft.extent(node)
-                position = draft.text.find(self.of, start, end)
-                draft.replace(position, position + len(self.of), self.becomes)
-                # A node that the parser made, whatever fields it has, under another module.
-                edited = copy.copy(node)
-                edited.module = self.becomes
-                draft.substitute(node, edited)
+                rename(draft, node, self.becomes)
                 draft.apply(node.lineno, self)
+
+
+def is_from(draft: Draft, node: ast.ImportFrom, module: str) -> bool:
+    """Whether a statement imports from ``module``, and spells it without gaps."""
+    start, end = draft.extent(node)
+    return not node.level and node.module == module and module in draft.text[start:end]
+
+
+def rename(draft: Draft, node: ast.ImportFrom, module: str) -> None:
+    """Let a statement import from another module."""
+    assert node.module is not None
+    start, end = draft.extent(node)
+    position = draft.text.find(node.module, start, end)
+    draft.replace(position, position + len(node.module), module)
+    # A node that the parser made, whatever fields it has, under another module.
+    edited = copy.copy(node)
+    edited.module = module
+    draft.substitute(node, edited)

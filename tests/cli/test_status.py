@@ -12,6 +12,7 @@ from rich.console import Console
 
 import jetson_mamba
 from jetson_mamba.cli import tables
+from jetson_mamba.finder import TARGETS
 from jetson_mamba.ops import causal_conv1d_fn
 from jetson_mamba.report.status import Selected, Status
 from tests.cli.command import jetson_mamba as command
@@ -20,9 +21,6 @@ from tests.hook.sandbox import Sandbox
 INTERFACE = "mamba_ssm.ops.selective_scan_interface"
 COMBINED = "mamba_ssm.ops.triton.ssd_combined"
 GENERATION = "mamba_ssm.utils.generation"
-NORMS = [f"mamba_ssm.ops.triton.{name}" for name in ("layer_norm", "layernorm", "layernorm_gated")]
-UPDATE = "mamba_ssm.ops.triton.selective_state_update"
-BLOCKS = [f"mamba_ssm.modules.{name}" for name in ("mamba_simple", "mamba2", "mamba2_simple")]
 PRINT = (
     "import dataclasses, json, sys\n"
     "assert 'torch' not in sys.modules\n"
@@ -45,7 +43,7 @@ def test_before_an_import_no_target_is_known(tmp_path: Path) -> None:
     found = status(Sandbox(tmp_path), "import jetson_mamba\n")
     assert (found["active"], found["activated_by"], found["mode"]) == (True, "import", "on")
     assert found["version"] == jetson_mamba.__version__
-    assert list(found["targets"]) == [INTERFACE, COMBINED, GENERATION, *NORMS, UPDATE, *BLOCKS]
+    assert list(found["targets"]) == list(TARGETS)
     for target in found["targets"].values():
         assert target == {
             "state": "not imported",

@@ -43,6 +43,7 @@ def test_every_release_is_bundled_once_for_each_text_and_what_it_reaches(site: P
         "selective_scan_interface": 6,
         "ssd_combined": 13,
         "generation": 6,
+        "hf": 1,
         "layer_norm": 4,
         "layernorm": 3,
         "layernorm_gated": 1,

@@ -27,6 +27,7 @@ PAST_TRITON = {
     "_swiglu_fwd": "swiglu_forward",
     "_swiglu_bwd": "swiglu_backward",
 }
+HF = "mamba_ssm.utils.hf"
 BLOCKS = {"mamba_simple": "Mamba", "mamba2": "Mamba2", "mamba2_simple": "Mamba2Simple"}
 
 
@@ -80,7 +81,13 @@ def describe(difference: Difference) -> str:
             assert ast.unparse(copy) == text.replace(
                 "transformers.generation", "jetson_mamba.compat.transformers_generation"
             )
-            return "import of names that transformers removed"
+            return "import of names at their use"
+        if text.startswith("from transformers.utils"):
+            names = text.partition(" import ")[2]
+            assert (
+                ast.unparse(copy) == f"from jetson_mamba.compat.transformers_utils import {names}"
+            )
+            return "import of names at their use"
         if text == "import torch":
             assert ast.unparse(copy) in (
                 "import torch, jetson_mamba.ops",
@@ -227,14 +234,15 @@ def test_a_copy_differs_in_the_declared_places_only(version: str, target: str) -
             ("", "import beside torch"),
         ]
     elif target == GENERATION:
-        removed = "import of names that transformers removed"
         assert sorted(kinds) == [
             ("", "import beside torch"),
-            *([] if version.startswith("2.3") else [("", removed)]),
+            ("", "import of names at their use"),
             ("decode", "call of torch.cuda.Event"),
             ("decode", "call of torch.cuda.Event"),
             ("decode", "call of torch.cuda.synchronize"),
         ]
+    elif target == HF:
+        assert kinds == [("", "import of names at their use")] * 2
     elif target == INTERFACE:
         assert convolution == {"MambaInnerFn.forward", "MambaInnerFn.backward"}
         assert {inside for inside, kind in kinds if kind == "autocast"} == {"MambaInnerFn.forward"}

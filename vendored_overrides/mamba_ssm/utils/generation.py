@@ -1,19 +1,27 @@
-"""Text generation: two classes that transformers 5 no longer has, and events of a GPU.
+"""Text generation: transformers where it is used, without two classes, and events of a GPU.
 
-Up to mamba-ssm 2.2.6.post3 this module imports the classes; where they are missing, ``import
-mamba_ssm`` fails. In every release ``decode`` makes two CUDA events whether it is timed or not,
-which a torch without CUDA refuses.
+``import mamba_ssm`` imports this module, and with it transformers: most of the time that it takes,
+and in vain for whoever wants the blocks alone. Up to mamba-ssm 2.2.6.post3 it imports two classes
+that transformers 5 no longer has; also a text whose import cannot wait gets them. In every release
+``decode`` makes two CUDA events whether it is timed or not, which a torch without CUDA refuses.
 """
 
-from jetson_mamba.rewrite import Expression, ImportBeside, ImportFrom, Override
+from jetson_mamba.rewrite import Expression, ImportBeside, ImportFrom, ImportLater, Override
+
+REMOVED = ("GreedySearchDecoderOnlyOutput", "SampleDecoderOnlyOutput")
 
 OVERRIDE = Override(
     target="mamba_ssm.utils.generation",
     edits=(
-        ImportFrom(
+        ImportLater(
             of="transformers.generation",
             becomes="jetson_mamba.compat.transformers_generation",
-            names=("GreedySearchDecoderOnlyOutput", "SampleDecoderOnlyOutput"),
+            names=(*REMOVED, "GenerateDecoderOnlyOutput", "TextStreamer"),
+        ),
+        ImportFrom(
+            of="transformers.generation",
+            becomes="jetson_mamba.compat.transformers_removed",
+            names=REMOVED,
         ),
         ImportBeside(beside="torch", module="jetson_mamba.compat.cuda_events"),
         Expression(

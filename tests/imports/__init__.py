@@ -1,0 +1,1 @@
+"""What `import mamba_ssm` imports besides, and what it says where that is missing."""
