@@ -92,7 +92,7 @@ def look(target: str, loader: object, without_triton: bool | None = None) -> Mod
         return _ready(target, source, os.path.join(directory, name), "cached", content)
 
     # Only here is the rewriter imported: what is kept needs none of it.
-    if not override(target, without_triton).concerns(data):
+    if not _override(target, without_triton).concerns(data):
         return None
     encoding, rewritten = examine(target, data, source, package, without_triton)
     content = _with_notice(target, data, rewritten).encode(encoding)
@@ -161,7 +161,7 @@ def examine(
     encoding, _ = tokenize.detect_encoding(io.BytesIO(source).readline)
     text = source.decode(encoding)
     texts = Texts(target, text, path, source, package)
-    return encoding, rewrite(text, override(target, without_triton), texts)
+    return encoding, rewrite(text, _override(target, without_triton), texts)
 
 
 def package_of(target: str, module: str) -> str:
@@ -170,21 +170,24 @@ def package_of(target: str, module: str) -> str:
     return module[: -len(inside) - 1] if module.endswith(f".{inside}") else "mamba_ssm"
 
 
-def override(target: str, without_triton: bool = False) -> Override:
+def override(target: str) -> Override:
     """What changes in ``target``, as declared in ``vendored_overrides``.
 
-    Of a module of mamba_ssm that is no target that is nothing, but ``without_triton``.
+    In a module of mamba_ssm that is no target that is nothing.
     """
     if target in TARGETS:
         declared: Override = overrides.declared(target)
-    else:
-        from jetson_mamba.rewrite import Override
+        return declared
+    from jetson_mamba.rewrite import Override
 
-        declared = Override(target, (), required=False)
-    if without_triton:
-        edits = (*declared.edits, *overrides.edits_without_triton())
-        declared = declared._replace(edits=edits)
-    return declared
+    return Override(target, (), required=False)
+
+
+def _override(target: str, without_triton: bool) -> Override:
+    declared = override(target)
+    if not without_triton:
+        return declared
+    return declared._replace(edits=(*declared.edits, *overrides.edits_without_triton()))
 
 
 def loader_for(modified: ModifiedCopy, original: object) -> Any:
