@@ -37,15 +37,14 @@ def concerns(source: bytes) -> bool:
 def reason_against(source: bytes, importing: bool = False) -> str | None:
     """Why the Triton that is there cannot serve a text, as part of a sentence; None if it can.
 
-    ``importing`` says that the text is imported now: then Triton is, if the text would do so.
+    ``importing`` says that the text is imported now: then Triton is, if the text would do so. Else
+    it is known only where another was.
     """
     if not concerns(source):
         return None
     if not is_installed():
         return NOT_INSTALLED
-    if not AT_ONCE.search(source):
-        return None
-    if not importing and "triton" not in sys.modules:
+    if not (importing and AT_ONCE.search(source)) and not _imported.cache_info().currsize:
         return None
     module, reason = _imported()
     if module is None:

@@ -11,6 +11,11 @@ from jetson_mamba.rewrite import ImportBeside, Placeholder
 MODULE = "jetson_mamba.compat.without_triton"
 
 EDITS = (
-    Placeholder(of="triton", becomes=MODULE, then=f"{MODULE}.explain(globals())"),
+    Placeholder(
+        of="triton",
+        becomes=MODULE,
+        failing="jetson_mamba.compat.no_triton",
+        then=f"{MODULE}.explain(globals())",
+    ),
     ImportBeside(beside="torch", module=MODULE),
 )

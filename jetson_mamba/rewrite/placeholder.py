@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 class Placeholder(NamedTuple):
     """Imports of the package ``of``, and of what is in it, import of the module ``becomes``.
 
-    That has every name that is asked of it. An import that fails where a handler waits for it stays
-    as it is: the text has an answer of its own. After the last line stands ``then``, a statement.
+    That has every name that is asked of it. Where a handler waits for an import to fail, the text
+    has an answer of its own: there the module is ``failing``. After the last line stands ``then``,
+    a statement.
     """
 
     of: str
     becomes: str
+    failing: str
     then: str
 
     @property
@@ -47,19 +49,21 @@ class Placeholder(NamedTuple):
             mine = node.level == 0 and self._inside(node.module or "") is not None
         else:
             mine = any(self._inside(alias.name) is not None for alias in node.names)
-        if not mine or draft.is_substituted(node) or _is_handled(draft, node):
+        if not mine or draft.is_substituted(node):
             return False
         if any(alias.name == "*" for alias in node.names):
             draft.leave(f"from {self.of} import * on line {node.lineno}", "its names are not told")
             return False
         start = draft.extent(node)[0]
         lazy = any(token.start == start and token.string == "lazy" for token in draft.tokens)
-        draft.replace_statement(node, self._written(node, "lazy " if lazy else ""))
+        handled = _is_handled(draft, node)
+        becomes = self.failing if handled else self.becomes
+        draft.replace_statement(node, self._written(node, becomes, "lazy " if lazy else ""))
         draft.apply(node.lineno, self)
-        return True
+        return not handled
 
-    def _written(self, node: ast.Import | ast.ImportFrom, lazy: str) -> list[str]:
-        package, _, module = self.becomes.rpartition(".")
+    def _written(self, node: ast.Import | ast.ImportFrom, becomes: str, lazy: str) -> list[str]:
+        package, _, module = becomes.rpartition(".")
         texts = []
         for alias in node.names:
             if isinstance(node, ast.ImportFrom):

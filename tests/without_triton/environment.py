@@ -37,7 +37,7 @@ def cdiv(x, y):
 def next_power_of_2(n):
     return 1 << (n - 1).bit_length()
 '''
-LANGUAGE = "def __getattr__(name):\n    return name\n"
+NAMES = "def __getattr__(name):\n    return name\n"
 FAILING_ALLOCATOR = """
 def set_allocator(allocator):
     raise RuntimeError("0 active drivers ([]). There should only be one.")
@@ -63,7 +63,8 @@ class Bare:
         if triton is not None:
             (self.site / "triton").mkdir()
             (self.site / "triton" / "__init__.py").write_text(triton)
-            (self.site / "triton" / "language.py").write_text(LANGUAGE)
+            for name in ("language.py", "testing.py"):
+                (self.site / "triton" / name).write_text(NAMES)
 
     def run(
         self, *arguments: str, release: str | None = LATEST, **environment: str
