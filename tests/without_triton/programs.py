@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from importlib import import_module, invalidate_caches
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -128,13 +128,15 @@ def transformers_models() -> Results:
 
 def no_op() -> Results:
     """Kernels that nothing takes the place of say so."""
-    from mamba_ssm.modules.mamba3 import Mamba3
+    mamba3: Any = import_module("mamba_ssm.modules.mamba3")
 
     ssd_bmm: Any = import_module("mamba_ssm.ops.triton.ssd_bmm")
     a = torch.randn(1, 16, 16)
-    calls = {
+    calls: dict[str, Callable[[], Any]] = {
         "ssd_bmm._bmm_chunk_fwd": lambda: ssd_bmm._bmm_chunk_fwd(a, a, 16),
-        "angle_dt.angle_dt_fwd": lambda: Mamba3(64, d_state=16, headdim=16)(torch.randn(1, 8, 64)),
+        "angle_dt.angle_dt_fwd": lambda: mamba3.Mamba3(64, d_state=16, headdim=16)(
+            torch.randn(1, 8, 64)
+        ),
     }
     for name, call in calls.items():
         try:
