@@ -48,12 +48,13 @@ BROKEN = "raise ImportError('libtriton.so: undefined symbol: Py_of_another')\n"
 class Bare:
     """A folder of links to every package but Triton, and interpreters that see that folder.
 
-    ``triton`` is the text of one that is there; ``release`` is what ``mamba_ssm`` is, if any.
+    ``triton`` is the text of one in ``late``, a folder that is to be put on the path when torch is
+    there: torch asks more of a Triton than mamba_ssm does.
     """
 
     def __init__(self, folder: Path, triton: str | None = None) -> None:
         self.folder = folder
-        self.site = folder / "site"
+        self.site, self.late = folder / "site", folder / "late"
         self.site.mkdir(parents=True)
         for packages in (each for each in sys.path if each.endswith("-packages")):
             for path in Path(packages).iterdir():
@@ -61,10 +62,10 @@ class Bare:
                 if not other and not (self.site / path.name).exists():
                     (self.site / path.name).symlink_to(path)
         if triton is not None:
-            (self.site / "triton").mkdir()
-            (self.site / "triton" / "__init__.py").write_text(triton)
+            (self.late / "triton").mkdir(parents=True)
+            (self.late / "triton" / "__init__.py").write_text(triton)
             for name in ("language.py", "testing.py"):
-                (self.site / "triton" / name).write_text(NAMES)
+                (self.late / "triton" / name).write_text(NAMES)
 
     def run(
         self, *arguments: str, release: str | None = LATEST, **environment: str

@@ -16,7 +16,9 @@ TRITON_3_2 = SMALL_TRITON.format(version="3.2.0") + FAILING_ALLOCATOR
 TRITON_3_6 = SMALL_TRITON.format(version="3.6.0") + "def set_allocator(allocator):\n    pass\n"
 # Imports all of a release, takes a step of Mamba-2, and says how.
 PROGRAM = """
-import warnings
+import sys, warnings
+import torch._inductor, transformers.generation.utils
+sys.path.insert(0, "late")
 warnings.simplefilter("error")
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always", RuntimeWarning)
@@ -109,7 +111,7 @@ def test_a_triton_that_serves_is_taken(tmp_path: Path) -> None:
 
 def test_a_folder_called_triton_is_none(tmp_path: Path) -> None:
     bare = Bare(tmp_path / "run")
-    (bare.site / "triton").mkdir()
+    (bare.late / "triton").mkdir(parents=True)
     assert bare.printed("-c", PROGRAM).split() == [PLACEHOLDER] * 2 + ["0"]
 
 
