@@ -82,7 +82,7 @@ def test_transformers_takes_its_fast_path(bare: Bare) -> None:
     for model, expected in slow.items():
         assert fast[model].keys() == expected.keys()
         for name, right in expected.items():
-            assert relative_norm(fast[model][name], right) <= 1e-4, (model, name)
+            assert relative_norm(fast[model][name], right) <= 1e-3, (model, name)
 
 
 @pytest.mark.parametrize(
