@@ -4,6 +4,7 @@ PYTHON    ?= python3
 MAMBA_SSM ?= 2.3.2.post1
 # Any requirement that pip understands, such as the file of a wheel.
 TORCH     ?= torch==2.13.0
+# Empty: without one, also where torch brings it.
 TRITON    ?= triton==3.6.0
 TEXT      ?=
 
@@ -40,7 +41,8 @@ demo: $(DEMO_MAMBA)
 $(DEMO_BASE):
 	$(PYTHON) -m venv --clear .demo
 	@echo 'Installing $(TORCH), which takes a while'
-	.demo/$(PIP) '$(TORCH)' '$(TRITON)' $(LIGHT_DEPENDENCIES) $(BUILD_REQUIREMENTS)
+	.demo/$(PIP) '$(TORCH)' $(if $(TRITON),'$(TRITON)') $(LIGHT_DEPENDENCIES) $(BUILD_REQUIREMENTS)
+	$(if $(TRITON),,.demo/bin/python -m pip uninstall -qq --yes triton)
 	touch $@
 
 $(DEMO_MAMBA): $(DEMO_BASE) pyproject.toml

@@ -20,6 +20,7 @@ from typing import Any, Iterator, NamedTuple
 
 from jetson_mamba import cache, overrides
 from jetson_mamba.errors import LeftOut, Refused
+from jetson_mamba.finder import TARGETS
 from jetson_mamba.texts import Texts, digest_beside
 
 TYPE_CHECKING = False
@@ -47,16 +48,19 @@ class ModifiedCopy(NamedTuple):
     left_out: tuple[LeftOut, ...] = ()
 
 
-def find(target: str, loader: object) -> ModifiedCopy | None:
+def find(target: str, loader: object, without_triton: bool | None = None) -> ModifiedCopy | None:
     """The modified copy for the source that ``loader`` would load; None if nothing changes.
+
+    ``without_triton`` says whether it is one that imports no Triton; None that this is so where
+    none is installed.
 
     Raises :class:`~jetson_mamba.errors.Refused` with the reason why there cannot be one.
     """
-    found = look(target, loader)
+    found = look(target, loader, without_triton)
     return found if found is not None and found.edits else None
 
 
-def look(target: str, loader: object) -> ModifiedCopy | None:
+def look(target: str, loader: object, without_triton: bool | None = None) -> ModifiedCopy | None:
     """Like :func:`find`, and where nothing changes, why: a copy without edits, not to be run.
 
     None where the text has nothing that the override is about.
@@ -73,7 +77,9 @@ def look(target: str, loader: object) -> ModifiedCopy | None:
     except OSError as error:
         raise Refused(f"{source} cannot be read ({error.strerror})") from error
     package = package_of(target, getattr(loader, "name", target))
-    name = file_name(target, data, source, package)
+    if without_triton is None:
+        without_triton = package == "mamba_ssm" and lacks_triton(data)
+    name = file_name(target, data, source, package, without_triton)
     bundled = overrides.folder() / "copies" / name
     if hasattr(bundled, "__fspath__") and bundled.is_file():
         content = cache.unseal(name, bundled.read_bytes())
@@ -86,43 +92,64 @@ def look(target: str, loader: object) -> ModifiedCopy | None:
         return _ready(target, source, os.path.join(directory, name), "cached", content)
 
     # Only here is the rewriter imported: what is kept needs none of it.
-    if not override(target).concerns(data):
+    if not _override(target, without_triton).concerns(data):
         return None
-    encoding, rewritten = examine(target, data, source, package)
+    encoding, rewritten = examine(target, data, source, package, without_triton)
     content = _with_notice(target, data, rewritten).encode(encoding)
     written = cache.write(directory, name, content) if directory else None
     path = written or os.path.join(os.path.dirname(source), name)
     return _ready(target, source, path, "made", content)
 
 
+def lacks_triton(source: bytes) -> bool:
+    """Whether a source text is one that Triton cannot serve here, as far as that is known."""
+    from jetson_mamba import triton_there
+
+    return triton_there.reason_against(source) is not None
+
+
 def file_name(
-    target: str, source: bytes, path: str | None = None, package: str = "mamba_ssm"
+    target: str,
+    source: bytes,
+    path: str | None = None,
+    package: str = "mamba_ssm",
+    without_triton: bool = False,
 ) -> str:
     """The name of the copy of a source text, which no other text and no other override shares.
 
     ``path`` is where the text lies, with the modules beside it that it is known by.
     """
     beside = b"" if path is None else digest_beside(target, path, source, package)
-    parts = (target.encode(), source, beside, _own_digest())
+    parts = [target.encode(), source, beside, _own_digest()]
+    if without_triton:
+        parts.append(b"without Triton")
     digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts))
     return f"{target.rpartition('.')[2]}-{digest.hexdigest()[:32]}.py"
 
 
 def make(
-    target: str, source: bytes, path: str | None = None, package: str = "mamba_ssm"
+    target: str,
+    source: bytes,
+    path: str | None = None,
+    package: str = "mamba_ssm",
+    without_triton: bool = False,
 ) -> bytes | None:
     """The bytes of a modified copy, with the notice after its last line; None if nothing changes.
 
     The encoding and the line ends are those of the source.
     """
-    encoding, rewritten = examine(target, source, path, package)
+    encoding, rewritten = examine(target, source, path, package, without_triton)
     if not rewritten.applied:
         return None
     return _with_notice(target, source, rewritten).encode(encoding)
 
 
 def examine(
-    target: str, source: bytes, path: str | None = None, package: str = "mamba_ssm"
+    target: str,
+    source: bytes,
+    path: str | None = None,
+    package: str = "mamba_ssm",
+    without_triton: bool = False,
 ) -> tuple[str, Rewritten]:
     """The encoding of a source text, and what the override makes of it.
 
@@ -133,7 +160,8 @@ def examine(
 
     encoding, _ = tokenize.detect_encoding(io.BytesIO(source).readline)
     text = source.decode(encoding)
-    return encoding, rewrite(text, override(target), Texts(target, text, path, source, package))
+    texts = Texts(target, text, path, source, package)
+    return encoding, rewrite(text, _override(target, without_triton), texts)
 
 
 def package_of(target: str, module: str) -> str:
@@ -143,9 +171,23 @@ def package_of(target: str, module: str) -> str:
 
 
 def override(target: str) -> Override:
-    """What changes in ``target``, as declared in ``vendored_overrides``."""
-    declared: Override = overrides.declared(target)
-    return declared
+    """What changes in ``target``, as declared in ``vendored_overrides``.
+
+    In a module of mamba_ssm that is no target that is nothing.
+    """
+    if target in TARGETS:
+        declared: Override = overrides.declared(target)
+        return declared
+    from jetson_mamba.rewrite import Override
+
+    return Override(target, (), required=False)
+
+
+def _override(target: str, without_triton: bool) -> Override:
+    declared = override(target)
+    if not without_triton:
+        return declared
+    return declared._replace(edits=(*declared.edits, *overrides.edits_without_triton()))
 
 
 def loader_for(modified: ModifiedCopy, original: object) -> Any:

@@ -31,7 +31,8 @@ EXTENSIONS = ("selective_scan_cuda", "causal_conv1d", "causal_conv1d_cuda")
 # How the names of the same modules end in a package that is a copy of mamba-ssm: the first two as
 # nothing else does, the others, which are common words, together with their folder.
 TAILS = {".".join(name.split(".")[-1 if name in TARGETS[:2] else -2 :]): name for name in TARGETS}
-# The last part of every name that is looked at any further.
+# What is looked at any further: by the last part of a name, and by how the part before begins.
+PACKAGE = "mamba_ssm"
 WATCHED = frozenset(name.rpartition(".")[2] for name in TARGETS + EXTENSIONS)
 
 
@@ -62,13 +63,14 @@ class Finder:
     ) -> "Optional[ModuleSpec]":
         """The spec that the finders after this one have, with a loader of ours in it."""
         parent, _, last = fullname.rpartition(".")
-        if last not in WATCHED:
+        if last not in WATCHED and parent[:9] != PACKAGE:
             return None
-        known = fullname
+        known, beside = fullname, False
         if fullname not in TARGETS and fullname not in EXTENSIONS:
             known = TAILS.get(last) or TAILS.get(f"{parent.rpartition('.')[2]}.{last}") or ""
             # Another word, no module of a package, or an override.
-            if not known or path is None or fullname.startswith("jetson_mamba."):
+            beside = not known and fullname.startswith("mamba_ssm.")
+            if not (known or beside) or path is None or fullname.startswith("jetson_mamba."):
                 return None
         try:
             from jetson_mamba import loader
@@ -77,6 +79,8 @@ class Finder:
         if fullname in EXTENSIONS:
             loader.warn_of_bypassed_targets(self)
             return loader.spec_of_extension(self, fullname, path, target)
+        if beside:
+            return loader.spec_beside(self, fullname, path, target)
         return loader.spec_of_target(self, fullname, known, path, target)
 
     def find_distributions(self, context: "Any" = None) -> "Iterator[Any]":

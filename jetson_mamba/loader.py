@@ -39,6 +39,23 @@ def spec_of_target(
     return spec
 
 
+def spec_beside(
+    finder: Finder, name: str, path: Sequence[str] | None, module: ModuleType | None
+) -> ModuleSpec | None:
+    """The spec of another module of mamba_ssm, with a :class:`Loader` in it if it needs Triton."""
+    spec = _found(_following(finder), name, path, module)
+    if spec is not None and isinstance(spec.loader, SourceFileLoader):
+        try:
+            source = spec.loader.get_data(spec.loader.path)
+            from jetson_mamba import triton_there
+        except (ImportError, OSError):  # half uninstalled, or a text that its loader fails on
+            return spec
+        if triton_there.concerns(source):
+            loader: Any = Loader(finder, spec, name)
+            spec.loader = loader
+    return spec
+
+
 def spec_of_extension(
     finder: Finder, name: str, path: Sequence[str] | None, module: ModuleType | None
 ) -> ModuleSpec | None:
@@ -102,13 +119,15 @@ class Loader:
 
     Everything else that is asked of a loader is answered by the one that reads the copy. The
     module may be one of another package; then ``target`` is what it would be in mamba_ssm, and
-    where there is no copy it is loaded as if this class had not been there.
+    where there is no copy it is loaded as if this class had not been there. So is a module of
+    mamba_ssm that is no target, which has a copy where no Triton can serve it.
     """
 
     def __init__(self, finder: Finder, spec: ModuleSpec, target: str) -> None:
         self.finder = finder
         self.spec = spec
         self.target = target
+        self.is_target = target == spec.name and target in TARGETS
         self.original: Any = spec.loader
         self.outcome: object = None
         # Why upstream's own module runs that was expected to be modified, in a sentence.
@@ -144,7 +163,7 @@ class Loader:
             vars(module)["__cached__"] = self.spec.cached
             chosen.exec_module(module)
             return
-        if self.target != self.spec.name and module.__spec__ is not None:
+        if not self.is_target and self.left is None and module.__spec__ is not None:
             module.__spec__.loader = module.__loader__ = self.original
         execute = getattr(chosen, "exec_module", None) or self._load_module
         if self.left is not None:
@@ -190,7 +209,7 @@ class Loader:
                 self.spec.origin = modified.path
                 self.spec.cached = None
             self._chosen = chosen
-            if self.target == self.spec.name or modified is not None:
+            if self.is_target or modified is not None:
                 self.finder.outcomes[self.spec.name] = self.outcome
         return self._chosen
 
@@ -201,7 +220,25 @@ class Loader:
                 return None
         from jetson_mamba import copies
 
-        return copies.find(self.target, self.original)
+        reason = self._reason_against_triton()
+        if reason is None and self.target not in TARGETS:
+            return None
+        modified = copies.find(self.target, self.original, reason is not None)
+        if reason is not None:
+            from jetson_mamba import triton_there
+
+            triton_there.note(self.spec.name, reason)
+        return modified
+
+    def _reason_against_triton(self) -> str | None:
+        """Why Triton cannot serve the module, which then imports a placeholder; else None."""
+        ours = self.spec.name.startswith("mamba_ssm.")
+        if not ours or not isinstance(self.original, SourceFileLoader):
+            return None
+        from jetson_mamba import triton_there
+
+        source = self.original.get_data(self.original.path)
+        return triton_there.reason_against(source, importing=True)
 
 
 def _following(finder: Finder) -> Sequence[Any]:

@@ -21,9 +21,18 @@ __path__ = [FOLDER]
 
 def declared(target: str) -> Any:
     """What changes in ``target``: the ``OVERRIDE`` of the module at the target's own path."""
+    return _module(target).OVERRIDE
+
+
+def edits_without_triton() -> Any:
+    """What changes besides in every module that imports Triton, where none can serve it."""
+    return _module("without_triton").EDITS
+
+
+def _module(path: str) -> Any:
     check()
     try:
-        return import_module(f"{__name__}.{target}").OVERRIDE
+        return import_module(f"{__name__}.{path}")
     except ModuleNotFoundError as error:
         name = (error.name or "").replace(__name__, NAME, 1)
         raise ModuleNotFoundError(f"No module named {name!r}", name=name) from error

@@ -11,7 +11,7 @@ import inspect
 from typing import Any, Callable
 
 from .paths import Way, is_compiling, way
-from .ssd.triton_runs import triton_runs_on
+from .ssd.triton_runs import counts_while_compiling, triton_runs_on
 
 
 def where_triton_runs(
@@ -24,9 +24,8 @@ def where_triton_runs(
     do not have. What is returned has the name, the signature and the source of ``function``, and is
     found by pickle under its name.
 
-    While a graph is traced by ``torch.compile``, which what Triton is asked would break, every GPU
-    counts as one that it has kernels for: a compiler that traces for a GPU generates Triton kernels
-    itself.
+    While a graph is traced by ``torch.compile``, which what Triton is asked would break,
+    ``counts_while_compiling`` says whether kernels are part of it.
     """
     first = next(iter(inspect.signature(otherwise).parameters))
 
@@ -36,7 +35,7 @@ def where_triton_runs(
         if tensor is None:
             runs = True  # the function itself says what is wrong
         elif is_compiling():
-            runs = tensor.device.type == "cuda"
+            runs = counts_while_compiling(tensor.device.type)
         else:
             runs = way(tensor) is Way.KERNELS and triton_runs_on(tensor.device)
         return (function if runs else otherwise)(*arguments, **keywords)

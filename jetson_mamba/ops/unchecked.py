@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .operators import is_compiling
-from .ssd.triton_runs import triton_runs_on
+from .ssd.triton_runs import counts_while_compiling, triton_runs_on
 
 # What may be compared with a default without asking a tensor.
 PLAIN = (bool, int, float, str, tuple, torch.dtype)
@@ -83,8 +83,7 @@ def by_name(op: Callable[..., Any], *names: str) -> Callable[..., Any]:
 
 
 def _runs(device: torch.device) -> bool:
-    # While a graph is traced, every GPU counts: a compiler for a GPU generates Triton kernels.
-    return device.type == "cuda" if is_compiling() else triton_runs_on(device)
+    return counts_while_compiling(device.type) if is_compiling() else triton_runs_on(device)
 
 
 def _device(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> torch.device | None:

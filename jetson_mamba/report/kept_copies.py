@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 from dataclasses import dataclass
+from typing import Iterator
 
 from jetson_mamba import cache, copies, overrides
 from jetson_mamba.errors import CannotRun
@@ -13,6 +14,7 @@ from jetson_mamba.finder import TARGETS
 from jetson_mamba.report import installed
 
 NAME = re.compile(r"(\w+)-[0-9a-f]{32}\.py")
+SOURCE = re.compile(rb"^# Source: ([\w.]+), sha256 ", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,7 @@ def kept() -> tuple[KeptCopy, ...]:
         for path in _copies_in(folder):
             name = os.path.basename(path)
             size = os.lstat(path).st_size
-            target = next(each for each in TARGETS if _stem(each) == name.partition("-")[0])
-            found.append(KeptCopy(target, origin, path, size, name in names))
+            found.append(KeptCopy(_target_of(path), origin, path, size, name in names))
     return tuple(found)
 
 
@@ -74,25 +75,42 @@ def _copies_in(folder: str, with_remains: bool = False) -> list[str]:
         names = sorted(os.listdir(folder))
     except OSError:
         return []
-    stems = {_stem(target) for target in TARGETS}
     found = []
     for name in names:
         match = NAME.match(name[1:]) if with_remains and name.startswith(".") else None
         match = match or NAME.fullmatch(name)
-        if match and match[1] in stems:
+        if match:
             found.append(os.path.join(folder, name))
     return found
 
 
-def _stem(target: str) -> str:
-    return target.rpartition(".")[2]
+def _target_of(path: str) -> str:
+    """The module that a copy is of, as its notice says; without one, how its name ends."""
+    stem = os.path.basename(path).partition("-")[0]
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        found = SOURCE.findall(file.read())
+        if found:
+            return str(found[-1].decode())
+    return next((each for each in TARGETS if each.endswith(f".{stem}")), stem)
 
 
 def _names_in_use() -> set[str]:
     names = set()
     for folder in installed.folders("mamba_ssm", installed.search_path())[:1]:
-        for target in TARGETS:
-            path = installed.module_file(folder, target)
+        for target, path in _modules(folder):
             with contextlib.suppress(OSError), open(path, "rb") as file:
-                names.add(copies.file_name(target, file.read(), path))
+                source = file.read()
+                lacks = copies.lacks_triton(source)
+                if lacks or target in TARGETS:
+                    names.add(copies.file_name(target, source, path, without_triton=lacks))
     return names
+
+
+def _modules(package: str) -> Iterator[tuple[str, str]]:
+    """The modules of mamba_ssm in a folder, and their files."""
+    for folder, _, files in os.walk(package):
+        inside = os.path.relpath(folder, package).replace(os.sep, ".").strip(".")
+        for name in files:
+            if name.endswith(".py"):
+                parts = ("mamba_ssm", inside, name[:-3])
+                yield ".".join(each for each in parts if each), os.path.join(folder, name)

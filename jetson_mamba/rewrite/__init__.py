@@ -21,6 +21,7 @@ from jetson_mamba.rewrite.import_beside import ImportBeside
 from jetson_mamba.rewrite.import_from import ImportFrom
 from jetson_mamba.rewrite.import_later import ImportLater
 from jetson_mamba.rewrite.known import Known
+from jetson_mamba.rewrite.placeholder import Placeholder
 from jetson_mamba.rewrite.proof import prove
 from jetson_mamba.rewrite.rebind import Rebind
 from jetson_mamba.texts import Texts
@@ -38,6 +39,7 @@ __all__ = [
     "ImportLater",
     "LeftOut",
     "Override",
+    "Placeholder",
     "Rebind",
     "Refused",
     "Rename",

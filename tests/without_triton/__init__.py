@@ -1,0 +1,1 @@
+"""mamba_ssm where there is no Triton, or one that cannot serve it."""

@@ -1,0 +1,120 @@
+"""Real releases of mamba-ssm where there is no Triton, or one that cannot serve them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.references.tolerance import relative_norm
+from tests.releases.download import INCOMPLETE, MAMBA_SSM
+from tests.without_triton.environment import BROKEN, FAILING_ALLOCATOR, SMALL_TRITON, Bare
+
+TRITON_3_0 = SMALL_TRITON.format(version="3.0.0")
+TRITON_3_2 = SMALL_TRITON.format(version="3.2.0") + FAILING_ALLOCATOR
+TRITON_3_6 = SMALL_TRITON.format(version="3.6.0") + "def set_allocator(allocator):\n    pass\n"
+# Imports all of a release, takes a step of Mamba-2, and says how.
+PROGRAM = """
+import sys, warnings
+import torch._inductor, transformers.generation.utils
+sys.path.insert(0, "late")
+warnings.simplefilter("error")
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always", RuntimeWarning)
+    import jetson_mamba, torch, mamba_ssm
+    block = mamba_ssm.Mamba2(16, d_state=16, headdim=8, chunk_size=16)
+    block(torch.randn(2, 9, 16)).sum().backward()
+    assert all(each.grad is not None for each in block.parameters())
+    from mamba_ssm.ops.triton import ssd_bmm
+    from mamba_ssm.ops.triton.mamba3 import mamba3_siso_fwd
+print(ssd_bmm.triton.__name__, mamba3_siso_fwd.triton.__name__, len(said))
+print(*(each.message for each in said))
+"""
+PLACEHOLDER = "jetson_mamba.compat.without_triton"
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Bare:
+    """No Triton at all."""
+    return Bare(tmp_path_factory.mktemp("bare") / "run")
+
+
+def results(
+    bare: Bare, *checks: str, options: tuple[str, ...] = ("-W", "ignore")
+) -> dict[str, float]:
+    printed = bare.printed(*options, "-m", "tests.without_triton.programs", *checks)
+    lines = [line.rsplit(" ", 1) for line in printed.splitlines() if not line.startswith("Prompt")]
+    assert {line[0].split()[0] for line in lines} == set(checks)
+    return {name: float(number) for name, number in lines}
+
+
+def test_every_release_is_imported(bare: Bare) -> None:
+    found = results(bare, "releases", options=("-W", "error::RuntimeWarning"))
+    expected = [f"releases {each}" for each in MAMBA_SSM if each not in INCOMPLETE]
+    assert list(found) == expected
+    assert min(found.values()) >= 2
+
+
+def test_models_train_and_generate_and_compile(bare: Bare) -> None:
+    trained = ("mamba", "mamba2", "mamba_inner", "mamba2_simple", "language_models")
+    others = ("decoding1", "decoding2", "traced_model", "traced_model_of_mamba")
+    found = results(bare, *trained, *others, "no_op", "nobody_sees_triton")
+    assert sum(name.startswith("no_op") for name in found) == 3
+    # A slope is that between two losses, whose A is rounded to float32.
+    slopes = [found.pop(f"language_models {layer} slope") for layer in ("Mamba1", "Mamba2")]
+    assert max(slopes) <= 1e-4
+    assert {name: each for name, each in found.items() if not each <= 1e-5} == {}
+
+
+def test_transformers_takes_its_fast_path(bare: Bare) -> None:
+    computed = []
+    for mode in ("on", "off"):
+        printed = bare.printed(
+            *("-W", "ignore", "-m", "tests.without_triton.programs", "transformers_models"),
+            JETSON_MAMBA=mode,
+        )
+        calls = [float(line.split()[-1]) for line in printed.splitlines() if line]
+        assert (min(calls) >= 1) if mode == "on" else (max(calls) == 0)
+        computed.append(torch.load(bare.folder / "computed.pt"))
+    fast, slow = computed
+    assert len(fast) >= 8 and fast.keys() == slow.keys()
+    for model, expected in slow.items():
+        assert fast[model].keys() == expected.keys()
+        for name, right in expected.items():
+            assert relative_norm(fast[model][name], right) <= 1e-3, (model, name)
+
+
+@pytest.mark.parametrize(
+    ("triton", "served", "reason"),
+    [
+        (TRITON_3_0, True, "Triton 3.0.0 has no set_allocator"),
+        (TRITON_3_2, True, "Triton 3.2.0 cannot set an allocator here (0 active drivers"),
+        (BROKEN, False, "Triton cannot be imported (ImportError: libtriton.so: undefined symbol"),
+    ],
+)
+def test_a_triton_that_cannot_serve_is_told_once(
+    triton: str, served: bool, reason: str, bare: Bare, tmp_path: Path
+) -> None:
+    other = Bare(tmp_path / "run", triton)
+    names, message = other.printed("-c", PROGRAM).splitlines()
+    # What it can serve, it does.
+    assert names == f"{'triton' if served else PLACEHOLDER} {PLACEHOLDER} 1"
+    assert reason in message and "What to do: " in message
+
+
+def test_a_triton_that_serves_is_taken(tmp_path: Path) -> None:
+    assert Bare(tmp_path / "run", TRITON_3_6).printed("-c", PROGRAM).split() == ["triton"] * 2 + [
+        "0"
+    ]
+
+
+def test_a_folder_called_triton_is_none(tmp_path: Path) -> None:
+    bare = Bare(tmp_path / "run")
+    (bare.late / "triton").mkdir(parents=True)
+    assert bare.printed("-c", PROGRAM).split() == [PLACEHOLDER] * 2 + ["0"]
+
+
+def test_without_the_hook_nothing_is_changed(bare: Bare) -> None:
+    done = bare.run("-c", "import jetson_mamba, mamba_ssm.ops.triton.ssd_bmm", JETSON_MAMBA="off")
+    assert "Error: No module named" in done.stderr.splitlines()[-1]
