@@ -162,8 +162,8 @@ def _differentiate_again(ctx: Any, *dgradients: Tensor) -> tuple[Tensor | None, 
 
 
 def _composed_forward(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    *given, return_final_states, silu = others
-    out, final_states = composed.forward(x, *given, silu)
+    weight, bias, seq_idx, initial_states, return_final_states, silu = others
+    out, final_states = composed.forward(x, weight, bias, seq_idx, initial_states, silu)
     return out, or_empty(final_states if return_final_states else None, x)
 
 
