@@ -110,10 +110,15 @@ def once_only(
 ) -> list[Tensor | None]:
     """``results`` of ``inputs``, of which no further derivative is taken: an error says so.
 
+    A batch of gradients that is recorded raises it at once.
+
     For what a backward pass computes that belongs to somebody else's autograd function, while it
     is recorded: what else that function kept is not known, and a zero would be a wrong number.
     """
     given = [result for result in results if result is not None]
+    if is_batched(*given):
+        # What is recorded of a batch as a whole is lost when torch takes it apart.
+        raise RuntimeError(_ONCE)
     once: Any = _OnceOnly
     found = iter(once.apply(len(given), *given, *inputs))
     return [None if result is None else next(found) for result in results]
@@ -122,10 +127,7 @@ def once_only(
 class _OnceOnly(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        # Of a batch torch can make no alias, which a detached tensor is.
-        return tuple(
-            tensor.clone() if is_batched(tensor) else tensor.detach() for tensor in tensors[:count]
-        )
+        return tuple(tensor.detach() for tensor in tensors[:count])
 
     @staticmethod
     def backward(ctx: Any, *dresults: Tensor) -> Any:
