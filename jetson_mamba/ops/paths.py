@@ -33,11 +33,13 @@ from .operators import has_operators, is_compiling
 __all__ = [
     "Way",
     "inference_path",
+    "is_batched",
     "is_compiling",
     "is_transformed",
     "may_replay",
     "through_autograd",
     "way",
+    "way_back",
     "without_gradients",
 ]
 
@@ -69,6 +71,26 @@ _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _function_modes: Callable[[], int] = torch._C._len_torch_function_stack
 
 
+def _has_batched_key(tensor: Tensor) -> bool:
+    keys: Any = torch._C
+    return bool(keys._dispatch_keys(tensor).has(keys.DispatchKey.Batched))
+
+
+_is_batched: Callable[[Tensor], bool] = getattr(
+    getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor", _has_batched_key
+)
+
+
+def is_batched(*tensors: Any) -> bool:
+    """Whether one of these is a batch that ``torch.autograd`` hides from what it calls.
+
+    With ``is_grads_batched`` it runs a backward pass once for many gradients, of which each
+    operation sees one. That is none of ``torch.func``'s transforms, and is known by its tensors
+    alone.
+    """
+    return any(isinstance(tensor, Tensor) and _is_batched(tensor) for tensor in tensors)
+
+
 def is_transformed() -> bool:
     """Whether a transform of ``torch.func`` is at work."""
     return _transform() is not None
@@ -88,6 +110,17 @@ def way(*tensors: Tensor | None) -> Way:
     if tensors and tensors[0] is not None and tensors[0].is_meta:
         return _RECORDED
     return _KERNELS
+
+
+def way_back(*tensors: Tensor | None) -> Way:
+    """The way of a backward pass with these tensors: as :func:`way`, and composed for a batch.
+
+    What such a pass is called within is not what its forward pass was. Where it is recorded itself
+    (``torch.is_grad_enabled()``) kernels do not serve either, if it belongs to an autograd function
+    of this package.
+    """
+    found = way(*tensors)
+    return _COMPOSED if found is _KERNELS and is_batched(*tensors) else found
 
 
 def _way_of_subclasses(tensors: tuple[Any, ...]) -> Way:

@@ -10,7 +10,7 @@ import functools
 import inspect
 from typing import Any, Callable
 
-from .paths import Way, is_compiling, way
+from .paths import Way, is_batched, is_compiling, way
 from .ssd.triton_runs import counts_while_compiling, triton_runs_on
 
 
@@ -37,7 +37,11 @@ def where_triton_runs(
         elif is_compiling():
             runs = counts_while_compiling(tensor.device.type)
         else:
-            runs = way(tensor) is Way.KERNELS and triton_runs_on(tensor.device)
+            runs = (
+                way(tensor) is Way.KERNELS
+                and triton_runs_on(tensor.device)
+                and not is_batched(*arguments, *keywords.values())
+            )
         return (function if runs else otherwise)(*arguments, **keywords)
 
     return dispatched

@@ -1,8 +1,9 @@
 """Second derivatives: a backward pass that is differentiated itself.
 
 An autograd function of this package or of upstream runs kernels in its backward pass, of which
-autograd sees nothing. Where that pass is recorded (``create_graph=True``), it is done by
-differentiating the composed form of the function, plain tensor operations.
+autograd sees nothing. Where that pass is recorded (``create_graph=True``), or is one for a batch of
+gradients, it is done by differentiating the composed form of the function, plain tensor operations:
+``paths.way_back`` says where.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .autocast import autocast_dtype
-from .paths import is_transformed
+from .paths import Way, is_batched, is_transformed, way_back
 
 _Composed = TypeVar("_Composed", bound=Callable[..., Any])
 
@@ -109,10 +110,15 @@ def once_only(
 ) -> list[Tensor | None]:
     """``results`` of ``inputs``, of which no further derivative is taken: an error says so.
 
+    A batch of gradients that is recorded raises it at once.
+
     For what a backward pass computes that belongs to somebody else's autograd function, while it
     is recorded: what else that function kept is not known, and a zero would be a wrong number.
     """
     given = [result for result in results if result is not None]
+    if is_batched(*given):
+        # What is recorded of a batch as a whole is lost when torch takes it apart.
+        raise RuntimeError(_ONCE)
     once: Any = _OnceOnly
     found = iter(once.apply(len(given), *given, *inputs))
     return [None if result is None else next(found) for result in results]
@@ -155,8 +161,8 @@ def keeps_copies(composed: _Composed) -> _Composed:
 def twice_differentiable(function: Any, composed: Callable[..., Any]) -> Any:
     """An autograd function like ``function``, of which second derivatives can be taken.
 
-    ``composed`` takes the arguments of ``function.apply`` and gives what that does; where a
-    backward pass is itself recorded, its derivatives take the place of ``function.backward``.
+    ``composed`` takes the arguments of ``function.apply`` and gives what that does; where kernels
+    cannot serve a backward pass, its derivatives take the place of ``function.backward``.
     ``function`` is of the kind whose ``forward`` takes ``ctx``.
     """
     copied = composed in _COPIED
@@ -169,7 +175,7 @@ def twice_differentiable(function: Any, composed: Callable[..., Any]) -> Any:
 
     def backward(ctx: Any, *dresults: Tensor | None) -> Any:
         saved = ctx.saved_tensors
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() and way_back(*dresults) is not Way.COMPOSED:
             return function.backward(_Backward(ctx, saved[: ctx._own]), *dresults)
         with _as_forward(ctx._autocast):
             return gradients(composed, _given(ctx, saved), ctx.needs_input_grad, dresults)

@@ -268,6 +268,13 @@ def test_an_autograd_function_of_a_fork_is_not_differentiated_in_part() -> None:
     once = torch.autograd.grad(function(*leaves), leaves)
     recorded = torch.autograd.grad(function(*leaves), leaves, create_graph=True)
     torch.testing.assert_close(recorded, once)
+    rows = torch.ones(1)
+    batch = torch.autograd.grad(function(*leaves), leaves, rows, is_grads_batched=True)
+    torch.testing.assert_close([each[0] for each in batch], list(once), rtol=1e-4, atol=1e-4)
+    with pytest.raises(RuntimeError, match="second derivatives"):
+        torch.autograd.grad(
+            function(*leaves), leaves, rows, is_grads_batched=True, create_graph=True
+        )
     for gradient in recorded:
         with pytest.raises(RuntimeError, match="second derivatives"):
             torch.autograd.grad(gradient.sum(), leaves, allow_unused=True, retain_graph=True)
@@ -338,6 +345,35 @@ def test_an_exported_program_is_mapped() -> None:
         found = torch.vmap(called, (0, None, None, None))(xs, *given[1:])
         for row, x in zip(found, xs):
             torch.testing.assert_close(row, Everything()(x, *given[1:]))
+
+
+def transformed(run: Callable[..., Tensor], given: list[Tensor]) -> list[Any]:
+    """A gradient, a tangent, gradients of each sample, and a derivative of a gradient."""
+    x, *others = given
+
+    def loss(x: Tensor) -> Tensor:
+        return run(x, *others).square().sum()
+
+    gradient = torch.func.grad(loss)
+    return [
+        gradient(x),
+        torch.func.jvp(lambda x: run(x, *others), (x,), (x.cos(),))[1],
+        torch.func.vmap(gradient)(torch.stack([x, x / 2])),
+        torch.func.grad(lambda x: gradient(x).square().sum())(x),
+    ]
+
+
+def test_an_exported_program_is_transformed() -> None:
+    given = [each.detach() for each in everything()]
+    called = torch.export.export(Everything(), tuple(given)).module()
+    torch.testing.assert_close(transformed(called, given), transformed(Everything(), given))
+
+
+def test_a_transform_is_compiled() -> None:
+    given = [each.detach() for each in everything()]
+    gradient = torch.func.grad(lambda *tensors: Everything()(*tensors).square().sum(), (0, 1, 2, 3))
+    compiled = torch.compile(gradient, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*given), gradient(*given))
 
 
 def other_rows(case: Any) -> Any:

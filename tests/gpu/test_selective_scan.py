@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from jetson_mamba.ops import selective_scan
-from jetson_mamba.ops.backends import Op
+from jetson_mamba.ops.backends import Op, Unavailable
+from jetson_mamba.ops.compiled import compiled_module
 from tests.ops.test_selective_scan import (
     VARIANTS,
     Arguments,
@@ -30,7 +31,10 @@ pytestmark = [
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     name: str = request.param
     if name == "extension":
-        pytest.importorskip("selective_scan_cuda")
+        try:
+            compiled_module("selective_scan_cuda")
+        except Unavailable as reason:
+            pytest.skip(str(reason))
     if name == "cuda":
         pytest.importorskip("jetson_mamba.ops.selective_scan.cuda")
     use_only(name, monkeypatch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -89,13 +90,25 @@ def test_the_scan_has_one_form() -> None:
     assert selective_scan_cuda.bwd is ops.selective_scan_bwd
 
 
-def test_another_form_is_the_extensions_own_and_an_error_without_it() -> None:
+def test_another_form_is_that_of_what_stands_in_for_the_extension() -> None:
     assert call_forms.matching(call_forms.FORWARD, [False] * 8, [], 3) is None
+    out = torch.empty_like(x)
+    causal_conv1d_cuda.causal_conv1d_fwd(x, weight, bias, None, None, out, None, True)
+    torch.testing.assert_close(out, ops.causal_conv1d_fn(x, weight, bias, activation="silu"))
+    with pytest.raises(TypeError, match=r"causal_conv1d_fwd.*incompatible function arguments"):
+        causal_conv1d_cuda.causal_conv1d_fwd(x, weight, bias, None, None, True)
+
+
+def test_another_form_is_the_extensions_own_and_an_error_without_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     eight = (x, weight, bias, None, None, None, None, True)
+    monkeypatch.setitem(sys.modules, "causal_conv1d_cuda", None)  # nor what stands in for it
     with pytest.raises(TypeError, match="form that is known, found 8 positional arguments"):
         causal_conv1d_cuda.causal_conv1d_fwd(*eight)
     with pytest.raises(TypeError, match="1 positional arguments, fast="):
         causal_conv1d_cuda.causal_conv1d_fwd(x, fast=1)
+    monkeypatch.undo()
     install(causal_conv1d="1.5.2")
     try:
         out = torch.empty_like(x)
@@ -107,9 +120,13 @@ def test_another_form_is_the_extensions_own_and_an_error_without_it() -> None:
         uninstall()
 
 
-def test_what_else_an_extension_has_is_passed_on() -> None:
+def test_what_else_an_extension_has_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AttributeError, match=r"selective_scan_cuda' has no attribute 'version'"):
+        selective_scan_cuda.version  # noqa: B018
+    monkeypatch.setitem(sys.modules, "selective_scan_cuda", None)
     with pytest.raises(AttributeError, match=r"no selective_scan_cuda\.version"):
         selective_scan_cuda.version  # noqa: B018
+    monkeypatch.undo()
     assert not hasattr(causal_conv1d_cuda, "other")
     install(selective_scan=True)
     try:

@@ -154,6 +154,23 @@ def test_gradients_of_each_sample(pair: Any) -> None:
     assert_same(found, [torch.stack(x) for x in zip(*each)])
 
 
+@pytest.mark.parametrize("create_graph", [True, False])
+def test_a_batch_of_gradients(pair: Any, create_graph: bool) -> None:
+    op, reference, tensors = pair
+    found = []
+    for function in (op, reference):
+        of = [each.detach().requires_grad_() for each in tensors]
+        out = function(*of)[0]
+        rows = torch.stack([torch.ones_like(out), out.detach().cos()])
+        batch = torch.autograd.grad(out, of, rows, is_grads_batched=True, create_graph=create_graph)
+        found.append([*batch])
+        if create_graph:
+            penalty = torch.stack([each.square().sum() for each in batch]).sum()
+            second = torch.autograd.grad(penalty, of, allow_unused=True)
+            found[-1].extend(each for each in second if each is not None)
+    assert_same(*found)
+
+
 def second_derivatives(function: Function, tensors: list[Tensor]) -> list[Tensor]:
     given = [each.detach().requires_grad_() for each in tensors]
     first = torch.autograd.grad(total(function)(*given), given, create_graph=True)

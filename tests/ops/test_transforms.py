@@ -270,6 +270,38 @@ def test_jacobians(function: Function, mode: Any) -> None:
     close(jacobian, mode(function.reference)(*function.tensors), tolerance_of(function))
 
 
+@pytest.mark.parametrize("create_graph", [True, False])
+@each_function
+def test_a_batch_of_gradients(function: Function, create_graph: bool) -> None:
+    """One backward pass for several gradients, which torch shows to no transform."""
+    found = []
+    for call in (function.call, function.reference):
+        of = leaves(function)
+        out = call(*of)
+        torch.manual_seed(1)
+        rows = torch.randn(3, *out.shape, dtype=out.dtype)
+        batch = torch.autograd.grad(out, of, rows, is_grads_batched=True, create_graph=create_graph)
+        found.append([*batch])
+        if create_graph:
+            penalty = torch.stack([each.abs().square().sum() for each in batch]).sum().log()
+            found[-1].extend(torch.autograd.grad(penalty, of))
+    close(found[0], found[1], 10 * tolerance_of(function))
+
+
+@each_function
+def test_a_backward_pass_is_mapped_by_itself(function: Function) -> None:
+    of = leaves(function)
+    out = function.call(*of)
+    rows = torch.randn(2, *out.shape, dtype=out.dtype)
+
+    def pulled(row: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(out, of, row, retain_graph=True)
+
+    found = torch.vmap(pulled)(rows)
+    for place, row in enumerate(rows):
+        close([each[place] for each in found], list(pulled(row)), tolerance_of(function))
+
+
 class Marked(Tensor):
     """A subclass that changes nothing, and is asked of every operation."""
 

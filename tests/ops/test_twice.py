@@ -80,6 +80,13 @@ def test_first_and_second_derivatives_are_right(with_y: bool) -> None:
     assert torch.autograd.gradgradcheck(lambda *g: run(*g, *[None] * (2 - len(g))), given)
 
 
+def test_a_batch_of_gradients_is_none_for_the_functions_own_backward() -> None:
+    x, rows = drawn(5), torch.randn(3, 5, dtype=torch.float64)
+    (found,) = torch.autograd.grad(twice.apply(x, 2.0, None)[0], x, rows, is_grads_batched=True)
+    torch.testing.assert_close(found, rows * 6 * x.detach().square())
+    assert not SEEN
+
+
 def test_without_a_graph_the_functions_own_backward_runs() -> None:
     x, y = drawn(5), torch.randn(5, dtype=torch.float64)
     (once,) = torch.autograd.grad(twice.apply(x, 2.0, y)[0].sum(), x)

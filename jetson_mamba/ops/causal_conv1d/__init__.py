@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import twice
 from ..backends import Op
 from ..in_place import count_write, version
-from ..paths import Way, is_transformed, way
+from ..paths import Way, is_batched, is_transformed, way, way_back
 from ..tracing import untraced
 from . import composed, pytorch
 from .checks import check, check_backward, check_states, check_update, is_silu
@@ -195,7 +195,7 @@ def causal_conv1d_bwd(
         TypeError: a dtype that does not fit.
     """
     silu = is_silu(activation)
-    chosen = way(x, weight, bias, dout, seq_idx, initial_states, dfinal_states, dx)
+    chosen = way_back(x, weight, bias, dout, seq_idx, initial_states, dfinal_states, dx)
     if chosen is Way.COMPOSED:
         with untraced():
             check_backward(x, weight, bias, dout, seq_idx, initial_states, dfinal_states, dx)
@@ -216,11 +216,11 @@ def causal_conv1d_bwd(
         count_write(dx, before)
     if (
         torch.is_grad_enabled()
-        and chosen is not Way.COMPOSED
+        and (chosen is not Way.COMPOSED or is_batched(dout))
         and twice.in_backward_pass()
         and any(each is not None and each.requires_grad for each in given)
     ):
-        once: Any = twice.once_only(found, given)
+        once: Any = tuple(twice.once_only(found, given))
         found = once
     if dx is not None and found[0] is not dx:
         twice.write(dx, found[0])
@@ -332,7 +332,7 @@ class _CausalConv1d(torch.autograd.Function):
         if dout is None and dfinal_states is None:
             return (None,) * 7
         x, weight, bias, seq_idx, initial_states = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or way_back(dout, dfinal_states) is not Way.KERNELS:
             arguments = (x, weight, bias, seq_idx, initial_states, ctx.silu)
             needed = ctx.needs_input_grad[:5]
             found = twice.gradients(

@@ -47,7 +47,11 @@ def forward(
     if seq_idx is not None:
         # Before the activation, which leaves zero at zero: no gradient meets what stood there.
         z = z.masked_fill((seq_idx < 0).unsqueeze(1), 0)
-    return (apply_silu(z) if silu else z).to(x.dtype), final_states
+    out = (apply_silu(z) if silu else z).to(x.dtype)
+    if x.stride(1) == 1 and x.stride(2) != 1:
+        # With channels last, as what a kernel writes: a caller may view it in other shapes.
+        out = out.transpose(1, 2).contiguous().transpose(1, 2)
+    return out, final_states
 
 
 def backward(

@@ -31,6 +31,7 @@ class Operators:
             _fake_forward,
             _keep,
             self._differentiate,
+            _composed_forward,
         )
         self._backward = define(
             "causal_conv1d_backward(Tensor x, Tensor weight, Tensor? bias, Tensor dout, "
@@ -40,6 +41,7 @@ class Operators:
             _fake_backward,
             _keep_again,
             _differentiate_again,
+            _composed_backward,
         )
         self._update = define(
             "causal_conv1d_update(Tensor x, Tensor(a!) conv_state, Tensor weight, Tensor? bias, "
@@ -157,6 +159,12 @@ def _differentiate_again(ctx: Any, *dgradients: Tensor) -> tuple[Tensor | None, 
     arguments = (*ctx.saved_tensors, ctx.return_dinitial_states, ctx.silu)
     needed = (*ctx.needs_input_grad[:7], False, False)
     return twice.gradients(_composed_backward, arguments, needed, dgradients)
+
+
+def _composed_forward(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    weight, bias, seq_idx, initial_states, return_final_states, silu = others
+    out, final_states = composed.forward(x, weight, bias, seq_idx, initial_states, silu)
+    return out, or_empty(final_states if return_final_states else None, x)
 
 
 def _composed_backward(x: Tensor, *others: Any) -> tuple[Tensor, ...]:

@@ -31,7 +31,7 @@ from torch import Tensor
 from .. import twice
 from ..backends import Op
 from ..in_place import count_write, version
-from ..paths import Way, way
+from ..paths import Way, is_batched, way, way_back
 from . import composed
 from .checks import (
     COMPLEX_DTYPES,
@@ -111,7 +111,7 @@ def selective_scan_bwd(
 
     Raises as :func:`selective_scan_fwd` does.
     """
-    chosen = way(u, delta, A, B, C, D, z, delta_bias, dout)
+    chosen = way_back(u, delta, A, B, C, D, z, delta_bias, dout)
     arguments = (u, delta, A, B, C, D, z, delta_bias)
     scan, case = checked(*arguments, delta_softplus, dout, chosen=chosen)
     check_signal("dout", dout, u)
@@ -150,9 +150,9 @@ def selective_scan_bwd(
             before = version(place)
             found = _backend(case).backward(scan, returning)
             count_write(place, before)
-        if recorded:
-            once: Any = twice.once_only(found, (*arguments, dout))
-            found = Gradients(*once)
+    if recorded and (chosen is not Way.COMPOSED or is_batched(dout)):
+        once: Any = twice.once_only(found, (*arguments, dout))
+        found = Gradients(*once)
     gradients: list[Tensor | None] = [
         None if argument is None or gradient is None else gradient.to(argument.dtype)
         for argument, gradient in zip((u, delta, A, B, C, D, delta_bias), found)
@@ -264,7 +264,7 @@ class _SelectiveScan(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         u, delta, A, B, C, D, z, delta_bias, x, out = ctx.saved_tensors
         softplus = ctx.delta_softplus
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or way_back(dout) is Way.COMPOSED:
             arguments = (u, delta, A, B, C, D, z, delta_bias, softplus)
             return twice.gradients(_composed, arguments, ctx.needs_input_grad, (dout,))
         found = selective_scan_bwd(

@@ -73,7 +73,8 @@ def _scanned(scan: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
     states = _recurrence(decays, driven * _weight_by_step(B, groups, A))
     read = (states * _weight_by_step(C, groups, A)).sum(-1)
     y = 2 * read.real if A.is_complex() else read
-    y = y.reshape(seqlen, batch, dim).permute(1, 2, 0)
+    # A caller may view it in other shapes, as it may what a kernel has written.
+    y = y.reshape(seqlen, batch, dim).permute(1, 2, 0).contiguous()
     if D is not None:
         y = y + signal * D.unsqueeze(-1)
     out_z = None if z is None else (y * silu(z.to(real))).to(u.dtype)

@@ -62,6 +62,7 @@ class Operators:
             _fake_forward,
             _keep,
             self._differentiate,
+            _composed_rows,
         )
         self._backward = define(
             f"selective_scan_backward({_ARGUMENTS}, Tensor dout, {_ROWS}) "
@@ -70,6 +71,7 @@ class Operators:
             _fake_backward,
             _keep_again,
             _differentiate_again,
+            lambda *given: _composed_backward(*given[:10], given[12]),
         )
         self._output = define(
             f"selective_scan_output({_ARGUMENTS}) -> Tensor",
@@ -77,6 +79,7 @@ class Operators:
             _fake_output,
             _keep_output,
             _differentiate_output,
+            _composed_output,
         )
 
     def forward(self, scan: Scan) -> Scanned:
@@ -173,9 +176,8 @@ class Operators:
 
 def _of_size(x: Tensor, rows: int) -> Tensor:
     """Of ``x`` the last state, in a tensor of so many rows."""
-    resized = x.new_zeros((*x.shape[:2], rows, x.shape[3]))
-    resized[:, :, -1] = x[:, :, -1]
-    return resized
+    before = x.new_zeros((*x.shape[:2], rows - 1, x.shape[3]))
+    return torch.cat((before, x[:, :, -1:]), 2)
 
 
 def _case(scan: Scan) -> Case:
@@ -246,6 +248,14 @@ def _differentiate_again(ctx: Any, *dgradients: Tensor) -> tuple[Tensor | None, 
     needed = (*ctx.needs_input_grad[:8], False, ctx.needs_input_grad[9], False)
     *found, _ = twice.gradients(_composed_backward, arguments, needed, dgradients)
     return (*found, None, None, None)
+
+
+def _composed_rows(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *of, rows = arguments
+    out, x, out_z = composed.forward(Scan(*of))
+    if x.shape[2] != rows:
+        x = _of_size(x, rows)
+    return out, x.flatten(2), or_empty(out_z, out)
 
 
 def _composed_output(*arguments: Any) -> Tensor:

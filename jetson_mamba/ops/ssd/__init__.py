@@ -118,16 +118,19 @@ def mamba_chunk_scan_combined(
         if return_varlen_states:
             check_sequences(scan, found is Way.KERNELS)
     if found is Way.COMPOSED:
-        out, *states = composed.scan(scan)
+        out, final_states, varlen_states = composed.scan(scan)
     elif found is Way.OPERATORS:
-        out, *states = _OPERATORS.scan(scan)
+        out, final_states = _OPERATORS.scan(scan)
         if z is not None:
             out = gate(out, z).to(out.dtype)
-        states.append(composed.varlen_states(scan))
+        varlen_states = composed.varlen_states(scan)
     else:
-        out, *states = _scan(scan)
-    wanted = (return_final_states, return_varlen_states)
-    results = (out, *(state for state, want in zip(states, wanted) if want and state is not None))
+        out, final_states, varlen_states = _scan(scan)
+    results: tuple[Tensor, ...] = (out,)
+    if return_final_states:
+        results += (final_states,)
+    if return_varlen_states and varlen_states is not None:
+        results += (varlen_states,)
     return results if len(results) > 1 else out
 
 

@@ -2,7 +2,7 @@
 
 A backend has a forward and a backward pass, and of both no graph. What is saved between them is
 unpacked in one place, once, as ``torch.utils.checkpoint`` and other users of saved tensors' hooks
-demand. A backward pass that is recorded itself is that of the composed form.
+demand. A backward pass that kernels cannot serve is that of the composed form.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..autocast import without_autocast
+from ..paths import Way, way_back
 from ..twice import gradients
 from .contract import Scan
 
@@ -61,7 +62,7 @@ class _Function(torch.autograd.Function):
         tensors, kept = saved[: computation.tensors], saved[computation.tensors :]
         found: Sequence[Tensor | None]
         with without_autocast(tensors[0].device):
-            if torch.is_grad_enabled():
+            if torch.is_grad_enabled() or way_back(*dresults) is not Way.KERNELS:
                 found = gradients(
                     lambda *given: computation.composed(*given, *options),
                     tensors,

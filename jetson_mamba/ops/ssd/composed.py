@@ -115,7 +115,7 @@ def _scan(given: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
         out = gate(out, given.z)
     state = torch.unflatten(carried[:, :, :, -1], -1, (dstate, headdim))
     state = state.transpose(-1, -2).flatten(1, 2).contiguous()
-    return out.to(given.x.dtype), state, varlen_states(given)
+    return out.to(given.x.dtype).contiguous(), state, varlen_states(given)
 
 
 def _chunk(given: Scan, seqlen: int) -> int:
