@@ -34,11 +34,14 @@ class ImportFrom(NamedTuple):
             if (
                 isinstance(node, ast.ImportFrom)
                 and node.module == self.of
+                and not node.level
                 and {alias.name for alias in node.names} & set(self.names)
             ):
                 start, end = draft.extent(node)
-                position = draft.text.find(self.of, start, end)
-                draft.replace(position, position + len(self.of), self.becomes)
+                tokens = [token for token in draft.tokens if start <= token.start < end]
+                words = [token.string for token in tokens]
+                first, after = words.index("from") + 1, words.index("import")
+                draft.write_between(tokens[first].start, tokens[after - 1].end, self.becomes)
                 # A node that the parser made, whatever fields it has, under another module.
                 edited = copy.copy(node)
                 edited.module = self.becomes
