@@ -161,20 +161,39 @@ class Loader:
         if chosen is not self.original:
             module.__file__ = self.spec.origin
             vars(module)["__cached__"] = self.spec.cached
-            chosen.exec_module(module)
+            self._explaining(chosen.exec_module, module, self._left_in_the_copy())
             return
         if not self.is_target and self.left is None and module.__spec__ is not None:
             module.__spec__.loader = module.__loader__ = self.original
         execute = getattr(chosen, "exec_module", None) or self._load_module
-        if self.left is not None:
+        self._explaining(execute, module, self.left)
+
+    def _explaining(self, execute: Any, module: ModuleType, left: str | None) -> None:
+        """Run a module; ``left`` is why it may lack an extension, None where it does not."""
+        if left is not None:
             try:
                 from jetson_mamba import unserved
             except ImportError:  # half uninstalled
                 pass
             else:
-                unserved.execute(execute, module, self.left)
+                unserved.execute(execute, module, left)
                 return
         execute(module)
+
+    def _left_in_the_copy(self) -> str | None:
+        """The imports of extensions that the copy has left as they are, in a sentence."""
+        left = [
+            f"{what} ({reason})"
+            for what, reason in getattr(self.outcome, "left_out", ())
+            if what.startswith("the import of ") or " in a string on line " in what
+        ]
+        if not left:
+            return None
+        return (
+            f"the modified copy of {self.spec.name} leaves as it is: {'; '.join(left)}. What to "
+            "do: write the import with the names that are used, or do without "
+            "JETSON_MAMBA_STAND_IN=off."
+        )
 
     def _load_module(self, module: ModuleType) -> None:
         """Let a loader of the oldest kind run the module, which it finds in ``sys.modules``."""

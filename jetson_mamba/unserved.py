@@ -1,5 +1,7 @@
 """Runs a target that is left as it is installed, and tells why where it then lacks an extension.
 
+So is a copy in which an import of an extension is left.
+
 Upstream binds what it imports from an extension to None where it cannot be imported, and fails
 at the first call, of a ``'NoneType' object is not callable`` or an assertion. Which of its paths
 needs an extension only it knows, so the names stay None; an error that comes of one of them is
@@ -71,8 +73,11 @@ def _bound_names(module: ModuleType) -> Iterator[str]:
         else:
             continue
         for alias, imported in zip(node.names, modules):
-            if imported.partition(".")[0] in EXTENSIONS:
-                yield alias.asname or alias.name.partition(".")[0]
+            # In a copy, what an import in a branch binds is in the functions of any form.
+            if imported.partition(".")[0] in EXTENSIONS or ".any_form" in imported:
+                yield from (
+                    NAMES if alias.name == "*" else [alias.asname or alias.name.partition(".")[0]]
+                )
 
 
 class _Explained:

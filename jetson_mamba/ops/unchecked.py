@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import warnings
-from typing import Any, Callable
+from typing import Any, Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -22,18 +23,23 @@ PLAIN = (bool, int, float, str, tuple, torch.dtype)
 _said: set[str] = set()
 
 
-def unchecked(own: Callable[..., Any], op: Callable[..., Any]) -> Callable[..., Any]:
+def unchecked(
+    own: Callable[..., Any], op: Callable[..., Any], name: str, *order: str
+) -> Callable[..., Any]:
     """``own`` where Triton has kernels for the device of its first tensor, ``op`` elsewhere.
 
-    The op is given every argument by name, with the defaults of ``own``. What is returned has the
-    name, the signature and the source of ``own``, and is found by pickle under its name.
+    ``name`` is what the module that calls this has bound to ``own``. The op is given every argument
+    by name, with the defaults of ``own``. Where that takes any number of arguments by position,
+    they are called as in ``order``, or as the op calls them. What is returned has the signature
+    and the source of ``own``, and is found by pickle as that is.
 
     Raises TypeError, where the op serves, for an argument that the op does not know unless it is
     the default of ``own``.
     """
     if not callable(own):
         return own
-    parameters = inspect.signature(own).parameters
+    module = sys._getframe(1).f_globals.get("__name__", "")
+    parameters = _parameters(own)
     by_position = [
         name
         for name, parameter in parameters.items()
@@ -44,8 +50,11 @@ def unchecked(own: Callable[..., Any], op: Callable[..., Any]) -> Callable[..., 
         for name, parameter in parameters.items()
         if parameter.default is not parameter.empty
     }
-    taken = frozenset(inspect.signature(op).parameters)
-    name = own.__name__
+    taken = tuple(inspect.signature(op).parameters)
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values()):
+        names = list(order or taken)
+        if names[: len(by_position)] == by_position:
+            by_position = names
 
     @functools.wraps(own)
     def dispatched(*arguments: Any, **keywords: Any) -> Any:
@@ -66,7 +75,7 @@ def unchecked(own: Callable[..., Any], op: Callable[..., Any]) -> Callable[..., 
                     f"text of this function is none that was checked, and on {device.type} "
                     f"jetson_mamba computes it, which does not know that argument"
                 )
-        _say(name, own.__module__, device.type)
+        _say(name, module, device.type)
         return op(**{each: value for each, value in given.items() if each in taken})
 
     return dispatched
@@ -80,6 +89,14 @@ def by_name(op: Callable[..., Any], *names: str) -> Callable[..., Any]:
         return op(**dict(zip(names, arguments)))
 
     return named
+
+
+def _parameters(own: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """The parameters, those of any callable where they cannot be told."""
+    try:
+        return inspect.signature(own).parameters
+    except (TypeError, ValueError):
+        return inspect.signature(lambda *arguments, **keywords: None).parameters
 
 
 def _runs(device: torch.device) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from bisect import bisect_left
 from typing import TYPE_CHECKING, NamedTuple
 
 from jetson_mamba.call_forms import Form, matching
@@ -76,7 +77,7 @@ class Call(NamedTuple):
     def _rewrite(self, draft: Draft, node: ast.Call, form: Form) -> None:
         extents = _argument_extents(draft, node)
         function = draft.ours(self.becomes)
-        draft.replace(*draft.extent(node.func), function)
+        draft.write(node.func, function)
         keywords: list[ast.keyword] = []
         for index, argument in enumerate(node.args[self.positional :], self.positional):
             name = form.parameters[index]
@@ -162,36 +163,33 @@ def _activation(
     value: ast.expr
     if isinstance(flag, ast.Constant) and isinstance(flag.value, bool):
         value = nodes.expression('"silu"' if flag.value else "None")
-        draft.replace(start, end, 'activation="silu"' if flag.value else "activation=None")
+        draft.write_between(start, end, 'activation="silu"' if flag.value else "activation=None")
     else:
         value = nodes.conditional(flag, nodes.expression('"silu"'), nodes.expression("None"))
         inside = [token.start for token in draft.tokens if start <= token.start < end]
         # After the tokens of `name =`, or at once.
         after_name = inside[2] if by_name else start
-        draft.replace(start, after_name, 'activation="silu" if (')
+        draft.write_between(start, after_name, 'activation="silu" if (')
         draft.replace(end, end, ") else None")
     return nodes.keyword("activation", value)
 
 
 def _argument_extents(draft: Draft, node: ast.Call) -> list[tuple[int, int]]:
-    """Where each argument of a call begins and ends, with parentheses around it."""
-    begin, end = draft.extent(node.func)[1], draft.extent(node)[1]
+    """Where each argument of a call begins and ends, with its name and parentheses around it."""
+    tokens = draft.tokens
+    # Between what is called and the arguments: the ends of parentheses around it, then one begins.
+    opening = bisect_left(tokens, (draft.extent(node.func)[1],))
+    while tokens[opening].string == ")":
+        opening += 1
     extents: list[tuple[int, int]] = []
-    depth, first, last = 0, -1, -1
-    for token in draft.tokens:
-        if not begin <= token.start < end:
-            continue
-        if token.string in (")", "]", "}"):
-            depth -= 1
-        if (depth == 0 and token.string == ")") or (depth == 1 and token.string == ","):
-            if first >= 0:
-                extents.append((first, last))
-            first = -1
-        elif depth >= 1:
-            first = token.start if first < 0 else first
-            last = token.end
-        if token.string in ("(", "[", "{"):
-            depth += 1
-    if len(extents) != len(node.args) + len(node.keywords):
-        raise Refused(f"the arguments of the call on line {node.lineno} cannot be told apart")
+    for argument in (*node.args, *node.keywords):
+        value = argument.value if isinstance(argument, ast.keyword) else argument
+        start, end = draft.extent(value)
+        first = bisect_left(tokens, (start,)) - 1
+        after = bisect_left(tokens, (end,))
+        while first > opening and tokens[first].string == "(" and tokens[after].string == ")":
+            first, after = first - 1, after + 1
+        if isinstance(argument, ast.keyword):
+            first -= 2
+        extents.append((tokens[first + 1].start, tokens[after - 1].end))
     return extents

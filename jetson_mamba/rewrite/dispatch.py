@@ -74,7 +74,7 @@ class Dispatch(NamedTuple):
         otherwise = draft.ours(f"{self.becomes}({given})")
         start, end = draft.extent(call)
         draft.replace(start, start, "(")
-        draft.replace(*draft.extent(call.func), applied)
+        draft.write(call.func, applied)
         draft.substitute(call.func, nodes.expression(applied))
         draft.replace(end, end, f" if {condition} else {otherwise})")
         # The call itself stays a child: edits inside it are made on it as well.

@@ -123,6 +123,18 @@ class Draft:
         """Put ``text`` in the place of what stands from ``start`` to ``end``."""
         self._replacements.append(_Replacement(start, end, text))
 
+    def write(self, node: ast.AST, text: str) -> None:
+        """Put ``text``, which is on one line, in the place of a node over any number of them."""
+        self.write_between(*self.extent(node), text)
+
+    def write_between(self, start: int, end: int, text: str) -> None:
+        """As :meth:`write`, in the place of what stands from ``start`` to ``end``."""
+        # Its lines stay behind it, empty; where the statement goes on, it goes on after them.
+        following = next(token.string for token in self.tokens if token.start >= end)
+        escape = "\\" if following.strip() else ""
+        rest = "".join(escape + each for each in LINE_END.findall(self.text[start:end]))
+        self.replace(start, end, text + rest)
+
     def substitute(self, node: ast.AST, *substitutes: ast.AST) -> None:
         """Put nodes in the place of a node, whose children may be among theirs."""
         self._substitutes[id(node)] = list(substitutes)
@@ -134,16 +146,13 @@ class Draft:
     def replace_expression(self, node: ast.expr, text: str) -> None:
         """Put the expression ``text`` in the place of another."""
         written = self.ours(text)
-        self.replace(*self.extent(node), written)
+        self.write(node, written)
         self.substitute(node, nodes.expression(written))
 
     def replace_statement(self, node: ast.stmt, texts: Sequence[str]) -> None:
         """Put simple statements in the place of one, on its first line."""
-        start, end = self.extent(node)
         written = "; ".join(texts)
-        # A statement over several lines leaves its lines behind it, empty.
-        rest = "".join(LINE_END.findall(self.text[start:end]))
-        self.replace(start, end, written + rest)
+        self.write(node, written)
         self.substitute(node, *nodes.statements(written))
 
     def append(self, statement: str, edit: Edit, first: bool = False) -> None:

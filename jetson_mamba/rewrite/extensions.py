@@ -11,6 +11,9 @@ from jetson_mamba.rewrite.scopes import bound_name
 if TYPE_CHECKING:
     from jetson_mamba.rewrite.draft import Draft
 
+# What imports the module that a string names, or finds out whether it could.
+BY_STRING = ("importlib.import_module", "importlib.util.find_spec")
+
 
 class Import(NamedTuple):
     """Imports of the module, or of names in it, import ``becomes`` in its place.
@@ -98,7 +101,9 @@ class Import(NamedTuple):
             isinstance(call, ast.Call)
             and call.args == [node]
             and not call.keywords
-            and draft.scopes.origin(call.func) == "importlib.import_module"
+            and draft.scopes.origin(call.func) in BY_STRING
+            # What is asked for there must be what is imported elsewhere.
+            and self.of not in {module for _, module in draft.left_imports}
         ):
             draft.replace_expression(node, f'"{self.any_form}"')
             draft.apply(node.lineno, self)

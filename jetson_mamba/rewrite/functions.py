@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 from typing import TYPE_CHECKING
 
-from jetson_mamba.rewrite import nodes
 from jetson_mamba.rewrite.edit import Edit, NotTaken
 
 if TYPE_CHECKING:
@@ -38,12 +37,22 @@ def parameters(function: ast.FunctionDef, name: str) -> list[str]:
 
     Raises :class:`NotTaken` if it takes a variable number.
     """
-    arguments = function.args
-    if arguments.vararg or arguments.kwarg:
+    if function.args.vararg or function.args.kwarg:
         raise NotTaken(name, "it takes a variable number of arguments")
-    return [
-        argument.arg for argument in arguments.posonlyargs + arguments.args + arguments.kwonlyargs
-    ]
+    return named(function.args)
+
+
+def named(arguments: ast.arguments) -> list[str]:
+    """The names of parameters: by position only, either way and by name only."""
+    return [each.arg for each in arguments.posonlyargs + arguments.args + arguments.kwonlyargs]
+
+
+def _order(tree: ast.Module, name: str) -> list[str]:
+    """What the functions of a name take by position, of the first that says so; perhaps nothing."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name == name and not node.args.vararg:
+            return [each.arg for each in node.args.posonlyargs + node.args.args]
+    return []
 
 
 def known_function(
@@ -84,33 +93,8 @@ def _serve_unchecked(draft: Draft, name: str, op: str, edit: Edit) -> str:
         return ""
     if draft.known.asks_for_device(name):
         return ", which asks for the device itself"
-    if not surely_binds(draft.tree.body, name):
-        return ""
-    written = draft.ours(f"jetson_mamba.ops.unchecked({name}, {op})")
-    draft.append(f"{name} = {written}", edit)
+    given = [name, op, repr(name), *map(repr, _order(draft.tree, name))]
+    written = draft.ours(f"jetson_mamba.ops.unchecked({', '.join(given)})")
+    # It may stand in a branch that is not run.
+    draft.append(f'if "{name}" in globals(): {name} = {written}', edit)
     return f", and {op} where Triton has no kernels for the device"
-
-
-def surely_binds(body: list[ast.stmt], name: str) -> bool:
-    """Whether statements bind a name, whichever of their branches run."""
-    for statement in body:
-        if isinstance(statement, (ast.FunctionDef, ast.ClassDef)) and statement.name == name:
-            return True
-        if isinstance(statement, (ast.Import, ast.ImportFrom)) and name in [
-            alias.asname or alias.name for alias in statement.names
-        ]:
-            return True
-        if isinstance(statement, ast.Assign) and any(
-            nodes.dotted(target) == name for target in statement.targets
-        ):
-            return True
-        if isinstance(statement, ast.If) and all(
-            surely_binds(each, name) for each in (statement.body, statement.orelse)
-        ):
-            return True
-        if isinstance(statement, ast.Try) and all(
-            surely_binds(each, name)
-            for each in (statement.body, *(handler.body for handler in statement.handlers))
-        ):
-            return True
-    return False

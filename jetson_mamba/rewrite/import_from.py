@@ -33,7 +33,7 @@ class ImportFrom(NamedTuple):
         for node in ast.walk(draft.tree):
             if (
                 isinstance(node, ast.ImportFrom)
-                and is_from(draft, node, self.of)
+                and is_from(node, self.of)
                 and {alias.name for alias in node.names} & set(self.names)
                 and not draft.is_substituted(node)
             ):
@@ -41,18 +41,18 @@ class ImportFrom(NamedTuple):
                 draft.apply(node.lineno, self)
 
 
-def is_from(draft: Draft, node: ast.ImportFrom, module: str) -> bool:
-    """Whether a statement imports from ``module``, and spells it without gaps."""
-    start, end = draft.extent(node)
-    return not node.level and node.module == module and module in draft.text[start:end]
+def is_from(node: ast.ImportFrom, module: str) -> bool:
+    """Whether a statement imports from ``module``."""
+    return not node.level and node.module == module
 
 
 def rename(draft: Draft, node: ast.ImportFrom, module: str) -> None:
-    """Let a statement import from another module."""
-    assert node.module is not None
+    """Let a statement import from another module, however it spells the one that it has."""
     start, end = draft.extent(node)
-    position = draft.text.find(node.module, start, end)
-    draft.replace(position, position + len(node.module), module)
+    tokens = [token for token in draft.tokens if start <= token.start < end]
+    words = [token.string for token in tokens]
+    first, after = words.index("from") + 1, words.index("import")
+    draft.write_between(tokens[first].start, tokens[after - 1].end, module)
     # A node that the parser made, whatever fields it has, under another module.
     edited = copy.copy(node)
     edited.module = module

@@ -37,7 +37,7 @@ class ImportLater(NamedTuple):
         for node in draft.tree.body:
             if (
                 isinstance(node, ast.ImportFrom)
-                and is_from(draft, node, self.of)
+                and is_from(node, self.of)
                 and {alias.name for alias in node.names} <= set(self.names)
             ):
                 rename(draft, node, self.becomes)

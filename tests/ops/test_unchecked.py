@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import pickle
+import re
 import sys
 import warnings
 from typing import Any
@@ -33,7 +35,7 @@ def own(
 
 
 function = own
-own = unchecked(own, op)
+own = unchecked(own, op, "own")
 
 
 @pytest.fixture(autouse=True)
@@ -89,20 +91,65 @@ def test_its_default_is_none(default: Any) -> None:
         raise AssertionError
 
     with pytest.warns(RuntimeWarning, match="another"):
-        assert unchecked(another, op)(torch.ones(2), default)[0] == "op"
+        assert unchecked(another, op, "another")(torch.ones(2), default)[0] == "op"
 
 
 def test_what_it_takes_in_any_number_is_held_to_the_same() -> None:
-    def another(x: Tensor, *rest: Any, **more: Any) -> Any:
+    def another(x: Tensor, limits: Any = (0.0, 1.0), *rest: Any, **more: Any) -> Any:
         raise AssertionError
 
-    wrapped = unchecked(another, op)
+    wrapped = unchecked(another, op, "another")
     with pytest.warns(RuntimeWarning, match="another"):
         assert wrapped(torch.ones(2), scale=3.0) == ("op", 2.0, 3.0, (0.0, 1.0))
     with pytest.raises(TypeError, match="another: unknown: expected its default"):
         wrapped(torch.ones(2), unknown=1)
-    with pytest.raises(TypeError, match="at most 1 arguments by position, found 2"):
-        wrapped(torch.ones(2), 1)
+    with pytest.raises(TypeError, match="at most 2 arguments by position, found 3"):
+        wrapped(torch.ones(2), 1, 1)
+
+
+class Wrapper:
+    """A callable object that takes anything."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        """What the function gives."""
+        return self.function(*arguments, **keywords)
+
+
+class Unsigned(Wrapper):
+    """One whose parameters cannot be told."""
+
+    __signature__ = "of C"
+
+
+WRAPPERS: dict[str, Any] = {
+    "lambda": lambda f: lambda *a, **k: f(*a, **k),  # noqa: PLW0108
+    "by place": lambda f: lambda *a: f(*a),  # noqa: PLW0108
+    "the first": lambda f: lambda x, *a, **k: f(x, *a, **k),  # noqa: PLW0108
+    "partial": functools.partial,
+    "cached": functools.lru_cache(maxsize=None),
+    "object": Wrapper,
+    "no signature": Unsigned,
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_what_a_wrapper_takes_is_called_as_the_text_calls_it_or_else_the_op(
+    wrapper: str, triton_runs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapped = WRAPPERS[wrapper](op)
+    plain = unchecked(wrapped, op, "fork")
+    assert plain(torch.ones(2), 3.0) == wrapped(torch.ones(2), 3.0)
+    monkeypatch.setattr(module, "triton_runs_on", lambda device: False)
+    with pytest.warns(RuntimeWarning, match=rf"{re.escape(__name__)}\.fork stays"):
+        assert plain(torch.ones(2), 3.0, (0.0, 2.0)) == ("op", 2.0, 3.0, (0.0, 2.0))
+    if wrapper not in ("partial", "cached"):
+        other = unchecked(wrapped, op, "fork", "x", "limits", "scale")
+        assert other(torch.ones(2), (0.0, 2.0), 3.0) == ("op", 2.0, 3.0, (0.0, 2.0))
+    with pytest.raises(TypeError, match="fork: expected at most 3 arguments"):
+        plain(torch.ones(2), 3.0, (0.0, 2.0), 1)
 
 
 def test_it_is_the_function_to_whoever_looks() -> None:
@@ -113,7 +160,7 @@ def test_it_is_the_function_to_whoever_looks() -> None:
 
 
 def test_what_is_no_function_stays() -> None:
-    assert unchecked(None, op) is None  # type: ignore[arg-type]
+    assert unchecked(None, op, "none") is None  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="torch 2.13 compiles to Python 3.13")
@@ -124,7 +171,7 @@ def test_a_graph_holds_the_op_and_the_warning_is_given_while_it_is_traced() -> N
     def scaled(x: Tensor, factor: float = 1.0) -> Tensor:
         return x * factor
 
-    wrapped = unchecked(fork, scaled)
+    wrapped = unchecked(fork, scaled, "fork")
     compiled = torch.compile(lambda x: wrapped(x) + 1, backend="eager", fullgraph=True)
     with pytest.warns(RuntimeWarning, match="fork"):
         result = compiled(torch.ones(2))

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from jetson_mamba import copies
@@ -107,8 +112,9 @@ def test_an_unknown_function_on_triton_is_served_where_that_does_not_run() -> No
     found = rewrite(TRITON, UPDATE)
     assert found.text.splitlines()[0] == f"import torch, {OPS}"
     assert found.text.splitlines()[-1] == (
-        f"selective_state_update = {OPS}.unchecked(selective_state_update, "
-        f"{OPS}.selective_state_update)"
+        'if "selective_state_update" in globals(): selective_state_update = '
+        f"{OPS}.unchecked(selective_state_update, {OPS}.selective_state_update, "
+        "'selective_state_update', 'state', 'x', 'z')"
     )
     ((what, why),) = found.left_out
     assert what == "selective_state_update" and "where Triton has no kernels for the device" in why
@@ -121,37 +127,76 @@ def test_an_unknown_function_on_triton_is_served_where_that_does_not_run() -> No
         "import torch\ndef selective_state_update(state, x):\n    return state\n",
         TRITON.replace("return state", "return state if state.is_cuda else x"),
         TRITON.replace("return state", "return state if state.device.type == 'xpu' else x"),
-        # Nothing is bound, perhaps.
-        TRITON.replace("def selective", "if torch:\n  def selective").replace(
-            "\n    k", "\n     k"
-        ),
     ],
 )
 def test_what_may_run_on_any_device_is_left_to_itself(text: str) -> None:
-    text = text.replace("\n    return", "\n     return") if "if torch:" in text else text
     found = rewrite(text, UPDATE)
     assert (found.text, found.applied) == (text, ())
     assert [what for what, _ in found.left_out] == ["selective_state_update"]
 
 
-@pytest.mark.parametrize(
-    ("text", "is_bound"),
-    [
-        ("from .triton.elsewhere import selective_state_update\n", True),
-        ("try:\n    {0}\nexcept ImportError:\n    selective_state_update = None\n", True),
-        ("try:\n    {0}\nexcept ImportError:\n    pass\n", False),
-        ("if x:\n    {0}\nelse:\n    selective_state_update = triton\n", True),
-        ("for _ in x:\n    {0}\n", False),
-        ("", None),
-    ],
+UPDATING = """
+    @triton.jit
+    def kernel(x): pass
+    def selective_state_update(state, x, z=None):
+        kernel[1](state)
+        return state
+"""
+PLACES = (
+    "if True:{0}",
+    "if off:\n    pass\nelse:{0}",
+    "if off:{0}",
+    "try:{0}\nexcept ImportError:\n    selective_state_update = None",
+    "try:{0}\nfinally:\n    pass",
+    "try:\n    import math\nexcept ImportError:\n    pass\nelse:{0}",
+    "try:\n    import not_there\nexcept ImportError:{0}",
+    "with open(__file__):{0}",
+    "for _ in (1,):{0}",
+    "while True:{0}\n    break",
+    "if True:\n  try:{0}\n  finally:\n    pass",
+    "if True:{0}\nselective_state_update = (lambda f: lambda *a, **k: f(*a, **k))("
+    "selective_state_update)",
+    "if True:{0}\ndel selective_state_update",
 )
-def test_a_name_is_bound_anew_only_where_it_is_bound_in_any_case(
-    text: str, is_bound: bool | None
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_function_is_served_wherever_the_module_defines_it(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = "import triton, torch\n" + text.format("selective_state_update = triton.f")
+    """Where the branch is not run there is no name, as in the text itself."""
+    text = f"import torch, triton\noff = False\n{place.format(UPDATING.rstrip())}\n"
     found = rewrite(text, UPDATE)
-    assert ("unchecked(" in found.text) is bool(is_bound)
-    assert len(found.left_out) == (is_bound is not None)
+    ((what, why),) = found.left_out
+    assert what == "selective_state_update" and "where Triton has no kernels for the device" in why
+    path = tmp_path / "copy.py"
+    path.write_text(found.text)
+    made: dict[str, Any] = {"__name__": "fork", "__file__": str(path)}
+    given: list[Any] = []
+
+    class Ops:
+        selective_state_update = None
+
+        @staticmethod
+        def unchecked(own: Any, op: Any, name: str, *order: str) -> Any:
+            given.append((name, order))
+            return "served"
+
+    triton = SimpleNamespace(jit=lambda function: function)
+    monkeypatch.setitem(sys.modules, "triton", triton)
+    monkeypatch.setattr("jetson_mamba.ops", Ops)
+    exec(compile(found.text, str(path), "exec"), made)
+    is_there = place != "if off:{0}" and "del" not in place
+    assert made.get("selective_state_update") == ("served" if is_there else None)
+    assert given == [("selective_state_update", ("state", "x", "z"))] * is_there
+
+
+@pytest.mark.parametrize(
+    "text", ["def f():\n    selective_state_update = triton.f\n", "selective = triton.f\n"]
+)
+def test_nothing_is_said_of_a_name_that_the_module_does_not_bind(text: str) -> None:
+    found = rewrite(f"import torch, triton\n{text}", UPDATE)
+    assert (found.left_out, found.applied) == ((), ())
 
 
 STEP = "import torch\ndef selective_state_update(state, x, z=None):\n    return state"
