@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from operator import is_
 from typing import Any
 
@@ -52,17 +52,18 @@ def checked(
             if passed is not None:
                 case, fits = passed
                 return (scan if fits else _converted(scan, case)), case
-    if chosen is Way.COMPOSED:
-        with untraced():
+    if signature is None:
+        with untraced() if chosen is Way.COMPOSED else nullcontext():
             case = _check(scan, others)
-    else:
+        return _converted(scan, case), case
+    # A mode that sees functions of torch is shown the same at the first call as at the next.
+    with torch._C.DisableTorchFunction():
         case = _check(scan, others)
-    converted = _converted(scan, case)
-    if signature is not None:
-        if len(_passed) >= MAXIMUM_PASSED:
-            _passed.clear()
-        _passed[signature] = (case, all(map(is_, scan[:8], converted)))
-    return converted, case
+        fits = all(map(is_, scan[:8], _converted(scan, case)))
+    if len(_passed) >= MAXIMUM_PASSED:
+        _passed.clear()
+    _passed[signature] = (case, fits)
+    return (scan if fits else _converted(scan, case)), case
 
 
 # By shape, dtype and device of every argument: the case, and whether the dtypes are right as they
