@@ -7,6 +7,7 @@ JSON, one on a line.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -111,6 +112,8 @@ def serve(run: Callable[[Any], Any], ended: Callable[[int], Any]) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     triton_on_cpu.prepare()
+    # Else every child would copy what its collector looks at.
+    gc.freeze()
     for line in sys.stdin:
         answer = in_a_fork(partial(run, json.loads(line)), ended)
         print(json.dumps(answer), flush=True)

@@ -15,7 +15,7 @@ from tests.mutants.texts import TARGETS
 from tests.mutants.verdicts import FORBIDDEN, Verdict
 
 SEED = 1
-OF_EACH_KIND = 9
+OF_EACH_KIND = 6
 LEAST = 1000
 
 
