@@ -1,11 +1,13 @@
 """Runs requests in processes that are forked from one that has everything heavy imported.
 
 A module that answers requests calls :func:`serve` as its main program; whoever has requests calls
-:func:`run_all` with that module's name. Requests and answers are JSON, one on a line.
+:func:`run_all` with that module's name, or keeps :class:`Workers` of it. Requests and answers are
+JSON, one on a line.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -22,6 +24,46 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 SECONDS_FOR_A_REQUEST = 180
 
 
+class Workers:
+    """Processes of a module that answer requests; a context that ends them."""
+
+    def __init__(self, module: str, cache: Path, processes: int = 2) -> None:
+        self._processes = processes
+        self._idle: Queue[subprocess.Popen[str]] = Queue()
+        for _ in range(processes):
+            self._idle.put(_worker(module, cache))
+
+    def run(self, requests: Sequence[Any], done: Callable[[int, Any], None]) -> None:
+        """Run every request and hand over its place and each answer as it comes."""
+
+        def one(place: int) -> None:
+            worker = self._idle.get()
+            try:
+                assert worker.stdin is not None and worker.stdout is not None
+                worker.stdin.write(json.dumps(requests[place]) + "\n")
+                worker.stdin.flush()
+                answer = json.loads(worker.stdout.readline())
+            finally:
+                self._idle.put(worker)
+            done(place, answer)
+
+        with ThreadPoolExecutor(self._processes) as pool:
+            for finished in [pool.submit(one, place) for place in range(len(requests))]:
+                finished.result()
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        while not self._idle.empty():
+            worker = self._idle.get()
+            assert worker.stdin is not None
+            worker.stdin.close()
+            worker.wait()
+            assert worker.stdout is not None
+            worker.stdout.close()
+
+
 def run_all(
     module: str,
     requests: Sequence[Any],
@@ -29,34 +71,9 @@ def run_all(
     done: Callable[[int, Any], None],
     processes: int = 2,
 ) -> None:
-    """Run every request and hand over its place and each answer as it comes."""
-    workers: Queue[subprocess.Popen[str]] = Queue()
-    for _ in range(processes):
-        workers.put(_worker(module, cache))
-
-    def one(place: int) -> None:
-        worker = workers.get()
-        try:
-            assert worker.stdin is not None and worker.stdout is not None
-            worker.stdin.write(json.dumps(requests[place]) + "\n")
-            worker.stdin.flush()
-            answer = json.loads(worker.stdout.readline())
-        finally:
-            workers.put(worker)
-        done(place, answer)
-
-    try:
-        with ThreadPoolExecutor(processes) as pool:
-            for finished in [pool.submit(one, place) for place in range(len(requests))]:
-                finished.result()
-    finally:
-        while not workers.empty():
-            worker = workers.get()
-            assert worker.stdin is not None
-            worker.stdin.close()
-            worker.wait()
-            assert worker.stdout is not None
-            worker.stdout.close()
+    """Run every request in processes that are started for it."""
+    with Workers(module, cache, processes) as workers:
+        workers.run(requests, done)
 
 
 def _worker(module: str, cache: Path) -> subprocess.Popen[str]:
@@ -95,6 +112,8 @@ def serve(run: Callable[[Any], Any], ended: Callable[[int], Any]) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     triton_on_cpu.prepare()
+    # Else every child would copy what its collector looks at.
+    gc.freeze()
     for line in sys.stdin:
         answer = in_a_fork(partial(run, json.loads(line)), ended)
         print(json.dumps(answer), flush=True)

@@ -119,6 +119,9 @@ CORES = [
     if "mlp" not in sizes and "rmsnorm_weight" not in left_out
 ]
 
+# Sizes are symbolic in the same way in all of them: with sequences, and with several groups.
+SYMBOLIC = ("as a Mamba-2 block", "groups")
+
 
 def core_case(case: str) -> tuple[Tensors, dict[str, Any]]:
     tensors, options = mixer_case(case, SEQLEN)
@@ -126,8 +129,10 @@ def core_case(case: str) -> tuple[Tensors, dict[str, Any]]:
     return leaves(tensors, torch.float32), options
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("case", CORES)
+@pytest.mark.parametrize(
+    ("case", "dynamic"),
+    [*((case, False) for case in CORES), *((case, True) for case in SYMBOLIC)],
+)
 def test_a_core_in_one_operator_is_what_its_steps_are(
     case: str, dynamic: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,8 +9,9 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 from tests import forks
 from tests.mutants.registry import KINDS, Mutant, mutants
@@ -38,9 +39,18 @@ def sample(all_of_them: list[Mutant], count: int, seed: int) -> list[Mutant]:
     return chosen
 
 
+@contextmanager
+def workers(processes: int = 2) -> Iterator[forks.Workers]:
+    """The processes that :func:`run` uses."""
+    with tempfile.TemporaryDirectory() as cache:
+        started = forks.Workers("tests.mutants.worker", Path(cache), processes)
+        with started:
+            yield started
+
+
 def run(
     chosen: list[Mutant],
-    processes: int = 2,
+    workers: forks.Workers,
     done: Callable[[Mutant, Finding], None] = lambda *_: None,
 ) -> list[tuple[Mutant, Finding]]:
     """Run mutants, and tell of each as it is done."""
@@ -53,8 +63,7 @@ def run(
         found.append((chosen[place], finding))
         done(chosen[place], finding)
 
-    with tempfile.TemporaryDirectory() as cache:
-        forks.run_all("tests.mutants.worker", chosen, Path(cache), one, processes)
+    workers.run(chosen, one)
     return found
 
 
@@ -104,7 +113,8 @@ def main() -> int:
         if chosen.verbose or finding.verdict in FORBIDDEN:
             print(f"{finding.verdict.name} {mutant.name}: {finding.detail}", flush=True)
 
-    found = run(fitting, chosen.processes, done)
+    with workers(chosen.processes) as started:
+        found = run(fitting, started, done)
     print(table(found, lambda mutant: mutant.kind))
     print(", ".join(f"{each.name.lower()}: {each.value}" for each in Verdict))
     print(f"seed {chosen.seed}, {len(found)} mutants, {time.monotonic() - start:.0f} s")

@@ -8,7 +8,7 @@ from typing import Iterator
 
 from tests.mutants.operands import extension_calls
 from tests.mutants.registry import EXTENSION_USERS, Change, mutation
-from tests.mutants.texts import Text
+from tests.mutants.texts import Text, unparse, walk
 
 # Of the functions of causal_conv1d.cpp_functions, which are Python's.
 KEYWORDS = {
@@ -29,9 +29,9 @@ def statements_of(text: Text) -> list[tuple[ast.stmt, ast.Call]]:
     for call in extension_calls(text):
         inside = [
             node
-            for node in ast.walk(text.tree)
+            for node in walk(text.tree)
             if isinstance(node, (ast.Assign, ast.Return, ast.Expr))
-            and any(each is call for each in ast.walk(node))
+            and any(each is call for each in walk(node))
         ]
         found.append((inside[-1], call))
     return found
@@ -64,7 +64,7 @@ def module_has_a_local_name(text: Text, choice: random.Random) -> Iterator[Chang
 def by_keyword(text: Text, choice: random.Random) -> Iterator[Change]:
     """The arguments after the third are given by name."""
     for place, call in enumerate(extension_calls(text)):
-        names = KEYWORDS.get(ast.unparse(call.func))
+        names = KEYWORDS.get(unparse(call.func))
         if names is not None and len(names) == len(call.args):
             given = list(zip(names[3:], call.args[3:]))
             edits = [text.replace(node, f"{name}={text.of(node)}") for name, node in given]
@@ -109,7 +109,7 @@ def in_a_function_of_its_own(text: Text, choice: random.Random) -> Iterator[Chan
 def calls_of_several_forms(text: Text, choice: random.Random) -> Iterator[Change]:
     """A helper more makes the convolution's call, beside those that are there."""
     for call in extension_calls(text):
-        if "fwd" in ast.unparse(call.func) and "conv" in ast.unparse(call.func):
+        if "fwd" in unparse(call.func) and "conv" in unparse(call.func):
             middle = ", None" * (len(call.args) - 4)
             code = (
                 f"def own_convolution(x, weight, bias):\n"

@@ -7,7 +7,7 @@ import random
 from typing import Iterator
 
 from tests.mutants.registry import EXTENSION_USERS, Change, mutation
-from tests.mutants.texts import Edit, Text
+from tests.mutants.texts import Edit, Text, unparse, walk
 
 EXTENSIONS = ("selective_scan_cuda", "causal_conv1d_cuda")
 COMPILED = {
@@ -20,7 +20,7 @@ def imports_of(text: Text) -> list[tuple[ast.Import, str]]:
     """The statements ``import extension``, and the extension."""
     return [
         (node, alias.name)
-        for node in ast.walk(text.tree)
+        for node in walk(text.tree)
         if isinstance(node, ast.Import)
         for alias in node.names
         if alias.name in EXTENSIONS and len(node.names) == 1 and alias.asname is None
@@ -30,7 +30,7 @@ def imports_of(text: Text) -> list[tuple[ast.Import, str]]:
 def imports_from(text: Text, *modules: str) -> list[ast.ImportFrom]:
     return [
         node
-        for node in ast.walk(text.tree)
+        for node in walk(text.tree)
         if isinstance(node, ast.ImportFrom) and node.module in modules
     ]
 
@@ -65,12 +65,10 @@ def functions_of_the_module(text: Text, choice: random.Random) -> Iterator[Chang
     for node, name in imports_of(text):
         uses = [
             each
-            for each in ast.walk(text.tree)
-            if isinstance(each, ast.Attribute) and ast.unparse(each.value) == name
+            for each in walk(text.tree)
+            if isinstance(each, ast.Attribute) and unparse(each.value) == name
         ]
-        tests = [
-            each for each in ast.walk(text.tree) if isinstance(each, ast.Name) and each.id == name
-        ]
+        tests = [each for each in walk(text.tree) if isinstance(each, ast.Name) and each.id == name]
         used = sorted({each.attr for each in uses} or set(COMPILED[name]))
         inside = {id(each.value) for each in uses}
         edits = [text.replace(each, f"own_{each.attr}") for each in uses]
@@ -89,7 +87,7 @@ def in_functions(text: Text, choice: random.Random) -> Iterator[Change]:
         users = [
             function
             for _, function in text.functions()
-            if any(isinstance(each, ast.Name) and each.id == name for each in ast.walk(function))
+            if any(isinstance(each, ast.Name) and each.id == name for each in walk(function))
         ]
         edits = [text.at_head(function, f"import {name}") for function in users]
         yield Change(name, text.edited(text.remove(node), *edits))
@@ -100,7 +98,7 @@ def again_in_a_function(text: Text, choice: random.Random) -> Iterator[Change]:
     """An extension is imported by the module and once more by a function."""
     for _, name in imports_of(text):
         for function_name, function in text.functions():
-            if any(isinstance(each, ast.Name) and each.id == name for each in ast.walk(function)):
+            if any(isinstance(each, ast.Name) and each.id == name for each in walk(function)):
                 yield Change(
                     f"{name} {function_name}",
                     text.edited(text.at_head(function, f"import {name}")),
@@ -200,7 +198,7 @@ def by_a_dotted_name(text: Text, choice: random.Random) -> Iterator[Change]:
             statement = "import causal_conv1d.cpp_functions"
             edits: list[Edit] = []
             for alias in node.names:
-                for each in ast.walk(text.tree):
+                for each in walk(text.tree):
                     if isinstance(each, ast.Name) and each.id == alias.name:
                         stored = isinstance(each.ctx, ast.Store)
                         new = f"own_{alias.name}" if stored else f"{before}.{alias.name}"

@@ -8,7 +8,7 @@ from typing import Iterator
 
 from tests.mutants.operands import factor
 from tests.mutants.registry import Change, mutation
-from tests.mutants.texts import Function, Text, body_of, calls, parameters
+from tests.mutants.texts import Function, Text, body_of, calls, parameters, unparse, walk
 
 # Targets that launch kernels of their own.
 WITH_KERNELS = (
@@ -22,7 +22,7 @@ def kernels_of(text: Text) -> list[Function]:
     return [
         function
         for _, function in text.functions()
-        if any("jit" in ast.unparse(each) for each in function.decorator_list)
+        if any("jit" in unparse(each) for each in function.decorator_list)
     ]
 
 
@@ -62,7 +62,7 @@ def constant_in_the_kernel(text: Text, choice: random.Random) -> Iterator[Change
     for kernel in kernels_of(text):
         numbers = [
             node
-            for node in ast.walk(kernel)
+            for node in walk(kernel)
             if isinstance(node, ast.Constant) and type(node.value) is float and node.value
         ]
         for node in choice.sample(numbers, min(1, len(numbers))):

@@ -12,7 +12,7 @@ from typing import Iterator
 from tests.mutants.imports import CONV, imports_from, imports_of
 from tests.mutants.registry import EXTENSION_USERS, Change, mutation
 from tests.mutants.signatures import SCALED, applies, functions_of, with_more
-from tests.mutants.texts import Text, with_parameters
+from tests.mutants.texts import Text, unparse, walk, with_parameters
 
 OWN_CONVOLUTION = '''def causal_conv1d_fn(x, weight, bias=None, activation=None, *rest, **options):
     """Somebody's own, which is no convolution."""
@@ -47,10 +47,7 @@ def users_of(text: Text, name: str) -> list[tuple[str, ast.FunctionDef]]:
     return [
         (function_name, function)
         for function_name, function in text.functions()
-        if any(
-            isinstance(node, ast.Call) and ast.unparse(node.func) == name
-            for node in ast.walk(function)
-        )
+        if any(isinstance(node, ast.Call) and unparse(node.func) == name for node in walk(function))
     ]
 
 
@@ -225,7 +222,7 @@ def class_of_another_name_called(text: Text, choice: random.Random) -> Iterator[
     """A local variable with the name of the class holds another."""
     for name, function, _ in functions_of(text):
         for call in applies(function):
-            owner = ast.unparse(call.func).rpartition(".")[0]
+            owner = unparse(call.func).rpartition(".")[0]
             code = (
                 f"class {owner}:\n    @staticmethod\n    def apply(first, *rest):\n"
                 f"        return first * 1.5"

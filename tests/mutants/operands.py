@@ -8,7 +8,7 @@ from typing import Iterator
 
 from tests.mutants.registry import EXTENSION_USERS, Change, mutation
 from tests.mutants.signatures import SCALED, applies, functions_of, returns
-from tests.mutants.texts import Text, calls, parameters
+from tests.mutants.texts import Text, calls, parameters, walk
 
 TENSORS = (
     *("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "x", "dt", "dt_bias", "state"),
@@ -105,7 +105,7 @@ def scaled_result_of_an_extension(text: Text, choice: random.Random) -> Iterator
     """What an extension returned is scaled before it is used."""
     called = {id(each) for each in extension_calls(text)}
     for name, function in text.functions():
-        for statement in ast.walk(function):
+        for statement in walk(function):
             if not isinstance(statement, ast.Assign) or id(statement.value) not in called:
                 continue
             target = statement.targets[0]

@@ -7,7 +7,16 @@ import random
 from typing import Iterator
 
 from tests.mutants.registry import Change, mutation
-from tests.mutants.texts import Function, Parameter, Text, body_of, parameters, with_parameters
+from tests.mutants.texts import (
+    Function,
+    Parameter,
+    Text,
+    body_of,
+    parameters,
+    unparse,
+    walk,
+    with_parameters,
+)
 
 # Multiplies a result, or the first of several, whatever holds it.
 SCALED = '''def own_scaled(result, factor):
@@ -32,13 +41,13 @@ def returns(function: Function) -> list[ast.Return]:
     """The statements that return from a function itself, with a value."""
     inner = {
         id(each)
-        for node in ast.walk(function)
+        for node in walk(function)
         if isinstance(node, (ast.FunctionDef, ast.Lambda)) and node is not function
-        for each in ast.walk(node)
+        for each in walk(node)
     }
     return [
         node
-        for node in ast.walk(function)
+        for node in walk(function)
         if isinstance(node, ast.Return) and node.value is not None and id(node) not in inner
     ]
 
@@ -56,7 +65,7 @@ def trailing_parameter_passed_on(text: Text, choice: random.Random) -> Iterator[
     """A parameter more that goes through the autograd function, as upstream's ``state_dtype``."""
     for name, function, _ in functions_of(text):
         for call in applies(function):
-            owner = ast.unparse(call.func).rpartition(".")[0]
+            owner = unparse(call.func).rpartition(".")[0]
             forward, backward = text.find(f"{owner}.forward"), text.find(f"{owner}.backward")
             if forward is None or backward is None:
                 continue
@@ -237,7 +246,7 @@ def applies(function: Function) -> list[ast.Call]:
     """The calls of ``apply`` of a class in a function."""
     return [
         node
-        for node in ast.walk(function)
+        for node in walk(function)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
         and node.func.attr == "apply"

@@ -9,13 +9,13 @@ from typing import Iterator
 
 from tests.mutants.registry import Change, mutation
 from tests.mutants.signatures import functions_of
-from tests.mutants.texts import Text, body_of
+from tests.mutants.texts import Text, body_of, unparse, walk
 
 
 @mutation()
 def formatted_anew(text: Text, choice: random.Random) -> Iterator[Change]:
     """As a formatter of code writes it, without a comment."""
-    yield Change("", ast.unparse(text.tree) + "\n")
+    yield Change("", unparse(text.tree) + "\n")
 
 
 @mutation()
@@ -41,7 +41,7 @@ def comments(text: Text, choice: random.Random) -> Iterator[Change]:
     edits = [
         text.at_head(function, "# état, 状態\n")
         for _, function in text.functions()
-        if not function.decorator_list or "jit" not in ast.unparse(function.decorator_list[-1])
+        if not function.decorator_list or "jit" not in unparse(function.decorator_list[-1])
     ]
     yield Change("", text.edited(*edits))
 
@@ -68,7 +68,7 @@ def local_variable_renamed(text: Text, choice: random.Random) -> Iterator[Change
             names = sorted(
                 {
                     node.id
-                    for node in ast.walk(function)
+                    for node in walk(function)
                     if isinstance(node, ast.Name)
                     and isinstance(node.ctx, ast.Store)
                     and node.id not in taken

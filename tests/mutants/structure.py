@@ -8,7 +8,7 @@ from typing import Iterator
 
 from tests.mutants.registry import EXTENSION_USERS, Change, mutation
 from tests.mutants.signatures import SCALED, applies, functions_of
-from tests.mutants.texts import Edit, Text, body_of
+from tests.mutants.texts import Edit, Text, body_of, unparse, walk
 
 SCALING_DECORATOR = f'''{SCALED}
 
@@ -92,7 +92,7 @@ def subclassed(text: Text, choice: random.Random) -> Iterator[Change]:
     """The public function applies a subclass that scales, or does not."""
     for name, function, _ in functions_of(text):
         for call in applies(function):
-            owner = ast.unparse(call.func).rpartition(".")[0]
+            owner = unparse(call.func).rpartition(".")[0]
             for times in (1.0, 1.5):
                 code = (
                     f"class OwnFn({owner}):\n    @staticmethod\n"
@@ -137,7 +137,7 @@ def helper_moved(text: Text, choice: random.Random) -> Iterator[Change]:
         if "." in name or name in text.public or not used_in(text, name):
             continue
         source = text.lines_of(function)
-        names = {each.id for each in ast.walk(function) if isinstance(each, ast.Name)}
+        names = {each.id for each in walk(function) if isinstance(each, ast.Name)}
         if function.decorator_list or names & module_names(text):
             continue
         header = "import math\n\nimport torch\nimport torch.nn.functional as F\n"
@@ -153,7 +153,7 @@ def class_moved(text: Text, choice: random.Random) -> Iterator[Change]:
     if text.path not in EXTENSION_USERS:
         return
     for owner in text.autograd_classes():
-        names = {each.id for each in ast.walk(owner) if isinstance(each, ast.Name)}
+        names = {each.id for each in walk(owner) if isinstance(each, ast.Name)}
         if names & module_names(text):
             continue
         until = next(
@@ -221,7 +221,7 @@ def public_function_calls_another(text: Text, choice: random.Random) -> Iterator
 
 
 def used_in(text: Text, name: str) -> bool:
-    return any(isinstance(node, ast.Name) and node.id == name for node in ast.walk(text.tree))
+    return any(isinstance(node, ast.Name) and node.id == name for node in walk(text.tree))
 
 
 def module_names(text: Text) -> set[str]:
@@ -231,5 +231,5 @@ def module_names(text: Text) -> set[str]:
     }
     for node in text.tree.body:
         if isinstance(node, ast.Assign):
-            names |= {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+            names |= {each.id for each in walk(node) if isinstance(each, ast.Name)}
     return names

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import lru_cache
+from typing import Iterator
 
 import pytest
 
-from tests.mutants.__main__ import run, sample
+from tests.forks import Workers
+from tests.mutants.__main__ import run, sample, workers
 from tests.mutants.registry import KINDS, Mutant, mutants
 from tests.mutants.texts import TARGETS
 from tests.mutants.verdicts import FORBIDDEN, Verdict
 
 SEED = 1
-OF_EACH_KIND = 9
+OF_EACH_KIND = 6
 LEAST = 1000
 
 
@@ -31,10 +33,16 @@ def test_every_kind_makes_mutants_of_its_texts_and_no_two_are_the_same() -> None
     assert list(made) == mutants(SEED)
 
 
+@pytest.fixture(scope="module")
+def started() -> Iterator[Workers]:
+    with workers(1) as started:
+        yield started
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_none_is_silently_different_refused_or_worse_off(kind: str) -> None:
+def test_none_is_silently_different_refused_or_worse_off(kind: str, started: Workers) -> None:
     of_this_kind = [mutant for mutant in all_mutants() if mutant.kind == kind]
-    found = run(sample(of_this_kind, OF_EACH_KIND, SEED), processes=1)
+    found = run(sample(of_this_kind, OF_EACH_KIND, SEED), started)
     assert {mutant.name: finding for mutant, finding in found if finding.verdict in FORBIDDEN} == {}
     counts = Counter(finding.verdict for _, finding in found)
     assert len(found) == OF_EACH_KIND

@@ -40,6 +40,19 @@ KERNELS: dict[str, str] = {
     "ops/triton/layer_norm.py": INTERFACE,
 }
 
+
+@lru_cache(maxsize=None)
+def walk(within: ast.AST) -> tuple[ast.AST, ...]:
+    """Every node inside one, which no mutation changes, and itself."""
+    return tuple(ast.walk(within))
+
+
+@lru_cache(maxsize=None)
+def unparse(node: ast.AST) -> str:
+    """A node as ``ast.unparse`` writes it."""
+    return ast.unparse(node)
+
+
 # A text with any of these asks for CUDA, or for what Triton 3 no longer has.
 UNRUNNABLE = ('device="cuda"', "tl.math.log1p")
 
@@ -102,7 +115,7 @@ class Text:
             node
             for node in self.tree.body
             if isinstance(node, ast.ClassDef)
-            and [ast.unparse(base) for base in node.bases] == ["torch.autograd.Function"]
+            and [unparse(base) for base in node.bases] == ["torch.autograd.Function"]
         ]
 
     # Reading
@@ -166,10 +179,10 @@ class Text:
         """Every mention of a name, not of a keyword or an attribute, inside a node."""
         edits = [
             self.replace(node, new)
-            for node in ast.walk(within)
+            for node in walk(within)
             if isinstance(node, ast.Name) and node.id == old
         ]
-        for node in ast.walk(within):
+        for node in walk(within):
             if isinstance(node, ast.arg) and node.arg == old:
                 start = self.extent(node)[0]
                 edits.append(Edit(start, start + len(old), new))
@@ -218,9 +231,7 @@ def body_of(function: Function) -> list[ast.stmt]:
 def calls(within: ast.AST, *names: str) -> list[ast.Call]:
     """The calls of any of the dotted names."""
     return [
-        node
-        for node in ast.walk(within)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in names
+        node for node in walk(within) if isinstance(node, ast.Call) and unparse(node.func) in names
     ]
 
 
