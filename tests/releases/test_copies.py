@@ -130,12 +130,12 @@ def describe(difference: Difference) -> str:
         assert not source.keywords and not copy.body.keywords
         assert isinstance(copy.orelse, ast.Call)
         assert ast.unparse(copy.orelse.func) == f"jetson_mamba.ops.{difference.inside}"
-        given = ", ".join(ast.unparse(each) for each in copy.orelse.keywords)
+        named = ", ".join(ast.unparse(each) for each in copy.orelse.keywords)
         first = ast.unparse(source.args[0])
         fused = "jetson_mamba.ops.may_be_fused(norm=rmsnorm_weight, out_proj=outproj_weight)"
         return {
             f"autograd({first})": "past the autograd function",
-            f"inner_autograd({given})": "past the autograd function",
+            f"inner_autograd({named})": "past the autograd function",
             f"triton_autograd({first})": "past Triton's autograd function",
             f"triton_autograd({first}) and {fused}": "past Triton's autograd function",
             f"norm_autograd({first})": "past Triton's autograd function",
@@ -206,7 +206,7 @@ def test_a_copy_differs_in_the_declared_places_only(version: str, target: str) -
     }
     if target in NORMS:
         gated = target.endswith("_gated")
-        names = ("layer_norm_fn", "layer_norm_linear_fn", "rms_norm_fn")
+        names: tuple[str, ...] = ("layer_norm_fn", "layer_norm_linear_fn", "rms_norm_fn")
         if gated:
             names = ("layernorm_fn", "rmsnorm_fn")
         elif "def layer_norm_linear_fn" not in source.decode():
@@ -295,14 +295,14 @@ def test_the_edits_of_each_release(capsys: pytest.CaptureFixture[str]) -> None:
                 )
             )
     assert len(rows) == 26
-    for version, by_target in rows:
-        counts = dict(zip(TARGETS, by_target))
+    for version, in_order in rows:
+        by_target = dict(zip(TARGETS, in_order))
         later = version >= "2"
-        assert counts[INTERFACE] in (19, 22, 23)
-        assert counts[COMBINED] == (9 if later else None)
+        assert by_target[INTERFACE] in (19, 22, 23)
+        assert by_target[COMBINED] == (9 if later else None)
         # Every release has the norms of its models, and from 2.0 on those of the mixer.
-        assert [counts[each] for each in NORMS] == ([4, None, 3] if later else [None, 4, None])
-        assert counts[ACTIVATIONS] == (3 if version >= "2.0.3" else None)
-        assert counts[UPDATE] == 2
-        blocks = [counts[f"mamba_ssm.modules.{name}"] for name in BLOCKS]
+        assert [by_target[each] for each in NORMS] == ([4, None, 3] if later else [None, 4, None])
+        assert by_target[ACTIVATIONS] == (3 if version >= "2.0.3" else None)
+        assert by_target[UPDATE] == 2
+        blocks = [by_target[f"mamba_ssm.modules.{name}"] for name in BLOCKS]
         assert blocks == ([3, 3, 2] if later else [3, None, None])

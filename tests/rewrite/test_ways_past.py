@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import jetson_mamba
 from jetson_mamba import copies
 from jetson_mamba.rewrite import LeftOut, Override, rewrite
 from tests.rewrite.known import rewrite_as_known
@@ -184,7 +185,7 @@ def test_a_function_is_served_wherever_the_module_defines_it(
 
     triton = SimpleNamespace(jit=lambda function: function)
     monkeypatch.setitem(sys.modules, "triton", triton)
-    monkeypatch.setattr("jetson_mamba.ops", Ops)
+    monkeypatch.setattr(jetson_mamba, "ops", Ops, raising=False)
     exec(compile(found.text, str(path), "exec"), made)
     is_there = place != "if off:{0}" and "del" not in place
     assert made.get("selective_state_update") == ("served" if is_there else None)
