@@ -165,7 +165,8 @@ def test_whichever_way_a_function_takes_what_tells_it(parameters: str, event: st
 
 @pytest.mark.parametrize("ending", ["", "  # a comment", "; y = 1"])
 def test_an_expression_over_lines_may_end_its_statement(ending: str) -> None:
-    text = f"import torch\ndef f(enable_timing):\n    e = torch \\\n .cuda.Event{ending}\n    return e\n"
+    body = f"    e = torch \\\n .cuda.Event{ending}\n    return e\n"
+    text = f"import torch\ndef f(enable_timing):\n{body}"
     found = rewrite(text, GENERATION).text
     assert "e = jetson_mamba.compat.cuda_events.event" in found
     assert found.count("\n") == text.count("\n")
