@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 
 from jetson_mamba import copies
-from jetson_mamba.rewrite import rewrite
+from jetson_mamba.rewrite import Refused, rewrite
 from tests.rewrite.known import rewrite_as_known
 
 INTERFACE = copies.override("mamba_ssm.ops.selective_scan_interface")
@@ -60,6 +60,16 @@ def test_the_arguments_of_a_call_are_told_apart(called: str, around: str) -> Non
             ast.parse(f"import jetson_mamba.ops\ndef function():\n    {meant}\n    last = 1")
         )
         assert found.count("\n") == text.count("\n")
+
+
+def test_a_call_in_an_f_string_is_replaced_or_refused() -> None:
+    text = f"import causal_conv1d_cuda\ndef f(x):\n    return f'{{{NAME}(x, x, x, 1, 2, 3, x)}}'\n"
+    try:
+        found = rewrite(text, INTERFACE).text
+    except Refused as refused:
+        assert "line 3 cannot be told apart" in str(refused)
+    else:
+        assert "activation=" in found
 
 
 @pytest.mark.parametrize("flag", FLAGS)
