@@ -66,6 +66,8 @@ def _bound_names(module: ModuleType) -> Iterator[str]:
         yield from (name for name in NAMES if name in vars(module))
         return
     for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and any(map(_names_extension, ast.walk(node.value))):
+            yield from (target.id for target in node.targets if isinstance(target, ast.Name))
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and not node.level:
@@ -78,6 +80,12 @@ def _bound_names(module: ModuleType) -> Iterator[str]:
                 yield from (
                     NAMES if alias.name == "*" else [alias.asname or alias.name.partition(".")[0]]
                 )
+
+
+def _names_extension(node: ast.AST) -> bool:
+    """Whether a node is a string with the name of an extension's module, as for an import."""
+    value = getattr(node, "value", None) if isinstance(node, ast.Constant) else None
+    return isinstance(value, str) and value.partition(".")[0] in EXTENSIONS
 
 
 class _Explained:

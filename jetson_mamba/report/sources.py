@@ -15,6 +15,7 @@ from typing import Iterator
 
 from jetson_mamba.finder import TARGETS
 from jetson_mamba.report.installed import module_file
+from jetson_mamba.rewrite import nodes
 
 # At the start of a line: what is indented is guarded, or waits until it is needed.
 IMPORT = re.compile(r"^(?:from\s+([\w.]+)\s+import\s+([^\n#]*)|import\s+([\w.]+))", re.MULTILINE)
@@ -173,7 +174,6 @@ def _own_parameters(package: str) -> tuple[str, ...]:
         if isinstance(node, ast.ClassDef) and node.name == "Mamba":
             for method in node.body:
                 if isinstance(method, ast.FunctionDef) and method.name == "__init__":
-                    arguments = (*method.args.args, *method.args.kwonlyargs)
-                    names = (argument.arg for argument in arguments)
+                    names = nodes.named(method.args)
                     return tuple(name for name in names if name not in PARAMETERS_OF_MAMBA)
     return ()

@@ -181,6 +181,8 @@ def _argument_extents(draft: Draft, node: ast.Call) -> list[tuple[int, int]]:
     opening = bisect_left(tokens, (draft.extent(node.func)[1],))
     while tokens[opening].string == ")":
         opening += 1
+    if tokens[opening].string != "(":  # inside an f-string, which is one token before Python 3.12
+        raise Refused(f"the arguments of the call on line {node.lineno} cannot be told apart")
     extents: list[tuple[int, int]] = []
     for argument in (*node.args, *node.keywords):
         value = argument.value if isinstance(argument, ast.keyword) else argument

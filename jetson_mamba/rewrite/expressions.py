@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from jetson_mamba.rewrite import nodes
 from jetson_mamba.rewrite.edit import CORE
-from jetson_mamba.rewrite.functions import named
 
 if TYPE_CHECKING:
     from jetson_mamba.rewrite.draft import Draft
@@ -41,7 +40,7 @@ class Expression(NamedTuple):
         for function in ast.walk(draft.tree):
             if not isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 continue
-            if self.parameter not in named(function.args):
+            if self.parameter not in nodes.named(function.args):
                 continue
             for node in ast.walk(function):
                 if (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from typing import TYPE_CHECKING
 
+from jetson_mamba.rewrite import nodes
 from jetson_mamba.rewrite.edit import Edit, NotTaken
 
 if TYPE_CHECKING:
@@ -39,12 +40,7 @@ def parameters(function: ast.FunctionDef, name: str) -> list[str]:
     """
     if function.args.vararg or function.args.kwarg:
         raise NotTaken(name, "it takes a variable number of arguments")
-    return named(function.args)
-
-
-def named(arguments: ast.arguments) -> list[str]:
-    """The names of parameters: by position only, either way and by name only."""
-    return [each.arg for each in arguments.posonlyargs + arguments.args + arguments.kwonlyargs]
+    return nodes.named(function.args)
 
 
 def _order(tree: ast.Module, name: str) -> list[str]:

@@ -85,6 +85,11 @@ def blocks(statement: ast.stmt) -> Iterator[list[ast.stmt]]:
         yield case.body
 
 
+def named(arguments: ast.arguments) -> list[str]:
+    """The names of parameters: by position only, either way and by name only."""
+    return [each.arg for each in arguments.posonlyargs + arguments.args + arguments.kwonlyargs]
+
+
 def is_none(node: ast.AST | None) -> bool:
     """Whether an expression is the constant None."""
     return isinstance(node, ast.Constant) and node.value is None

@@ -101,10 +101,15 @@ OFF = {"JETSON_MAMBA_STAND_IN": "off"}
 def outcome(sandbox: Sandbox, call: str, text: str, python: str | None = None) -> str:
     """The class of the error that a call ends in, and its message."""
     sandbox.interface.write_text(text)
+    any_form = sandbox.site / "ops" / "any_form"
+    any_form.mkdir(parents=True, exist_ok=True)
+    for name in ("__init__", "selective_scan_cuda", "causal_conv1d_cuda"):
+        (any_form / f"{name}.py").touch()
     done = sandbox.run(
         f"""
         import inspect, pickle, warnings
         warnings.simplefilter("ignore")
+        sys.modules["jetson_mamba.ops"].__path__ = [{str(sandbox.site / "ops")!r}]
         import {TARGET} as module
         try:
             print("returned", {call})
@@ -225,3 +230,107 @@ def test_with_the_stand_ins_a_refused_text_runs(sandbox: Sandbox) -> None:
     sandbox.interface.write_text(GUARDED)
     done = sandbox.run(f"import {TARGET} as module\nprint(module.scan is None)")
     assert done.stderr.count("RuntimeWarning") == 1
+
+
+STARS = (
+    """
+try:
+    from causal_conv1d import *
+    from causal_conv1d.cpp_functions import *
+except ImportError:
+    causal_conv1d_fn = None
+import selective_scan_cuda
+def called(x):
+    return causal_conv1d_fn(x, x)
+def served(x):
+    return selective_scan_cuda
+""",
+    """
+import contextlib, selective_scan_cuda
+with contextlib.suppress(ImportError):
+    from causal_conv1d import *
+def called(x):
+    return causal_conv1d_fn(x, x)
+def served(x):
+    return selective_scan_cuda
+""",
+    """
+import selective_scan_cuda
+causal_conv1d_update_function = None
+try:
+    from causal_conv1d.cpp_functions import *
+except ImportError:
+    pass
+class called:
+    def __init__(self, x):
+        causal_conv1d_update_function(x)
+def served(x):
+    return selective_scan_cuda
+""",
+)
+
+
+@pytest.mark.parametrize("text", STARS)
+def test_in_a_copy_a_star_that_brings_nothing_says_both(sandbox: Sandbox, text: str) -> None:
+    """The rest of the text is served."""
+    said = outcome(sandbox, "module.called(1)", text).splitlines()[0]
+    assert said.startswith("MissingExtension True causal_conv1d_")
+    assert f"the modified copy of {TARGET} leaves as it is: the import of causal_conv1d on" in said
+    assert "nothing of jetson_mamba stands for *" in said and "What to do: " in said
+    assert outcome(sandbox, "module.served(1)", text).startswith("returned <module 'jetson_mamba.")
+
+
+FOUND = """
+import {0}
+if {1}:
+    import selective_scan_cuda as scan
+else:
+    scan = None
+def called(x):
+    return scan
+"""
+
+
+@pytest.mark.parametrize(
+    ("imports", "condition"),
+    [
+        ("importlib.util", 'importlib.util.find_spec("selective_scan_cuda")'),
+        ("importlib.util", 'importlib.util.find_spec("selective_scan_cuda") is not None'),
+        ("importlib.util as u", "not u.find_spec('selective_scan_cuda') is None"),
+        ("sys; from importlib.util import find_spec", 'find_spec("selective_scan_cuda")'),
+        ("sys; from importlib import util", 'util.find_spec(\n    "selective_scan_cuda"  # it\n)'),
+        ("importlib as i", 'i.import_module("selective_scan_cuda")'),
+    ],
+)
+def test_what_is_asked_for_by_its_name_is_found(
+    sandbox: Sandbox, imports: str, condition: str
+) -> None:
+    """Also without stand-ins: what the copy imports is there."""
+    text = FOUND.format(imports, condition)
+    assert outcome(sandbox, "module.called(1)", text).startswith(
+        "returned <module 'jetson_mamba.ops.any_form.selective_scan_cuda'"
+    )
+
+
+def test_what_a_star_imports_is_found_only_where_it_is(sandbox: Sandbox) -> None:
+    text = """
+import importlib.util, selective_scan_cuda
+if importlib.util.find_spec("causal_conv1d"):
+    from causal_conv1d import *
+"""
+    assert outcome(sandbox, "1", text) == "returned 1"
+
+
+def test_an_import_by_another_way_says_both(sandbox: Sandbox) -> None:
+    text = """
+import selective_scan_cuda
+try:
+    own = __import__("causal_conv1d_cuda")
+except ImportError:
+    own = None
+def called(x):
+    return own.causal_conv1d_fwd(x)
+"""
+    said = outcome(sandbox, "module.called(1)", text).splitlines()[0]
+    assert said.startswith("MissingExtension True own cannot be imported here, and")
+    assert "causal_conv1d_cuda in a string on line 4 (it is no import)" in said

@@ -218,7 +218,7 @@ def bound_anew(text: Text, choice: random.Random) -> Iterator[Change]:
             yield Change(name, text.edited(*edits, text.after(node, code)))
 
 
-@mutation(*EXTENSION_USERS, refusable="the module's name is a string")
+@mutation(*EXTENSION_USERS)
 def by_importlib(text: Text, choice: random.Random) -> Iterator[Change]:
     """``importlib.import_module("selective_scan_cuda")``."""
     for node, name in imports_of(text):
@@ -226,7 +226,7 @@ def by_importlib(text: Text, choice: random.Random) -> Iterator[Change]:
         yield Change(name, text.edited(text.replace(node, new)))
 
 
-@mutation(*EXTENSION_USERS, refusable="the module's name is a string")
+@mutation(*EXTENSION_USERS)
 def where_it_is_found(text: Text, choice: random.Random) -> Iterator[Change]:
     """An import under the condition that ``importlib.util.find_spec`` finds the module."""
     for node, name in imports_of(text):

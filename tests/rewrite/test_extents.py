@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 
 from jetson_mamba import copies
-from jetson_mamba.rewrite import rewrite
+from jetson_mamba.rewrite import Refused, rewrite
 from tests.rewrite.known import rewrite_as_known
 
 INTERFACE = copies.override("mamba_ssm.ops.selective_scan_interface")
@@ -60,6 +60,16 @@ def test_the_arguments_of_a_call_are_told_apart(called: str, around: str) -> Non
             ast.parse(f"import jetson_mamba.ops\ndef function():\n    {meant}\n    last = 1")
         )
         assert found.count("\n") == text.count("\n")
+
+
+def test_a_call_in_an_f_string_is_replaced_or_refused() -> None:
+    text = f"import causal_conv1d_cuda\ndef f(x):\n    return f'{{{NAME}(x, x, x, 1, 2, 3, x)}}'\n"
+    try:
+        found = rewrite(text, INTERFACE).text
+    except Refused as refused:
+        assert "line 3 cannot be told apart" in str(refused)
+    else:
+        assert "activation=" in found
 
 
 @pytest.mark.parametrize("flag", FLAGS)
@@ -165,7 +175,8 @@ def test_whichever_way_a_function_takes_what_tells_it(parameters: str, event: st
 
 @pytest.mark.parametrize("ending", ["", "  # a comment", "; y = 1"])
 def test_an_expression_over_lines_may_end_its_statement(ending: str) -> None:
-    text = f"import torch\ndef f(enable_timing):\n    e = torch \\\n .cuda.Event{ending}\n    return e\n"
+    body = f"    e = torch \\\n .cuda.Event{ending}\n    return e\n"
+    text = f"import torch\ndef f(enable_timing):\n{body}"
     found = rewrite(text, GENERATION).text
     assert "e = jetson_mamba.compat.cuda_events.event" in found
     assert found.count("\n") == text.count("\n")
