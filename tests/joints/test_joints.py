@@ -6,19 +6,24 @@ from typing import Iterator
 
 import pytest
 
-from tests.joints.declared import joints
+from tests.joints.declared import BLOCKS, joints
 from tests.joints.page import PAGE
 from tests.joints.rows import Judge
 from tests.joints.subjects import SUBJECTS
 
 EVERY = joints()
+# Whole models take torch.compile many times as long as a block; ``make joints`` has them all.
+COMPILED = "compiling"
 
 
 def chosen() -> list[tuple[str, str]]:
-    """Each joint that is not slow with the next of its subjects in turn."""
+    """Each joint that is not slow with the next of its subjects in turn; blocks where compiled."""
     rows = []
     for number, joint in enumerate(each for each in EVERY.values() if not each.slow):
         subjects = [name for name, kind in SUBJECTS.items() if joint.fits(name, kind)]
+        if joint.area == COMPILED:
+            small = [name for name in subjects if SUBJECTS[name] == BLOCKS]
+            subjects = small or subjects
         rows.append((joint.name, subjects[number % len(subjects)]))
     return rows
 
