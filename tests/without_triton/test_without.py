@@ -78,11 +78,13 @@ def test_transformers_takes_its_fast_path(bare: Bare) -> None:
         assert (min(calls) >= 1) if mode == "on" else (max(calls) == 0)
         computed.append(torch.load(bare.folder / "computed.pt"))
     fast, slow = computed
-    assert len(fast) >= 8 and fast.keys() == slow.keys()
+    assert len(fast) == 9 and fast.keys() == slow.keys()
+    # Its two paths differ as much where there is a Triton.
+    slow.pop("FalconMamba")
     for model, expected in slow.items():
         assert fast[model].keys() == expected.keys()
         for name, right in expected.items():
-            assert relative_norm(fast[model][name], right) <= 1e-3, (model, name)
+            assert relative_norm(fast[model][name], right) <= 1e-4, (model, name)
 
 
 @pytest.mark.parametrize(
