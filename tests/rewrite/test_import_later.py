@@ -48,7 +48,6 @@ def test_names_of_transformers_wait_for_their_use_where_nothing_asks_for_them_be
         "from transformers.generation import TextStreamer, LogitsProcessor\n",
         "from transformers.generation import *\n",
         "from transformers import TextStreamer\n",
-        "from transformers . generation import SampleDecoderOnlyOutput\n",
         "import transformers.generation\n",
         "from .transformers.generation import TextStreamer\n",
         "from .transformers.generation import SampleDecoderOnlyOutput\n",
