@@ -18,7 +18,7 @@ from tests.joints.measures import (
     same,
     trained,
 )
-from tests.joints.subjects import SEQLEN, WIDTH, Subject, hooked
+from tests.joints.subjects import SEQLEN, STATE, WIDTH, Subject, hooked
 
 
 class Plain(torch.Tensor):
@@ -209,7 +209,9 @@ def _not_finite(s: Subject, step: int, x: Tensor) -> Results:
         return {"out": out}
     clean = out_of(module, s.x)
     if hooked():  # the sums of a twin take in later steps, with a factor of 0
-        same("earlier steps", out[0, :step], clean[0, :step])
+        # A chunk of Mamba-2 is a product of matrices, which takes in the whole of it.
+        first = step if s.name.endswith("Mamba") else step - step % STATE["chunk_size"]
+        same("earlier steps", out[0, :first], clean[0, :first])
         if out[0, step].isfinite().all():
             raise Wrong(f"step {step}: expected what is not finite, found finite numbers")
     same("other samples", out[1:], clean[1:])
@@ -219,8 +221,8 @@ def _not_finite(s: Subject, step: int, x: Tensor) -> Results:
 @joint("NaN in one sample stays in it")
 def nan(s: Subject) -> Results:
     x = s.x.clone()
-    x[0, 3] = float("nan")
-    return _not_finite(s, 3, x)
+    x[0, 6] = float("nan")
+    return _not_finite(s, 6, x)
 
 
 @joint("infinity at one step")
