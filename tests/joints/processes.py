@@ -62,7 +62,7 @@ def fork_after_calls(s: Subject) -> Results:
 @joint("one OutOfMemoryError, and then memory")
 def out_of_memory_once(s: Subject) -> Results:
     module = s.module().eval()
-    places = [(torch, "cumsum"), (torch, "einsum"), (torch, "exp")]
+    places: list[tuple[Any, str]] = [(torch, "cumsum"), (torch, "einsum"), (torch, "exp")]
     places += [(torch.Tensor, "cumsum"), (torch.Tensor, "exp")]
     real = [getattr(place, name) for place, name in places]
     raised: list[bool] = []
