@@ -37,6 +37,9 @@ def calling_modules(
 
     @wraps(otherwise)
     def call(self: nn.Module, *given: Any, **named: Any) -> Any:
+        hidden_states = given[0] if given else named.get("hidden_states")
+        if getattr(hidden_states, "is_meta", False) and "in_proj" in multiplied:
+            _check_all_are_meta(self)
         hook = _hook_of_convolution(self)
         if hook is None and _are_plain(self, multiplied):
             return otherwise(self, *given, **named)
@@ -47,13 +50,21 @@ def calling_modules(
         if named.get("seq_idx") is not None or any(_is_index(each) for each in given[1:]):
             result = otherwise(self, *given, **named)
         else:
-            hidden_states = given[0] if given else named.get("hidden_states")
             result = method(_View(self, hidden_states, no_bias), *given, **named)
         if hook is not None:
             hook.post_forward(self.conv1d, ())
         return result
 
     return call
+
+
+def _check_all_are_meta(block: nn.Module) -> None:
+    """Raise where torch would multiply a weight by a meta tensor, to numbers out of nowhere."""
+    weight = getattr(block._modules.get("in_proj"), "weight", None)
+    if isinstance(weight, Tensor) and not weight.is_meta:
+        raise ValueError(
+            f"hidden_states: expected the device of in_proj.weight, {weight.device}, found meta"
+        )
 
 
 def _hook_of_convolution(block: nn.Module) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from typing import Any, Callable
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,19 @@ Results = dict[str, Any]
 
 class Wrong(Exception):
     """What came of a joint is not what the same module gives without it."""
+
+
+class Unsupported(Exception):
+    """torch has no rule for an operation with such tensors."""
+
+
+@contextmanager
+def by_any_error() -> Iterator[None]:
+    """Any error inside is ``Unsupported``: which operation meets it first makes no difference."""
+    try:
+        yield
+    except Exception as error:
+        raise Unsupported(f"{type(error).__name__}: {error}") from error
 
 
 def same(what: str, actual: Tensor, expected: Tensor, tolerance: float | None = None) -> None:

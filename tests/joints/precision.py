@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Callable
 
 import torch
 from torch import Tensor, nn
 
 from tests.joints.declared import BLOCKS, MODELS, joint
-from tests.joints.measures import Results, loss, named, out_of, trained
-from tests.joints.subjects import Subject, mixers
+from tests.joints.measures import Results, loss, named, out_of, same, trained
+from tests.joints.subjects import Subject, hooked, mixers
 
 LOW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -25,6 +25,29 @@ def _in_training(s: Subject, module: nn.Module, dtype: torch.dtype) -> Results:
         return out.float()
 
     return trained(module, s.x, call)
+
+
+def _over_draws(
+    module: nn.Module, x: Tensor, call: Callable[[Tensor], Tensor] | None = None
+) -> Results:
+    """Training on each of several inputs and weights, whose results are stacked.
+
+    A gradient of a few numbers, each a sum in which much cancels, is off by chance in a single
+    draw: by 2 % or by 7 %, with kernels or without.
+    """
+    found: list[Results] = []
+    for draw in range(8):
+        module.zero_grad()
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.copy_(parameter.flatten().roll(draw).view_as(parameter))
+        generator = torch.Generator().manual_seed(draw)
+        drawn = x if not draw else torch.randn(x.shape, generator=generator)
+        found.append(trained(module, drawn.to(x.dtype), call))
+    return {
+        name: None if first is None else torch.stack([each[name] for each in found])
+        for name, first in found[0].items()
+    }
 
 
 @joint("autocast to bfloat16, training", rounded=True)
@@ -74,7 +97,7 @@ def autocast_low_weights(s: Subject) -> Results:
             out: Tensor = module(x.to(s.low(torch.bfloat16)))
         return out.float()
 
-    return trained(module, s.x, call)
+    return _over_draws(module, s.x, call)
 
 
 @joint("float64 weights")
@@ -85,7 +108,7 @@ def float64(s: Subject) -> Results:
 @joint("bfloat16 weights", rounded=True)
 def bfloat16(s: Subject) -> Results:
     dtype = s.low(torch.bfloat16)
-    return trained(s.module().to(dtype), s.x.to(dtype))
+    return _over_draws(s.module().to(dtype), s.x.to(dtype))
 
 
 @joint("float16 weights", rounded=True)
@@ -107,7 +130,7 @@ def mixed(s: Subject) -> Results:
     for name, parameter in module.named_parameters():
         if name.endswith(("A_log", "D", "dt_bias")):
             parameter.data = parameter.data.float()
-    return trained(module, s.x.to(dtype))
+    return _over_draws(module, s.x.to(dtype))
 
 
 @joint("a bias of conv1d in another dtype", rounded=True, on=(BLOCKS, MODELS))
@@ -208,9 +231,15 @@ def large_decays(s: Subject) -> Results:
     module = s.module()
     with torch.no_grad():
         for mixer in mixers(module):
+            mixer.A_log.fill_(10.0)
+        # Where every state is gone at the next step, how fast it went makes no difference.
+        out = out_of(module, s.x)
+        for mixer in mixers(module):
             mixer.A_log.fill_(89.0)
-    out = out_of(module, s.x)
-    return {"out": out, "nan": bool(out.isnan().any())}
+    found = out_of(module, s.x)
+    if hooked():  # transformers' own sums of decays are no numbers here
+        same("decays beyond float32", found, out)
+    return {"out": out}
 
 
 @joint("steps of zero and of thousands")

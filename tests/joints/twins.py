@@ -120,7 +120,7 @@ class Mamba(Block):
     def selected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """dt, B and C of each step, in float64."""
         dt, B, C = self.x_proj(x).split([self.rank, self.d_state, self.d_state], -1)
-        dt = F.softplus(F.linear(dt, self.dt_proj.weight).double() + self.dt_proj.bias.double())
+        dt = F.softplus(self.dt_proj(dt).double())
         return dt, B.double(), C.double()
 
     def mixed(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
