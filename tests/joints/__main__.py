@@ -10,9 +10,10 @@ import argparse
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.joints.declared import AREAS, joints
+from tests.joints.declared import AREAS, Joint, joints
 from tests.joints.page import PAGE, page
 from tests.joints.rows import Judge
 from tests.joints.subjects import SUBJECTS
@@ -27,6 +28,7 @@ def main() -> int:
     parser.add_argument("--area", default="", choices=["", *AREAS], help="one file of joints")
     parser.add_argument("--list", action="store_true", help="name the joints and subjects")
     parser.add_argument("--all", action="store_true", help="print the rows that pass as well")
+    parser.add_argument("--processes", type=int, default=1, help="how many rows at a time")
     chosen = parser.parse_args()
     every = joints()
     names = [
@@ -46,13 +48,17 @@ def main() -> int:
     ]
     found: dict[tuple[str, str], Judged] = {}
     start = time.monotonic()
-    with tempfile.TemporaryDirectory() as cache, Judge(Path(cache)) as judge:
-        for joint, subject in rows:
-            judged = found[joint.name, subject] = judge(joint, subject)
-            if chosen.all or not judged.verdict.passes:
-                print(
-                    f"{judged.verdict.value}: {joint.name} | {subject} | {judged.why}", flush=True
-                )
+
+    def judge_each(part: list[tuple[Joint, str]]) -> None:
+        with tempfile.TemporaryDirectory() as cache, Judge(Path(cache)) as judge:
+            for joint, subject in part:
+                judged = found[joint.name, subject] = judge(joint, subject)
+                if chosen.all or not judged.verdict.passes:
+                    line = f"{judged.verdict.value}: {joint.name} | {subject} | {judged.why}"
+                    print(line, flush=True)
+
+    with ThreadPoolExecutor(chosen.processes) as pool:
+        list(pool.map(judge_each, (rows[i :: chosen.processes] for i in range(chosen.processes))))
     passing = sum(judged.verdict.passes for judged in found.values())
     print(f"{passing} of {len(found)} rows pass, {time.monotonic() - start:.0f} s")
     if not (chosen.joint or chosen.subject or chosen.area):
