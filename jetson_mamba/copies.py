@@ -222,6 +222,7 @@ def _own_digest() -> bytes:
 
     That is in the rewriter and among the modules of this package, all of which are taken.
     """
+    overrides.check()
     digest = hashlib.sha256()
     declared = overrides.folder()
     package = declared.parent / "jetson_mamba"

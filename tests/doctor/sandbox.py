@@ -65,6 +65,8 @@ class version:
 
 
 class cuda:
+    OutOfMemoryError = type("OutOfMemoryError", (RuntimeError,), {})
+    is_initialized = staticmethod(lambda: False)
     is_available = staticmethod(lambda: {available})
     device_count = staticmethod(lambda: int({available}))
     get_device_properties = staticmethod(

@@ -496,7 +496,7 @@ def test_a_text_that_is_not_understood(machine: Machine) -> None:
     shutil.copytree(REPOSITORY / "jetson_mamba" / "stand_in", machine.site / "mamba_ssm")
     (machine.site / "mamba_ssm" / "ops").mkdir()
     (machine.site / "mamba_ssm" / "ops" / "selective_scan_interface.py").write_text(
-        "import selective_scan_cuda\nhandle = selective_scan_cuda\n"
+        "import causal_conv1d_cuda\ndef f(x):\n    return causal_conv1d_cuda.causal_conv1d_fwd(x)\n"
     )
     report = machine.examine(hook=True)
     (finding,) = (each for each in report["findings"] if each["symptom"] == "copy-refused")

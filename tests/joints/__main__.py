@@ -7,6 +7,7 @@ table of the documentation.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import tempfile
 import time
@@ -28,7 +29,9 @@ def main() -> int:
     parser.add_argument("--area", default="", choices=["", *AREAS], help="one file of joints")
     parser.add_argument("--list", action="store_true", help="name the joints and subjects")
     parser.add_argument("--all", action="store_true", help="print the rows that pass as well")
+    parser.add_argument("--sample", action="store_true", help="the rows of make test")
     parser.add_argument("--processes", type=int, default=1, help="how many rows at a time")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no row after these")
     chosen = parser.parse_args()
     every = joints()
     names = [
@@ -46,12 +49,18 @@ def main() -> int:
         for subject in subjects
         if every[joint].fits(subject, SUBJECTS[subject])
     ]
+    if chosen.sample:
+        from tests.joints.test_joints import ROWS
+
+        rows = [(joint, subject) for joint, subject in rows if (joint.name, subject) in ROWS]
     found: dict[tuple[str, str], Judged] = {}
     start = time.monotonic()
 
     def judge_each(part: list[tuple[Joint, str]]) -> None:
         with tempfile.TemporaryDirectory() as cache, Judge(Path(cache)) as judge:
             for joint, subject in part:
+                if time.monotonic() - start > chosen.seconds:
+                    return
                 judged = found[joint.name, subject] = judge(joint, subject)
                 if chosen.all or not judged.verdict.passes:
                     line = f"{judged.verdict.value}: {joint.name} | {subject} | {judged.why}"

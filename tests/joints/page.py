@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Mapping
 
@@ -24,18 +27,26 @@ BEGINNING = """\
 
 What one does with a model, each with every kind of model: ✓ the numbers are those that there are \
 without the hook (of plain torch for mamba_ssm, which does not run without it), = it raises the \
-same error as without, ! it is refused with what to do instead. An empty cell is one that has no \
-meaning.
+same error as without, ! it is refused with what to do instead, **worse** or **differs** it is not \
+as good as without, ? it was not run this time. An empty cell is one that has no meaning.
+
+{run}
 
 The columns: {subjects}.
 """
 
 
 def page(found: Mapping[tuple[str, str], Judged]) -> str:
-    """The text of the page, from the verdict of each joint and subject."""
+    """The text of the page, from the verdict of each joint and subject that was run."""
+    passing = sum(judged.verdict.passes for judged in found.values())
+    run = (
+        f"`make joints`, {date.today()}: Python {platform.python_version()}, "
+        f"torch {version('torch')}, transformers {version('transformers')}, on a CPU: {passing} of "
+        f"{len(found)} rows pass."
+    )
     numbers = [str(number) for number in range(1, len(SUBJECTS) + 1)]
     columns = ", ".join(f"{number} {name}" for number, name in zip(numbers, SUBJECTS))
-    parts = [BEGINNING.format(subjects=columns)]
+    parts = [BEGINNING.format(subjects=columns, run=run)]
     for area, heading in AREAS.items():
         parts.append(
             f"\n## {heading}\n\n| | {' | '.join(numbers)} |\n|{' --- |' * (len(numbers) + 1)}\n"
@@ -43,7 +54,9 @@ def page(found: Mapping[tuple[str, str], Judged]) -> str:
         for name, joint in joints().items():
             if joint.area == area:
                 signs = [
-                    SIGNS[found[name, subject].verdict] if (name, subject) in found else ""
+                    SIGNS[found[name, subject].verdict]
+                    if (name, subject) in found
+                    else "?" * joint.fits(subject, SUBJECTS[subject])
                     for subject in SUBJECTS
                 ]
                 parts.append(f"| {name} | {' | '.join(signs)} |\n")

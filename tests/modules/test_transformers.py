@@ -46,7 +46,7 @@ def test_models_are_trained_as_without_the_hook(tmp_path: Path) -> None:
     found = models(tmp_path / "on", release_path("2.3.2.post1"))
     right = models(tmp_path / "off", JETSON_MAMBA="off")
     assert found.keys() == right.keys()
-    assert len(found) == 115
+    assert len(found) == 119
     different = {
         f"{name}: {each}": relative_norm(found[name].get(each, torch.empty(0)), value)
         for name, values in right.items()

@@ -44,6 +44,7 @@ def test_every_release_is_bundled_once_for_each_text_and_what_it_reaches(site: P
         "ssd_combined": 13,
         "generation": 6,
         "hf": 1,
+        "k_activations": 3,
         "layer_norm": 4,
         "layernorm": 3,
         "layernorm_gated": 1,
