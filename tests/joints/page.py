@@ -40,7 +40,7 @@ def page(found: Mapping[tuple[str, str], Judged]) -> str:
     """The text of the page, from the verdict of each joint and subject that was run."""
     passing = sum(judged.verdict.passes for judged in found.values())
     run = (
-        f"`make joints`, {date.today()}: Python {platform.python_version()}, "
+        f"`python -m tests.joints`, {date.today()}: Python {platform.python_version()}, "
         f"torch {version('torch')}, transformers {version('transformers')}, on a CPU: {passing} of "
         f"{len(found)} rows pass."
     )
