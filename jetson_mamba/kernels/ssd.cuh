@@ -1,0 +1,448 @@
+// What the kernels of Mamba-2's scan share: tiles in shared memory, fragments of them, the steps of
+// a chunk. The algebra is told in docs/kernels.md.
+//
+// Definitions: NUMBER (that of x, B, C, z and the output), GIVEN and MADE (of how many 16-bit numbers
+// a product takes one that is read from memory, or that is computed), HEADDIM, DSTATE, CHUNK (steps that are worked on at once, 32 or 64), STAGES (chunks in shared memory, 1 or
+// 2), ALIGNED (rows of x, B and C begin at 16 bytes and are whole vectors), SHARED (bytes of shared
+// memory, as the host counts them).
+//
+// Axes: t and s are steps of a chunk, p channels of a head, of which a block has 64 (a slice) and a
+// warp 16 of these, n states. In a fragment, g = lane / 4 counts rows and q = lane % 4 pairs of
+// columns, as matrices.cuh has it.
+#pragma once
+
+#include "matrices.cuh"
+
+constexpr int STATES = (DSTATE + 15) / 16 * 16;
+constexpr int WARPS = 4;
+constexpr int THREADS = 32 * WARPS;
+constexpr int SLICE = 16 * WARPS;
+constexpr int SLICES = (HEADDIM + SLICE - 1) / SLICE;
+constexpr int ROW_TILES = CHUNK / 16;
+// How many channels of a slice there are.
+__device__ __forceinline__ int channels_from(int first) {
+    return HEADDIM % SLICE == 0 ? SLICE : min(HEADDIM - first, SLICE);
+}
+
+constexpr float LOG2_E = 1.4426950408889634f;
+// A step that decays a state by more leaves nothing of it; sums of such steps stay finite.
+constexpr float MOST_DECAY = -200.0f;
+
+// A number of more digits than 8 or 11 takes part in products as a sum of pieces of 16 bits, each
+// what the ones before it left. The products of the least pieces are left out.
+constexpr bool IS_FLOAT = sizeof(NUMBER) == 4;
+template <bool FIRST, typename A, typename B>
+struct Chosen {
+    using type = A;
+};
+template <typename A, typename B>
+struct Chosen<false, A, B> {
+    using type = B;
+};
+using Element = Chosen<IS_FLOAT, bfloat16_t, NUMBER>::type;
+
+__device__ __forceinline__ float low_half(unsigned word) {
+    return to_float(Element{static_cast<unsigned short>(word)});
+}
+__device__ __forceinline__ float high_half(unsigned word) {
+    return to_float(Element{static_cast<unsigned short>(word >> 16)});
+}
+
+// Two neighbouring numbers of a matrix, in their pieces.
+template <int PIECES>
+struct Pair {
+    unsigned words[PIECES];
+
+    __device__ __forceinline__ void pack(float low, float high) {
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i) {
+            words[i] = packed_pair(low, high, Element{});
+            low -= low_half(words[i]), high -= high_half(words[i]);
+        }
+    }
+    __device__ __forceinline__ float low() const {
+        float value = low_half(words[PIECES - 1]);
+#pragma unroll
+        for (int i = PIECES - 2; i >= 0; --i) value += low_half(words[i]);
+        return value;
+    }
+    __device__ __forceinline__ float high() const {
+        float value = high_half(words[PIECES - 1]);
+#pragma unroll
+        for (int i = PIECES - 2; i >= 0; --i) value += high_half(words[i]);
+        return value;
+    }
+};
+
+// Numbers in shared memory; eight of padding keep the rows of a fragment in different banks.
+template <int ROWS, int COLUMNS, int PIECES = GIVEN>
+struct alignas(16) Tile {
+    static constexpr int rows = ROWS, stride = COLUMNS + 8, count = PIECES;
+    unsigned short pieces[PIECES][ROWS][stride];
+
+    __device__ __forceinline__ Pair<PIECES> pair(int row, int column) const {
+        Pair<PIECES> result;
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i)
+            result.words[i] = *reinterpret_cast<const unsigned*>(&pieces[i][row][column]);
+        return result;
+    }
+    __device__ __forceinline__ void set(int row, int column, const Pair<PIECES>& pair) {
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i)
+            *reinterpret_cast<unsigned*>(&pieces[i][row][column]) = pair.words[i];
+    }
+
+    // Starts to fill the tile from rows of memory, with zeros from `rows` and `columns` on.
+    __device__ __forceinline__ void fill(const NUMBER* from, long long row_stride, int rows,
+                                         int columns, int thread, int threads) {
+        if constexpr (ALIGNED) {
+            constexpr int VECTOR = 16 / sizeof(NUMBER);
+            constexpr int VECTORS = COLUMNS / VECTOR;
+#pragma unroll 4
+            for (int i = thread; i < ROWS * VECTORS; i += threads) {
+                const int row = i / VECTORS, column = i % VECTORS * VECTOR;
+                const bool there = row < rows && column < columns;
+                const NUMBER* place = there ? from + row * row_stride + column : from;
+                if constexpr (!IS_FLOAT) {
+                    copy_16_async(&pieces[0][row][column], place, there);
+                } else {
+                    Packed<NUMBER, VECTOR> packed;
+                    packed.load(place);
+                    Pair<PIECES> first, second;
+                    first.pack(there ? packed.number(0) : 0.0f, there ? packed.number(1) : 0.0f);
+                    second.pack(there ? packed.number(2) : 0.0f, there ? packed.number(3) : 0.0f);
+                    set(row, column, first);
+                    set(row, column + 2, second);
+                }
+            }
+        } else {
+#pragma unroll 4
+            for (int i = thread; i < ROWS * COLUMNS / 2; i += threads) {
+                const int row = i / (COLUMNS / 2), column = i % (COLUMNS / 2) * 2;
+                const NUMBER* place = from + row * row_stride + column;
+                Pair<PIECES> pair;
+                pair.pack(row < rows && column < columns ? to_float(place[0]) : 0.0f,
+                          row < rows && column + 1 < columns ? to_float(place[1]) : 0.0f);
+                set(row, column, pair);
+            }
+        }
+    }
+};
+
+// Where a lane reads fragments of a tile: one address, to which the rest is added as constants.
+template <typename Of>
+struct Reader {
+    unsigned address;
+
+    __device__ __forceinline__ Reader(const Of& tile, int lane)
+        : address(shared_address(&tile.pieces[0][lane % 16][lane / 16 * 8])) {}
+    __device__ __forceinline__ unsigned at(int piece, int row, int column) const {
+        return address + 2 * ((piece * Of::rows + row) * Of::stride + column);
+    }
+};
+
+// Sixteen rows and columns of a matrix, a part of them in each lane.
+template <int PIECES = GIVEN>
+struct Fragment {
+    unsigned words[PIECES][4];
+
+    // Of the tile that the reader is of, from a row and column on.
+    template <typename Of>
+    __device__ __forceinline__ void load(const Reader<Of>& reader, int row, int column) {
+        static_assert(Of::count == PIECES);
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i) load_matrices(words[i], reader.at(i, row, column));
+    }
+    template <typename Of>
+    __device__ __forceinline__ void load_transposed(const Reader<Of>& reader, int row,
+                                                    int column) {
+        static_assert(Of::count == PIECES);
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i)
+            load_matrices_transposed(words[i], reader.at(i, row, column));
+    }
+    __device__ __forceinline__ void set(int i, float low, float high) {
+        Pair<PIECES> pair;
+        pair.pack(low, high);
+#pragma unroll
+        for (int piece = 0; piece < PIECES; ++piece) words[piece][i] = pair.words[piece];
+    }
+    __device__ __forceinline__ Pair<PIECES> get(int i) const {
+        Pair<PIECES> pair;
+#pragma unroll
+        for (int piece = 0; piece < PIECES; ++piece) pair.words[piece] = words[piece][i];
+        return pair;
+    }
+};
+
+// c += a b with the registers A0 to A3 of a and B0, B1 of b.
+template <int A0, int A1, int A2, int A3, int B0, int B1, int P, int Q>
+__device__ __forceinline__ void add_product(float (&c)[4], const Fragment<P>& a,
+                                            const Fragment<Q>& b) {
+#pragma unroll
+    for (int i = 0; i < P; ++i)
+#pragma unroll
+        for (int j = 0; j < Q && i + j < max(P, Q); ++j)
+            multiply_add(c, a.words[i][A0], a.words[i][A1], a.words[i][A2], a.words[i][A3],
+                         b.words[j][B0], b.words[j][B1], Element{});
+}
+// c (16 by 16, as two halves of 8 columns) += a b, for a from [m][k] and b from [n][k] ...
+template <int P, int Q>
+__device__ __forceinline__ void add_rows(float (&low)[4], float (&high)[4], const Fragment<P>& a,
+                                         const Fragment<Q>& b) {
+    add_product<0, 1, 2, 3, 0, 2>(low, a, b);
+    add_product<0, 1, 2, 3, 1, 3>(high, a, b);
+}
+// ... or from [k][n], transposed.
+template <int P, int Q>
+__device__ __forceinline__ void add_columns(float (&low)[4], float (&high)[4], const Fragment<P>& a,
+                                         const Fragment<Q>& b) {
+    add_product<0, 1, 2, 3, 0, 1>(low, a, b);
+    add_product<0, 1, 2, 3, 2, 3>(high, a, b);
+}
+
+// A number of a small tensor, whatever its dtype: 0 is fp32, 1 fp16, 2 bf16.
+__device__ __forceinline__ float number_at(const void* tensor, long long index, int kind) {
+    if (kind == 0) return static_cast<const float*>(tensor)[index];
+    if (kind == 1) return to_float(static_cast<const half_t*>(tensor)[index]);
+    return to_float(static_cast<const bfloat16_t*>(tensor)[index]);
+}
+__device__ __forceinline__ void set_number(void* tensor, long long index, int kind, float value) {
+    if (kind == 0)
+        static_cast<float*>(tensor)[index] = value;
+    else if (kind == 1)
+        static_cast<half_t*>(tensor)[index] = from_float<half_t>(value);
+    else
+        static_cast<bfloat16_t*>(tensor)[index] = from_float<bfloat16_t>(value);
+}
+
+// The kinds of the small tensors and the flags of a call, two bits each, in one parameter.
+struct Options {
+    long long bits;
+    __device__ __forceinline__ int dt() const { return bits & 3; }
+    __device__ __forceinline__ int A() const { return bits >> 2 & 3; }
+    __device__ __forceinline__ int bias() const { return bits >> 4 & 3; }
+    __device__ __forceinline__ int D() const { return bits >> 6 & 3; }
+    __device__ __forceinline__ bool softplus() const { return bits >> 8 & 1; }
+    __device__ __forceinline__ bool D_of_channels() const { return bits >> 9 & 1; }
+};
+
+// The steps of a chunk: their lengths, the sums of log2 of their decays up to and with each (in two
+// parts where the numbers are fp32), and how often the sequence has changed since the chunk before.
+struct Steps {
+    float dt[CHUNK];
+    float sum[CHUNK];
+    float rest[CHUNK];
+    int run[CHUNK];
+
+    // By how much what is written at step s has decayed at step t.
+    __device__ __forceinline__ float decay(int t, int s) const {
+        float difference = sum[t] - sum[s];
+        if constexpr (IS_FLOAT) difference += rest[t] - rest[s];
+        return run[t] == run[s] ? exp2_fast(difference) : 0.0f;
+    }
+    // The same of what the chunk begins with.
+    __device__ __forceinline__ float decay_since_start(int t) const {
+        float total = sum[t];
+        if constexpr (IS_FLOAT) total += rest[t];
+        return run[t] == 0 ? exp2_fast(total) : 0.0f;
+    }
+    __device__ __forceinline__ float decay_to_end(int s) const { return decay(CHUNK - 1, s); }
+    __device__ __forceinline__ float decay_of_chunk() const {
+        return decay_since_start(CHUNK - 1);
+    }
+};
+
+// Where the steps of a head come from.
+struct StepSource {
+    const void* dt;
+    const int* seq_idx;
+    long long dt_start, dt_stride, seq_stride;
+    int dt_kind;
+    long long seqlen;
+    float A, bias, low, high;
+    bool softplus;
+
+    __device__ __forceinline__ StepSource(const void* dt, const void* A, const void* bias,
+                                          const int* seq_idx, Options options, long long low_bits,
+                                          long long high_bits, long long seqlen, long long batch,
+                                          long long head, long long dt_stride_batch,
+                                          long long dt_stride_time, long long dt_stride_head,
+                                          long long seq_stride_batch, long long seq_stride_time)
+        : dt(dt),
+          seq_idx(seq_idx ? seq_idx + batch * seq_stride_batch : nullptr),
+          dt_start(batch * dt_stride_batch + head * dt_stride_head),
+          dt_stride(dt_stride_time),
+          seq_stride(seq_stride_time),
+          dt_kind(options.dt()),
+          seqlen(seqlen),
+          A(number_at(A, head, options.A())),
+          bias(bias ? number_at(bias, head, options.bias()) : 0.0f),
+          low(static_cast<float>(__longlong_as_double(low_bits))),
+          high(static_cast<float>(__longlong_as_double(high_bits))),
+          softplus(options.softplus()) {
+        // What is infinite would leave no number where a step is 0.
+        if (this->A < -3e38f) this->A = -3e38f;
+    }
+
+    __device__ __forceinline__ float raw(long long t) const {
+        return number_at(dt, dt_start + t * dt_stride, dt_kind);
+    }
+    __device__ __forceinline__ bool padding(long long t) const {
+        return seq_idx && seq_idx[t * seq_stride] < 0;
+    }
+    __device__ __forceinline__ bool changes(long long t) const {
+        return seq_idx && seq_idx[t * seq_stride] != (t ? seq_idx[(t - 1) * seq_stride] : 0);
+    }
+    // Step lengths before the limits, of dt and its bias.
+    __device__ __forceinline__ float free_step(float raw) const {
+        raw += bias;
+        return softplus && raw <= 20.0f ? log1pf(expf(raw)) : raw;
+    }
+    __device__ __forceinline__ float limited(float step) const {
+        return step < low ? low : step > high ? high : step;
+    }
+};
+
+// Numbers that one warp reads ahead of the work on the chunk before.
+struct RawSteps {
+    static constexpr int count = CHUNK / 32;
+    float raw[count];
+    bool changes[count], padding[count];
+
+    __device__ __forceinline__ void load(const StepSource& source, long long first, int lane) {
+#pragma unroll
+        for (int i = 0; i < count; ++i) {
+            const long long t = first + lane * count + i;
+            const bool there = t >= 0 && t < source.seqlen;
+            raw[i] = there ? source.raw(t) : 0.0f;
+            changes[i] = there && source.changes(t);
+            padding[i] = !there || source.padding(t);
+        }
+    }
+
+    // Writes the steps of the chunk; whoever reads them waits for the block.
+    __device__ __forceinline__ void finish(Steps& steps, const StepSource& source, int lane) const {
+        // Sums of fp32 numbers are of no more digits than the differences that are made of them.
+        using Sum = typename Chosen<IS_FLOAT, double, float>::type;
+        float dt[count];
+        Sum sums[count];
+        int runs[count];
+#pragma unroll
+        for (int i = 0; i < count; ++i) {
+            dt[i] = padding[i] ? 0.0f : source.limited(source.free_step(raw[i]));
+            float decay = dt[i] * source.A * LOG2_E;
+            if (decay < MOST_DECAY) decay = MOST_DECAY;
+            sums[i] = decay;
+            runs[i] = changes[i];
+            if (i) sums[i] += sums[i - 1], runs[i] += runs[i - 1];
+        }
+        Sum total = sums[count - 1];
+        int changed = runs[count - 1];
+#pragma unroll
+        for (int offset = 1; offset < 32; offset *= 2) {
+            const Sum before = __shfl_up_sync(0xffffffffu, total, offset);
+            const int others = __shfl_up_sync(0xffffffffu, changed, offset);
+            if (lane >= offset) total += before, changed += others;
+        }
+        Sum before = __shfl_up_sync(0xffffffffu, total, 1);
+        int others = __shfl_up_sync(0xffffffffu, changed, 1);
+        if (lane == 0) before = 0, others = 0;
+#pragma unroll
+        for (int i = 0; i < count; ++i) {
+            const int t = lane * count + i;
+            const Sum sum = before + sums[i];
+            steps.dt[t] = dt[i];
+            steps.sum[t] = static_cast<float>(sum);
+            steps.rest[t] = static_cast<float>(sum - static_cast<Sum>(steps.sum[t]));
+            steps.run[t] = others + runs[i];
+        }
+    }
+};
+
+// The state of a warp's sixteen channels: [p = 16 warp + g (+ 8)][n = 8 j + 2 q (+ 1)].
+struct State {
+    float numbers[STATES / 8][4];
+
+    static __device__ __forceinline__ int left_of(int n, int j) {
+        return 8 * j + 8 <= DSTATE ? 8 : DSTATE - n - 8 * j;
+    }
+
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int j = 0; j < STATES / 8; ++j)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) numbers[j][i] = 0.0f;
+    }
+    __device__ __forceinline__ void load(const float* from, int channel, int channels, int lane) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int p = channel + lane / 4 + half * 8, n = lane % 4 * 2;
+            const float* row = from + p * DSTATE + n;
+#pragma unroll
+            for (int j = 0; j < STATES / 8; ++j) {
+                const int left = p < channels ? left_of(n, j) : 0;
+                numbers[j][2 * half] = left > 0 ? row[8 * j] : 0.0f;
+                numbers[j][2 * half + 1] = left > 1 ? row[8 * j + 1] : 0.0f;
+            }
+        }
+    }
+    template <typename T>
+    __device__ __forceinline__ void store(T* to, int channel, int channels, int lane) const {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int p = channel + lane / 4 + half * 8, n = lane % 4 * 2;
+            if (p >= channels) continue;
+            T* row = to + p * DSTATE + n;
+#pragma unroll
+            for (int j = 0; j < STATES / 8; ++j) {
+                const int left = left_of(n, j);
+                const float pair[2] = {numbers[j][2 * half], numbers[j][2 * half + 1]};
+                if constexpr (ALIGNED) {
+                    Packed<T, 2> packed;
+                    packed.pack(pair);
+                    if (left > 0) packed.store(row + 8 * j);
+                } else {
+                    if (left > 0) row[8 * j] = from_float<T>(pair[0]);
+                    if (left > 1) row[8 * j + 1] = from_float<T>(pair[1]);
+                }
+            }
+        }
+    }
+    __device__ __forceinline__ void scale(float factor) {
+#pragma unroll
+        for (int j = 0; j < STATES / 8; ++j)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) numbers[j][i] *= factor;
+    }
+    // += x^T B: of x the sixteen channels of `steps` 16 k to 16 k + 15, from scaled_steps.
+    __device__ __forceinline__ void add(const Fragment<MADE>& x, int k,
+                                        const Reader<Tile<CHUNK, STATES>>& B) {
+#pragma unroll
+        for (int j = 0; j < STATES / 16; ++j) {
+            Fragment<> b;
+            b.load_transposed(B, 16 * k, 16 * j);
+            add_product<0, 2, 1, 3, 0, 1>(numbers[2 * j], x, b);
+            add_product<0, 2, 1, 3, 2, 3>(numbers[2 * j + 1], x, b);
+        }
+    }
+};
+
+// Sixteen rows of x, as loaded transposed, each times the weight of its step.
+template <typename Weight>
+__device__ __forceinline__ Fragment<MADE> scaled_steps(const Fragment<>& x, int first, int lane,
+                                                       Weight weight) {
+    Fragment<MADE> result;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const int step = first + 8 * half + lane % 4 * 2;
+        const float one = weight(step), other = weight(step + 1);
+#pragma unroll
+        for (int i = half; i < 4; i += 2) {
+            const Pair<GIVEN> pair = x.get(i);
+            result.set(i, pair.low() * one, pair.high() * other);
+        }
+    }
+    return result;
+}
