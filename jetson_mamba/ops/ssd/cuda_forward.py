@@ -60,7 +60,7 @@ class Variant(NamedTuple):
     @property
     def chunk(self) -> int:
         """Steps that are worked on at once."""
-        return 32 if self.dtype == torch.float32 else 64
+        return 32 if self.dtype == torch.float32 or self.states > WIDE else 64
 
     @property
     def stages(self) -> int:
@@ -168,15 +168,11 @@ def forward(given: Scan) -> tuple[Tensor, Tensor]:
         plan = remember(_plans, key, _plan(scan, is_aligned, index))
     batch, _, nheads, headdim = x.shape
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    state = torch.empty(
-        (batch, nheads, headdim, B.shape[3]), dtype=torch.float32, device=x.device
-    )
+    state = torch.empty((batch, nheads, headdim, B.shape[3]), dtype=torch.float32, device=x.device)
     starts = address(first)
     stream = compiler.current_stream(index)
     if plan.states_launch is not None and plan.pass_launch is not None:
-        scratch = torch.empty(
-            (plan.carried + plan.decays,), dtype=torch.float32, device=x.device
-        )
+        scratch = torch.empty((plan.carried + plan.decays,), dtype=torch.float32, device=x.device)
         ends = scratch.data_ptr()
         decays = ends + 4 * plan.carried
         plan.states_launch(
@@ -187,9 +183,7 @@ def forward(given: Scan) -> tuple[Tensor, Tensor]:
         )
         plan.pass_launch(stream, starts, 0, ends, decays, 0, 0, *plan.pass_constants)
         starts = ends
-    plan.launch(
-        stream, *addresses, starts, out.data_ptr(), state.data_ptr(), *plan.constants
-    )
+    plan.launch(stream, *addresses, starts, out.data_ptr(), state.data_ptr(), *plan.constants)
     return (out if out.dtype == given.x.dtype else out.to(given.x.dtype)), state
 
 
