@@ -3,11 +3,10 @@
 //
 // Definitions: NUMBER (that of x, B, C, z and the output), GIVEN and MADE (of how many 16-bit numbers
 // a product takes one that is read from memory, or that is computed), HEADDIM, DSTATE, CHUNK (steps that are worked on at once, 32 or 64), STAGES (chunks in shared memory, 1 or
-// 2), ALIGNED (rows of x, B and C begin at 16 bytes and are whole vectors), SHARED (bytes of shared
+// 2), SLICE (channels of a head that a block works on at once), ALIGNED (rows of x, B and C begin at 16 bytes and are whole vectors), SHARED (bytes of shared
 // memory, as the host counts them).
 //
-// Axes: t and s are steps of a chunk, p channels of a head, of which a block has 64 (a slice) and a
-// warp 16 of these, n states. In a fragment, g = lane / 4 counts rows and q = lane % 4 pairs of
+// Axes: t and s are steps of a chunk, p channels of a head, of which a block has a slice, n states. In a fragment, g = lane / 4 counts rows and q = lane % 4 pairs of
 // columns, as matrices.cuh has it.
 #pragma once
 
@@ -16,7 +15,6 @@
 constexpr int STATES = (DSTATE + 15) / 16 * 16;
 constexpr int WARPS = 4;
 constexpr int THREADS = 32 * WARPS;
-constexpr int SLICE = 16 * WARPS;
 constexpr int SLICES = (HEADDIM + SLICE - 1) / SLICE;
 constexpr int ROW_TILES = CHUNK / 16;
 // How many channels of a slice there are.
@@ -27,6 +25,7 @@ __device__ __forceinline__ int channels_from(int first) {
 constexpr float LOG2_E = 1.4426950408889634f;
 // A step that decays a state by more leaves nothing of it; sums of such steps stay finite.
 constexpr float MOST_DECAY = -200.0f;
+constexpr float LEAST_PASSED = -150.0f;
 
 // A number of more digits than 8 or 11 takes part in products as a sum of pieces of 16 bits, each
 // what the ones before it left. The products of the least pieces are left out.
@@ -235,6 +234,11 @@ struct Steps {
     float sum[CHUNK];
     float rest[CHUNK];
     int run[CHUNK];
+#ifdef WITH_SLOPES
+    // Of the length in dt, and whether anything passes through the step.
+    float slope[CHUNK];
+    int passes[CHUNK];
+#endif
 
     // By how much what is written at step s has decayed at step t.
     __device__ __forceinline__ float decay(int t, int s) const {
@@ -300,6 +304,12 @@ struct StepSource {
         raw += bias;
         return softplus && raw <= 20.0f ? log1pf(expf(raw)) : raw;
     }
+    __device__ __forceinline__ float slope(float raw) const {
+        const float step = free_step(raw);
+        if (step < low || step > high) return 0.0f;
+        raw += bias;
+        return softplus && raw <= 20.0f ? 1.0f / (1.0f + expf(-raw)) : 1.0f;
+    }
     __device__ __forceinline__ float limited(float step) const {
         return step < low ? low : step > high ? high : step;
     }
@@ -357,6 +367,11 @@ struct RawSteps {
             steps.sum[t] = static_cast<float>(sum);
             steps.rest[t] = static_cast<float>(sum - static_cast<Sum>(steps.sum[t]));
             steps.run[t] = others + runs[i];
+#ifdef WITH_SLOPES
+            steps.slope[t] = padding[i] ? 0.0f : source.slope(raw[i]);
+            steps.passes[t] =
+                !changes[i] && dt[i] * source.A * LOG2_E > LEAST_PASSED;
+#endif
         }
     }
 };

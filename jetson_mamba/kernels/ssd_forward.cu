@@ -14,6 +14,7 @@ struct Shared {
     Tile<CHUNK, CHUNK, MADE> M;
     Steps steps[2];
 };
+static_assert(SLICE == 16 * WARPS, "a warp has sixteen channels");
 static_assert(sizeof(Shared) == SHARED, "the host counts shared memory otherwise");
 
 // M, a lower triangle of 16 by 16 tiles, which the warps take in turn.

@@ -11,6 +11,7 @@ struct Shared {
     Tile<CHUNK, SLICE> x[STAGES];
     Steps steps[2];
 };
+static_assert(SLICE == 16 * WARPS, "a warp has sixteen channels");
 static_assert(sizeof(Shared) == SHARED, "the host counts shared memory otherwise");
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) ssd_states(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from typing import Any
 
@@ -158,11 +159,38 @@ def forward_errors(scan: Scan) -> dict[str, tuple[float, float]]:
     }
 
 
+def backward_errors(scan: Scan) -> dict[str, tuple[float, float]]:
+    """The same of the gradients of a weighted sum of both results."""
+    from jetson_mamba.ops.ssd import cuda_backward
+
+    scan = scan._replace(z=None)
+    leaves = doubled(scan)
+    out, state = reference(scan, leaves)
+    torch.manual_seed(1)
+    # Of as many digits as the output has, in every dtype.
+    dout = torch.randn(out.shape).to(scan.x.dtype)
+    dstate = torch.randn(state.shape)
+    given = {name: leaf for name, leaf in zip(Scan._fields, leaves) if leaf is not None}
+    total = (out * dout).sum() + (state * dstate).sum()
+    expected = dict(zip(given, torch.autograd.grad(total, list(given.values()))))
+    found = cuda_backward.backward(scan, dout.to(scan.x.device), dstate.to(scan.x.device))._asdict()
+    return {
+        f"d{name}": (
+            relative_norm(found[name], value),
+            relative_norm(value.to(found[name].dtype), value),
+        )
+        for name, value in expected.items()
+    }
+
+
 def main() -> None:
     """Print the table."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    both = (forward_errors, backward_errors)
     for name in sys.argv[1:] or CASES:
-        found = forward_errors(drawn(**CASES[name], device=device))
+        found: dict[str, tuple[float, float]] = {}
+        for errors in both[1:] if os.environ.get("PASS") == "backward" else both:
+            found.update(errors(drawn(**CASES[name], device=device)))
         line = " ".join(f"{key} {error:.1e}/{least:.1e}" for key, (error, least) in found.items())
         print(f"{name}: {line}", flush=True)
 

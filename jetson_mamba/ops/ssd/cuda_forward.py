@@ -22,7 +22,6 @@ Plan = TypeVar("Plan")
 NUMBERS = {torch.float32: "float", torch.float16: "half_t", torch.bfloat16: "bfloat16_t"}
 # The numbers that the kernels know the dtypes of small tensors by.
 KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-SLICE = 64
 THREADS = 128
 PASS_THREADS = 256
 VECTOR_BYTES = 16
@@ -39,6 +38,8 @@ class Variant(NamedTuple):
     headdim: int
     dstate: int
     aligned: bool
+    # Bytes of shared memory that a block may take on the device.
+    room: int = 163 * 1024
 
     @property
     def given(self) -> int:
@@ -47,10 +48,9 @@ class Variant(NamedTuple):
             return 1
         return 3 if self.states <= WIDE else 2
 
-    @property
-    def made(self) -> int:
+    def made(self, kernel: str) -> int:
         """Of how many one is made that a kernel computes: 8 bits are fewer than a sum deserves."""
-        return 2 if self.dtype == torch.bfloat16 else self.given
+        return 2 if self.dtype == torch.bfloat16 and kernel != "ssd_backward" else self.given
 
     @property
     def states(self) -> int:
@@ -62,40 +62,53 @@ class Variant(NamedTuple):
         """Steps that are worked on at once."""
         return 32 if self.dtype == torch.float32 or self.states > WIDE else 64
 
-    @property
-    def stages(self) -> int:
-        """Chunks in shared memory; copies ahead of the work are of 16-bit numbers only."""
-        fits = self.dtype != torch.float32 and self.states <= WIDE
-        return 2 if fits and self.aligned else 1
+    def slice(self, kernel: str) -> int:
+        """Channels of a head that a block of a kernel works on at once."""
+        return 32 if kernel == "ssd_backward" and self.dtype == torch.float32 else 64
 
     @property
     def slices(self) -> int:
-        """Parts of a head's channels, each the work of a block."""
-        return -(-self.headdim // SLICE)
+        """Parts of a head's channels, each the work of a block of the forward pass."""
+        return -(-self.headdim // self.slice("ssd_forward"))
 
-    def tile(self, rows: int, columns: int, pieces: int) -> int:
-        """Bytes of a tile in shared memory, as ``kernels/ssd.cuh`` lays it out."""
-        return pieces * rows * (columns + 8) * 2
+    def threads(self, kernel: str) -> int:
+        """Threads of a block."""
+        if kernel == "ssd_backward":
+            return 3 * 2 * self.chunk
+        return THREADS if kernel in ("ssd_forward", "ssd_states") else PASS_THREADS
 
-    def steps(self) -> int:
-        """Bytes of a chunk's steps."""
-        return 16 * self.chunk
+    def stages(self, kernel: str) -> int:
+        """Chunks in shared memory; copies ahead of the work are of 16-bit numbers only."""
+        if self.dtype == torch.float32 or not self.aligned:
+            return 1
+        return 2 if self._shared_bytes(kernel, 2) <= self.room else 1
 
     def shared_bytes(self, kernel: str) -> int:
         """Bytes of shared memory that a block of a kernel takes."""
-        wide = self.tile(self.chunk, self.states, self.given)
-        narrow = self.tile(self.chunk, SLICE, self.given)
+        return self._shared_bytes(kernel, self.stages(kernel))
+
+    def _shared_bytes(self, kernel: str, stages: int) -> int:
+        """As ``kernels/ssd*`` lay it out."""
+
+        def tile(rows: int, columns: int, pieces: int = self.given) -> int:
+            return pieces * rows * (columns + 8) * 2
+
+        chunk, states, part = self.chunk, self.states, self.slice(kernel)
+        wide, narrow = tile(chunk, states), tile(chunk, part)
         if kernel == "ssd_forward":
-            square = self.tile(self.chunk, self.chunk, self.made)
-            return self.stages * (2 * wide + narrow) + square + 2 * self.steps()
+            return stages * (2 * wide + narrow) + tile(chunk, chunk, self.made(kernel)) + 2 * 16 * chunk
         if kernel == "ssd_states":
-            return self.stages * (wide + narrow) + 2 * self.steps()
-        return 0
+            return stages * (wide + narrow) + 2 * 16 * chunk
+        if kernel == "ssd_backward":
+            sums = 4 * (4 * chunk + chunk // 16 * (1 + part))
+            fixed = 2 * wide + 2 * 24 * chunk + 2 * sums + 16 * chunk
+            return -(-(fixed + stages * (2 * narrow + 2 * tile(part, states))) // 16) * 16
+        return 4 * PASS_THREADS if kernel == "ssd_sums" else 0
 
     def blocks(self, kernel: str) -> int:
         """Blocks of a kernel that are to fit a multiprocessor by their registers."""
         if kernel == "ssd_states" and self.states <= WIDE:
-            return 3
+            return 3 if self.dtype != torch.float32 else 2
         return 2 if self.states <= WIDE else 1
 
     def defines(self, kernel: str) -> tuple[tuple[str, str], ...]:
@@ -103,23 +116,22 @@ class Variant(NamedTuple):
         return (
             ("NUMBER", NUMBERS[self.dtype]),
             ("GIVEN", str(self.given)),
-            ("MADE", str(self.made)),
+            ("MADE", str(self.made(kernel))),
             ("HEADDIM", str(self.headdim)),
             ("DSTATE", str(self.dstate)),
             ("CHUNK", str(self.chunk)),
-            ("STAGES", str(self.stages)),
+            ("STAGES", str(self.stages(kernel))),
+            ("SLICE", str(self.slice(kernel))),
             ("ALIGNED", str(int(self.aligned))),
             ("SHARED", str(self.shared_bytes(kernel))),
             ("BLOCKS", str(self.blocks(kernel))),
         )
 
-    def launch(
-        self, kernel: str, grid: tuple[int, int, int], threads: int, index: int
-    ) -> compiler.Launch:
+    def launch(self, kernel: str, grid: tuple[int, int, int], index: int) -> compiler.Launch:
         """A kernel with its grid, compiled for a device where it is not yet."""
         loaded = compiler.load(f"{kernel}.cu", kernel, self.defines(kernel), index)
         return compiler.Launch(
-            loaded, grid, (threads, 1, 1), shared_bytes=self.shared_bytes(kernel)
+            loaded, grid, (self.threads(kernel), 1, 1), shared_bytes=self.shared_bytes(kernel)
         )
 
 
@@ -190,7 +202,7 @@ def forward(given: Scan) -> tuple[Tensor, Tensor]:
 def _plan(scan: Scan, is_aligned: bool, index: int) -> ForwardPlan:
     x, dt, _, B, C, _, z, _, _, seq_idx = scan[:10]
     batch, seqlen, nheads, _ = x.shape
-    variant = variant_of(scan, is_aligned)
+    variant = variant_of(scan, is_aligned, index)
     chunks = -(-seqlen // variant.chunk)
     segment, segments = segments_of(chunks, nheads * batch * variant.slices, index)
     sizes = (seqlen, nheads, nheads // B.shape[2], segment, segments)
@@ -198,14 +210,12 @@ def _plan(scan: Scan, is_aligned: bool, index: int) -> ForwardPlan:
     size = variant.headdim * variant.dstate
     if segments > 1:
         states_launch = variant.launch(
-            "ssd_states", (nheads, batch * variant.slices, segments - 1), THREADS, index
+            "ssd_states", (nheads, batch * variant.slices, segments - 1), index
         )
         pass_launch = variant.launch(
-            "ssd_pass", (-(-size // PASS_THREADS), batch * nheads, 1), PASS_THREADS, index
+            "ssd_pass", (-(-size // PASS_THREADS), batch * nheads, 1), index
         )
-    launch = variant.launch(
-        "ssd_forward", (nheads, batch * variant.slices, segments), THREADS, index
-    )
+    launch = variant.launch("ssd_forward", (nheads, batch * variant.slices, segments), index)
     scalars = (options_of(scan), *limits_of(scan))
     sequence = (0, 0) if seq_idx is None else seq_idx.stride()
     parts = batch * nheads * segments
@@ -244,12 +254,12 @@ def prepared(scan: Scan) -> Scan:
     if B.dtype != dtype or C.dtype != dtype or (z is not None and z.dtype != dtype):
         dtype = torch.float32
     fit = scan._replace(
-        x=_rows(x, dtype),
+        x=rows(x, dtype),
         A=A.contiguous(),
-        B=_rows(B, dtype),
-        C=_rows(C, dtype),
+        B=rows(B, dtype),
+        C=rows(C, dtype),
         D=None if D is None else D.contiguous(),
-        z=None if z is None else _rows(z, dtype),
+        z=None if z is None else rows(z, dtype),
         dt_bias=None if dt_bias is None else dt_bias.contiguous(),
         initial_states=None if first is None else first.float().contiguous(),
         seq_idx=None if seq_idx is None else seq_idx.to(torch.int32),
@@ -257,13 +267,13 @@ def prepared(scan: Scan) -> Scan:
     return fit
 
 
-def _rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """``tensor`` in a dtype, with its last dimension packed: a copy only where it is not."""
     tensor = tensor if tensor.dtype == dtype else tensor.to(dtype)
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
-def variant_of(scan: Scan, is_aligned: bool) -> Variant:
+def variant_of(scan: Scan, is_aligned: bool, index: int) -> Variant:
     """The variant that serves a scan whose first addresses are aligned, or not."""
     wide = (scan.x, scan.B, scan.C) if scan.z is None else (scan.x, scan.B, scan.C, scan.z)
     return Variant(
@@ -271,6 +281,7 @@ def variant_of(scan: Scan, is_aligned: bool) -> Variant:
         scan.x.shape[3],
         scan.B.shape[3],
         is_aligned and aligned(*wide),
+        room(index),
     )
 
 
@@ -330,6 +341,22 @@ def remember(plans: dict[tuple[Any, ...], Plan], key: tuple[Any, ...], plan: Pla
 def processors(index: int) -> int:
     """The multiprocessors of a device."""
     return int(torch.cuda.get_device_properties(index).multi_processor_count)
+
+
+@lru_cache(maxsize=None)
+def room(index: int) -> int:
+    """Bytes of shared memory that a block may take on a device."""
+    if index < 0:
+        return Variant._field_defaults["room"]
+    properties = torch.cuda.get_device_properties(index)
+    most = getattr(properties, "shared_memory_per_block_optin", None)
+    if most is not None:
+        return int(most)
+    # torch before 2.5 does not tell; by the table of compute capabilities.
+    capability = properties.major, properties.minor
+    if capability in ((8, 0), (8, 7)):
+        return 163 * 1024
+    return 227 * 1024 if capability[0] in (9, 10, 11) else 99 * 1024
 
 
 @lru_cache(maxsize=1024)
