@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import argparse
 import math
+from functools import partial
 from typing import Any, Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from benchmarks.rows import copy_rate
-from jetson_mamba.ops.ssd import cuda_forward
+from jetson_mamba.ops.ssd import cuda_backward, cuda_forward
 from jetson_mamba.ops.ssd.contract import Scan
 
 SHAPES = ((1, 1024, 24), (8, 2048, 24), (4, 4096, 80), (1, 8192, 128))
@@ -97,9 +98,9 @@ def rows(shapes: tuple[Any, ...], with_upstream: bool) -> Iterator[tuple[Any, ..
         scan = drawn_scan(shape)
         dout = torch.randn(scan.x.shape, device="cuda").to(scan.x.dtype)
         least = floor(scan, rate)
-        ours = [lambda: cuda_forward.forward(scan)]  # noqa: B023
-        theirs = upstream_calls(scan, dout) if with_upstream else ()
-        yield shape, least, [gpu_microseconds(call) for call in (*ours, *theirs)]
+        calls = [partial(cuda_forward.forward, scan), partial(cuda_backward.backward, scan, dout, None)]
+        calls += upstream_calls(scan, dout) if with_upstream else ()
+        yield shape, least, [gpu_microseconds(call) for call in calls]
 
 
 def main() -> None:

@@ -63,11 +63,15 @@ __device__ __forceinline__ unsigned packed_pair(float low, float high, half_t) {
 }
 
 // 16 bytes to shared memory without a register; zeros where `there` is false.
-__device__ __forceinline__ void copy_16_async(unsigned short* shared, const void* global,
-                                              bool there) {
-    const unsigned place = shared_address(shared);
+__device__ __forceinline__ void copy_16_async(unsigned shared, const void* global, bool there) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :
-                 : "r"(place), "l"(global), "r"(there ? 16 : 0)
+                 : "r"(shared), "l"(global), "r"(there ? 16 : 0)
                  : "memory");
+}
+
+// A barrier of the first COUNT threads of a block.
+template <int COUNT>
+__device__ __forceinline__ void meet_first() {
+    asm volatile("bar.sync 1, %0;" : : "n"(COUNT) : "memory");
 }

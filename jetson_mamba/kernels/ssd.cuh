@@ -14,7 +14,8 @@
 
 constexpr int STATES = (DSTATE + 15) / 16 * 16;
 constexpr int WARPS = 4;
-constexpr int THREADS = 32 * WARPS;
+constexpr int WORKERS = 32 * WARPS;
+constexpr int THREADS = WORKERS + 32;
 constexpr int SLICES = (HEADDIM + SLICE - 1) / SLICE;
 constexpr int ROW_TILES = CHUNK / 16;
 // How many channels of a slice there are.
@@ -26,10 +27,14 @@ constexpr float LOG2_E = 1.4426950408889634f;
 // A step that decays a state by more leaves nothing of it; sums of such steps stay finite.
 constexpr float MOST_DECAY = -200.0f;
 constexpr float LEAST_PASSED = -150.0f;
+constexpr float NOTHING_LEFT = -1e30f;
 
 // A number of more digits than 8 or 11 takes part in products as a sum of pieces of 16 bits, each
 // what the ones before it left. The products of the least pieces are left out.
 constexpr bool IS_FLOAT = sizeof(NUMBER) == 4;
+// Whether what is read goes to shared memory as it is, by copies that need no register: a warp
+// makes them, and the lengths of the steps, for the others.
+constexpr bool ASYNCHRONOUS = ALIGNED && !IS_FLOAT;
 template <bool FIRST, typename A, typename B>
 struct Chosen {
     using type = A;
@@ -92,32 +97,51 @@ struct alignas(16) Tile {
             *reinterpret_cast<unsigned*>(&pieces[i][row][column]) = pair.words[i];
     }
 
-    // Starts to fill the tile from rows of memory, with zeros from `rows` and `columns` on.
+    // Starts to fill the tile from rows of memory, with zeros from `rows` and `columns` on: the
+    // work of COUNT threads, of which this is number `thread`.
+    template <int COUNT>
     __device__ __forceinline__ void fill(const NUMBER* from, long long row_stride, int rows,
-                                         int columns, int thread, int threads) {
+                                         int columns, int thread) {
         if constexpr (ALIGNED) {
             constexpr int VECTOR = 16 / sizeof(NUMBER);
             constexpr int VECTORS = COLUMNS / VECTOR;
+            if constexpr (ASYNCHRONOUS && COUNT % VECTORS == 0) {
+                constexpr int STEP = COUNT / VECTORS;
+                const int row = thread / VECTORS, column = thread % VECTORS * VECTOR;
+                const unsigned place = shared_address(&pieces[0][row][column]);
+                if (column >= columns) rows = 0;
+                from += row * row_stride + column;
+#pragma unroll
+                for (int i = 0; i < (ROWS + STEP - 1) / STEP; ++i) {
+                    if (ROWS % STEP && row + i * STEP >= ROWS) break;
+                    const bool there = row + i * STEP < rows;
+                    copy_16_async(place + 2 * i * STEP * stride, from, there);
+                    from += STEP * row_stride;
+                }
+            } else {
 #pragma unroll 4
-            for (int i = thread; i < ROWS * VECTORS; i += threads) {
-                const int row = i / VECTORS, column = i % VECTORS * VECTOR;
-                const bool there = row < rows && column < columns;
-                const NUMBER* place = there ? from + row * row_stride + column : from;
-                if constexpr (!IS_FLOAT) {
-                    copy_16_async(&pieces[0][row][column], place, there);
-                } else {
-                    Packed<NUMBER, VECTOR> packed;
-                    packed.load(place);
-                    Pair<PIECES> first, second;
-                    first.pack(there ? packed.number(0) : 0.0f, there ? packed.number(1) : 0.0f);
-                    second.pack(there ? packed.number(2) : 0.0f, there ? packed.number(3) : 0.0f);
-                    set(row, column, first);
-                    set(row, column + 2, second);
+                for (int i = thread; i < ROWS * VECTORS; i += COUNT) {
+                    const int row = i / VECTORS, column = i % VECTORS * VECTOR;
+                    const bool there = row < rows && column < columns;
+                    const NUMBER* place = there ? from + row * row_stride + column : from;
+                    if constexpr (ASYNCHRONOUS) {
+                        copy_16_async(shared_address(&pieces[0][row][column]), place, there);
+                    } else {
+                        Packed<NUMBER, VECTOR> packed;
+                        packed.load(place);
+#pragma unroll
+                        for (int j = 0; j < VECTOR; j += 2) {
+                            Pair<PIECES> pair;
+                            pair.pack(there ? packed.number(j) : 0.0f,
+                                      there ? packed.number(j + 1) : 0.0f);
+                            set(row, column + j, pair);
+                        }
+                    }
                 }
             }
         } else {
 #pragma unroll 4
-            for (int i = thread; i < ROWS * COLUMNS / 2; i += threads) {
+            for (int i = thread; i < ROWS * COLUMNS / 2; i += COUNT) {
                 const int row = i / (COLUMNS / 2), column = i % (COLUMNS / 2) * 2;
                 const NUMBER* place = from + row * row_stride + column;
                 Pair<PIECES> pair;
@@ -229,34 +253,63 @@ struct Options {
 
 // The steps of a chunk: their lengths, the sums of log2 of their decays up to and with each (in two
 // parts where the numbers are fp32), and how often the sequence has changed since the chunk before.
-struct Steps {
+struct alignas(16) Steps {
     float dt[CHUNK];
     float sum[CHUNK];
     float rest[CHUNK];
     int run[CHUNK];
+    // By how much what the chunk begins with has decayed at a step; what of a step is left at the
+    // end of the chunk, times its length.
+    float since_start[CHUNK];
+    float to_end[CHUNK];
 #ifdef WITH_SLOPES
-    // Of the length in dt, and whether anything passes through the step.
+    // The same without the length; the slope of that in dt; whether anything passes through a step.
+    float left_at_end[CHUNK];
     float slope[CHUNK];
     int passes[CHUNK];
 #endif
-
-    // By how much what is written at step s has decayed at step t.
-    __device__ __forceinline__ float decay(int t, int s) const {
-        float difference = sum[t] - sum[s];
-        if constexpr (IS_FLOAT) difference += rest[t] - rest[s];
-        return run[t] == run[s] ? exp2_fast(difference) : 0.0f;
-    }
-    // The same of what the chunk begins with.
-    __device__ __forceinline__ float decay_since_start(int t) const {
-        float total = sum[t];
-        if constexpr (IS_FLOAT) total += rest[t];
-        return run[t] == 0 ? exp2_fast(total) : 0.0f;
-    }
-    __device__ __forceinline__ float decay_to_end(int s) const { return decay(CHUNK - 1, s); }
-    __device__ __forceinline__ float decay_of_chunk() const {
-        return decay_since_start(CHUNK - 1);
-    }
+    __device__ __forceinline__ float decay_of_chunk() const { return since_start[CHUNK - 1]; }
 };
+
+// What the decay between two steps is made of, for one of them.
+struct Moment {
+    float sum, rest;
+    int run;
+};
+__device__ __forceinline__ Moment moment_of(const Steps& steps, int t) {
+    return {steps.sum[t], IS_FLOAT ? steps.rest[t] : 0.0f, HAS_SEQUENCES ? steps.run[t] : 0};
+}
+// Of two neighbouring steps, the first of which is even.
+__device__ __forceinline__ void moments_of(Moment (&both)[2], const Steps& steps, int t) {
+    const float2 sum = *reinterpret_cast<const float2*>(&steps.sum[t]);
+    both[0] = {sum.x, 0.0f, 0}, both[1] = {sum.y, 0.0f, 0};
+    if constexpr (IS_FLOAT) {
+        const float2 rest = *reinterpret_cast<const float2*>(&steps.rest[t]);
+        both[0].rest = rest.x, both[1].rest = rest.y;
+    }
+    if constexpr (HAS_SEQUENCES) {
+        const int2 run = *reinterpret_cast<const int2*>(&steps.run[t]);
+        both[0].run = run.x, both[1].run = run.y;
+    }
+}
+// `number` as it has decayed from one step to a later one; 0 where it is not later, which is looked
+// at only if ON_DIAGONAL, with what `in_order` says. No branch: the work of a lane is many of these.
+template <bool ON_DIAGONAL>
+__device__ __forceinline__ float decayed(float number, const Moment& from, const Moment& to,
+                                         bool in_order) {
+    float difference = to.sum - from.sum;
+    if constexpr (IS_FLOAT) difference += to.rest - from.rest;
+    bool passes = !ON_DIAGONAL || in_order;
+    if constexpr (HAS_SEQUENCES) passes = passes && from.run == to.run;
+    if constexpr (ON_DIAGONAL || HAS_SEQUENCES) {
+        difference = passes ? difference : NOTHING_LEFT;
+        number = passes ? number : 0.0f;
+    }
+    return number * exp2_fast(difference);
+}
+__device__ __forceinline__ float2 pair_at(const float (&numbers)[CHUNK], int t) {
+    return *reinterpret_cast<const float2*>(&numbers[t]);
+}
 
 // Where the steps of a head come from.
 struct StepSource {
@@ -275,7 +328,7 @@ struct StepSource {
                                           long long dt_stride_time, long long dt_stride_head,
                                           long long seq_stride_batch, long long seq_stride_time)
         : dt(dt),
-          seq_idx(seq_idx ? seq_idx + batch * seq_stride_batch : nullptr),
+          seq_idx(seq_idx + (HAS_SEQUENCES ? batch * seq_stride_batch : 0)),
           dt_start(batch * dt_stride_batch + head * dt_stride_head),
           dt_stride(dt_stride_time),
           seq_stride(seq_stride_time),
@@ -294,10 +347,10 @@ struct StepSource {
         return number_at(dt, dt_start + t * dt_stride, dt_kind);
     }
     __device__ __forceinline__ bool padding(long long t) const {
-        return seq_idx && seq_idx[t * seq_stride] < 0;
+        return HAS_SEQUENCES && seq_idx[t * seq_stride] < 0;
     }
     __device__ __forceinline__ bool changes(long long t) const {
-        return seq_idx && seq_idx[t * seq_stride] != (t ? seq_idx[(t - 1) * seq_stride] : 0);
+        return HAS_SEQUENCES && seq_idx[t * seq_stride] != (t ? seq_idx[(t - 1) * seq_stride] : 0);
     }
     // Step lengths before the limits, of dt and its bias.
     __device__ __forceinline__ float free_step(float raw) const {
@@ -359,18 +412,24 @@ struct RawSteps {
         Sum before = __shfl_up_sync(0xffffffffu, total, 1);
         int others = __shfl_up_sync(0xffffffffu, changed, 1);
         if (lane == 0) before = 0, others = 0;
+        const Sum of_all = __shfl_sync(0xffffffffu, total, 31);
+        const int changes_of_all = __shfl_sync(0xffffffffu, changed, 31);
 #pragma unroll
         for (int i = 0; i < count; ++i) {
             const int t = lane * count + i;
             const Sum sum = before + sums[i];
+            const int run = others + runs[i];
             steps.dt[t] = dt[i];
             steps.sum[t] = static_cast<float>(sum);
             steps.rest[t] = static_cast<float>(sum - static_cast<Sum>(steps.sum[t]));
-            steps.run[t] = others + runs[i];
+            steps.run[t] = run;
+            const float left = exp2_fast(static_cast<float>(of_all - sum));
+            steps.since_start[t] = run == 0 ? exp2_fast(static_cast<float>(sum)) : 0.0f;
+            steps.to_end[t] = run == changes_of_all ? dt[i] * left : 0.0f;
 #ifdef WITH_SLOPES
+            steps.left_at_end[t] = run == changes_of_all ? left : 0.0f;
             steps.slope[t] = padding[i] ? 0.0f : source.slope(raw[i]);
-            steps.passes[t] =
-                !changes[i] && dt[i] * source.A * LOG2_E > LEAST_PASSED;
+            steps.passes[t] = !changes[i] && dt[i] * source.A * LOG2_E > LEAST_PASSED;
 #endif
         }
     }
@@ -445,18 +504,17 @@ struct State {
 };
 
 // Sixteen rows of x, as loaded transposed, each times the weight of its step.
-template <typename Weight>
-__device__ __forceinline__ Fragment<MADE> scaled_steps(const Fragment<>& x, int first, int lane,
-                                                       Weight weight) {
+__device__ __forceinline__ Fragment<MADE> scaled_steps(const Fragment<>& x,
+                                                       const float (&weights)[CHUNK], int first,
+                                                       int lane) {
     Fragment<MADE> result;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const int step = first + 8 * half + lane % 4 * 2;
-        const float one = weight(step), other = weight(step + 1);
+        const float2 weight = pair_at(weights, first + 8 * half + lane % 4 * 2);
 #pragma unroll
         for (int i = half; i < 4; i += 2) {
             const Pair<GIVEN> pair = x.get(i);
-            result.set(i, pair.low() * one, pair.high() * other);
+            result.set(i, pair.low() * weight.x, pair.high() * weight.y);
         }
     }
     return result;

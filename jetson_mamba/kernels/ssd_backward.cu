@@ -56,16 +56,49 @@ __device__ __forceinline__ void diagonal_of(float (&diagonal)[2], const float (&
     diagonal[1] = __shfl_sync(0xffffffffu, g % 2 ? high[3] : high[2], source);
 }
 
-// A product, weighted, as the left factor of the next: what its columns were are the sums there.
-template <typename Weight>
+// A product as it decays between its rows and columns (LATER_ROWS says which are the later steps),
+// as the left factor of the next: what its columns were are the sums there. BY_STEPS: times the
+// length of the earlier step. ON_DIAGONAL leaves out what is not in order, and with STRICTLY the
+// diagonal itself.
+template <bool LATER_ROWS, bool BY_STEPS, bool ON_DIAGONAL, bool STRICTLY>
 __device__ __forceinline__ Fragment<MADE> weighted(const float (&low)[4], const float (&high)[4],
-                                                   int row, int column, int lane, Weight weight) {
+                                                   const Steps& steps, int row, int column,
+                                                   int lane) {
     Fragment<MADE> result;
-    const int g = row + lane / 4, q = column + lane % 4 * 2;
-    result.set(0, low[0] * weight(g, q), low[1] * weight(g, q + 1));
-    result.set(1, low[2] * weight(g + 8, q), low[3] * weight(g + 8, q + 1));
-    result.set(2, high[0] * weight(g, q + 8), high[1] * weight(g, q + 9));
-    result.set(3, high[2] * weight(g + 8, q + 8), high[3] * weight(g + 8, q + 9));
+    const int g = lane / 4, q = lane % 4;
+    const Moment rows[2] = {moment_of(steps, row + g), moment_of(steps, row + g + 8)};
+    float of_rows[2] = {1.0f, 1.0f};
+    if constexpr (BY_STEPS && !LATER_ROWS) {
+        of_rows[0] = max(steps.dt[row + g], SHORTEST_STEP);
+        of_rows[1] = max(steps.dt[row + g + 8], SHORTEST_STEP);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const float(&numbers)[4] = half ? high : low;
+        const int there = column + 8 * half + 2 * q;
+        Moment columns[2];
+        moments_of(columns, steps, there);
+        float of_columns[2] = {1.0f, 1.0f};
+        if constexpr (BY_STEPS && LATER_ROWS) {
+            const float2 dt = pair_at(steps.dt, there);
+            of_columns[0] = max(dt.x, SHORTEST_STEP), of_columns[1] = max(dt.y, SHORTEST_STEP);
+        }
+#pragma unroll
+        for (int down = 0; down < 2; ++down) {
+            float pair[2];
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const int here = row + g + 8 * down;
+                const int later = LATER_ROWS ? here : there + i;
+                const int earlier = LATER_ROWS ? there + i : here;
+                const bool in_order = STRICTLY ? earlier < later : earlier <= later;
+                const float number = numbers[2 * down + i] * of_rows[down] * of_columns[i];
+                pair[i] = decayed<ON_DIAGONAL>(number, LATER_ROWS ? columns[i] : rows[down],
+                                               LATER_ROWS ? rows[down] : columns[i], in_order);
+            }
+            result.set(2 * half + down, pair[0], pair[1]);
+        }
+    }
     return result;
 }
 
@@ -123,11 +156,12 @@ __device__ __forceinline__ void add_gradients(float (&total)[KEPT][4], Shared& s
             b.load(right_reader, 16 * m, 16 * k);
             add_rows(low, high, given[k], b);
         }
-        if (m == tile) diagonal_of(diagonal, low, high, lane);
-        pairs[m] = weighted(low, high, row, 16 * m, lane, [&](int here, int there) {
-            const int t = FOR_B ? there : here, s = FOR_B ? here : there;
-            return s < t ? steps.decay(t, s) * max(steps.dt[s], SHORTEST_STEP) : 0.0f;
-        });
+        if (m == tile) {
+            diagonal_of(diagonal, low, high, lane);
+            pairs[m] = weighted<!FOR_B, true, true, true>(low, high, steps, row, 16 * m, lane);
+        } else {
+            pairs[m] = weighted<!FOR_B, true, false, true>(low, high, steps, row, 16 * m, lane);
+        }
     }
 
     float of_state[2], step[2], ratio[2];
@@ -137,7 +171,7 @@ __device__ __forceinline__ void add_gradients(float (&total)[KEPT][4], Shared& s
         step[down] = steps.dt[t];
         const float divisor = max(step[down], SHORTEST_STEP);
         ratio[down] = step[down] / divisor;
-        of_state[down] = FOR_B ? steps.decay_to_end(t) * divisor : steps.decay_since_start(t);
+        of_state[down] = FOR_B ? steps.left_at_end[t] * divisor : steps.since_start[t];
     }
     float by_pairs[2] = {}, by_state[2] = {}, both[2] = {};
     const Reader state_reader(state, lane);
@@ -239,19 +273,17 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
     };
     const auto fill = [&](long long head, int slice, int stage) {
         const int channels = channels_from(slice);
-        shared.x[stage].fill(x + head * x_head + slice, x_time, rows, channels, threadIdx.x,
-                             BACKWARD_THREADS);
-        shared.dy[stage].fill(dy + head * dy_head + slice, dy_time, rows, channels, threadIdx.x,
-                              BACKWARD_THREADS);
+        shared.x[stage].fill<BACKWARD_THREADS>(x + head * x_head + slice, x_time, rows, channels, threadIdx.x);
+        shared.dy[stage].fill<BACKWARD_THREADS>(dy + head * dy_head + slice, dy_time, rows, channels, threadIdx.x);
         const NUMBER* state = kept + head * size + slice * DSTATE;
-        shared.h[stage].fill(state, DSTATE, channels, DSTATE, threadIdx.x, BACKWARD_THREADS);
+        shared.h[stage].fill<BACKWARD_THREADS>(state, DSTATE, channels, DSTATE, threadIdx.x);
         state += batches * chunks * heads * size;
-        shared.dh[stage].fill(state, DSTATE, channels, DSTATE, threadIdx.x, BACKWARD_THREADS);
+        shared.dh[stage].fill<BACKWARD_THREADS>(state, DSTATE, channels, DSTATE, threadIdx.x);
         commit_copies();
     };
 
-    shared.B.fill(B, B_time, rows, DSTATE, threadIdx.x, BACKWARD_THREADS);
-    shared.C.fill(C, C_time, rows, DSTATE, threadIdx.x, BACKWARD_THREADS);
+    shared.B.fill<BACKWARD_THREADS>(B, B_time, rows, DSTATE, threadIdx.x);
+    shared.C.fill<BACKWARD_THREADS>(C, C_time, rows, DSTATE, threadIdx.x);
     if (STAGES == 2) fill(first_head, 0, 0);
     // The warp that takes the steps, and that finishes the sums of the head before.
     const bool finishes = warp == ROLES * ROW_TILES - 1;
@@ -270,7 +302,7 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
     // Sums over the slices of a head, in the warp that finishes it.
     float through = 0.0f, of_D = 0.0f;
     const long long row_of_weights = batch * chunks + chunk;
-    const long long width_of_D = !D ? 0 : options.D_of_channels() ? HEADDIM : 1;
+    const long long width_of_D = !HAS_D ? 0 : options.D_of_channels() ? HEADDIM : 1;
     weights += row_of_weights * heads * (2 + width_of_D);
 
     const auto finish = [&](long long head, int slice, const Sums& sums, const Steps& steps) {
@@ -292,7 +324,7 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
         }
 #pragma unroll
         for (int i = 0; i < ROW_TILES; ++i) through += sums.through[i];
-        if (D) {
+        if (HAS_D) {
             for (int p = lane; p < channels_from(slice); p += 32) {
                 float sum = 0.0f;
 #pragma unroll
@@ -348,7 +380,7 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
         if (lane == 0) {
             weights[head] = of_A;
             weights[heads + head] = of_bias;
-            if (D && !options.D_of_channels()) weights[2 * heads + head] = of_D;
+            if (HAS_D && !options.D_of_channels()) weights[2 * heads + head] = of_D;
         }
         through = of_D = 0.0f;
     };
@@ -414,7 +446,7 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
             }
 #pragma unroll
             for (int down = 0; down < 2; ++down) {
-                const float decay = steps.decay_to_end(row + g + 8 * down);
+                const float decay = steps.left_at_end[row + g + 8 * down];
 #pragma unroll
                 for (int j = 0; j < SLICE / 16; ++j)
 #pragma unroll
@@ -427,9 +459,11 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
 #pragma unroll
             for (int m = 0; m < ROW_TILES; ++m) {
                 if (m < tile) continue;
-                const Fragment<MADE> mask = weighted(
-                    numbers[2 * m], numbers[2 * m + 1], row, 16 * m, lane,
-                    [&](int s, int t) { return s <= t ? steps.decay(t, s) : 0.0f; });
+                const Fragment<MADE> mask =
+                    m == tile ? weighted<false, false, true, false>(
+                                    numbers[2 * m], numbers[2 * m + 1], steps, row, 16 * m, lane)
+                              : weighted<false, false, false, false>(
+                                    numbers[2 * m], numbers[2 * m + 1], steps, row, 16 * m, lane);
 #pragma unroll
                 for (int j = 0; j < SLICE / 16; ++j) {
                     Fragment<> b;
@@ -445,7 +479,7 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
                 for (int half = 0; half < 2; ++half) {
                     const int p = 16 * j + 8 * half + 2 * q;
                     float skip[2] = {}, of_skip[2] = {};
-                    if (D) {
+                    if (HAS_D) {
 #pragma unroll
                         for (int i = 0; i < 2; ++i) {
                             const long long place = options.D_of_channels()
@@ -476,7 +510,7 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
                             if (p + 1 < channels) place[1] = from_float<NUMBER>(pair[1]);
                         }
                     }
-                    if (D) {
+                    if (HAS_D) {
 #pragma unroll
                         for (int i = 0; i < 2; ++i) {
                             float sum = of_skip[i];

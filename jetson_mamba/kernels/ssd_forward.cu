@@ -17,40 +17,86 @@ struct Shared {
 static_assert(SLICE == 16 * WARPS, "a warp has sixteen channels");
 static_assert(sizeof(Shared) == SHARED, "the host counts shared memory otherwise");
 
+// Sixteen by sixteen numbers of M, of the products of C and B.
+template <bool ON_DIAGONAL>
+__device__ __forceinline__ void set_mask(Tile<CHUNK, CHUNK, MADE>& M, const Steps& steps,
+                                         const float (&products)[2][4], int row, int column,
+                                         int lane) {
+    const int g = lane / 4, q = lane % 4;
+    const Moment later[2] = {moment_of(steps, row + g), moment_of(steps, row + g + 8)};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const int s = column + 8 * half + 2 * q;
+        Moment from[2];
+        moments_of(from, steps, s);
+        const float2 dt = pair_at(steps.dt, s);
+#pragma unroll
+        for (int down = 0; down < 2; ++down) {
+            const int t = row + 8 * down + g;
+            Pair<MADE> pair;
+            pair.pack(decayed<ON_DIAGONAL>(products[half][2 * down] * dt.x, from[0], later[down],
+                                           s <= t),
+                      decayed<ON_DIAGONAL>(products[half][2 * down + 1] * dt.y, from[1],
+                                           later[down], s < t));
+            M.set(t, s, pair);
+        }
+    }
+}
+
 // M, a lower triangle of 16 by 16 tiles, which the warps take in turn.
 __device__ __forceinline__ void make_mask(Shared& shared, int stage, const Steps& steps, int warp,
                                           int lane) {
     constexpr int TILES = ROW_TILES * (ROW_TILES + 1) / 2;
-    const int g = lane / 4, q = lane % 4;
     const Reader C(shared.C[stage], lane);
     const Reader B(shared.B[stage], lane);
 #pragma unroll 1
-    for (int i = 0; i < (TILES + WARPS - 1) / WARPS; ++i) {
-        const int tile = i * WARPS + warp;
-        if (tile >= TILES) break;
+    for (int tile = warp; tile < TILES; tile += WARPS) {
         const int row = tile < 1 ? 0 : tile < 3 ? 1 : tile < 6 ? 2 : 3;
         const int column = tile - row * (row + 1) / 2;
-        float products[2][4] = {};
+        // Two sums each: a product need not wait for the one before.
+        float products[2][2][4] = {};
 #pragma unroll
         for (int k = 0; k < STATES / 16; ++k) {
             Fragment<> c, b;
             c.load(C, 16 * row, 16 * k);
             b.load(B, 16 * column, 16 * k);
-            add_rows(products[0], products[1], c, b);
+            add_rows(products[k % 2][0], products[k % 2][1], c, b);
         }
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int s = 16 * column + 8 * half + 2 * q;
-            const float first = steps.dt[s], second = steps.dt[s + 1];
+        for (int half = 0; half < 2; ++half)
 #pragma unroll
-            for (int down = 0; down < 2; ++down) {
-                const int t = 16 * row + 8 * down + g;
-                Pair<MADE> pair;
-                pair.pack(s <= t ? products[half][2 * down] * steps.decay(t, s) * first : 0.0f,
-                          s < t ? products[half][2 * down + 1] * steps.decay(t, s + 1) * second
-                                : 0.0f);
-                shared.M.set(t, s, pair);
+            for (int i = 0; i < 4; ++i) products[0][half][i] += products[1][half][i];
+        if (row == column)
+            set_mask<true>(shared.M, steps, products[0], 16 * row, 16 * column, lane);
+        else
+            set_mask<false>(shared.M, steps, products[0], 16 * row, 16 * column, lane);
+    }
+}
+
+// A pair of numbers of the output, gated, of which `left` are there.
+__device__ __forceinline__ void store_output(NUMBER* to, const NUMBER* z, float (&pair)[2],
+                                             int left) {
+    if constexpr (ALIGNED) {
+        Packed<NUMBER, 2> packed;
+        if constexpr (HAS_Z) {
+            if (left > 0) packed.load(z);
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const float gate = packed.number(i);
+                pair[i] *= gate * sigmoid(gate);
             }
+        }
+        packed.pack(pair);
+        if (left > 0) packed.store(to);
+    } else {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            if (i >= left) continue;
+            if constexpr (HAS_Z) {
+                const float gate = to_float(z[i]);
+                pair[i] *= gate * sigmoid(gate);
+            }
+            to[i] = from_float<NUMBER>(pair[i]);
         }
     }
 }
@@ -77,7 +123,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) ssd_forward(
     x += batch * x_batch + head * x_head + slice;
     B += batch * B_batch + head / heads_of_group * B_group;
     C += batch * C_batch + head / heads_of_group * C_group;
-    if (z) z += batch * z_batch + head * z_head + slice;
+    if (HAS_Z) z += batch * z_batch + head * z_head + slice;
     out += ((batch * seqlen) * heads + head) * HEADDIM + slice;
     const long long out_time = heads * HEADDIM;
 
@@ -85,7 +131,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) ssd_forward(
     const long long end = min(seqlen, begin + segment * CHUNK);
 
     float skip[2][2] = {};
-    if (D) {
+    if (HAS_D) {
 #pragma unroll
         for (int half = 0; half < 2; ++half)
 #pragma unroll
@@ -98,26 +144,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) ssd_forward(
             }
     }
 
+    // The last warp fetches for the others; or all do.
+    const bool fetches = warp == WARPS;
     const auto fill = [&](long long start, int stage) {
         const int rows = static_cast<int>(min(end - start, static_cast<long long>(CHUNK)));
-        shared.C[stage].fill(C + start * C_time, C_time, rows, DSTATE, threadIdx.x, THREADS);
-        shared.B[stage].fill(B + start * B_time, B_time, rows, DSTATE, threadIdx.x, THREADS);
-        shared.x[stage].fill(x + start * x_time, x_time, rows, slice_channels, threadIdx.x,
-                             THREADS);
+        constexpr int COUNT = ASYNCHRONOUS ? 32 : THREADS;
+        const int thread = ASYNCHRONOUS ? lane : threadIdx.x;
+        if (ASYNCHRONOUS && !fetches) return;
+        shared.C[stage].fill<COUNT>(C + start * C_time, C_time, rows, DSTATE, thread);
+        shared.B[stage].fill<COUNT>(B + start * B_time, B_time, rows, DSTATE, thread);
+        shared.x[stage].fill<COUNT>(x + start * x_time, x_time, rows, slice_channels, thread);
         commit_copies();
     };
-
-    RawSteps raw;
-    const bool takes_steps = warp == WARPS - 1;
+    const auto take_steps = [&](long long start, Steps& to) {
+        RawSteps raw;
+        raw.load(source, start, lane);
+        raw.finish(to, source, lane);
+    };
     if (STAGES == 2) fill(begin, 0);
-    if (takes_steps) {
-        raw.load(source, begin, lane);
-        raw.finish(shared.steps[0], source, lane);
-    }
+    if (fetches) take_steps(begin, shared.steps[0]);
 
     State state;
     const long long place = (batch * heads + head) * segments + blockIdx.z;
-    if (first)
+    if (first && !fetches)
         state.load(first + (place * HEADDIM + slice) * DSTATE, channel, slice_channels, lane);
     else
         state.clear();
@@ -132,8 +181,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) ssd_forward(
         }
         wait_for_copies<0>();
         __syncthreads();
-        if (STAGES == 2 && start + CHUNK < end) fill(start + CHUNK, current ^ 1);
-        if (takes_steps) raw.load(source, start + CHUNK, lane);
+        if (fetches) {
+            if (start + CHUNK >= end) break;
+            if (STAGES == 2) fill(start + CHUNK, current ^ 1);
+            take_steps(start + CHUNK, shared.steps[current ^ 1]);
+            continue;
+        }
 
         make_mask(shared, stage, steps, warp, lane);
 
@@ -160,14 +213,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) ssd_forward(
         for (int m = 0; m < ROW_TILES; ++m)
 #pragma unroll
             for (int down = 0; down < 2; ++down) {
-                const float decay = steps.decay_since_start(16 * m + 8 * down + g);
+                const float decay = steps.since_start[16 * m + 8 * down + g];
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
                     y[m][half][2 * down] *= decay;
                     y[m][half][2 * down + 1] *= decay;
                 }
             }
-        __syncthreads();
+        meet_first<WORKERS>();
 
         // M x.
         Fragment<> columns[ROW_TILES];
@@ -184,46 +237,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) ssd_forward(
             }
         }
 
+        NUMBER* row_out = out + start * out_time;
+        const NUMBER* row_z = HAS_Z ? z + start * z_time : nullptr;
+        const int left = static_cast<int>(min(end - start, static_cast<long long>(CHUNK)));
 #pragma unroll
         for (int m = 0; m < ROW_TILES; ++m)
 #pragma unroll
             for (int down = 0; down < 2; ++down) {
                 const int t = 16 * m + 8 * down + g;
-                if (start + t >= end) continue;
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
                     const int p = channel + 8 * half + 2 * q;
                     float pair[2] = {y[m][half][2 * down], y[m][half][2 * down + 1]};
-                    if (D) {
+                    if constexpr (HAS_D) {
                         const Pair<GIVEN> skipped = shared.x[stage].pair(t, p);
                         pair[0] += skip[half][0] * skipped.low();
                         pair[1] += skip[half][1] * skipped.high();
                     }
-                    NUMBER* to = out + (start + t) * out_time + p;
-                    if constexpr (ALIGNED) {
-                        if (p >= slice_channels) continue;
-                        Packed<NUMBER, 2> packed;
-                        if (z) {
-                            packed.load(z + (start + t) * z_time + p);
-#pragma unroll
-                            for (int i = 0; i < 2; ++i) {
-                                const float gate = packed.number(i);
-                                pair[i] *= gate * sigmoid(gate);
-                            }
-                        }
-                        packed.pack(pair);
-                        packed.store(to);
-                    } else {
-#pragma unroll
-                        for (int i = 0; i < 2; ++i) {
-                            if (p + i >= slice_channels) continue;
-                            if (z) {
-                                const float gate = to_float(z[(start + t) * z_time + p + i]);
-                                pair[i] *= gate * sigmoid(gate);
-                            }
-                            to[i] = from_float<NUMBER>(pair[i]);
-                        }
-                    }
+                    store_output(row_out + t * out_time + p,
+                                 HAS_Z ? row_z + t * z_time + p : nullptr, pair,
+                                 t < left ? slice_channels - p : 0);
                 }
             }
 
@@ -231,12 +264,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) ssd_forward(
         const Reader B(shared.B[stage], lane);
 #pragma unroll
         for (int k = 0; k < ROW_TILES; ++k)
-            state.add(scaled_steps(columns[k], 16 * k, lane,
-                                   [&](int s) { return steps.dt[s] * steps.decay_to_end(s); }),
-                      k, B);
-        if (takes_steps) raw.finish(shared.steps[current ^ 1], source, lane);
+            state.add(scaled_steps(columns[k], steps.to_end, 16 * k, lane), k, B);
     }
-    if (last && blockIdx.z == segments - 1)
+    if (last && blockIdx.z == segments - 1 && !fetches)
         state.store(last + ((batch * heads + head) * HEADDIM + slice) * DSTATE, channel,
                     slice_channels, lane);
 }

@@ -43,31 +43,35 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) ssd_states(
 
     const long long chunks = (seqlen + CHUNK - 1) / CHUNK;
     const long long begin = part * segment, end = min(chunks, begin + segment);
+    // The last warp fetches for the others; or all do.
+    const bool fetches = warp == WARPS;
     const auto fill = [&](long long chunk, int stage) {
         const long long start = chunk * CHUNK;
         const int rows = static_cast<int>(min(seqlen - start, static_cast<long long>(CHUNK)));
-        shared.B[stage].fill(B + start * B_time, B_time, rows, DSTATE, threadIdx.x, THREADS);
-        shared.x[stage].fill(x + start * x_time, x_time, rows, slice_channels, threadIdx.x,
-                             THREADS);
+        constexpr int COUNT = ASYNCHRONOUS ? 32 : THREADS;
+        const int thread = ASYNCHRONOUS ? lane : threadIdx.x;
+        if (ASYNCHRONOUS && !fetches) return;
+        shared.B[stage].fill<COUNT>(B + start * B_time, B_time, rows, DSTATE, thread);
+        shared.x[stage].fill<COUNT>(x + start * x_time, x_time, rows, slice_channels, thread);
         commit_copies();
+    };
+    const auto take_steps = [&](long long chunk, Steps& to) {
+        RawSteps raw;
+        raw.load(source, chunk * CHUNK, lane);
+        raw.finish(to, source, lane);
     };
 
     const long long step = direction ? -1 : 1;
     long long chunk = direction ? end - 1 : begin;
-    RawSteps raw;
-    const bool takes_steps = warp == WARPS - 1;
     if (STAGES == 2) fill(chunk, 0);
-    if (takes_steps) {
-        raw.load(source, chunk * CHUNK, lane);
-        raw.finish(shared.steps[0], source, lane);
-    }
+    if (fetches) take_steps(chunk, shared.steps[0]);
 
     State state;
     constexpr long long size = HEADDIM * DSTATE;
     const float* given = direction ? last : first;
     const long long of_head = batch * heads + head;
     const long long place = (direction * batches * heads + of_head) * segments + part;
-    if (given)
+    if (given && !fetches)
         state.load(given + of_head * size + slice * DSTATE, channel, slice_channels, lane);
     else
         state.clear();
@@ -83,8 +87,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) ssd_states(
         }
         wait_for_copies<0>();
         __syncthreads();
-        if (STAGES == 2 && left > 1) fill(chunk + step, current ^ 1);
-        if (takes_steps) raw.load(source, (chunk + step) * CHUNK, lane);
+        if (fetches) {
+            if (left == 1) break;
+            if (STAGES == 2) fill(chunk + step, current ^ 1);
+            take_steps(chunk + step, shared.steps[current ^ 1]);
+            continue;
+        }
         if (kept)
             state.store(kept + (((direction * batches + batch) * chunks + chunk) * heads + head) *
                                    size +
@@ -99,15 +107,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) ssd_states(
         for (int k = 0; k < ROW_TILES; ++k) {
             Fragment<> columns;
             columns.load_transposed(rows, 16 * k, channel);
-            state.add(scaled_steps(columns, 16 * k, lane,
-                                   [&](int s) {
-                                       return direction ? steps.decay_since_start(s)
-                                                        : steps.dt[s] * steps.decay_to_end(s);
-                                   }),
+            state.add(scaled_steps(columns, direction ? steps.since_start : steps.to_end, 16 * k,
+                                   lane),
                       k, to);
         }
-        if (takes_steps) raw.finish(shared.steps[current ^ 1], source, lane);
     }
+    if (fetches) return;
     if (ends) {
         state.store(ends + place * size + slice * DSTATE, channel, slice_channels, lane);
         if (threadIdx.x == 0 && slice == 0) decays[place] = decay;

@@ -22,7 +22,7 @@ Plan = TypeVar("Plan")
 NUMBERS = {torch.float32: "float", torch.float16: "half_t", torch.bfloat16: "bfloat16_t"}
 # The numbers that the kernels know the dtypes of small tensors by.
 KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-THREADS = 128
+THREADS = 160
 PASS_THREADS = 256
 VECTOR_BYTES = 16
 MOST_PLANS = 256
@@ -40,6 +40,9 @@ class Variant(NamedTuple):
     aligned: bool
     # Bytes of shared memory that a block may take on the device.
     room: int = 163 * 1024
+    has_d: bool = False
+    has_z: bool = False
+    has_sequences: bool = False
 
     @property
     def given(self) -> int:
@@ -96,19 +99,19 @@ class Variant(NamedTuple):
         chunk, states, part = self.chunk, self.states, self.slice(kernel)
         wide, narrow = tile(chunk, states), tile(chunk, part)
         if kernel == "ssd_forward":
-            return stages * (2 * wide + narrow) + tile(chunk, chunk, self.made(kernel)) + 2 * 16 * chunk
+            return stages * (2 * wide + narrow) + tile(chunk, chunk, self.made(kernel)) + 2 * 24 * chunk
         if kernel == "ssd_states":
-            return stages * (wide + narrow) + 2 * 16 * chunk
+            return stages * (wide + narrow) + 2 * 24 * chunk
         if kernel == "ssd_backward":
             sums = 4 * (4 * chunk + chunk // 16 * (1 + part))
-            fixed = 2 * wide + 2 * 24 * chunk + 2 * sums + 16 * chunk
+            fixed = 2 * wide + 2 * 36 * chunk + 2 * sums + 16 * chunk
             return -(-(fixed + stages * (2 * narrow + 2 * tile(part, states))) // 16) * 16
         return 4 * PASS_THREADS if kernel == "ssd_sums" else 0
 
     def blocks(self, kernel: str) -> int:
         """Blocks of a kernel that are to fit a multiprocessor by their registers."""
         if kernel == "ssd_states" and self.states <= WIDE:
-            return 3 if self.dtype != torch.float32 else 2
+            return 2
         return 2 if self.states <= WIDE else 1
 
     def defines(self, kernel: str) -> tuple[tuple[str, str], ...]:
@@ -123,6 +126,9 @@ class Variant(NamedTuple):
             ("STAGES", str(self.stages(kernel))),
             ("SLICE", str(self.slice(kernel))),
             ("ALIGNED", str(int(self.aligned))),
+            ("HAS_D", str(int(self.has_d))),
+            ("HAS_Z", str(int(self.has_z))),
+            ("HAS_SEQUENCES", str(int(self.has_sequences))),
             ("SHARED", str(self.shared_bytes(kernel))),
             ("BLOCKS", str(self.blocks(kernel))),
         )
@@ -282,6 +288,9 @@ def variant_of(scan: Scan, is_aligned: bool, index: int) -> Variant:
         scan.B.shape[3],
         is_aligned and aligned(*wide),
         room(index),
+        scan.D is not None,
+        scan.z is not None,
+        scan.seq_idx is not None,
     )
 
 

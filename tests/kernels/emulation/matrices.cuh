@@ -65,15 +65,20 @@ template <typename E>
 unsigned packed_pair(float low, float high, E) {
     return from_float<E>(low).bits | static_cast<unsigned>(from_float<E>(high).bits) << 16;
 }
-inline void copy_16_async(unsigned short* shared, const void* global, bool there) {
+inline void copy_16_async(unsigned place, const void* global, bool there) {
     if (there && reinterpret_cast<uintptr_t>(global) % 16) {
         std::fprintf(stderr, "a copy of 16 bytes is not aligned\n");
         std::abort();
     }
+    char* shared = shared_begin + place;
     fibres[running].copies.push_back([=] {
         if (there)
             std::memcpy(shared, global, 16);
         else
             std::memset(shared, 0, 16);
     });
+}
+template <int COUNT>
+void meet_first() {
+    meet(first_threads, COUNT);
 }

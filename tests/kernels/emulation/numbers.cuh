@@ -21,6 +21,12 @@
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
+struct alignas(8) float2 {
+    float x, y;
+};
+struct alignas(8) int2 {
+    int x, y;
+};
 struct Index {
     unsigned x, y, z;
 };
@@ -41,7 +47,7 @@ struct Group {
 extern Index blockIdx, gridDim;
 extern std::vector<Fibre> fibres;
 extern std::vector<Group> warps;
-extern Group block;
+extern Group block, first_threads;
 extern int running;
 void give_way();
 #define threadIdx (fibres[running].threadIdx)

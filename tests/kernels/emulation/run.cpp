@@ -8,7 +8,7 @@
 Index blockIdx, gridDim;
 std::vector<Fibre> fibres;
 std::vector<Group> warps;
-Group block;
+Group block, first_threads;
 int running;
 static ucontext_t scheduler;
 alignas(16) uint4 memory[227 * 64];
@@ -57,7 +57,7 @@ extern "C" void run(const long long* grid, long long threads, long long shared_b
                 // What is read before it is written shows.
                 std::memset(memory, 0xff, sizeof memory);
                 warps.assign((threads + 31) / 32, {0, 0});
-                block = {0, 0};
+                block = first_threads = {0, 0};
                 std::vector<int> order;
                 for (int i = 0; i < threads; ++i) {
                     Fibre& fibre = fibres[i];
