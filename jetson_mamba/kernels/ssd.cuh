@@ -248,7 +248,6 @@ struct Options {
     __device__ __forceinline__ int bias() const { return bits >> 4 & 3; }
     __device__ __forceinline__ int D() const { return bits >> 6 & 3; }
     __device__ __forceinline__ bool softplus() const { return bits >> 8 & 1; }
-    __device__ __forceinline__ bool D_of_channels() const { return bits >> 9 & 1; }
 };
 
 // The steps of a chunk: their lengths, the sums of log2 of their decays up to and with each (in two

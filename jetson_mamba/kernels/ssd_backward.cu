@@ -9,7 +9,7 @@
 // A third of the warps makes each of these, sixteen steps a warp. The gradient of the logarithm of
 // a step's decay is the sum of all that has passed through the step: of C dC for later t without
 // that of B dB for later s, and of what came from h or goes to dh. The pairs with t = s, which pass
-// through no step, stand in neither sum: they are added apart.
+// through no step, are taken out of both.
 #define WITH_SLOPES
 #include "ssd.cuh"
 
@@ -39,6 +39,8 @@ struct Shared {
     Steps steps[2];
     Sums sums[2];
     float of_slices[4][CHUNK];
+    // C[t] B[t].
+    float products[CHUNK];
 };
 static_assert(sizeof(Shared) == SHARED, "the host counts shared memory otherwise");
 
@@ -49,18 +51,19 @@ __device__ __forceinline__ float sum_of_row(float value) {
 }
 
 // The numbers on the diagonal of a 16 by 16 product, of the lane's rows g and g + 8.
-__device__ __forceinline__ void diagonal_of(float (&diagonal)[2], const float (&low)[4],
-                                            const float (&high)[4], int lane) {
+template <int PIECES>
+__device__ __forceinline__ void diagonal_of(float (&diagonal)[2], const Fragment<PIECES>& product,
+                                            int lane) {
     const int g = lane / 4, source = lane / 4 * 4 + g / 2;
-    diagonal[0] = __shfl_sync(0xffffffffu, g % 2 ? low[1] : low[0], source);
-    diagonal[1] = __shfl_sync(0xffffffffu, g % 2 ? high[3] : high[2], source);
+    const Pair<PIECES> first = product.get(0), second = product.get(3);
+    diagonal[0] = __shfl_sync(0xffffffffu, g % 2 ? first.high() : first.low(), source);
+    diagonal[1] = __shfl_sync(0xffffffffu, g % 2 ? second.high() : second.low(), source);
 }
 
 // A product as it decays between its rows and columns (LATER_ROWS says which are the later steps),
 // as the left factor of the next: what its columns were are the sums there. BY_STEPS: times the
-// length of the earlier step. ON_DIAGONAL leaves out what is not in order, and with STRICTLY the
-// diagonal itself.
-template <bool LATER_ROWS, bool BY_STEPS, bool ON_DIAGONAL, bool STRICTLY>
+// length of the earlier step. ON_DIAGONAL leaves out what is not in order.
+template <bool LATER_ROWS, bool BY_STEPS, bool ON_DIAGONAL>
 __device__ __forceinline__ Fragment<MADE> weighted(const float (&low)[4], const float (&high)[4],
                                                    const Steps& steps, int row, int column,
                                                    int lane) {
@@ -91,10 +94,9 @@ __device__ __forceinline__ Fragment<MADE> weighted(const float (&low)[4], const 
                 const int here = row + g + 8 * down;
                 const int later = LATER_ROWS ? here : there + i;
                 const int earlier = LATER_ROWS ? there + i : here;
-                const bool in_order = STRICTLY ? earlier < later : earlier <= later;
                 const float number = numbers[2 * down + i] * of_rows[down] * of_columns[i];
                 pair[i] = decayed<ON_DIAGONAL>(number, LATER_ROWS ? columns[i] : rows[down],
-                                               LATER_ROWS ? rows[down] : columns[i], in_order);
+                                               LATER_ROWS ? rows[down] : columns[i], earlier <= later);
             }
             result.set(2 * half + down, pair[0], pair[1]);
         }
@@ -142,7 +144,7 @@ __device__ __forceinline__ void add_gradients(float (&total)[KEPT][4], Shared& s
 #pragma unroll
     for (int k = 0; k < SLICE / 16; ++k) given[k].load(left_reader, row, 16 * k);
 
-    // G, in the order of its rows here, without and on the diagonal.
+    // G dt, in the order of its rows here, and what stands on its diagonal, as it is rounded.
     Fragment<MADE> pairs[ROW_TILES];
     float diagonal[2];
     const Reader right_reader(right, lane);
@@ -157,23 +159,22 @@ __device__ __forceinline__ void add_gradients(float (&total)[KEPT][4], Shared& s
             add_rows(low, high, given[k], b);
         }
         if (m == tile) {
-            diagonal_of(diagonal, low, high, lane);
-            pairs[m] = weighted<!FOR_B, true, true, true>(low, high, steps, row, 16 * m, lane);
+            pairs[m] = weighted<!FOR_B, true, true>(low, high, steps, row, 16 * m, lane);
+            diagonal_of(diagonal, pairs[m], lane);
         } else {
-            pairs[m] = weighted<!FOR_B, true, false, true>(low, high, steps, row, 16 * m, lane);
+            pairs[m] = weighted<!FOR_B, true, false>(low, high, steps, row, 16 * m, lane);
         }
     }
 
-    float of_state[2], step[2], ratio[2];
+    float of_state[2], ratio[2];
 #pragma unroll
     for (int down = 0; down < 2; ++down) {
         const int t = row + g + 8 * down;
-        step[down] = steps.dt[t];
-        const float divisor = max(step[down], SHORTEST_STEP);
-        ratio[down] = step[down] / divisor;
+        const float divisor = max(steps.dt[t], SHORTEST_STEP);
+        ratio[down] = steps.dt[t] / divisor;
         of_state[down] = FOR_B ? steps.left_at_end[t] * divisor : steps.since_start[t];
     }
-    float by_pairs[2] = {}, by_state[2] = {}, both[2] = {};
+    float by_pairs[2] = {}, by_state[2] = {};
     const Reader state_reader(state, lane);
     const Reader other_reader(other, lane);
 #pragma unroll
@@ -196,38 +197,38 @@ __device__ __forceinline__ void add_gradients(float (&total)[KEPT][4], Shared& s
         for (int half = 0; half < 2; ++half)
 #pragma unroll
             for (int down = 0; down < 2; ++down) {
-                const int t = row + g + 8 * down, n = 16 * j + 8 * half + 2 * q;
-                const Pair<GIVEN> mine = own.pair(t, n), theirs = other.pair(t, n);
-                const float mine_here[2] = {mine.low(), mine.high()};
-                const float theirs_here[2] = {theirs.low(), theirs.high()};
+                const Pair<GIVEN> mine =
+                    own.pair(row + g + 8 * down, 16 * j + 8 * half + 2 * q);
+                const float here[2] = {mine.low(), mine.high()};
 #pragma unroll
                 for (int i = 0; i < 2; ++i) {
                     const float by_h = first[half][2 * down + i] * of_state[down];
                     const float by_G = second[half][2 * down + i];
-                    by_state[down] += mine_here[i] * by_h;
-                    by_pairs[down] += mine_here[i] * by_G;
-                    if (FOR_B) both[down] += mine_here[i] * theirs_here[i];
-                    total[2 * j + half][2 * down + i] +=
-                        (FOR_B ? ratio[down] : 1.0f) * (by_h + by_G) +
-                        diagonal[down] * step[down] * theirs_here[i];
+                    if (FOR_B) {
+                        by_state[down] += here[i] * by_h;
+                        by_pairs[down] += here[i] * by_G;
+                        total[2 * j + half][2 * down + i] += ratio[down] * (by_h + by_G);
+                    } else {
+                        by_pairs[down] += here[i] * (by_h + by_G);
+                        total[2 * j + half][2 * down + i] += by_h + by_G;
+                    }
                 }
             }
     }
 #pragma unroll
     for (int down = 0; down < 2; ++down) {
         const float pairs_of_row = sum_of_row(by_pairs[down]);
-        const float state_of_row = sum_of_row(by_state[down]);
-        const float product = FOR_B ? sum_of_row(both[down]) : 0.0f;
+        const float state_of_row = FOR_B ? sum_of_row(by_state[down]) : 0.0f;
         const int t = row + g + 8 * down;
         if (q) continue;
+        const float itself = diagonal[down] * shared.products[t];
         if (FOR_B) {
-            sums.columns[t] = ratio[down] * pairs_of_row;
+            sums.columns[t] = ratio[down] * (pairs_of_row - itself);
             sums.ends[t] = ratio[down] * state_of_row;
             sums.direct[t] =
-                (pairs_of_row + state_of_row) / max(step[down], SHORTEST_STEP) +
-                diagonal[down] * product;
+                (pairs_of_row + state_of_row) / max(steps.dt[t], SHORTEST_STEP);
         } else {
-            sums.rows[t] = pairs_of_row + state_of_row;
+            sums.rows[t] = pairs_of_row - itself;
         }
     }
 }
@@ -302,8 +303,30 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
     // Sums over the slices of a head, in the warp that finishes it.
     float through = 0.0f, of_D = 0.0f;
     const long long row_of_weights = batch * chunks + chunk;
-    const long long width_of_D = !HAS_D ? 0 : options.D_of_channels() ? HEADDIM : 1;
+    const long long width_of_D = !HAS_D ? 0 : HAS_D == 2 ? HEADDIM : 1;
     weights += row_of_weights * heads * (2 + width_of_D);
+
+    wait_for_copies<0>();
+    __syncthreads();
+    if (role == 2) {
+        const Reader B_reader(shared.B, lane);
+        const Reader C_reader(shared.C, lane);
+#pragma unroll
+        for (int m = 0; m < ROW_TILES; ++m) {
+            if (m < tile) continue;
+#pragma unroll
+            for (int k = 0; k < STATES / 16; ++k) {
+                Fragment<> b, c;
+                b.load(B_reader, row, 16 * k);
+                c.load(C_reader, 16 * m, 16 * k);
+                add_rows(numbers[2 * m], numbers[2 * m + 1], b, c);
+            }
+            if (m == tile && lane % 4 == lane / 8) {
+                shared.products[row + g] = numbers[2 * m][g % 2];
+                shared.products[row + g + 8] = numbers[2 * m + 1][2 + g % 2];
+            }
+        }
+    }
 
     const auto finish = [&](long long head, int slice, const Sums& sums, const Steps& steps) {
         float rows_of[STEPS], columns_of[STEPS], ends_of[STEPS], direct_of[STEPS];
@@ -329,7 +352,7 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
                 float sum = 0.0f;
 #pragma unroll
                 for (int i = 0; i < ROW_TILES; ++i) sum += sums.D[i][p];
-                if (options.D_of_channels())
+                if (HAS_D == 2)
                     weights[2 * heads + head * HEADDIM + slice + p] = sum;
                 else
                     of_D += sum;
@@ -380,7 +403,7 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
         if (lane == 0) {
             weights[head] = of_A;
             weights[heads + head] = of_bias;
-            if (HAS_D && !options.D_of_channels()) weights[2 * heads + head] = of_D;
+            if (HAS_D == 1) weights[2 * heads + head] = of_D;
         }
         through = of_D = 0.0f;
     };
@@ -417,20 +440,6 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
             add_gradients<true>(numbers, shared, stage, steps, sums, tile, lane);
         } else {
             const Reader B_reader(shared.B, lane);
-            if (head_before < 0) {
-                const Reader C_reader(shared.C, lane);
-#pragma unroll
-                for (int m = 0; m < ROW_TILES; ++m) {
-                    if (m < tile) continue;
-#pragma unroll
-                    for (int k = 0; k < STATES / 16; ++k) {
-                        Fragment<> b, c;
-                        b.load(B_reader, row, 16 * k);
-                        c.load(C_reader, 16 * m, 16 * k);
-                        add_rows(numbers[2 * m], numbers[2 * m + 1], b, c);
-                    }
-                }
-            }
             float gradient[SLICE / 16][2][4] = {};
             const Reader dh_reader(shared.dh[stage], lane);
 #pragma unroll
@@ -460,9 +469,9 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
             for (int m = 0; m < ROW_TILES; ++m) {
                 if (m < tile) continue;
                 const Fragment<MADE> mask =
-                    m == tile ? weighted<false, false, true, false>(
+                    m == tile ? weighted<false, false, true>(
                                     numbers[2 * m], numbers[2 * m + 1], steps, row, 16 * m, lane)
-                              : weighted<false, false, false, false>(
+                              : weighted<false, false, false>(
                                     numbers[2 * m], numbers[2 * m + 1], steps, row, 16 * m, lane);
 #pragma unroll
                 for (int j = 0; j < SLICE / 16; ++j) {
@@ -472,21 +481,20 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
                 }
             }
             NUMBER* to = dx + head * dx_head + slice;
+            const float skip_of_head = HAS_D == 1 ? number_at(D, head, options.D()) : 0.0f;
             const int channels = channels_from(slice);
 #pragma unroll
             for (int j = 0; j < SLICE / 16; ++j)
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
                     const int p = 16 * j + 8 * half + 2 * q;
-                    float skip[2] = {}, of_skip[2] = {};
-                    if (HAS_D) {
+                    float skip[2] = {skip_of_head, skip_of_head}, of_skip[2] = {};
+                    if (HAS_D == 2) {
 #pragma unroll
-                        for (int i = 0; i < 2; ++i) {
-                            const long long place = options.D_of_channels()
-                                                        ? head * HEADDIM + slice + p + i
-                                                        : head;
-                            if (p + i < channels) skip[i] = number_at(D, place, options.D());
-                        }
+                        for (int i = 0; i < 2; ++i)
+                            skip[i] = p + i < channels
+                                          ? number_at(D, head * HEADDIM + slice + p + i, options.D())
+                                          : 0.0f;
                     }
 #pragma unroll
                     for (int down = 0; down < 2; ++down) {

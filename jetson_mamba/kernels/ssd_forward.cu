@@ -138,7 +138,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) ssd_forward(
             for (int i = 0; i < 2; ++i) {
                 const int p = channel + 8 * half + 2 * q + i;
                 const long long place =
-                    options.D_of_channels() ? head * HEADDIM + slice + p : head;
+                    HAS_D == 2 ? head * HEADDIM + slice + p : head;
                 skip[half][i] =
                     p < slice_channels ? number_at(D, place, options.D()) : 0.0f;
             }

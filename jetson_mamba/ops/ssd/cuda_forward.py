@@ -28,7 +28,7 @@ VECTOR_BYTES = 16
 MOST_PLANS = 256
 # States up to which the kernels have room for more.
 WIDE = 128
-SOFTPLUS, D_OF_CHANNELS = 1 << 8, 1 << 9
+SOFTPLUS = 1 << 8
 
 
 class Variant(NamedTuple):
@@ -40,7 +40,8 @@ class Variant(NamedTuple):
     aligned: bool
     # Bytes of shared memory that a block may take on the device.
     room: int = 163 * 1024
-    has_d: bool = False
+    # Dimensions of D, 0 where there is none.
+    d: int = 0
     has_z: bool = False
     has_sequences: bool = False
 
@@ -104,7 +105,7 @@ class Variant(NamedTuple):
             return stages * (wide + narrow) + 2 * 24 * chunk
         if kernel == "ssd_backward":
             sums = 4 * (4 * chunk + chunk // 16 * (1 + part))
-            fixed = 2 * wide + 2 * 36 * chunk + 2 * sums + 16 * chunk
+            fixed = 2 * wide + 2 * 36 * chunk + 2 * sums + 20 * chunk
             return -(-(fixed + stages * (2 * narrow + 2 * tile(part, states))) // 16) * 16
         return 4 * PASS_THREADS if kernel == "ssd_sums" else 0
 
@@ -126,7 +127,7 @@ class Variant(NamedTuple):
             ("STAGES", str(self.stages(kernel))),
             ("SLICE", str(self.slice(kernel))),
             ("ALIGNED", str(int(self.aligned))),
-            ("HAS_D", str(int(self.has_d))),
+            ("HAS_D", str(self.d)),
             ("HAS_Z", str(int(self.has_z))),
             ("HAS_SEQUENCES", str(int(self.has_sequences))),
             ("SHARED", str(self.shared_bytes(kernel))),
@@ -288,7 +289,7 @@ def variant_of(scan: Scan, is_aligned: bool, index: int) -> Variant:
         scan.B.shape[3],
         is_aligned and aligned(*wide),
         room(index),
-        scan.D is not None,
+        0 if scan.D is None else scan.D.dim(),
         scan.z is not None,
         scan.seq_idx is not None,
     )
@@ -322,8 +323,6 @@ def options_of(scan: Scan) -> int:
         bits |= KINDS[scan.dt_bias.dtype] << 4
     if scan.D is not None:
         bits |= KINDS[scan.D.dtype] << 6
-        if scan.D.dim() == 2:
-            bits |= D_OF_CHANNELS
     return bits | (SOFTPLUS if scan.dt_softplus else 0)
 
 
