@@ -18,6 +18,11 @@ constexpr int WORKERS = 32 * WARPS;
 constexpr int THREADS = WORKERS + 32;
 constexpr int SLICES = (HEADDIM + SLICE - 1) / SLICE;
 constexpr int ROW_TILES = CHUNK / 16;
+// A number that all lanes of a warp have, told to the compiler as such.
+__device__ __forceinline__ int uniform(int number) {
+    return __shfl_sync(0xffffffffu, number, 0);
+}
+
 // How many channels of a slice there are.
 __device__ __forceinline__ int channels_from(int first) {
     return HEADDIM % SLICE == 0 ? SLICE : min(HEADDIM - first, SLICE);

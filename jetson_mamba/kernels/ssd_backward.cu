@@ -150,7 +150,11 @@ __device__ __forceinline__ void add_gradients(float (&total)[KEPT][4], Shared& s
     const Reader right_reader(right, lane);
 #pragma unroll
     for (int m = 0; m < ROW_TILES; ++m) {
-        if (FOR_B ? m < tile : m > tile) continue;
+        if (FOR_B ? m < tile : m > tile) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) pairs[m].set(i, 0.0f, 0.0f);
+            continue;
+        }
         float low[4] = {}, high[4] = {};
 #pragma unroll
         for (int k = 0; k < SLICE / 16; ++k) {
@@ -188,7 +192,6 @@ __device__ __forceinline__ void add_gradients(float (&total)[KEPT][4], Shared& s
         }
 #pragma unroll
         for (int k = 0; k < ROW_TILES; ++k) {
-            if (FOR_B ? k < tile : k > tile) continue;
             Fragment<> b;
             b.load_transposed(other_reader, 16 * k, 16 * j);
             add_columns(second[0], second[1], pairs[k], b);
@@ -248,7 +251,7 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
     long long dC_time, long long dC_group) {
     extern __shared__ uint4 memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory);
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    const int warp = uniform(threadIdx.x / 32), lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const int role = warp / ROW_TILES, tile = warp % ROW_TILES, row = 16 * tile;
     const long long chunk = blockIdx.x, chunks = gridDim.x, batch = blockIdx.y;
     const long long group = blockIdx.z / slots, slot = blockIdx.z % slots;
@@ -322,8 +325,10 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
                 add_rows(numbers[2 * m], numbers[2 * m + 1], b, c);
             }
             if (m == tile && lane % 4 == lane / 8) {
-                shared.products[row + g] = numbers[2 * m][g % 2];
-                shared.products[row + g + 8] = numbers[2 * m + 1][2 + g % 2];
+                // Chosen, not indexed: what is indexed does not lie in registers.
+                shared.products[row + g] = g % 2 ? numbers[2 * m][1] : numbers[2 * m][0];
+                shared.products[row + g + 8] =
+                    g % 2 ? numbers[2 * m + 1][3] : numbers[2 * m + 1][2];
             }
         }
     }

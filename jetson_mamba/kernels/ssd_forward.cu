@@ -112,7 +112,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) ssd_forward(
     long long seq_time) {
     extern __shared__ uint4 memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory);
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    const int warp = uniform(threadIdx.x / 32), lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const long long head = blockIdx.x, batch = blockIdx.y / SLICES;
     const int slice = static_cast<int>(blockIdx.y % SLICES) * SLICE;
     const int slice_channels = channels_from(slice);
