@@ -347,15 +347,6 @@ struct StepSource {
         if (this->A < -3e38f) this->A = -3e38f;
     }
 
-    __device__ __forceinline__ float raw(long long t) const {
-        return number_at(dt, dt_start + t * dt_stride, dt_kind);
-    }
-    __device__ __forceinline__ bool padding(long long t) const {
-        return HAS_SEQUENCES && seq_idx[t * seq_stride] < 0;
-    }
-    __device__ __forceinline__ bool changes(long long t) const {
-        return HAS_SEQUENCES && seq_idx[t * seq_stride] != (t ? seq_idx[(t - 1) * seq_stride] : 0);
-    }
     // Step lengths before the limits, of dt and its bias.
     __device__ __forceinline__ float free_step(float raw) const {
         raw += bias;
@@ -372,33 +363,56 @@ struct StepSource {
     }
 };
 
-// Numbers that one warp reads ahead of the work on the chunk before.
+// Numbers that one warp reads ahead of their use, as they lie in memory: what is made of a number
+// is waited for.
 struct RawSteps {
     static constexpr int count = CHUNK / 32;
-    float raw[count];
-    bool changes[count], padding[count];
+    unsigned raw[count];
+    int sequence[count], sequence_before;
 
     __device__ __forceinline__ void load(const StepSource& source, long long first, int lane) {
+        const long long t0 = first + lane * count;
+        const long long place = source.dt_start + t0 * source.dt_stride;
 #pragma unroll
         for (int i = 0; i < count; ++i) {
-            const long long t = first + lane * count + i;
-            const bool there = t >= 0 && t < source.seqlen;
-            raw[i] = there ? source.raw(t) : 0.0f;
-            changes[i] = there && source.changes(t);
-            padding[i] = !there || source.padding(t);
+            const bool there = t0 + i >= 0 && t0 + i < source.seqlen;
+            const long long at = place + i * source.dt_stride;
+            raw[i] = 0;
+            if (there)
+                raw[i] = source.dt_kind ? static_cast<const unsigned short*>(source.dt)[at]
+                                        : static_cast<const unsigned*>(source.dt)[at];
+            if constexpr (HAS_SEQUENCES)
+                sequence[i] = there ? source.seq_idx[(t0 + i) * source.seq_stride] : -1;
         }
+        if constexpr (HAS_SEQUENCES)
+            sequence_before = t0 > 0 && t0 < source.seqlen
+                                  ? source.seq_idx[(t0 - 1) * source.seq_stride]
+                                  : 0;
     }
 
     // Writes the steps of the chunk; whoever reads them waits for the block.
-    __device__ __forceinline__ void finish(Steps& steps, const StepSource& source, int lane) const {
+    __device__ __forceinline__ void finish(Steps& steps, const StepSource& source, long long first,
+                                           int lane) const {
         // Sums of fp32 numbers are of no more digits than the differences that are made of them.
         using Sum = typename Chosen<IS_FLOAT, double, float>::type;
-        float dt[count];
+        float dt[count], numbers[count];
+        bool changes[count], padding[count];
+#pragma unroll
+        for (int i = 0; i < count; ++i) {
+            const bool there = first + lane * count + i < source.seqlen;
+            const unsigned short half = static_cast<unsigned short>(raw[i]);
+            numbers[i] = source.dt_kind == 0   ? __uint_as_float(raw[i])
+                         : source.dt_kind == 1 ? to_float(half_t{half})
+                                               : to_float(bfloat16_t{half});
+            changes[i] = HAS_SEQUENCES && there &&
+                         sequence[i] != (i ? sequence[i ? i - 1 : 0] : sequence_before);
+            padding[i] = !there || (HAS_SEQUENCES && sequence[i] < 0);
+        }
         Sum sums[count];
         int runs[count];
 #pragma unroll
         for (int i = 0; i < count; ++i) {
-            dt[i] = padding[i] ? 0.0f : source.limited(source.free_step(raw[i]));
+            dt[i] = padding[i] ? 0.0f : source.limited(source.free_step(numbers[i]));
             float decay = dt[i] * source.A * LOG2_E;
             if (decay < MOST_DECAY) decay = MOST_DECAY;
             sums[i] = decay;
@@ -432,12 +446,75 @@ struct RawSteps {
             steps.to_end[t] = run == changes_of_all ? dt[i] * left : 0.0f;
 #ifdef WITH_SLOPES
             steps.left_at_end[t] = run == changes_of_all ? left : 0.0f;
-            steps.slope[t] = padding[i] ? 0.0f : source.slope(raw[i]);
+            steps.slope[t] = padding[i] ? 0.0f : source.slope(numbers[i]);
             steps.passes[t] = !changes[i] && dt[i] * source.A * LOG2_E > LEAST_PASSED;
 #endif
         }
     }
 };
+
+// Of two pairs, which lie eight columns apart and whose columns begin with 2 q, four neighbouring
+// numbers: a row of four lanes has sixteen together, which are stored in one access of 32 bytes.
+// Returns their column.
+template <typename T>
+__device__ __forceinline__ int gathered(Packed<T, 4>& to, const float (&pair)[2],
+                                        const float (&other)[2], int lane) {
+    const bool odd = lane % 2;
+    const unsigned own = packed_pair(pair[0], pair[1], T{});
+    const unsigned right = packed_pair(other[0], other[1], T{});
+    const unsigned given = __shfl_xor_sync(0xffffffffu, odd ? own : right, 1);
+    to.set_words(odd ? given : own, odd ? right : given);
+    return odd ? 8 + (lane % 4 - 1) * 2 : lane % 4 * 2;
+}
+
+#ifdef WITH_SLOPES
+// What the backward pass reads again of the steps of a chunk, an array after the other: dt, sum, the
+// slope (less than 0 where nothing passes), and rest and run where they are of use.
+constexpr int KEPT_ARRAYS = 3 + IS_FLOAT + HAS_SEQUENCES;
+
+__device__ __forceinline__ void keep_steps(float* to, const Steps& steps, int lane) {
+    for (int t = lane; t < CHUNK; t += 32) {
+        to[t] = steps.dt[t];
+        to[CHUNK + t] = steps.sum[t];
+        to[2 * CHUNK + t] = steps.passes[t] ? steps.slope[t] : -1.0f - steps.slope[t];
+        if constexpr (IS_FLOAT) to[3 * CHUNK + t] = steps.rest[t];
+        if constexpr (HAS_SEQUENCES)
+            to[(3 + IS_FLOAT) * CHUNK + t] = static_cast<float>(steps.run[t]);
+    }
+}
+
+// One step of these, and the last, read ahead of their use.
+struct KeptStep {
+    float dt, slope;
+    Moment own, last;
+
+    __device__ __forceinline__ void load(const float* from, int t) {
+        dt = from[t];
+        slope = from[2 * CHUNK + t];
+        own = moment(from, t);
+        last = moment(from, CHUNK - 1);
+    }
+    __device__ __forceinline__ void set(Steps& steps, int t) const {
+        steps.dt[t] = dt;
+        steps.sum[t] = own.sum;
+        steps.rest[t] = own.rest;
+        steps.run[t] = own.run;
+        const float difference = last.sum - own.sum + (last.rest - own.rest);
+        const float left = own.run == last.run ? exp2_fast(difference) : 0.0f;
+        steps.since_start[t] = own.run == 0 ? exp2_fast(own.sum + own.rest) : 0.0f;
+        steps.left_at_end[t] = left;
+        steps.to_end[t] = dt * left;
+        steps.passes[t] = slope >= 0.0f;
+        steps.slope[t] = slope >= 0.0f ? slope : -1.0f - slope;
+    }
+
+   private:
+    static __device__ __forceinline__ Moment moment(const float* from, int t) {
+        return {from[CHUNK + t], IS_FLOAT ? from[3 * CHUNK + t] : 0.0f,
+                HAS_SEQUENCES ? static_cast<int>(from[(3 + IS_FLOAT) * CHUNK + t]) : 0};
+    }
+};
+#endif
 
 // The state of a warp's sixteen channels: [p = 16 warp + g (+ 8)][n = 8 j + 2 q (+ 1)].
 struct State {
@@ -471,19 +548,27 @@ struct State {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int p = channel + lane / 4 + half * 8, n = lane % 4 * 2;
-            if (p >= channels) continue;
-            T* row = to + p * DSTATE + n;
+            T* row = to + p * DSTATE;
 #pragma unroll
             for (int j = 0; j < STATES / 8; ++j) {
-                const int left = left_of(n, j);
                 const float pair[2] = {numbers[j][2 * half], numbers[j][2 * half + 1]};
-                if constexpr (ALIGNED) {
+                if constexpr (ALIGNED && sizeof(T) == 2) {
+                    if (j % 2) continue;
+                    const float other[2] = {numbers[j + 1][2 * half], numbers[j + 1][2 * half + 1]};
+                    Packed<T, 4> packed;
+                    const int place = 8 * j + gathered(packed, pair, other, lane);
+                    if (p < channels && place < DSTATE) packed.store(row + place);
+                    continue;
+                }
+                if (p >= channels) continue;
+                const int left = left_of(n, j);
+                if constexpr (ALIGNED && sizeof(T) == 4) {
                     Packed<T, 2> packed;
                     packed.pack(pair);
-                    if (left > 0) packed.store(row + 8 * j);
+                    if (left > 0) packed.store(row + n + 8 * j);
                 } else {
-                    if (left > 0) row[8 * j] = from_float<T>(pair[0]);
-                    if (left > 1) row[8 * j + 1] = from_float<T>(pair[1]);
+                    if (left > 0) row[n + 8 * j] = from_float<T>(pair[0]);
+                    if (left > 1) row[n + 8 * j + 1] = from_float<T>(pair[1]);
                 }
             }
         }

@@ -36,7 +36,7 @@ struct Shared {
     Tile<CHUNK, SLICE> dy[STAGES];
     Tile<SLICE, STATES> h[STAGES];
     Tile<SLICE, STATES> dh[STAGES];
-    Steps steps[2];
+    Steps steps[3];
     Sums sums[2];
     float of_slices[4][CHUNK];
     // C[t] B[t].
@@ -237,15 +237,14 @@ __device__ __forceinline__ void add_gradients(float (&total)[KEPT][4], Shared& s
 }
 
 extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
-    const NUMBER* x, const NUMBER* dy, const void* dt, const void* A, const NUMBER* B,
-    const NUMBER* C, const void* D, const void* bias, const int* seq_idx, const NUMBER* kept,
+    const NUMBER* x, const NUMBER* dy, const void* A, const NUMBER* B,
+    const NUMBER* C, const void* D, const NUMBER* kept, const float* kept_steps,
     NUMBER* dx, void* ddt, NUMBER* dB, NUMBER* dC, float* sums_of_heads, float* weights,
-    long long option_bits, long long low_bits, long long high_bits, long long seqlen,
+    long long option_bits, long long seqlen,
     long long heads, long long heads_of_group, long long heads_of_slot, long long slots,
     long long x_batch, long long x_time, long long x_head, long long dy_batch, long long dy_time,
-    long long dy_head, long long dt_batch, long long dt_time, long long dt_head, long long B_batch,
-    long long B_time, long long B_group, long long C_batch, long long C_time, long long C_group,
-    long long seq_batch, long long seq_time, long long dx_batch, long long dx_time,
+    long long dy_head, long long B_batch,
+    long long B_time, long long B_group, long long C_batch, long long C_time, long long C_group,  long long dx_batch, long long dx_time,
     long long dx_head, long long ddt_batch, long long ddt_time, long long ddt_head,
     long long dB_batch, long long dB_time, long long dB_group, long long dC_batch,
     long long dC_time, long long dC_group) {
@@ -271,10 +270,6 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
     dx += batch * dx_batch + start * dx_time;
     kept += ((batch * chunks + chunk) * heads) * size;
 
-    const auto source_of = [&](long long head) {
-        return StepSource(dt, A, bias, seq_idx, options, low_bits, high_bits, seqlen, batch, head,
-                          dt_batch, dt_time, dt_head, seq_batch, seq_time);
-    };
     const auto fill = [&](long long head, int slice, int stage) {
         const int channels = channels_from(slice);
         shared.x[stage].fill<BACKWARD_THREADS>(x + head * x_head + slice, x_time, rows, channels, threadIdx.x);
@@ -289,15 +284,17 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
     shared.B.fill<BACKWARD_THREADS>(B, B_time, rows, DSTATE, threadIdx.x);
     shared.C.fill<BACKWARD_THREADS>(C, C_time, rows, DSTATE, threadIdx.x);
     if (STAGES == 2) fill(first_head, 0, 0);
-    // The warp that takes the steps, and that finishes the sums of the head before.
+    // The warp of the third role that has least to do finishes the sums of the head before.
     const bool finishes = warp == ROLES * ROW_TILES - 1;
-    const auto take_steps = [&](long long head, Steps& to) {
-        const StepSource source = source_of(head);
-        RawSteps raw;
-        raw.load(source, start, lane);
-        raw.finish(to, source, lane);
-    };
-    if (finishes) take_steps(first_head, shared.steps[0]);
+    // A thread of that role fetches a step of the head that follows.
+    const int step = static_cast<int>(threadIdx.x) - 2 * 32 * ROW_TILES;
+    const bool fetches = step >= 0 && step < CHUNK;
+    kept_steps += (batch * heads * chunks + chunk) * KEPT_ARRAYS * CHUNK;
+    KeptStep next_step;
+    if (fetches) {
+        next_step.load(kept_steps + first_head * chunks * KEPT_ARRAYS * CHUNK, step);
+        next_step.set(shared.steps[0], step);
+    }
 
     // Roles 0 and 1 sum dC and dB here; role 2 keeps the products of B and C.
     float numbers[KEPT][4] = {};
@@ -383,7 +380,7 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
         float lanes_before = __shfl_up_sync(0xffffffffu, all_before, 1);
         if (lane == 31) lanes_behind = 0.0f;
         if (lane == 0) lanes_before = 0.0f;
-        const StepSource source = source_of(head);
+        const float rate = max(number_at(A, head, options.A()), -3e38f);
         const float over_all = through * steps.decay_of_chunk();
         float of_A = 0.0f, of_bias = 0.0f;
 #pragma unroll
@@ -392,7 +389,7 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
             const float passed = lanes_before + (i ? before[i - 1] : 0.0f);
             const float of_decay =
                 steps.passes[t] ? behind[i] + lanes_behind + passed + over_all : 0.0f;
-            const float of_step = (direct_of[i] + source.A * of_decay) * steps.slope[t];
+            const float of_step = (direct_of[i] + rate * of_decay) * steps.slope[t];
             of_A += steps.dt[t] * of_decay;
             of_bias += of_step;
             if (t < rows)
@@ -413,12 +410,13 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
         through = of_D = 0.0f;
     };
 
-    int current = 0;
+    int current = 0, steps_now = 0, steps_before = 0;
     long long head = first_head, head_before = -1;
     int slice = 0, slice_before = 0;
     while (true) {
         const int stage = STAGES == 2 ? current : 0;
-        const Steps& steps = shared.steps[current];
+        const Steps& steps = shared.steps[steps_now];
+        const int steps_next = steps_now == 2 ? 0 : steps_now + 1;
         Sums& sums = shared.sums[current];
         const bool last_slice = slice + SLICE >= HEADDIM;
         const long long next_head = last_slice ? head + 1 : head;
@@ -430,14 +428,14 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
         wait_for_copies<0>();
         __syncthreads();
         if (STAGES == 2 && next_head < end_head) fill(next_head, next_slice, current ^ 1);
-        if (finishes) {
-            if (head_before >= 0)
-                finish(head_before, slice_before, shared.sums[current ^ 1],
-                       shared.steps[current ^ 1]);
-            __syncwarp();
-            if (next_head < end_head) take_steps(next_head, shared.steps[current ^ 1]);
-        }
+        if (finishes && head_before >= 0)
+            finish(head_before, slice_before, shared.sums[current ^ 1],
+                   shared.steps[steps_before]);
         if (head >= end_head) break;
+
+        const bool fetches_next = fetches && next_head < end_head;
+        if (fetches_next)
+            next_step.load(kept_steps + next_head * chunks * KEPT_ARRAYS * CHUNK, step);
 
         if (role == 0) {
             add_gradients<false>(numbers, shared, stage, steps, sums, tile, lane);
@@ -547,6 +545,8 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
                 sum += __shfl_xor_sync(0xffffffffu, sum, offset);
             if (lane == 0) sums.through[tile] = sum;
         }
+        if (fetches_next) next_step.set(shared.steps[steps_next], step);
+        steps_before = steps_now, steps_now = steps_next;
         head_before = head, slice_before = slice;
         head = next_head, slice = next_slice;
         current ^= 1;

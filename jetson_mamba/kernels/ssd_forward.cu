@@ -73,31 +73,32 @@ __device__ __forceinline__ void make_mask(Shared& shared, int stage, const Steps
     }
 }
 
-// A pair of numbers of the output, gated, of which `left` are there.
-__device__ __forceinline__ void store_output(NUMBER* to, const NUMBER* z, float (&pair)[2],
-                                             int left) {
+// A pair of numbers of the output, of which `left` are there, times their gates.
+__device__ __forceinline__ void pass_gate(float (&pair)[2], const NUMBER* z, int left) {
+    float gates[2] = {};
     if constexpr (ALIGNED) {
         Packed<NUMBER, 2> packed;
-        if constexpr (HAS_Z) {
-            if (left > 0) packed.load(z);
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const float gate = packed.number(i);
-                pair[i] *= gate * sigmoid(gate);
-            }
+        if (left > 0) {
+            packed.load(z);
+            gates[0] = packed.number(0), gates[1] = packed.number(1);
         }
+    } else {
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+            if (i < left) gates[i] = to_float(z[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) pair[i] *= gates[i] * sigmoid(gates[i]);
+}
+__device__ __forceinline__ void store_pair(NUMBER* to, const float (&pair)[2], int left) {
+    if constexpr (ALIGNED) {
+        Packed<NUMBER, 2> packed;
         packed.pack(pair);
         if (left > 0) packed.store(to);
     } else {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            if (i >= left) continue;
-            if constexpr (HAS_Z) {
-                const float gate = to_float(z[i]);
-                pair[i] *= gate * sigmoid(gate);
-            }
-            to[i] = from_float<NUMBER>(pair[i]);
-        }
+        for (int i = 0; i < 2; ++i)
+            if (i < left) to[i] = from_float<NUMBER>(pair[i]);
     }
 }
 
@@ -156,38 +157,41 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) ssd_forward(
         shared.x[stage].fill<COUNT>(x + start * x_time, x_time, rows, slice_channels, thread);
         commit_copies();
     };
-    const auto take_steps = [&](long long start, Steps& to) {
-        RawSteps raw;
-        raw.load(source, start, lane);
-        raw.finish(to, source, lane);
-    };
-    if (STAGES == 2) fill(begin, 0);
-    if (fetches) take_steps(begin, shared.steps[0]);
-
-    State state;
-    const long long place = (batch * heads + head) * segments + blockIdx.z;
-    if (first && !fetches)
-        state.load(first + (place * HEADDIM + slice) * DSTATE, channel, slice_channels, lane);
-    else
-        state.clear();
-
-    int current = 0;
-    for (long long start = begin; start < end; start += CHUNK, current ^= 1) {
-        const int stage = STAGES == 2 ? current : 0;
-        const Steps& steps = shared.steps[current];
+    // Returns when the chunk from `start` on is there.
+    const auto await = [&](long long start) {
         if (STAGES == 1) {
             __syncthreads();
             fill(start, 0);
         }
         wait_for_copies<0>();
         __syncthreads();
-        if (fetches) {
-            if (start + CHUNK >= end) break;
-            if (STAGES == 2) fill(start + CHUNK, current ^ 1);
-            take_steps(start + CHUNK, shared.steps[current ^ 1]);
-            continue;
-        }
+    };
 
+    if (STAGES == 2) fill(begin, 0);
+    int current = 0;
+    if (fetches) {
+        RawSteps raw;
+        raw.load(source, begin, lane);
+        for (long long start = begin; start < end; start += CHUNK, current ^= 1) {
+            raw.finish(shared.steps[current], source, start, lane);
+            raw.load(source, start + CHUNK, lane);
+            await(start);
+            if (STAGES == 2 && start + CHUNK < end) fill(start + CHUNK, current ^ 1);
+        }
+        return;
+    }
+
+    State state;
+    const long long place = (batch * heads + head) * segments + blockIdx.z;
+    if (first)
+        state.load(first + (place * HEADDIM + slice) * DSTATE, channel, slice_channels, lane);
+    else
+        state.clear();
+
+    for (long long start = begin; start < end; start += CHUNK, current ^= 1) {
+        const int stage = STAGES == 2 ? current : 0;
+        const Steps& steps = shared.steps[current];
+        await(start);
         make_mask(shared, stage, steps, warp, lane);
 
         // C h: a state's numbers lie as a product takes them from the right.
@@ -245,18 +249,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) ssd_forward(
 #pragma unroll
             for (int down = 0; down < 2; ++down) {
                 const int t = 16 * m + 8 * down + g;
+                float pairs[2][2];
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
                     const int p = channel + 8 * half + 2 * q;
-                    float pair[2] = {y[m][half][2 * down], y[m][half][2 * down + 1]};
+                    const int there = t < left ? slice_channels - p : 0;
+                    pairs[half][0] = y[m][half][2 * down];
+                    pairs[half][1] = y[m][half][2 * down + 1];
                     if constexpr (HAS_D) {
                         const Pair<GIVEN> skipped = shared.x[stage].pair(t, p);
-                        pair[0] += skip[half][0] * skipped.low();
-                        pair[1] += skip[half][1] * skipped.high();
+                        pairs[half][0] += skip[half][0] * skipped.low();
+                        pairs[half][1] += skip[half][1] * skipped.high();
                     }
-                    store_output(row_out + t * out_time + p,
-                                 HAS_Z ? row_z + t * z_time + p : nullptr, pair,
-                                 t < left ? slice_channels - p : 0);
+                    if constexpr (HAS_Z) pass_gate(pairs[half], row_z + t * z_time + p, there);
+                    if constexpr (!ASYNCHRONOUS)
+                        store_pair(row_out + t * out_time + p, pairs[half], there);
+                }
+                if constexpr (ASYNCHRONOUS) {
+                    Packed<NUMBER, 4> packed;
+                    const int p = channel + gathered(packed, pairs[0], pairs[1], lane);
+                    if (t < left && p < slice_channels) packed.store(row_out + t * out_time + p);
                 }
             }
 
@@ -266,7 +278,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) ssd_forward(
         for (int k = 0; k < ROW_TILES; ++k)
             state.add(scaled_steps(columns[k], steps.to_end, 16 * k, lane), k, B);
     }
-    if (last && blockIdx.z == segments - 1 && !fetches)
+    if (last && blockIdx.z == segments - 1)
         state.store(last + ((batch * heads + head) * HEADDIM + slice) * DSTATE, channel,
                     slice_channels, lane);
 }

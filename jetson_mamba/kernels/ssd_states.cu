@@ -3,7 +3,9 @@
 //
 // Direction 0 walks forwards with  h = decay_of_chunk h + (x dt decay_to_end)^T B,  direction 1
 // backwards with  dh = decay_of_chunk dh + (dy decay_since_start)^T C.  `kept` receives the state
-// before each chunk in the walk's order, `ends` the state after the segment, beside `decays`.
+// before each chunk in the walk's order, `kept_steps` the steps of each, `ends` the state after the
+// segment, beside `decays`.
+#define WITH_SLOPES
 #include "ssd.cuh"
 
 struct Shared {
@@ -17,7 +19,7 @@ static_assert(sizeof(Shared) == SHARED, "the host counts shared memory otherwise
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) ssd_states(
     const NUMBER* x, const NUMBER* dy, const void* dt, const void* A, const NUMBER* B,
     const NUMBER* C, const void* bias, const int* seq_idx, const float* first, const float* last,
-    float* ends, float* decays, NUMBER* kept, float* final_states, long long option_bits,
+    float* ends, float* decays, NUMBER* kept, float* kept_steps, float* final_states, long long option_bits,
     long long low_bits, long long high_bits, long long seqlen, long long heads,
     long long heads_of_group, long long segment,
     long long segments, long long x_batch, long long x_time, long long x_head,
@@ -41,6 +43,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) ssd_states(
     x += batch * x_batch + head * x_head + slice;
     B += batch * B_batch + head / heads_of_group * B_group;
 
+    const long long of_head = batch * heads + head;
     const long long chunks = (seqlen + CHUNK - 1) / CHUNK;
     const long long begin = part * segment, end = min(chunks, begin + segment);
     // The last warp fetches for the others; or all do.
@@ -55,44 +58,51 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) ssd_states(
         shared.x[stage].fill<COUNT>(x + start * x_time, x_time, rows, slice_channels, thread);
         commit_copies();
     };
-    const auto take_steps = [&](long long chunk, Steps& to) {
-        RawSteps raw;
-        raw.load(source, chunk * CHUNK, lane);
-        raw.finish(to, source, lane);
-    };
-
     const long long step = direction ? -1 : 1;
     long long chunk = direction ? end - 1 : begin;
-    if (STAGES == 2) fill(chunk, 0);
-    if (fetches) take_steps(chunk, shared.steps[0]);
-
-    State state;
-    constexpr long long size = HEADDIM * DSTATE;
-    const float* given = direction ? last : first;
-    const long long of_head = batch * heads + head;
-    const long long place = (direction * batches * heads + of_head) * segments + part;
-    if (given && !fetches)
-        state.load(given + of_head * size + slice * DSTATE, channel, slice_channels, lane);
-    else
-        state.clear();
-    float decay = 1.0f;
-
-    int current = 0;
-    for (long long left = end - begin; left > 0; --left, chunk += step, current ^= 1) {
-        const int stage = STAGES == 2 ? current : 0;
-        const Steps& steps = shared.steps[current];
+    // Returns when a chunk is there.
+    const auto await = [&](long long chunk) {
         if (STAGES == 1) {
             __syncthreads();
             fill(chunk, 0);
         }
         wait_for_copies<0>();
         __syncthreads();
-        if (fetches) {
-            if (left == 1) break;
-            if (STAGES == 2) fill(chunk + step, current ^ 1);
-            take_steps(chunk + step, shared.steps[current ^ 1]);
-            continue;
+    };
+
+    if (STAGES == 2) fill(chunk, 0);
+    int current = 0;
+    long long left = end - begin;
+    if (fetches) {
+        RawSteps raw;
+        raw.load(source, chunk * CHUNK, lane);
+        for (; left > 0; --left, chunk += step, current ^= 1) {
+            Steps& steps = shared.steps[current];
+            raw.finish(steps, source, chunk * CHUNK, lane);
+            raw.load(source, (chunk + step) * CHUNK, lane);
+            await(chunk);
+            if (STAGES == 2 && left > 1) fill(chunk + step, current ^ 1);
+            if (kept_steps && !direction && !slice)
+                keep_steps(kept_steps + (of_head * chunks + chunk) * KEPT_ARRAYS * CHUNK, steps,
+                           lane);
         }
+        return;
+    }
+
+    State state;
+    constexpr long long size = HEADDIM * DSTATE;
+    const float* given = direction ? last : first;
+    const long long place = (direction * batches * heads + of_head) * segments + part;
+    if (given)
+        state.load(given + of_head * size + slice * DSTATE, channel, slice_channels, lane);
+    else
+        state.clear();
+    float decay = 1.0f;
+
+    for (; left > 0; --left, chunk += step, current ^= 1) {
+        const int stage = STAGES == 2 ? current : 0;
+        const Steps& steps = shared.steps[current];
+        await(chunk);
         if (kept)
             state.store(kept + (((direction * batches + batch) * chunks + chunk) * heads + head) *
                                    size +
@@ -112,7 +122,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) ssd_states(
                       k, to);
         }
     }
-    if (fetches) return;
     if (ends) {
         state.store(ends + place * size + slice * DSTATE, channel, slice_channels, lane);
         if (threadIdx.x == 0 && slice == 0) decays[place] = decay;

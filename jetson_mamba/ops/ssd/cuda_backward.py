@@ -41,6 +41,7 @@ class BackwardPlan(NamedTuple):
     decays: int
     weights: int
     slot_sums: int
+    steps: int
     # Floats of the gradients of A, dt_bias and D.
     pieces: tuple[int, int, int]
     states_launch: compiler.Launch
@@ -116,7 +117,7 @@ def backward(
             (2, batch, nheads, headdim, B.shape[3]), dtype=torch.float32, device=x.device
         )
     scratch = torch.empty(
-        (plan.ends + plan.decays + plan.slot_sums + plan.weights,),
+        (plan.ends + plan.decays + plan.slot_sums + plan.weights + plan.steps,),
         dtype=torch.float32,
         device=x.device,
     )
@@ -125,24 +126,24 @@ def backward(
     decays = ends + 4 * plan.ends
     slot_sums = decays + 4 * plan.decays
     weights = slot_sums + 4 * plan.slot_sums
+    steps = weights + 4 * plan.weights
     stream = compiler.current_stream(index)
     bias, sequence = forward.address(dt_bias), forward.address(seq_idx)
     starts = (forward.address(first), forward.address(dlast))
     if plan.pass_launch is None:
-        states = (*starts, 0, 0, kept.data_ptr(), forward.address(dfirst))
+        states = (*starts, 0, 0, kept.data_ptr(), steps, forward.address(dfirst))
         plan.states_launch(stream, *addresses, bias, sequence, *states, *plan.states_constants)
     else:
-        states = (0, 0, ends, decays, 0, 0)
+        states = (0, 0, ends, decays, 0, steps, 0)
         plan.states_launch(stream, *addresses, bias, sequence, *states, *plan.states_constants)
         passed = (*starts, ends, decays, kept.data_ptr(), forward.address(dfirst))
         plan.pass_launch(stream, *passed, *plan.pass_constants)
     plan.launch(
         stream,
-        *addresses,
+        *(*addresses[:2], *addresses[3:]),
         forward.address(D),
-        bias,
-        sequence,
         kept.data_ptr(),
+        steps,
         *(each.data_ptr() for each in written),
         slot_sums,
         weights,
@@ -228,6 +229,7 @@ def _plan(
         0 if walks else 2 * batch * nheads * segments,
         batch * chunks * row,
         2 * slots * matrix if slots > 1 else 0,
+        batch * nheads * chunks * variant.chunk * variant.kept_arrays,
         (nheads, nheads, dD),
         states_launch,
         (*scalars, seqlen, nheads, per_group, segment, segments, *inputs, *sequence),
@@ -235,10 +237,8 @@ def _plan(
         (nheads, segments),
         launch,
         (
-            *scalars,
-            *(seqlen, nheads, per_group, per_slot, slots),
-            *inputs,
-            *sequence,
+            *(scalars[0], seqlen, nheads, per_group, per_slot, slots),
+            *(*x.stride()[:3], *dout.stride()[:3], *B.stride()[:3], *C.stride()[:3]),
             *written.x.stride()[:3],
             *written.dt.stride(),
             *written.B.stride()[:3],

@@ -75,6 +75,11 @@ class Variant(NamedTuple):
         """Parts of a head's channels, each the work of a block of the forward pass."""
         return -(-self.headdim // self.slice("ssd_forward"))
 
+    @property
+    def kept_arrays(self) -> int:
+        """Numbers of a step that the backward pass reads again."""
+        return 3 + (self.dtype == torch.float32) + self.has_sequences
+
     def threads(self, kernel: str) -> int:
         """Threads of a block."""
         if kernel == "ssd_backward":
@@ -102,10 +107,10 @@ class Variant(NamedTuple):
         if kernel == "ssd_forward":
             return stages * (2 * wide + narrow) + tile(chunk, chunk, self.made(kernel)) + 2 * 24 * chunk
         if kernel == "ssd_states":
-            return stages * (wide + narrow) + 2 * 24 * chunk
+            return stages * (wide + narrow) + 2 * 36 * chunk
         if kernel == "ssd_backward":
             sums = 4 * (4 * chunk + chunk // 16 * (1 + part))
-            fixed = 2 * wide + 2 * 36 * chunk + 2 * sums + 20 * chunk
+            fixed = 2 * wide + 3 * 36 * chunk + 2 * sums + 20 * chunk
             return -(-(fixed + stages * (2 * narrow + 2 * tile(part, states))) // 16) * 16
         return 4 * PASS_THREADS if kernel == "ssd_sums" else 0
 
@@ -197,7 +202,7 @@ def forward(given: Scan) -> tuple[Tensor, Tensor]:
         plan.states_launch(
             stream,
             *(addresses[0], 0, *addresses[1:5], *addresses[7:]),
-            *(0, 0, ends, decays, 0, 0),
+            *(0, 0, ends, decays, 0, 0, 0),
             *plan.states_constants,
         )
         plan.pass_launch(stream, starts, 0, ends, decays, 0, 0, *plan.pass_constants)

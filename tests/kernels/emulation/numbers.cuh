@@ -173,6 +173,10 @@ struct Packed {
         check(address);
         std::memcpy(address, numbers, sizeof numbers);
     }
+    void set_words(unsigned first, unsigned second) {
+        std::memcpy(numbers, &first, 4);
+        std::memcpy(numbers + 2, &second, 4);
+    }
     float number(int i) const { return to_float(numbers[i]); }
     void pack(const float (&from)[COUNT]) {
         for (int i = 0; i < COUNT; ++i) numbers[i] = from_float<T>(from[i]);
