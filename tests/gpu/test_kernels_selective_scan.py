@@ -167,7 +167,7 @@ def test_the_output_alone_is_what_the_forward_pass_gives_last(
 ) -> None:
     if is_segmented:
         monkeypatch.setattr(
-            cuda, "_segments", lambda seqlen, blocks, index, step, shortest: (256, 2)
+            plans, "_segments", lambda seqlen, blocks, index, step, shortest: (256, 2)
         )
     for seqlen, dtype, dstate in ((504, torch.bfloat16, 16), (331, torch.float32, 10)):
         scan = drawn(seqlen=seqlen, dtype=dtype, dstate=dstate)
