@@ -10,6 +10,7 @@ looks at the start of Python itself, its startup files or what is imported there
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import subprocess
@@ -34,22 +35,24 @@ _servers: dict[tuple[str, ...], subprocess.Popen[str]] = {}
 def run(
     arguments: Sequence[str],
     *,
-    env: Mapping[str, str],
-    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    cwd: Path = REPOSITORY,
     timeout: float = 300,
     modules: tuple[str, ...] = TORCH,
 ) -> subprocess.CompletedProcess[str]:
     """As ``subprocess.run([sys.executable, *arguments], ...)`` with both outputs captured.
 
-    ``arguments`` are ``-W action`` any number of times, then ``-c code``, ``-m module`` or a file.
-    A process that takes longer than ``timeout`` seconds ends by a signal.
+    ``arguments`` are ``-W action`` or ``-W action::Category`` any number of times, then
+    ``-c code``, ``-m module`` or a file. The environment is that of this process by default. A
+    process that takes longer than ``timeout`` seconds ends by a signal.
     """
     server = _servers.get(modules)
+    environment = dict(os.environ if env is None else env)
     if server is None or server.poll() is not None:
         server = _servers[modules] = _start(modules)
     with tempfile.TemporaryDirectory() as folder:
         outputs = [str(Path(folder) / name) for name in ("stdout", "stderr")]
-        request = [list(arguments), dict(env), str(cwd), timeout, *outputs]
+        request = [list(arguments), environment, str(cwd), timeout, *outputs]
         assert server.stdin is not None and server.stdout is not None
         server.stdin.write(json.dumps(request) + "\n")
         server.stdin.flush()
@@ -68,8 +71,18 @@ def copies() -> Path:
     return Path(_copies[0].name)
 
 
+@atexit.register
+def _close() -> None:
+    for server in _servers.values():
+        assert server.stdin is not None and server.stdout is not None
+        server.stdin.close()
+        server.wait()
+        server.stdout.close()
+    for folder in _copies:
+        folder.cleanup()
+
+
 def _start(modules: tuple[str, ...]) -> subprocess.Popen[str]:
-    # It ends with this process, whose end closes the pipe.
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", __file__, *modules],
         stdin=subprocess.PIPE,
@@ -132,7 +145,6 @@ def _child(
     os.environ.clear()
     os.environ.update(environment)
     code = _ended(lambda: _program(path, starts, arguments))
-    import atexit
     import threading
 
     threading._shutdown()  # type: ignore[attr-defined]
@@ -143,32 +155,36 @@ def _child(
 
 
 def _program(path: list[str], starts: bool, arguments: list[str]) -> None:
+    import builtins
     import runpy
     import warnings
     from types import ModuleType
 
     warnings.resetwarnings()
     while arguments[0] == "-W":
-        warnings.simplefilter(arguments[1])  # type: ignore[arg-type]
+        # As in an interpreter: a category by its name may follow the action.
+        action, _, category = arguments[1].partition("::")
+        kind = getattr(builtins, category) if category else Warning
+        warnings.simplefilter(action, kind)  # type: ignore[arg-type]
         arguments = arguments[2:]
-    kind = arguments[0] if arguments[0] in ("-c", "-m") else "file"
-    what, *rest = arguments[kind != "file" :]
+    form = arguments[0] if arguments[0] in ("-c", "-m") else "file"
+    what, *rest = arguments[form != "file" :]
     file = os.path.abspath(what)
-    first = {"-c": "", "-m": os.getcwd(), "file": os.path.dirname(file)}[kind]
+    first = {"-c": "", "-m": os.getcwd(), "file": os.path.dirname(file)}[form]
     beside = [each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
     sys.path[:] = [first, *beside, *path]
-    sys.argv = ["-c" if kind == "-c" else what, *rest]
+    sys.argv = ["-c" if form == "-c" else what, *rest]
     for name in [each for each in sys.modules if each.partition(".")[0] == "jetson_mamba"]:
         del sys.modules[name]
     if starts:
         import jetson_mamba.startup
 
         jetson_mamba.startup.main()
-    if kind == "-c":
+    if form == "-c":
         main = ModuleType("__main__")
         sys.modules["__main__"] = main
         exec(compile(what, "<string>", "exec"), vars(main))
-    elif kind == "-m":
+    elif form == "-m":
         runpy.run_module(what, run_name="__main__", alter_sys=True)
     else:
         runpy.run_path(file, run_name="__main__")

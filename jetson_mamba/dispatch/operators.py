@@ -77,9 +77,9 @@ def define(
     if _library is None:
         return None
     name = schema.partition("(")[0]
-    known = getattr(torch.ops, NAMESPACE)
-    if hasattr(known, name):  # by an import before this one, of modules that are forgotten since
-        return getattr(known, name).default
+    known = _known(name)
+    if known is not None:
+        return known
     qualified = f"{NAMESPACE}::{name}"
     # Inductor may lay arguments out anew; a backend takes any strides and is made for the caller's.
     _library.define(schema, tags=(torch.Tag.needs_fixed_stride_order,))
@@ -95,6 +95,12 @@ def define(
     elif hasattr(torch.library, "register_vmap"):
         torch.library.register_vmap(qualified, _mapped(operator), lib=_library)
     return operator
+
+
+def _known(name: str) -> Any:
+    """The operator that an import of the same module has made, which is forgotten since."""
+    packet = getattr(getattr(torch.ops, NAMESPACE), name, None)
+    return None if packet is None else packet.default
 
 
 def _mapped(operator: Any) -> Callable[..., Any]:
@@ -166,6 +172,9 @@ def forward_to(schema: str, implementation: Callable[..., Any]) -> Any:
     if _library is None:
         return None
     name = schema.partition("(")[0]
+    known = _known(name)
+    if known is not None:
+        return known
     _library.define(schema, tags=(torch.Tag.needs_fixed_stride_order,))
     _library.impl(name, implementation, "CompositeImplicitAutograd")
     return getattr(getattr(torch.ops, NAMESPACE), name).default

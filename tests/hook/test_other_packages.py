@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import startup
 from jetson_mamba.hook.finder import TAILS, TARGETS, WATCHED
+from tests import interpreters
 from tests.hook.pythons import oldest_own_newest
 from tests.hook.sandbox import COMBINED, INTERFACE, Sandbox
 from tests.hook.test_import import UNKNOWN_FORM
@@ -149,18 +149,13 @@ def test_a_block_of_a_release_under_another_name_trains(tmp_path: Path) -> None:
         "names = [each.name for each in jetson_mamba.status().targets if each.copy]\n"
         "print([name for name in names if name.startswith('own')][:1], len(names))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
+    done = interpreters.run(
+        ["-W", "ignore", "-c", code],
         env={
             **{k: v for k, v in os.environ.items() if not k.startswith("JETSON_MAMBA")},
             "PYTHONPATH": str(tmp_path),
             "JETSON_MAMBA_CACHE": str(tmp_path / "cache"),
         },
-        cwd=Path(startup.__file__).resolve().parent.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("['own.mamba_ssm.modules.mamba2'] ")
