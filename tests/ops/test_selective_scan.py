@@ -25,6 +25,7 @@ from jetson_mamba.ops.selective_scan import (
 )
 from jetson_mamba.ops.selective_scan.contract import Case, Scan
 from tests.ops.ways import going
+from tests.references.once import once
 from tests.references.selective_scan import selective_scan_reference
 from tests.references.tolerance import relative_norm
 
@@ -192,6 +193,7 @@ class Reference(NamedTuple):
     gradients: dict[str, Tensor]
 
 
+@once
 def reference(arguments: Arguments) -> Reference:
     leaves: list[Any] = [
         field.to(torch.complex128 if field.is_complex() else torch.float64).requires_grad_()
