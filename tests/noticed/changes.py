@@ -59,7 +59,7 @@ def element_left_out(node: cst.Tuple) -> Iterator[cst.Tuple]:
             yield node.with_changes(elements=kept)
 
 
-OPERATORS: Sequence[Tuple[type, Operator]] = (
+OPERATORS: Sequence[tuple[type, Operator]] = (
     *mutation_operators,
     (cst.If, removed_check),
     (cst.FunctionDef, skipped_body),

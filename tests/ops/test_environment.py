@@ -127,7 +127,6 @@ import itertools, warnings
 warnings.simplefilter("ignore")
 import torch
 from jetson_mamba.dispatch.environment import environment_key
-from tests import interpreters
 b = torch.backends
 says = [
     lambda: setattr(b, "fp32_precision", "ieee"),
