@@ -7,15 +7,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.faults.environment import ORDINARY
+
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 
 def jetson_mamba(
-    *arguments: str, folder: Path, path: tuple[Path, ...] = (), **environment: str
+    *arguments: str,
+    folder: Path,
+    path: tuple[Path, ...] = (),
+    ordinary: bool = False,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m jetson_mamba`` in ``folder``, with ``path`` before everything else."""
+    """Run ``python -m jetson_mamba`` in ``folder``, with ``path`` before everything else.
+
+    ``ordinary`` takes the privileges of root from it.
+    """
+    code = f"{ORDINARY}from jetson_mamba.cli import main; raise SystemExit(main())"
+    program = ("-c", code) if ordinary else ("-m", "jetson_mamba")
     return subprocess.run(
-        [sys.executable, "-m", "jetson_mamba", *arguments],
+        [sys.executable, *program, *arguments],
         env={
             **{name: value for name, value in os.environ.items() if "JETSON_MAMBA" not in name},
             "PYTHONPATH": os.pathsep.join(map(str, (*path, REPOSITORY))),

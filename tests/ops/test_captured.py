@@ -89,9 +89,7 @@ def alike(tensor: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("role", ["weight", "input"])
-def test_a_graph_serves_what_is_alike_in_every_respect(
-    role: str, imitated: list[Imitated]
-) -> None:
+def test_a_graph_serves_what_is_alike_in_every_respect(role: str, imitated: list[Imitated]) -> None:
     call, other = Captured(total), torch.randn(4, 4)
     kinds = alike(torch.randn(4, 4))
     for _ in range(3):
