@@ -100,7 +100,7 @@ def test_the_end_of_a_script_is_that_under_python(code: str, tmp_path: Path) -> 
         "raise KeyboardInterrupt\n",
         "print('said, and not yet written')\nraise KeyboardInterrupt\n",
         "import sys\nsys.stderr.write('said')\nraise KeyboardInterrupt('why')\n",
-        "import atexit\natexit.register(print, 'at exit')\nprint('first')\nraise KeyboardInterrupt\n",
+        "import atexit\natexit.register(print, 'at exit')\nprint(1)\nraise KeyboardInterrupt\n",
         "import threading, time\n"
         "def work():\n    time.sleep(0.2)\n    print('done')\n"
         "threading.Thread(target=work).start()\nraise KeyboardInterrupt\n",

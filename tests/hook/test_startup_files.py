@@ -1,4 +1,4 @@
-"""Where startup files are looked for, written and removed, and what is said where they cannot be."""
+"""Where startup files are looked for, written and removed, and what is said where that fails."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ OWN = {
     "cache": "hook/test_cache_folder.py faults/test_cache.py",
     "forks": "ops/test_forks.py",
     "advice": "hook/test_advice.py",
-    "startup": "cli/test_enable.py faults/test_start.py hook/test_speed.py",
+    "startup": "cli/test_enable.py faults/test_start.py hook/test_activation.py",
     "compat": "compat imports without_triton",
     "triton_there": "without_triton ops/test_triton_runs.py",
     "ops/causal_conv1d": "ops/test_causal_conv1d.py compile/test_operators.py",
