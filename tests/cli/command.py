@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import interpreters
 from tests.faults.environment import ORDINARY
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -25,16 +26,20 @@ def jetson_mamba(
     """
     code = f"{ORDINARY}from jetson_mamba.cli import main; raise SystemExit(main())"
     program = ("-c", code) if ordinary else ("-m", "jetson_mamba")
+    variables = {
+        **{name: value for name, value in os.environ.items() if "JETSON_MAMBA" not in name},
+        "PYTHONPATH": os.pathsep.join(map(str, (*path, REPOSITORY))),
+        "JETSON_MAMBA_CACHE": str(folder / "cache"),
+        "COLUMNS": "80",
+        "OMP_NUM_THREADS": "1",
+        **environment,
+    }
+    # Another torch, or none, is not there already.
+    if not any((each / "torch").exists() for each in path):
+        return interpreters.run([*program, *arguments], env=variables, cwd=folder)
     return subprocess.run(
         [sys.executable, *program, *arguments],
-        env={
-            **{name: value for name, value in os.environ.items() if "JETSON_MAMBA" not in name},
-            "PYTHONPATH": os.pathsep.join(map(str, (*path, REPOSITORY))),
-            "JETSON_MAMBA_CACHE": str(folder / "cache"),
-            "COLUMNS": "80",
-            "OMP_NUM_THREADS": "1",
-            **environment,
-        },
+        env=variables,
         cwd=folder,
         capture_output=True,
         text=True,

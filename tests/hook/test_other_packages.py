@@ -13,7 +13,7 @@ from tests import interpreters
 from tests.hook.pythons import oldest_own_newest
 from tests.hook.sandbox import COMBINED, INTERFACE, Sandbox
 from tests.hook.test_import import UNKNOWN_FORM
-from tests.releases.download import release_path
+from tools.releases import release_path
 
 PLACES = (
     "own.mamba_ssm.ops.selective_scan_interface",

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from tests import interpreters
 from tests.references.tolerance import relative_norm
-from tests.releases.download import release_path
 from tests.releases.transformers_models import FUNCTIONS, MODELS, STEPS
+from tools.releases import release_path
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 COMPUTED = ("training", "evaluated", "continued", "decoded", "generated")
