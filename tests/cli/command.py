@@ -34,8 +34,9 @@ def jetson_mamba(
         "OMP_NUM_THREADS": "1",
         **environment,
     }
-    # Another torch, or none, is not there already.
-    if not any((each / "torch").exists() for each in path):
+    # Another torch, or none, is not there already; nor is what Python is to do at its start.
+    names = ("torch", "sitecustomize.py")
+    if not any((each / name).exists() for each in path for name in names):
         return interpreters.run([*program, *arguments], env=variables, cwd=folder)
     return subprocess.run(
         [sys.executable, *program, *arguments],

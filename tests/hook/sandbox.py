@@ -107,7 +107,8 @@ class Sandbox:
     ) -> subprocess.CompletedProcess[str]:
         """Run ``code`` in an interpreter that sees the package, and return what it printed.
 
-        Without the recorder the ops are there, and so torch is imported already.
+        Without the recorder the ops are there, and so torch is imported already, unless Python is
+        started with other options than those of warnings.
         """
         variables = {
             **{k: v for k, v in os.environ.items() if not k.startswith("JETSON_MAMBA")},
@@ -116,7 +117,7 @@ class Sandbox:
             **(environment or {}),
         }
         arguments = [*options, "-c", (RECORDER if recorder else "") + dedent(code)]
-        if not recorder and python == sys.executable and "-S" not in options:
+        if not recorder and python == sys.executable and set(options[::2]) <= {"-W"}:
             return interpreters.run(arguments, env=variables, cwd=self.folder)
         return subprocess.run(
             [python, *arguments],
