@@ -10,23 +10,24 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
+# All else is the hook's.
 PARTS = {
-    "hook": "hook startup compat __init__ cache forks call_forms advice triton_there errors",
+    "hook": "",
     "rewrite": "rewrite",
-    "ops": "ops dispatch replay kernels",
+    "ops": "ops dispatch replay kernels export",
     "report": "report cli demo installer installing",
 }
 
 # By the beginning of a path in the package; the longest that fits counts, and then its part's.
 OWN = {
-    "hook/copies": "hook/test_keys.py hook/test_import.py "
+    "hook/copies": "rewrite/test_kept.py hook/test_import.py "
     "faults/test_cache.py releases/test_copies.py",
     "hook/stand_in": "hook/test_stand_in.py hook/test_doors.py",
     "hook/runner": "cli/test_run.py",
     "hook/unserved": "hook/test_unserved.py",
     "hook/loader": "hook/test_loaders.py hook/test_import.py",
     "hook/finder": "hook/test_import.py hook/test_other_packages.py",
-    "hook/texts": "rewrite/test_closure.py hook/test_names_beside.py",
+    "texts": "rewrite/test_closure.py hook/test_names_beside.py",
     "cache": "hook/test_cache_folder.py faults/test_cache.py",
     "forks": "ops/test_forks.py",
     "advice": "hook/test_advice.py",
@@ -74,7 +75,7 @@ ALL = {
     "hook": "hook faults imports "
     "cli/test_status.py releases/test_bundle.py releases/test_blocks.py",
     "rewrite": "rewrite hook/test_rewrite.py hook/test_names_beside.py hook/test_unserved.py "
-    "releases/test_copies.py hook/test_keys.py mutants releases/test_unknown_texts.py",
+    "releases/test_copies.py rewrite/test_kept.py mutants releases/test_unknown_texts.py",
     "ops": "ops emulated compile "
     "releases/test_blocks.py releases/test_past_targets.py releases/test_decoding.py",
     "report": "cli doctor docs",
@@ -83,16 +84,13 @@ ALL = {
 
 def files(part: str) -> list[Path]:
     """The modules of a part, from the repository's root."""
-    package = REPOSITORY / "jetson_mamba"
-    found = (path for name in PARTS[part].split() for path in _named(package / name))
-    return sorted(path.relative_to(REPOSITORY) for path in found)
+    found = (REPOSITORY / "jetson_mamba").rglob("*.py")
+    return sorted(each for path in found if _part(each := path.relative_to(REPOSITORY)) == part)
 
 
-def _named(path: Path) -> list[Path]:
-    if path.is_dir():
-        return [each for each in path.rglob("*.py") if "__pycache__" not in each.parts]
-    file = path.with_name(f"{path.name}.py")
-    return [file] if file.exists() else []
+def _part(file: Path) -> str:
+    room = file.parts[1].partition(".")[0]
+    return next((part for part, rooms in PARTS.items() if room in rooms.split()), "hook")
 
 
 def tests(part: str, file: Path) -> list[list[str]]:
