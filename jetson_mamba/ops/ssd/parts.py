@@ -290,14 +290,15 @@ def chunk_scan_combined_backward(
         *(x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, None, chunk_size),
         *(bool(dt_softplus), limits(dt_limit)),
     )
-    given = (dx, ddt, dB, dC)
-    made = [
+    to_x, to_dt, to_B, to_C = (
         torch.empty_like(of) if target is None else target
-        for target, of in zip(given, (x, dt, B, C))
-    ]
-    if z is not None and dz is None:
+        for target, of in ((dx, x), (ddt, dt), (dB, B), (dC, C))
+    )
+    if z is None:
+        dz = None
+    elif dz is None:
         dz = torch.empty_like(z)
-    targets = chunks.Targets(*made, z=None if z is None else dz)
+    targets = chunks.Targets(to_x, to_dt, to_B, to_C, dz)
     # Without a gate the output before it is the output.
     again = torch.empty_like(x) if recompute_output and z is not None else out
     with without_autocast(x.device):
