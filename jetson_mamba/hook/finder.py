@@ -25,6 +25,16 @@ TARGETS = (
     "mamba_ssm.modules.mamba2",
     "mamba_ssm.modules.mamba2_simple",
     "mamba_ssm.utils.hf",
+    "mamba_ssm.modules.mha",
+    "mamba_ssm.ops.triton.ssd_bmm",
+    "mamba_ssm.ops.triton.ssd_chunk_state",
+    "mamba_ssm.ops.triton.ssd_state_passing",
+    "mamba_ssm.ops.triton.ssd_chunk_scan",
+    "mamba_ssm.ops.triton.mamba3.mamba3_siso_combined",
+    "mamba_ssm.ops.triton.mamba3.mamba3_siso_step",
+    "mamba_ssm.ops.triton.mamba3.mamba3_mimo_rotary_step",
+    "mamba_ssm.ops.tilelang.mamba3.mamba3_mimo",
+    "mamba_ssm.ops.cute.mamba3.mamba3_step_fn",
 )
 # What an unmodified target imports: seeing it asked for shows that a target went past the finder.
 EXTENSIONS = ("selective_scan_cuda", "causal_conv1d", "causal_conv1d_cuda")

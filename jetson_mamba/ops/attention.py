@@ -120,11 +120,16 @@ class RotaryEmbedding(torch.nn.Module):
         """Make the tables for so many steps, unless there are longer ones."""
         dtype = dtype or torch.get_default_dtype()
         cos = self._cos_cached
-        if cos is not None and cos.shape[0] >= seqlen and (cos.device, cos.dtype) == (device, dtype):
+        if (
+            cos is not None
+            and cos.shape[0] >= seqlen
+            and (cos.device, cos.dtype) == (device, dtype)
+        ):
             return
         pairs = torch.arange(0, self.dim, 2, device=device, dtype=torch.float64)
         angles = torch.outer(
-            torch.arange(seqlen, device=device, dtype=torch.float64), self.base ** (-pairs / self.dim)
+            torch.arange(seqlen, device=device, dtype=torch.float64),
+            self.base ** (-pairs / self.dim),
         )
         self._cos_cached, self._sin_cached = angles.cos().to(dtype), angles.sin().to(dtype)
 

@@ -1,7 +1,8 @@
 """Which functions of a text are those of a release, by what they are made of.
 
 A function is *known* if its digest (:mod:`.closure`) is one of those in
-``vendored_overrides/known.json``, which ``tools/known.py`` makes from the published texts.
+``vendored_overrides/known.json``, which ``tools/known.py`` makes from the published texts, or in
+``unreleased.json``, which it makes from a text that will be published.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from jetson_mamba.hook import overrides
 from jetson_mamba.hook.texts import Texts
 from jetson_mamba.rewrite.closure import Closure, closure
 
-FILE = "known.json"
+FILES = ("known.json", "unreleased.json")
 
 
 class Known:
@@ -26,8 +27,11 @@ class Known:
 
     def releases(self, function: str) -> tuple[str, ...]:
         """The releases that have this function, with all that it is made of; empty if none."""
-        digests = _digests().get(self._texts.target, {}).get(function, {})
-        return tuple(digests.get(self._closure(function).digest, ()))
+        for known in _digests():
+            digests = known.get(self._texts.target, {}).get(function)
+            if digests and self._closure(function).digest in digests:
+                return tuple(digests[self._closure(function).digest])
+        return ()
 
     def launches_triton(self, function: str) -> bool:
         """Whether Triton is among what a function is made of."""
@@ -44,5 +48,5 @@ class Known:
 
 
 @lru_cache(maxsize=None)
-def _digests() -> Any:
-    return json.loads((overrides.folder() / FILE).read_text())
+def _digests() -> list[Any]:
+    return [json.loads((overrides.folder() / file).read_text()) for file in FILES]

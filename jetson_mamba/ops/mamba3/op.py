@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..autocast import without_autocast
+from jetson_mamba.dispatch.autocast import without_autocast
+
 from . import composed
 from .checks import boundaries, check_heads, check_shape, check_tensors, dims
 from .contract import Scan, States

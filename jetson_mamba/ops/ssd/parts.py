@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..autocast import without_autocast
+from jetson_mamba.dispatch.autocast import without_autocast
+
 from . import chunks
-from .checks import limits
+from .checks import check_state_dtype, limits
 from .contract import Scan, compute_dtype
 
 
@@ -279,6 +280,7 @@ def chunk_scan_combined_backward(
     dC: Tensor | None = None,
     dz: Tensor | None = None,
     recompute_output: bool = False,
+    state_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor | None, ...]:
     """The gradients of ``mamba_chunk_scan_combined``, whose arguments are those of the same names.
 
@@ -288,7 +290,7 @@ def chunk_scan_combined_backward(
     """
     scan = Scan(
         *(x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, None, chunk_size),
-        *(bool(dt_softplus), limits(dt_limit)),
+        *(bool(dt_softplus), limits(dt_limit), check_state_dtype(state_dtype)),
     )
     to_x, to_dt, to_B, to_C = (
         torch.empty_like(of) if target is None else target
