@@ -28,8 +28,10 @@ UNRELEASED = FOLDER / "unreleased.json"
 Digests = Dict[str, Dict[str, Dict[str, List[str]]]]
 
 
-def digests(texts_of: dict[str, Path]) -> Digests:
-    """The releases by target, function and digest; each has its text in a folder."""
+def digests(texts_of: dict[str, Path] | None = None) -> Digests:
+    """The releases by target, function and digest: all, or those of these folders."""
+    if texts_of is None:
+        texts_of = {version: release_path(version) for version in MAMBA_SSM}
     found: Digests = {}
     for target in TARGETS:
         ways_past = [each for each in copies.override(target).edits if each.turn == WAY_PAST]
@@ -51,14 +53,9 @@ def digests(texts_of: dict[str, Path]) -> Digests:
     return found
 
 
-def published() -> Digests:
-    """Those of the releases."""
-    return digests({version: release_path(version) for version in MAMBA_SSM})
-
-
 def unreleased(name: str, folder: Path) -> Digests:
     """Those of a checkout that no release has."""
-    known = published()
+    known = digests()
     found: Digests = {}
     for target, functions in digests({name: folder}).items():
         for function, by_digest in functions.items():
@@ -77,7 +74,7 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["--unreleased"]:
         UNRELEASED.write_text(_written(unreleased(arguments[1], Path(arguments[2]))))
         return 0
-    made = _written(published())
+    made = _written(digests())
     if arguments != ["--check"]:
         FILE.write_text(made)
         return 0

@@ -27,11 +27,8 @@ class Known:
 
     def releases(self, function: str) -> tuple[str, ...]:
         """The releases that have this function, with all that it is made of; empty if none."""
-        for known in _digests():
-            digests = known.get(self._texts.target, {}).get(function)
-            if digests and self._closure(function).digest in digests:
-                return tuple(digests[self._closure(function).digest])
-        return ()
+        digests = _digests().get(self._texts.target, {}).get(function, {})
+        return tuple(digests.get(self._closure(function).digest, ()))
 
     def launches_triton(self, function: str) -> bool:
         """Whether Triton is among what a function is made of."""
@@ -48,5 +45,10 @@ class Known:
 
 
 @lru_cache(maxsize=None)
-def _digests() -> list[Any]:
-    return [json.loads((overrides.folder() / file).read_text()) for file in FILES]
+def _digests() -> Any:
+    found: dict[str, Any] = {}
+    for file in FILES:
+        for target, functions in json.loads((overrides.folder() / file).read_text()).items():
+            for function, digests in functions.items():
+                found.setdefault(target, {}).setdefault(function, {}).update(digests)
+    return found
