@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 import jetson_mamba
-from benchmarks import startup
+from benchmarks import other_imports, startup
 
 
 def test_the_startup_file_costs_under_a_millisecond_and_under_twice_that_of_setuptools() -> None:
@@ -40,3 +42,9 @@ def test_activation_loads_nothing_heavy() -> None:
     assert own <= set(printed)
     for name in ("torch", "importlib.metadata", "pathlib", "ast", "typing", "re", "warnings"):
         assert name not in printed
+
+
+@pytest.mark.parametrize("package", other_imports.PACKAGES)
+def test_imports_of_others_are_not_slower(package: str) -> None:
+    pytest.importorskip(package)
+    assert min(other_imports.part(package) for _ in range(2)) < 0.01
