@@ -17,10 +17,10 @@ from typing import Dict, List
 
 from jetson_mamba.hook import copies
 from jetson_mamba.hook.finder import TARGETS
-from jetson_mamba.hook.texts import Texts
 from jetson_mamba.rewrite.closure import closure
 from jetson_mamba.rewrite.edit import WAY_PAST
-from tests.releases.download import MAMBA_SSM, release_path
+from jetson_mamba.texts import Texts
+from tools.releases import MAMBA_SSM, release_path
 
 FOLDER = Path(__file__).resolve().parent.parent / "vendored_overrides"
 FILE = FOLDER / "known.json"

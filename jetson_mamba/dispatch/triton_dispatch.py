@@ -14,7 +14,7 @@ from typing import Any, Callable
 import torch
 
 from jetson_mamba import kernel_packages
-from jetson_mamba.ops.ssd.triton_runs import counts_while_compiling, triton_runs_on
+from jetson_mamba.dispatch.triton_runs import counts_while_compiling, triton_runs_on
 
 from .passing import passing
 from .paths import Way, is_batched, is_compiling, way
