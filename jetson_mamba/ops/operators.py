@@ -63,6 +63,7 @@ def define(
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
     composed: Callable[..., Any] | None = None,
+    decomposed: Callable[..., Any] | None = None,
 ) -> Any:
     """The operator of a ``schema`` such as ``"scan(Tensor u) -> Tensor"``, for every device.
 
@@ -88,6 +89,8 @@ def define(
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default
     if backward is not None:
         _differentiate(operator, setup_context, backward, composed)
+    if decomposed is not None:
+        _decompose(operator, decomposed)
     if composed is not None:
         # A rule of torch.library.register_vmap may call no transform, and this has to: what is
         # composed is mapped operation by operation.
@@ -95,6 +98,32 @@ def define(
     elif hasattr(torch.library, "register_vmap"):
         torch.library.register_vmap(qualified, _mapped(operator), lib=_library)
     return operator
+
+
+_IMPLICIT = torch._C.DispatchKey.CompositeImplicitAutograd
+_AUTOGRAD = torch._C.DispatchKey.AutogradCPU
+# The operators whose decompositions torch puts on its table, which those that write are not.
+_on_table: dict[Any, Callable[..., Any]] = {}
+
+
+def _decompose(operator: Any, decomposed: Callable[..., Any]) -> None:
+    """Let ``ExportedProgram.run_decompositions`` put ``decomposed`` in place of an operator.
+
+    Beside a list of torch's own operators, its table has those with a Python kernel of this key.
+    Unless its caller has taken an operator off it, torch then overrides the dispatch of that, and
+    asks its kernel. ``torch.onnx.export`` does the same. To whoever else asks, as compilers and
+    fake tensors do, it says that it does not know.
+    """
+
+    def decomposition(*arguments: Any, **keywords: Any) -> Any:
+        asked = operator if operator in _on_table else next(iter(_on_table))
+        kernels = asked.py_kernels
+        overridden = kernels.get(_IMPLICIT) is _on_table[asked] and _AUTOGRAD in kernels
+        return decomposed(*arguments, **keywords) if overridden else NotImplemented
+
+    operator.py_impl(_IMPLICIT)(decomposition)
+    if not operator._schema.is_mutable:
+        _on_table[operator] = decomposition
 
 
 def _mapped(operator: Any) -> Callable[..., Any]:
