@@ -102,8 +102,13 @@ def define(
 
 _IMPLICIT = torch._C.DispatchKey.CompositeImplicitAutograd
 _AUTOGRAD = torch._C.DispatchKey.AutogradCPU
-# The operators whose decompositions torch puts on its table, which those that write are not.
+# What torch's table of decompositions has of these operators: not those that write.
 _on_table: dict[Any, Callable[..., Any]] = {}
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """What ``ExportedProgram.run_decompositions`` puts in place of these operators by itself."""
+    return dict(_on_table)
 
 
 def _decompose(operator: Any, decomposed: Callable[..., Any]) -> None:
@@ -116,9 +121,11 @@ def _decompose(operator: Any, decomposed: Callable[..., Any]) -> None:
     """
 
     def decomposition(*arguments: Any, **keywords: Any) -> Any:
-        asked = operator if operator in _on_table else next(iter(_on_table))
-        kernels = asked.py_kernels
-        overridden = kernels.get(_IMPLICIT) is _on_table[asked] and _AUTOGRAD in kernels
+        asked = {operator: decomposition} if operator in _on_table else _on_table
+        overridden = any(
+            other.py_kernels.get(_IMPLICIT) is own and _AUTOGRAD in other.py_kernels
+            for other, own in asked.items()
+        )
         return decomposed(*arguments, **keywords) if overridden else NotImplemented
 
     operator.py_impl(_IMPLICIT)(decomposition)
