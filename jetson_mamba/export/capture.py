@@ -38,8 +38,10 @@ def captured(
 
 def _table() -> dict[Any, Callable[..., Any]]:
     named = getattr(torch.ops, DOMAIN)
+    whole = named.selective_scan.default  # calls that of rows
     return {
         **decompositions(),
+        whole: torch.export.default_decompositions()[whole],
         named.causal_conv1d.default: _convolution,
         named.selective_scan_output.default: _scan_output,
         named.selective_scan_rows.default: _scan_rows,
@@ -90,6 +92,11 @@ def _scan(*arguments: Any) -> Sequence[Tensor]:
     """Output and last state (batch, dim, dstate)."""
     *tensors, delta_softplus = arguments
     u, _, A = tensors[:3]
+    if A.is_complex():
+        raise CannotRun(
+            "A: expected real numbers, found complex ones, which ONNX does not have; export a "
+            "model with real A"
+        )
     return _placeholder(
         "selective_scan",
         tensors,
@@ -99,25 +106,18 @@ def _scan(*arguments: Any) -> Sequence[Tensor]:
 
 
 def _scan_output(*arguments: Any) -> Tensor:
-    if arguments[2].is_complex():
-        raise CannotRun(
-            "A: expected real numbers, found complex ones, which ONNX does not have; export a "
-            "model with real A"
-        )
     return _scan(*arguments)[0]
 
 
 def _scan_rows(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """As the operator: of the rows of ``x`` the last one holds the last state, and no other any."""
     *of, rows = arguments
-    u, z = of[0], of[6]
+    u, A, z = of[0], of[2], of[6]
+    out, last = _scan(*of[:6], None, *of[7:])
     if z is None:
-        out, last = _scan(*of)
         out_z = out.new_empty(0)
     else:
-        # Before the gate nothing is asked for: it was an argument.
-        out_z, last = _scan(*of)
-        out = out_z.new_empty(u.shape)
+        out_z = (out.to(A.dtype) * torch.nn.functional.silu(z.to(A.dtype))).to(u.dtype)
     x = torch.stack((torch.zeros_like(last), last), -1).flatten(-2).unsqueeze(2)
     before = x.new_zeros((*x.shape[:2], rows - 1, x.shape[3]))
     return out, torch.cat((before, x), 2).flatten(2), out_z

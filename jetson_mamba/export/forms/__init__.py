@@ -37,7 +37,7 @@ def written(model: ir.Model, chosen: Mapping[str, str]) -> ir.Model:
     for node in list(model.graph):
         if node.domain == DOMAIN:
             _write(model, node, chosen)
-    del model.opset_imports[DOMAIN]
+    model.opset_imports.pop(DOMAIN, None)
     if any(node.domain == "com.microsoft" for node in model.graph):
         model.opset_imports["com.microsoft"] = 1
     return model
