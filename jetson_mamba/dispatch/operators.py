@@ -124,6 +124,7 @@ def _decompose(operator: Any, decomposed: Callable[..., Any]) -> None:
         )
         return decomposed(*arguments, **keywords) if overridden else NotImplemented
 
+    operator.py_kernels.pop(_IMPLICIT, None)  # of an earlier import
     operator.py_impl(_IMPLICIT)(decomposition)
     if not operator._schema.is_mutable:
         _on_table[operator] = decomposition

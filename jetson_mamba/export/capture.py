@@ -6,8 +6,11 @@ a choice. What a form does not know is decomposed into torch's own operations be
 
 from __future__ import annotations
 
+import logging
 import math
-from typing import Any, Callable, Mapping, Sequence
+import warnings
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -28,12 +31,43 @@ def captured(
 
     Raises CannotRun for what cannot be exported.
     """
-    with torch.no_grad():
-        program = torch.export.export(module, tuple(args), dynamic_shapes=dynamic_shapes)
-        program = program.run_decompositions(_table())
-        return torch.onnx.export(
-            program, dynamo=True, verbose=False, optimize=False, **names
-        ).model
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.export.export(module, tuple(args), dynamic_shapes=dynamic_shapes)
+            program = program.run_decompositions(_table())
+            return torch.onnx.export(
+                program, dynamo=True, verbose=False, optimize=False, **names
+            ).model
+    except CannotRun:
+        raise
+    except Exception as error:
+        raise CannotRun(_reason(error)) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch's exporter logs and warns of by itself, whatever the model."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _reason(error: BaseException) -> str:
+    """One line, of the first that went wrong."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, CannotRun):
+        return str(error)
+    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return (
+        f"torch cannot export the model: {line.strip()}; sizes that it fixes are left out of "
+        "dynamic, and what it cannot trace is taken out of forward"
+    )
 
 
 def _table() -> dict[Any, Callable[..., Any]]:

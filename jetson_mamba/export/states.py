@@ -15,12 +15,13 @@ from jetson_mamba.errors import CannotRun
 
 
 class WithStates(NamedTuple):
-    """A module to export, with arguments of batch 2, and the names of inputs and outputs."""
+    """A module to export, with arguments of batch 1, and the names of inputs and outputs."""
 
     module: nn.Module
     args: tuple[Tensor, ...]
     inputs: list[str]
     outputs: list[str]
+    is_variadic: bool = False  # after the first argument
 
 
 class _BlockStep(nn.Module):
@@ -73,6 +74,27 @@ def _parameters(cache: Any, offset: int) -> Any:
     )
 
 
+class _WithoutCache(nn.Module):
+    """A model of transformers, which is asked for its first result alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> Any:
+        """Logits, or the last hidden states (batch, seqlen, ...)."""
+        return self.model(input_ids=input_ids, use_cache=False, return_dict=True)[0]
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """A model whose results are tensors: one of transformers gives its cache back as well."""
+    is_of_transformers = any(
+        each.__module__.startswith("transformers.") and each.__name__ == "PreTrainedModel"
+        for each in type(model).__mro__
+    )
+    return _WithoutCache(model) if is_of_transformers else model
+
+
 def is_language_model(model: nn.Module) -> bool:
     """Whether a model makes text of tokens, with a cache for its states."""
     return hasattr(model, "lm_head") and hasattr(model, "allocate_inference_cache")
@@ -89,9 +111,9 @@ def block_step(block: nn.Module) -> WithStates:
             f"--step: expected a block or a language model of mamba_ssm, which step token by "
             f"token, found {type(block).__name__}; export it without --step"
         )
-    conv_state, ssm_state = (torch.randn_like(state) for state in allocate(2, 1))
+    conv_state, ssm_state = (torch.randn_like(state) for state in allocate(1, 1))
     some: Any = next(block.parameters())
-    x = torch.randn(2, 1, int(getattr(block, "d_model")), dtype=some.dtype)  # noqa: B009
+    x = torch.randn(1, 1, int(getattr(block, "d_model")), dtype=some.dtype)  # noqa: B009
     names = ["hidden_states", "conv_state", "ssm_state"]
     outputs = ["out", "conv_state_after", "ssm_state_after"]
     return WithStates(_BlockStep(block), (x, conv_state, ssm_state), names, outputs)
@@ -101,7 +123,7 @@ def prompt(model: nn.Module, length: int) -> WithStates:
     """A language model on a prompt of that length."""
     cache = _cache(model)
     names = _state_names(cache)
-    ids = torch.arange(2 * length).reshape(2, length) % 7
+    ids = torch.arange(length).unsqueeze(0) % 7
     outputs = ["logits", *(f"{name}_after" for name in names)]
     return WithStates(_Prompt(model), (ids,), ["input_ids"], outputs)
 
@@ -112,12 +134,13 @@ def token_step(model: nn.Module) -> WithStates:
     names = _state_names(cache)
     states = [torch.randn_like(state) for pair in cache.values() for state in pair]
     outputs = ["logits", *(f"{name}_after" for name in names)]
-    ids = torch.tensor([[1], [2]])
-    return WithStates(_TokenStep(model), (ids, *states), ["input_ids", *names], outputs)
+    ids = torch.tensor([[1]])
+    inputs = ["input_ids", *names]
+    return WithStates(_TokenStep(model), (ids, *states), inputs, outputs, is_variadic=True)
 
 
 def _cache(model: Any) -> Any:
-    cache = model.allocate_inference_cache(2, 1)
+    cache = model.allocate_inference_cache(1, 1)
     if any(len(states) != 2 or states[1].dim() < 3 for states in cache.values()) or any(
         hasattr(module, "rotary_emb_dim") for module in model.modules()
     ):
