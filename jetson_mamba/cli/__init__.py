@@ -29,7 +29,9 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
-for command in (doctor, status, install, verify, bench, export, demo, diff, copies, enable, disable):
+for command in (doctor, status, install, verify, bench, export, demo):
+    app.command()(command)
+for command in (diff, copies, enable, disable):
     app.command()(command)
 app.command(context_settings=run.SETTINGS)(run.run)
 

@@ -64,8 +64,7 @@ def export(
         )
     console.print(shown)
     sizes = [
-        " ".join(f"{name}={size}" for name, size in run.sizes.items())
-        for run in files[0].compared
+        " ".join(f"{name}={size}" for name, size in run.sizes.items()) for run in files[0].compared
     ]
     console.print(
         f"Compared at {'; '.join(dict.fromkeys(sizes))}." if any(sizes) else "Compared once more."
@@ -91,7 +90,7 @@ def _model(name: str) -> Any:
         found = found()
     if not isinstance(found, nn.Module):
         raise CannotRun(f"{name}: expected a torch.nn.Module, found {type(found).__name__}")
-    return found.eval()
+    return found.train(False)
 
 
 def _checkpoint(folder: Path) -> Any:
@@ -105,10 +104,10 @@ def _checkpoint(folder: Path) -> Any:
     if "model_type" in json.loads(config.read_text("utf-8")):
         from transformers import AutoModelForCausalLM
 
-        return AutoModelForCausalLM.from_pretrained(str(folder)).eval()
+        return AutoModelForCausalLM.from_pretrained(str(folder)).train(False)
     from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 
-    return MambaLMHeadModel.from_pretrained(str(folder)).eval()
+    return MambaLMHeadModel.from_pretrained(str(folder)).train(False)
 
 
 Shape = Tuple[bool, List[int]]

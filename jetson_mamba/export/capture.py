@@ -35,9 +35,10 @@ def captured(
         with torch.no_grad(), _quiet():
             program = torch.export.export(module, tuple(args), dynamic_shapes=dynamic_shapes)
             program = program.run_decompositions(_table())
-            return torch.onnx.export(
+            exported: Any = torch.onnx.export(
                 program, dynamo=True, verbose=False, optimize=False, **names
-            ).model
+            )
+            return exported.model
     except CannotRun:
         raise
     except Exception as error:
@@ -169,7 +170,7 @@ def _longest(size: Any) -> int:
 
 def _ssd(*arguments: Any) -> Sequence[Tensor]:
     x, dt, A, B, C, D, dt_bias, initial_states, seq_idx, *options = arguments
-    chunk_size, dt_softplus, dt_least, dt_most, *state_dtype = options
+    _, dt_softplus, dt_least, dt_most, *state_dtype = options
     if seq_idx is not None or (state_dtype and state_dtype[0] is not None):
         found: Sequence[Tensor] = decompositions()[torch.ops.jetson_mamba.ssd_scan.default](
             *arguments

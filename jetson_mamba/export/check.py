@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
@@ -169,7 +170,7 @@ def _error(found: Sequence[Any], expected: Sequence[Tensor]) -> float:
         difference = (torch.from_numpy(actual).double() - right.double()).abs().max().item()
         scale = right.double().abs().max().item() if right.is_floating_point() else 1.0
         worst = max(worst, difference / scale if scale else difference)
-        if difference != difference:
+        if math.isnan(difference):
             return float("inf")
     return worst
 

@@ -1,4 +1,4 @@
-"""From a model to a file: captured, written in the forms of a target, compared, moved into place."""
+"""From a model to a file: captured, written in a target's forms, compared, moved into place."""
 
 from __future__ import annotations
 
@@ -106,9 +106,7 @@ def step(
         shapes: Any = (first, tuple(others)) if made.is_variadic else (first, *others)
         check = Check(made.module, made.args, sizes, tolerance)
         names = {"input_names": made.inputs, "output_names": made.outputs}
-        exported.append(
-            _exported(made.module, shapes, names, check, file, target, {})
-        )
+        exported.append(_exported(made.module, shapes, names, check, file, target, {}))
     return exported
 
 
@@ -135,8 +133,8 @@ def _check_possible(model: nn.Module, target: str) -> None:
     named = jetson_mamba.status().selections
     if named:
         raise CannotRun(
-            f"{named[0].op}: expected no backend that is named, since a runtime computes by itself, "
-            f"found {named[0].backend}, named by {named[0].asked_by}; leave that out"
+            f"{named[0].op}: expected no backend that is named, since a runtime computes by "
+            f"itself, found {named[0].backend}, named by {named[0].asked_by}; leave that out"
         )
 
 
@@ -228,7 +226,8 @@ def _tried(model: Any, forms: Mapping[str, str], check: Check, file: Path, targe
                 f"model: expected operators that TensorRT {TABLE['release']} takes, found "
                 f"{', '.join(missing)}"
             )
-    weights = sum(value.const_value.nbytes for value in found.graph.initializers.values())
+    tensors = [value.const_value for value in found.graph.initializers.values()]
+    weights = sum(each.nbytes for each in tensors if each is not None)
     beside = file.name + ".data" if weights > INLINE_BYTES else None
     onnx_ir.save(found, file, external_data=beside)
     error, times = check.at_traced_sizes(session(file))
@@ -263,4 +262,3 @@ def _choices(model: Any, target: str, named: Mapping[str, str]) -> Iterator[dict
     for name, of in found.items():
         for other in of[1:]:
             yield {**first, name: other}
-

@@ -44,20 +44,20 @@ def written(model: ir.Model, chosen: Mapping[str, str]) -> ir.Model:
 
 
 def _write(model: ir.Model, node: ir.Node, chosen: Mapping[str, str]) -> None:
-    options = {name: attribute.value for name, attribute in node.attributes.items()}
-    writer = Writer(*node.inputs)
+    options: dict[str, Any] = {name: each.value for name, each in node.attributes.items()}
+    writer = Writer(str(node.outputs[0].name), *node.inputs)
     if node.op_type == "causal_conv1d":
-        flags = (bool(options["return_final_states"]), bool(options["silu"]))
-        results = convolution(writer, *_filled(node, 4), *flags)
+        x, weight, bias, first = _filled(node, 4)
+        returned, silu = bool(options["return_final_states"]), bool(options["silu"])
+        results = convolution(writer, x, weight, bias, first, returned, silu)
     elif node.op_type == "selective_scan":
-        longest = options["longest"] or None
-        scan = selective_scan.SelectiveScan(
-            *_filled(node, 8), bool(options["delta_softplus"]), longest
+        scan = selective_scan.SelectiveScan._make(
+            [*_filled(node, 8), bool(options["delta_softplus"]), options["longest"] or None]
         )
         results = FORMS[node.op_type][chosen[node.op_type]](writer, scan)
     else:
         limit = (options["dt_least"], options["dt_most"])
-        given = ssd.SsdScan(*_filled(node, 8), bool(options["dt_softplus"]), limit)
+        given = ssd.SsdScan._make([*_filled(node, 8), bool(options["dt_softplus"]), limit])
         results = FORMS[node.op_type][chosen[node.op_type]](writer, given)
     pairs = [(old, new) for old, new in zip(node.outputs, results) if new is not None]
     used = [old for old, new in zip(node.outputs, results) if new is None and old.uses()]

@@ -5,19 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
-from .writer import Writer
+from .writer import Value, Writer
 
 _TO_THE_END = np.iinfo(np.int64).max
 
 
 def convolution(
     write: Writer,
-    x: ir.Value,
-    weight: ir.Value,
-    bias: ir.Value | None,
-    initial_states: ir.Value | None,
+    x: Value,
+    weight: Value,
+    bias: Value,
+    initial_states: Value,
     return_final_states: bool,
     silu: bool,
 ) -> tuple[Any, Any]:

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
 import onnx_ir as ir
 
-from .writer import Writer
+from .writer import Value, Writer
 
 BLOCK = 8
 
@@ -21,14 +20,14 @@ BLOCK = 8
 class SelectiveScan(NamedTuple):
     """The arguments, as ``ops/selective_scan/contract.py`` has them; A is real."""
 
-    u: ir.Value
-    delta: ir.Value
-    A: ir.Value
-    B: ir.Value
-    C: ir.Value
-    D: ir.Value | None
-    z: ir.Value | None
-    delta_bias: ir.Value | None
+    u: Value
+    delta: Value
+    A: Value
+    B: Value
+    C: Value
+    D: Value
+    z: Value
+    delta_bias: Value
     delta_softplus: bool
     # The longest sequence, or None if it is left open.
     longest: int | None
@@ -53,12 +52,11 @@ def scan(write: Writer, given: SelectiveScan) -> tuple[Any, Any]:
     batch = write.size(given.u, 0)
     first = write.Expand(0.0, write.Concat(batch, [*heads, dstate], axis=0))
     scanned = [by_step(steps), by_step(write.Mul(steps, signal))]
-    body = Writer()
-    body.dtype, body.onnx_dtype = write.dtype, write.onnx_dtype
+    body = write.within("step")
     open_batch = given.u.shape[0]
-    state = _input("state", write, [open_batch, *heads, dstate])
-    step = _input("step", write, [open_batch, *heads])
-    driven = _input("driven", write, [open_batch, *heads])
+    state = _input("state", body, [open_batch, *heads, dstate])
+    step = _input("step", body, [open_batch, *heads])
+    driven = _input("driven", body, [open_batch, *heads])
     inputs = [state, step, driven]
     weights = []
     for name, weight in (("B", given.B), ("C", given.C)):
@@ -66,22 +64,18 @@ def scan(write: Writer, given: SelectiveScan) -> tuple[Any, Any]:
             weights.append(write.Reshape(write.wide(weight), [*heads, dstate]))
             continue
         scanned.append(write.Transpose(write.wide(weight), perm=[3, 0, 1, 2]))
-        inputs.append(_input(name, write, [open_batch, groups, dstate]))
+        inputs.append(_input(name, body, [open_batch, groups, dstate]))
         weights.append(body.Unsqueeze(inputs[-1], [2]))
     decay = body.Exp(body.Mul(body.Unsqueeze(step, [-1]), A))
-    after = body.Add(
-        body.Mul(decay, state), body.Mul(body.Unsqueeze(driven, [-1]), weights[0])
-    )
+    after = body.Add(body.Mul(decay, state), body.Mul(body.Unsqueeze(driven, [-1]), weights[0]))
     if len(given.C.shape) == 4:
         read = body.Squeeze(body.MatMul(after, body.Unsqueeze(inputs[-1], [-1])), [-1])
     else:
         read = body.ReduceSum(body.Mul(after, weights[1]), [-1], keepdims=0)
     for result, like in ((after, state), (read, step)):
         result.shape, result.type = like.shape, like.type
-    graph = ir.Graph(inputs, [after, read], nodes=body.nodes, name="step")
-    last, y = write.Scan(
-        first, *scanned, outputs=2, body=graph, num_scan_inputs=len(scanned)
-    )
+    graph = ir.Graph(inputs, [after, read], nodes=body.nodes, name=body.name)
+    last, y = write.Scan(first, *scanned, outputs=2, body=graph, num_scan_inputs=len(scanned))
     y = write.Transpose(write.Reshape(y, [0, 0, dim]), perm=[1, 2, 0])
     return _gated(write, given, y, signal), write.Reshape(last, [0, dim, dstate])
 
@@ -96,7 +90,7 @@ def blocks(write: Writer, given: SelectiveScan) -> tuple[Any, Any]:
         """(batch, dim, seqlen) as (batch, seqlen, groups, channels, 1)."""
         return write.Reshape(write.Transpose(value, perm=[0, 2, 1]), [0, 0, *heads, 1])
 
-    def weight(value: ir.Value, shape: list[int]) -> Any:
+    def weight(value: Value, shape: list[int]) -> Any:
         """B or C, (batch, seqlen, groups, *shape) or (groups, channels, dstate)."""
         if len(value.shape) == 2:
             return write.Reshape(write.wide(value), [*heads, dstate])
@@ -169,5 +163,5 @@ def _gated(write: Writer, given: SelectiveScan, y: Any, signal: Any) -> Any:
     return write.like(y, given.u)
 
 
-def _input(name: str, write: Writer, shape: list[Any]) -> ir.Value:
-    return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(write.onnx_dtype))
+def _input(name: str, write: Writer, shape: list[Any]) -> Value:
+    return ir.Value(name=f"{write.name}.{name}", shape=ir.Shape(shape), type=ir.TensorType(write.onnx_dtype))

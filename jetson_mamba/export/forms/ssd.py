@@ -12,9 +12,8 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnx_ir as ir
 
-from .writer import Writer
+from .writer import Value, Writer
 
 CHUNK = 64
 # The logarithm of a decay to nothing, of which sums are finite.
@@ -24,14 +23,14 @@ GONE = -1e4
 class SsdScan(NamedTuple):
     """The arguments, as ``ops/ssd/contract.py`` has them."""
 
-    x: ir.Value
-    dt: ir.Value
-    A: ir.Value
-    B: ir.Value
-    C: ir.Value
-    D: ir.Value | None
-    dt_bias: ir.Value | None
-    initial_states: ir.Value | None
+    x: Value
+    dt: Value
+    A: Value
+    B: Value
+    C: Value
+    D: Value
+    dt_bias: Value
+    initial_states: Value
     dt_softplus: bool
     dt_limit: tuple[float, float]
 
@@ -102,7 +101,7 @@ def attention(write: Writer, given: SsdScan) -> tuple[Any, Any]:
     steps = _steps(write, given)
     x = write.wide(given.x)
 
-    def per_head(weight: ir.Value) -> Any:
+    def per_head(weight: Value) -> Any:
         """(batch, seqlen, groups, dstate) as (batch, seqlen, nheads * dstate)."""
         wide = write.Unsqueeze(write.wide(weight), [3])
         repeats = [1, 1, 1, nheads // groups, 1]

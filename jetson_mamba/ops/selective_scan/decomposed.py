@@ -63,17 +63,15 @@ def recurrence(decays: Tensor, inputs: Tensor, levels: int = LEVELS) -> tuple[Te
     if _at_most(steps, BLOCK):
         padding = (0, 0, 0, BLOCK - steps)
         decays = functional.pad(decays, padding, value=1.0)
-        states, _ = _unrolled(decays.unbind(), functional.pad(inputs, padding).unbind())
-        return torch.stack(states)[:steps], states[-1]
+        inner, _ = _unrolled(decays.unbind(), functional.pad(inputs, padding).unbind())
+        return torch.stack(inner)[:steps], inner[-1]
     if levels == 0:
         states = _by_matrix(decays, inputs)
         return states, states[-1]
-    if isinstance(steps, int):
-        count = -(-steps // BLOCK)
-    else:
-        # One more than there must be, so that there are two: where a size may be 1, and where it
-        # is, torch would make another graph.
-        count = (steps + 2 * BLOCK - 1) // BLOCK
+    # One more than there must be, so that there are two: where a size may be 1, and where it is,
+    # torch would make another graph.
+    spare = 0 if isinstance(steps, int) else BLOCK
+    count = (steps + spare + BLOCK - 1) // BLOCK
     # Steps that keep the state.
     padding = (0, 0, 0, count * BLOCK - steps)
     by_block = (count, BLOCK, channels)

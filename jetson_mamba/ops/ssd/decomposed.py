@@ -30,13 +30,11 @@ def scan(given: Scan) -> tuple[Tensor, Tensor]:
     groups, dstate = given.B.shape[2:]
     heads = nheads // groups
     size = CHUNK if given.state_dtype is None else given.chunk_size
-    if isinstance(seqlen, int):
-        size = min(size, seqlen)
-        count = -(-seqlen // size)
-    else:
-        # One more than there must be: where a count may be 1, and where it is, torch would make
-        # another graph.
-        count = (seqlen + 2 * size - 1) // size
+    is_open = not isinstance(seqlen, int)
+    size = size if is_open else min(size, seqlen)
+    # One more than there must be, so that there are two: where a size may be 1, and where it is,
+    # torch would make another graph.
+    count = (seqlen + (size if is_open else 0) + size - 1) // size
     missing, rows = count * size - seqlen, batch * count
 
     def chunked(tensor: Tensor) -> Tensor:
@@ -105,7 +103,7 @@ def _decays(log: Tensor) -> tuple[Tensor, Tensor]:
     The decays (rows, i, j) are ``exp(sum(log[j + 1 : i + 1]))`` for ``j <= i``, else 0; the sums
     (rows, i) are ``sum(log[: i + 1])``.
     """
-    rows, size = log.shape
+    size = log.shape[1]
     places = torch.arange(size, device=log.device)
     lower = (places.unsqueeze(1) >= places).to(log.dtype)
     after = (places.unsqueeze(1) > places).to(log.dtype)
