@@ -16,6 +16,7 @@ from jetson_mamba.cli.bench import bench
 from jetson_mamba.cli.copies import copies, diff
 from jetson_mamba.cli.demo import demo
 from jetson_mamba.cli.doctor import doctor
+from jetson_mamba.cli.export import export
 from jetson_mamba.cli.install import install
 from jetson_mamba.cli.startup import disable, enable
 from jetson_mamba.cli.status import status
@@ -28,7 +29,9 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
-for command in (doctor, status, install, verify, bench, demo, diff, copies, enable, disable):
+for command in (doctor, status, install, verify, bench, export, demo):
+    app.command()(command)
+for command in (diff, copies, enable, disable):
     app.command()(command)
 app.command(context_settings=run.SETTINGS)(run.run)
 
