@@ -19,7 +19,8 @@ from torch.nn import functional
 
 from ..autocast import without_autocast
 from ..tracing import fixed, sizes
-from .chunks import CHUNK, finite, resets_before, steps_taken
+from .block import CHUNK
+from .steps import finite, resets_before, steps_taken
 from .contract import SCAN_TENSORS, Mixer, Scan
 from .gates import gate
 from .mixer import compose
