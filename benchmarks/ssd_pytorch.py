@@ -80,9 +80,8 @@ def kernels(call: Callable[[], Any], most: int) -> list[tuple[float, int, str]]:
             total, count = sums.get(event.name, (0.0, 0))
             sums[event.name] = (total + event.time_range.elapsed_us(), count + 1)
     rows = [(total / CALLS, count // CALLS, name) for name, (total, count) in sums.items()]
-    return [(sum(row[0] for row in rows), sum(row[1] for row in rows), "all")] + sorted(rows)[
-        : -most - 1 : -1
-    ]
+    rows.append((sum(row[0] for row in rows), sum(row[1] for row in rows), "all"))
+    return sorted(rows, reverse=True)[: most + 1]
 
 
 def errors(found: list[Tensor], exact: list[Tensor]) -> tuple[float, float]:

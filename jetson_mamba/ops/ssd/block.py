@@ -77,17 +77,15 @@ def blocks(scan: Scan, start: int, stop: int) -> list[Block]:
 
 
 def operand_dtype(scan: Scan) -> torch.dtype:
-    """What the backward pass rounds the factors of its large products to; sums have their dtype.
+    """What the backward pass multiplies pairs of steps in; sums are in the dtype of computation.
 
-    bfloat16 where the tensors are that, so that the gradients are rounded to it anyway, and where
-    torch has products of bfloat16 with sums in float32.
+    bfloat16 where the tensors are that, of which products are exact, and where torch has products
+    of it with sums in float32. Of all gradients that of x alone is further rounded by that.
     """
     narrow = torch.bfloat16
     has_products = hasattr(torch.ops.aten.bmm, "dtype") and scan.x.is_cuda
-    if has_products and scan.dtype == torch.float32:
-        if all(each.dtype == narrow for each in (scan.x, scan.B, scan.C)):
-            return narrow
-    return scan.dtype
+    is_narrow = all(each.dtype == narrow for each in (scan.x, scan.B, scan.C))
+    return narrow if has_products and is_narrow and scan.dtype == torch.float32 else scan.dtype
 
 
 def product(a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
@@ -218,7 +216,7 @@ class Local:
             matrix.diagonal(dim1=-2, dim2=-1).add_(D / scale)
         return CB, matrix
 
-    def channel_D(self) -> Tensor | None:
+    def channels_of_d(self) -> Tensor | None:
         """A D per channel, (g, r, p), in the dtype of computation."""
         D = self._scan.D
         if D is None or D.dim() == 1:
@@ -232,7 +230,7 @@ class Local:
         inside = product(matrix, self.per_head(self.x, scale), self.dtype)
         read = self.heads(product(self.C, starts.transpose(-1, -2), self.dtype))
         terms = (inside.permute(0, 1, 4, 2, 3, 5), read, self.along(self.enter))
-        D = self.channel_D()
+        D = self.channels_of_d()
         if D is None:
             return torch.addcmul(*terms, out=out)
         return torch.addcmul(torch.addcmul(*terms), self.x, D, out=out)

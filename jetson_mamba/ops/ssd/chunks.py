@@ -144,7 +144,7 @@ def backward(
             dy = gate.mul_(dy)
         found = _block_gradients(local, operand_dtype(scan), starts, rounded, dy, dstate)
         dstate = found.dstate
-        D = local.channel_D()
+        D = local.channels_of_d()
         if D is None:
             torch.addcmul(*found.dx, out=local.view(targets.x))
         else:

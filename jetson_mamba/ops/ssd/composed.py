@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..autocast import without_autocast
-from ..tracing import fixed, sizes
+from jetson_mamba.dispatch.autocast import without_autocast
+from jetson_mamba.dispatch.tracing import fixed, sizes
+
 from .block import CHUNK
-from .steps import finite, resets_before, steps_taken
 from .contract import SCAN_TENSORS, Mixer, Scan
 from .gates import gate
 from .mixer import compose
+from .steps import finite, resets_before, steps_taken
 
 # Of longer sequences a chunk has the square root, so that both matrices stay of one size.
 MANY_STEPS = CHUNK * CHUNK
