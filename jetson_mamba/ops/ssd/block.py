@@ -182,13 +182,18 @@ class Local:
     def exponents(self) -> tuple[Tensor, Tensor]:
         """``log(decay * abs(dt))`` (k, b, g, r, q, q) from step j to step i, less the logarithm of
         the second result, ``scale`` (k, b, g, r, 1). At most 0 where ``j <= i``."""
-        sent = self._log - self.lengths().double().log_()
+        lengths = self.lengths().double().log_()
+        sent = self._log - lengths
         greatest = (self._log - sent.cummin(-1).values).amax(-1, keepdim=True)
         power = (greatest / math.log(2.0)).ceil_()
-        rows = self._log - power * math.log(2.0)
+        power_log = power * math.log(2.0)
+        rows = self._log - power_log
         size = rows.shape[-1]
         exponents = torch.empty((*rows.shape, size), dtype=self.dtype, device=rows.device)
         torch.sub(rows.unsqueeze(-1), sent.unsqueeze(-2), out=exponents)
+        if self.dtype == torch.float64:
+            # Large sums have lost digits of this dtype; a step with itself needs none of them.
+            exponents.diagonal(dim1=-2, dim2=-1).copy_(lengths - power_log)
         return exponents, torch.exp2(power).to(self.dtype)
 
     def masked(self, pairs: Tensor) -> Tensor:
