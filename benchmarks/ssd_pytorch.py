@@ -108,7 +108,9 @@ def main() -> None:
         x = torch.randn(*size, device="cuda", dtype=torch.bfloat16)
         gradient = torch.randn_like(x)
         with jetson_mamba.backend(ssd="pytorch"):
-            exact = passes(block_of("Mamba2", size[2]).double(), x[:1].double(), gradient[:1])
+            exact = passes(
+                block_of("Mamba2", size[2]).double(), x[:1].double(), gradient[:1].double()
+            )
             right = exact["step"]()
             del exact
         for backend in (chosen.backend,) if chosen.backend else BACKENDS:
