@@ -32,7 +32,7 @@ CHUNK = 64
 # Elements of the (chunk, chunk) matrices of one block: within a CPU's caches (measured as above),
 # elsewhere enough to fill a GPU and to make the launches few.
 BLOCK_ELEMENTS_CPU = 1 << 20
-BLOCK_ELEMENTS = 1 << 24
+BLOCK_ELEMENTS = 1 << 25
 
 # A step that decays a state by exp(-1000) leaves nothing of it in any dtype. Sums of larger ones
 # would only lose their digits.
@@ -184,7 +184,11 @@ class Local:
         the second result, ``scale`` (k, b, g, r, 1). At most 0 where ``j <= i``."""
         lengths = self.lengths().double().log_()
         sent = self._log - lengths
-        greatest = (self._log - sent.cummin(-1).values).amax(-1, keepdim=True)
+        if self.signs is None:
+            # All steps of a head decay its state, or all let it grow.
+            greatest = lengths.amax(-1, keepdim=True) + self._log[..., -1:].clamp(min=0)
+        else:
+            greatest = (self._log - sent.cummin(-1).values).amax(-1, keepdim=True)
         power = (greatest / math.log(2.0)).ceil_()
         power_log = power * math.log(2.0)
         rows = self._log - power_log
@@ -268,25 +272,32 @@ class Local:
         count = self.block.nchunks
         if count == 1 and not last:
             return state.unsqueeze(0), state
-        left = self.per_step(self.x, self.sending)
-        if count == 1:
-            added = product(left.transpose(-1, -2), self.B, self.dtype)[0]
-            kept = self.passing()[..., 1, 0].repeat_interleave(self.x.shape[-1], -1)
-            return state.unsqueeze(0), added.addcmul_(state, kept.unsqueeze(-1))
         sources = torch.empty((count + 1, *state.shape), dtype=self.dtype, device=state.device)
         sources[0] = state
+        left = self.per_step(self.x, self.sending)
         product(left.transpose(-1, -2), self.B, self.dtype, out=sources[1:])
-        carried = self.pass_on(self.passing(), sources)
-        # A copy, since it is kept for long, and the others are not.
-        return carried[:-1], carried[-1].clone()
+        passing = self.passing()
+        starts = pass_on(passing[..., :-1, :-1], sources[:-1])
+        # In place of the last: it is kept for long, and the others are not.
+        state = torch.addcmul(sources[-1], starts[-1], self.kept(passing, -1))
+        return starts, state
 
-    def pass_on(self, passing: Tensor, sources: Tensor) -> Tensor:
-        """``passing`` (b, g, r, i, j) times sources (j, b, g, r p, n), as (i, b, g, r p, n)."""
-        heads = passing.shape[:3].numel()
-        carried = torch.empty_like(sources)
-        torch.bmm(
-            passing.flatten(0, 2),
-            sources.view(sources.shape[0], heads, -1).transpose(0, 1),
-            out=carried.view(sources.shape[0], heads, -1).transpose(0, 1),
-        )
-        return carried
+    def kept(self, passing: Tensor, chunk: int) -> Tensor:
+        """What a chunk leaves of the state before it: of :meth:`passing`, (b, g, r p, 1)."""
+        left = passing.diagonal(-1, dim1=-2, dim2=-1)[..., chunk]
+        return left.repeat_interleave(self.x.shape[-1], -1).unsqueeze(-1)
+
+
+def pass_on(passing: Tensor, sources: Tensor) -> Tensor:
+    """``passing`` (b, g, r, i, j) times sources (j, b, g, r p, n), as (i, b, g, r p, n)."""
+    count = sources.shape[0]
+    if count == 1:
+        return sources
+    heads = passing.shape[:3].numel()
+    carried = torch.empty_like(sources)
+    torch.bmm(
+        passing.flatten(0, 2),
+        sources.view(count, heads, -1).transpose(0, 1),
+        out=carried.view(count, heads, -1).transpose(0, 1),
+    )
+    return carried

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .block import Local, blocks, operand_dtype, product, weighted
+from .block import Local, blocks, operand_dtype, pass_on, product, weighted
 from .contract import Scan
 from .gates import silu_and_slope
 from .steps import finite, resets_before, slope, steps_taken
@@ -194,12 +194,43 @@ def _block_gradients(
 ) -> _BlockGradients:
     """The gradients of a block, of dy (k, b, q, g, r, p) and of the state after the block."""
     wide = local.dtype
-    # Through the (chunk, chunk) matrices, (k, b, g, r, q, q).
+    dinside, dCB, ddt, dlog, dD = _pair_gradients(local, narrow, dy)
+
+    # Through the state before each chunk and the state after it, (k, b, g, r p, n).
+    dy_read = local.per_step(dy, local.enter)
+    dends, through, dstate = _state_gradients(local, starts, dy_read, dstate)
+    dC = product(dCB, local.B, wide)
+    dC += product(dy_read, rounded, wide)
+    del dy_read
+    dB = product(dCB.transpose(-1, -2), local.C, wide)
+    dB += product(local.per_step(local.x, local.sending), dends, wide)
+    read = local.heads(product(local.C, rounded.transpose(-1, -2), wide)).mul_(dy)
+    reads = read.sum(-1).permute(0, 1, 3, 4, 2) * local.enter
+    del read
+    sent = local.heads(product(local.B, dends.transpose(-1, -2), wide))
+    sends = (sent * local.x).sum(-1).permute(0, 1, 3, 4, 2)
+    ddt += sends * local.leave
+    dx = (dinside.permute(0, 1, 4, 2, 3, 5), sent, local.along(local.sending))
+
+    # What is read after a step, and what was sent before it, came through its decay.
+    dlog = dlog + reads.double().flip(-1).cumsum(-1).flip(-1) + through.unsqueeze(-1)
+    dlog[..., 1:] += (sends * local.sending)[..., :-1].double().cumsum(-1)
+    return _BlockGradients(dx, ddt, dlog.to(wide), dB, dC, dD, dstate)
+
+
+def _pair_gradients(
+    local: Local, narrow: torch.dtype, dy: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Through the (chunk, chunk) matrices: the gradients of x (k, b, g, r, q, p), of ``C B``
+    (k, b, g, q, q), of dt and of dt * A (k, b, g, r, q), and of a D per head (g, r)."""
+    wide = local.dtype
     exponents, scale = local.exponents()
     CB, matrix = local.mixing(exponents, scale, narrow)
     dy_rows = local.per_head(dy, scale, narrow)
     dinside = product(matrix.transpose(-1, -2), dy_rows, wide)
+    del matrix
     pairs = product(dy_rows, local.per_head(local.x, dtype=narrow).transpose(-1, -2), wide)
+    del dy_rows
     dD = (pairs.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True) / scale).sum((0, 1, 4))
     weighted(pairs, exponents, out=pairs)
     if local.signs is not None:
@@ -208,42 +239,34 @@ def _block_gradients(
     pairs *= CB
     lengths = local.lengths()
     ddt = pairs.sum(-2) / (lengths if local.signs is None else lengths * local.signs)
-    spanning = _spanning(pairs)
+    return dinside, dCB, ddt, _spanning(pairs, exponents), dD
 
-    # Through the state before each chunk and the state after it, (k, b, g, r p, n).
+
+def _spanning(pairs: Tensor, room: Tensor) -> Tensor:
+    """For each step t the sum of ``pairs[i, j]`` over ``i >= t > j``; writes over ``room``."""
+    size = pairs.shape[-1]
+    before = torch.ones(size, size, dtype=pairs.dtype, device=pairs.device).triu_(1)
+    torch.mm(pairs.view(-1, size), before, out=room.view(-1, size))
+    return room.tril_().sum(-2)
+
+
+def _state_gradients(
+    local: Local, starts: Tensor, dy_read: Tensor, dstate: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the states after each chunk, of the logarithm of what each chunk leaves of the state
+    before it, (k, b, g, r), and of the state before the block."""
     passing = local.passing()
-    dy_read = local.per_step(dy, local.enter)
-    dcarried = torch.empty((len(starts) + 1, *dstate.shape), dtype=wide, device=dstate.device)
-    product(dy_read.transpose(-1, -2), local.C, wide, out=dcarried[:-1])
+    dcarried = torch.empty(
+        (len(starts) + 1, *dstate.shape), dtype=local.dtype, device=dstate.device
+    )
+    product(dy_read.transpose(-1, -2), local.C, local.dtype, out=dcarried[:-1])
     dcarried[-1] = dstate
-    dsources = local.pass_on(passing.transpose(-1, -2), dcarried)
-    dends = dsources[1:]
-    # What reaches the end of a chunk from its start, for each head.
-    through = torch.unflatten((starts * dends).sum(-1), -1, dy.shape[4:]).sum(-1)
+    dends = pass_on(passing.transpose(-1, -2)[..., 1:, 1:], dcarried[1:])
+    dstate = torch.addcmul(dcarried[0], dends[0], local.kept(passing, 0))
+    del dcarried
+    through = torch.unflatten((starts * dends).sum(-1), -1, (-1, local.x.shape[-1])).sum(-1)
     through *= passing.diagonal(-1, dim1=-2, dim2=-1).permute(3, 0, 1, 2)
-
-    dC = product(dCB, local.B, wide)
-    dC += product(dy_read, rounded, wide)
-    dB = product(dCB.transpose(-1, -2), local.C, wide)
-    dB += product(local.per_step(local.x, local.sending), dends, wide)
-    read = local.heads(product(local.C, rounded.transpose(-1, -2), wide)).mul_(dy)
-    read_sums = read.sum(-1).permute(0, 1, 3, 4, 2) * local.enter
-    sent = local.heads(product(local.B, dends.transpose(-1, -2), wide))
-    dx = (dinside.permute(0, 1, 4, 2, 3, 5), sent, local.along(local.sending))
-    sent_sums = (sent * local.x).sum(-1).permute(0, 1, 3, 4, 2)
-    ddt += sent_sums * local.leave
-
-    # Every pair, read and write whose decay spans a step adds itself there, once.
-    reads, sends = read_sums.double(), (sent_sums * local.sending).double()
-    dlog = reads.flip(-1).cumsum(-1).flip(-1) + through.unsqueeze(-1) + spanning
-    dlog[..., 1:] += sends[..., :-1].cumsum(-1)
-    return _BlockGradients(dx, ddt, dlog.to(wide), dB, dC, dD, dsources[0].clone())
-
-
-def _spanning(pairs: Tensor) -> Tensor:
-    """For each step t the sum of ``pairs[i, j]`` over ``i >= t > j``; writes over the pairs."""
-    before = pairs.cumsum_(-1).tril_(-1).sum(-2)
-    return functional.pad(before[..., :-1], (1, 0))
+    return dends, through, dstate
 
 
 def _rounded(scan: Scan, states: Tensor) -> Tensor:

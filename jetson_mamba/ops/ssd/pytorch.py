@@ -15,7 +15,7 @@ from torch import Tensor
 from jetson_mamba.dispatch.autocast import autocast_dtype, without_autocast
 from jetson_mamba.ops.causal_conv1d import causal_conv1d_bwd
 
-from . import chunks, composed, core
+from . import chunks, composed, core, gated_norm
 from .autograd import Computation, Tensors, refuse_varlen_states
 from .contract import (
     MIXER_TENSORS,
@@ -88,16 +88,15 @@ def _after_convolution(
     norm = norm_of(given)
     assert norm is not None
     scanned, state, _ = scan_forward(inner_scan(given, columns, xBC, gated=False))
-    flat = scanned.flatten(2)
-    out = norm.forward(flat, columns.z).to(flat.dtype)
-    return out, state, scanned, norm.rstd(flat, columns.z)
+    out, rstd = gated_norm.forward(norm, scanned.flatten(2), columns.z, with_rstd=True)
+    assert rstd is not None
+    return out, state, scanned, rstd
 
 
 def _norm_backward(
     norm: GatedRMSNorm, kept: Core, z: Tensor, dout: Tensor, dz: Tensor
 ) -> tuple[Tensor, Tensor]:
-    dscanned, gradient, dweight, _ = norm.backward(kept.scanned.flatten(2), z, dout)
-    dz.copy_(gradient)
+    dscanned, dweight, _ = gated_norm.backward(norm, kept.scanned.flatten(2), z, dout, dz)
     return dscanned.view(kept.scanned.shape), dweight
 
 
@@ -181,7 +180,7 @@ def _mixer_forward(
         last, kept = chunks.forward(inner, torch.unflatten(scanned, -1, (-1, given.headdim)))
         out = scanned
         if norm is not None:
-            out = norm.forward(scanned, columns.z).to(whole.dtype)
+            out, _ = gated_norm.forward(norm, scanned, columns.z)
         if columns.mlp.shape[-1] > 0:
             out = torch.cat([swiglu(columns.mlp).to(whole.dtype), out], dim=-1)
         out = project(given, out, projection_dtype)
@@ -227,9 +226,13 @@ def _mixer_passes_back(
         projected[..., :mlp] = recomputed
     dscanned = dprojected[..., mlp:]
     if norm is not None and scanned is not None:
-        dscanned, dgate, drmsnorm, recomputed = norm.backward(scanned, columns.z, dscanned)
-        dcolumns.z.copy_(dgate)
-        projected[..., mlp:] = recomputed
+        dscanned, drmsnorm, normed = gated_norm.backward(
+            norm, scanned, columns.z, dscanned, dcolumns.z
+        )
+        if normed is None and weight is not None:
+            normed = gated_norm.forward(norm, scanned, columns.z)[0]
+        if normed is not None:
+            projected[..., mlp:] = normed
 
     inner = inner_scan(given, columns, convolved(given, columns), gated=norm is None)
     dxBC = torch.empty_like(columns.conv)
