@@ -81,9 +81,17 @@ def span_of(group: int, vector: int, rows: int, is_backward: bool, few_rows: boo
     return None
 
 
-# Elements of the longest rows that the kernels take, whatever their alignment.
+# Elements of the longest rows that the kernels take; of one at a time, registers hold fewer.
 LONGEST_FORWARD = max(elements * threads for elements, threads in FORWARD_ELEMENTS)
 LONGEST_BACKWARD = max(elements * threads for elements, threads in BACKWARD_ELEMENTS)
+LONGEST_ODD = BACKWARD_ELEMENTS[0][0] * BACKWARD_ELEMENTS[0][1]
+
+
+def takes(group: int, needs_backward: bool) -> bool:
+    """Whether rows of this length are taken."""
+    if not needs_backward:
+        return group <= LONGEST_FORWARD
+    return group <= (LONGEST_ODD if group % 2 else LONGEST_BACKWARD)
 
 
 class _Kernels:
@@ -150,6 +158,15 @@ class _Kernels:
                 return self.backward(
                     *(source, z, weight, bias, dout, dtotal, residual_dtype, options, dz)
                 )
+        if options.group > LONGEST_ODD and not _fits(
+            (source, z, weight, bias, dout, dtotal, dz), 2, options.group
+        ):
+            # Of memory of their own, they begin where more than one element is taken.
+            found = self.backward(
+                *(source.clone(), _cloned(z), weight.clone(), _cloned(bias), dout.clone()),
+                *(_cloned(dtotal), residual_dtype, options, None),
+            )
+            return found if dz is None or found.z is None else found._replace(z=dz.copy_(found.z))
         rows, dim = source.shape
         dx = torch.empty((rows, dim), dtype=self._case.dtype, device=source.device)
         dresidual = None
@@ -348,6 +365,10 @@ def _row_stride(tensor: Tensor | None) -> int:
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def _cloned(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.clone()
 
 
 def _bits(value: float) -> int:

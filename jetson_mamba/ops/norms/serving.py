@@ -31,9 +31,7 @@ def kernels_for(
     """
     if not x.is_cuda or way(x, weight, *others) is not Way.KERNELS or x.numel() == 0:
         return None
-    if group > (cuda.LONGEST_BACKWARD if needs_backward else cuda.LONGEST_FORWARD):
-        return None
-    if x.shape[-1] // group > cuda.MAXIMUM_GRID:
+    if not cuda.takes(group, needs_backward) or x.shape[-1] // group > cuda.MAXIMUM_GRID:
         return None
     if any(each is not None and each.dtype not in cuda.TYPES for each in (x, weight, *others)):
         return None
