@@ -17,6 +17,7 @@ from jetson_mamba.ops.causal_conv1d import causal_conv1d_bwd
 
 from . import chunks, composed, core, gated_norm
 from .autograd import Computation, Tensors, refuse_varlen_states
+from .block import operand_dtype
 from .contract import (
     MIXER_TENSORS,
     SCAN_TENSORS,
@@ -175,7 +176,8 @@ def _mixer_forward(
     columns = split_columns(given, whole)
     norm = norm_of(given)
     with without_autocast(whole.device):
-        inner = inner_scan(given, columns, convolved(given, columns), gated=norm is None)
+        xBC = _widened(convolved(given, columns), given.dtype)
+        inner = inner_scan(given, columns, xBC, gated=norm is None)
         scanned = torch.empty(columns.z.shape, dtype=whole.dtype, device=whole.device)
         last, kept = chunks.forward(inner, torch.unflatten(scanned, -1, (-1, given.headdim)))
         out = scanned
@@ -186,6 +188,14 @@ def _mixer_forward(
         out = project(given, out, projection_dtype)
     # Without a norm, what the gate was applied to is computed again beside the gradients.
     return out, chunks.public_state(last, inner), None if norm is None else scanned, kept
+
+
+def _widened(xBC: Tensor, dtype: torch.dtype) -> Tensor:
+    """On a GPU all of it at once in the dtype of computation.
+
+    Each layout of its parts would be converted again, by kernels that are half as fast.
+    """
+    return xBC.to(dtype) if xBC.is_cuda else xBC
 
 
 def _mixer_passes_forward(
@@ -234,7 +244,10 @@ def _mixer_passes_back(
         if normed is not None:
             projected[..., mlp:] = normed
 
-    inner = inner_scan(given, columns, convolved(given, columns), gated=norm is None)
+    xBC = convolved(given, columns)
+    narrow = operand_dtype(inner_scan(given, columns, xBC, gated=False))
+    xBC = _widened(xBC, given.dtype)
+    inner = inner_scan(given, columns, xBC, gated=norm is None)
     dxBC = torch.empty_like(columns.conv)
     dx, dB, dC = split_heads(given, dxBC)
     dz = torch.unflatten(dcolumns.z, -1, (-1, given.headdim)) if norm is None else None
@@ -245,6 +258,7 @@ def _mixer_passes_back(
         dstate,
         chunks.Targets(dx, dcolumns.dt, dB, dC, dz),
         out=torch.unflatten(projected[..., mlp:], -1, (-1, given.headdim)),
+        narrow=narrow,
     )
     if weight is not None and dout is not None:
         rows = dout.flatten(0, 1)
