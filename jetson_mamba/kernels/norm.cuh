@@ -61,6 +61,11 @@ __device__ __forceinline__ float row_sum(float value, int turn) {
     return value;
 }
 
+template <typename T>
+__device__ __forceinline__ void fetch(const T* address) {
+    asm volatile("prefetch.global.L2 [%0];" : : "l"(address));
+}
+
 __device__ __forceinline__ float silu(float z) { return z * sigmoid(z); }
 
 struct Stats {

@@ -10,6 +10,9 @@
 // 1 + BIAS, groups * group) in float. Grid: (blocks, groups); block: (THREADS, ROWS).
 #include "norm.cuh"
 
+// Whether the registers have room for the weight from row to row.
+constexpr bool HELD = ELEMENTS <= 8;
+
 extern "C" __global__ void __launch_bounds__(THREADS* ROWS) norm_backward(
     const SOURCE* __restrict__ source, const INPUT* __restrict__ z,
     const WEIGHT* __restrict__ weight, const WEIGHT* __restrict__ bias,
@@ -23,6 +26,12 @@ extern "C" __global__ void __launch_bounds__(THREADS* ROWS) norm_backward(
     const long long first = blockIdx.y * group64;
     const long long stride = gridDim.x * static_cast<long long>(ROWS);
     float dweight[ELEMENTS] = {}, dbias[BIAS ? ELEMENTS : 1] = {};
+    Run<WEIGHT> scale[HELD ? ROUNDS : 1];
+    if constexpr (HELD) {
+#pragma unroll
+        for (int round = 0; round < ROUNDS; ++round)
+            if (place(round) < group) scale[round].load(weight + first + place(round));
+    }
     int turn = 0;
     // All rows of a block go round together, for the sake of the sums.
     for (long long top = blockIdx.x * static_cast<long long>(ROWS); top < rows; top += stride) {
@@ -31,6 +40,7 @@ extern "C" __global__ void __launch_bounds__(THREADS* ROWS) norm_backward(
         Run<SOURCE> sources[ROUNDS];
         Run<INPUT> gates[GATE ? ROUNDS : 1];
         Run<OUTPUT> gradients[ROUNDS];
+        Run<SOURCE> added[DTOTAL ? ROUNDS : 1];
         float values[ELEMENTS] = {};
         if (is_row) {
 #pragma unroll
@@ -40,6 +50,21 @@ extern "C" __global__ void __launch_bounds__(THREADS* ROWS) norm_backward(
                 sources[round].load(source + row * source_row + first + column);
                 if constexpr (GATE) gates[round].load(z + row * z_row + first + column);
                 gradients[round].load(dout + row * dout_row + first + column);
+                if constexpr (DTOTAL)
+                    added[round].load(dtotal + row * dtotal_row + first + column);
+            }
+            if (row + stride < rows) {
+                // Into the cache, while the sums over this row are waited for.
+#pragma unroll
+                for (int round = 0; round < ROUNDS; ++round) {
+                    const int column = place(round);
+                    if (column >= group) continue;
+                    const long long next = row + stride;
+                    fetch(source + next * source_row + first + column);
+                    if constexpr (GATE) fetch(z + next * z_row + first + column);
+                    fetch(dout + next * dout_row + first + column);
+                    if constexpr (DTOTAL) fetch(dtotal + next * dtotal_row + first + column);
+                }
             }
 #pragma unroll
             for (int round = 0; round < ROUNDS; ++round) {
@@ -58,10 +83,8 @@ extern "C" __global__ void __launch_bounds__(THREADS* ROWS) norm_backward(
         if (is_row) {
 #pragma unroll
             for (int round = 0; round < ROUNDS; ++round) {
-                const int column = place(round);
-                if (column >= group) continue;
-                Run<WEIGHT> scale;
-                scale.load(weight + first + column);
+                if (place(round) >= group) continue;
+                if constexpr (!HELD) scale[0].load(weight + first + place(round));
 #pragma unroll
                 for (int i = 0; i < VECTOR; ++i) {
                     const int j = round * VECTOR + i;
@@ -70,7 +93,7 @@ extern "C" __global__ void __launch_bounds__(THREADS* ROWS) norm_backward(
                     if constexpr (GATE == 1) gradient *= silu(gates[round].number(i));
                     dweight[j] += gradient * normed;
                     if constexpr (BIAS) dbias[j] += gradient;
-                    scaled[j] = gradient * scale.number(i);
+                    scaled[j] = gradient * scale[HELD ? round : 0].number(i);
                     along += scaled[j] * normed;
                     straight += scaled[j];
                 }
@@ -83,25 +106,21 @@ extern "C" __global__ void __launch_bounds__(THREADS* ROWS) norm_backward(
         for (int round = 0; round < ROUNDS; ++round) {
             const int column = place(round);
             if (column >= group) continue;
-            Run<SOURCE> added;
-            Run<WEIGHT> scale, offset;
-            if constexpr (DTOTAL) added.load(dtotal + row * dtotal_row + first + column);
-            if constexpr (GATE == 1) {
-                scale.load(weight + first + column);
-                if constexpr (BIAS) offset.load(bias + first + column);
-            }
+            Run<WEIGHT> offset;
+            if constexpr (GATE == 1 && !HELD) scale[0].load(weight + first + column);
+            if constexpr (GATE == 1 && BIAS) offset.load(bias + first + column);
             float result[VECTOR], gate_result[VECTOR];
 #pragma unroll
             for (int i = 0; i < VECTOR; ++i) {
                 const int j = round * VECTOR + i;
                 const float normed = (values[j] - stats.mean) * stats.rstd;
                 result[i] = (scaled[j] - normed * along - straight) * stats.rstd;
-                if constexpr (DTOTAL) result[i] += added.number(i);
+                if constexpr (DTOTAL) result[i] += added[round].number(i);
                 if constexpr (GATE) {
                     const float gate = gates[round].number(i), open = sigmoid(gate);
                     const float slope = open * (1.0f + gate * (1.0f - open));
                     if constexpr (GATE == 1) {
-                        float ungated = normed * scale.number(i);
+                        float ungated = normed * scale[HELD ? round : 0].number(i);
                         if constexpr (BIAS) ungated += offset.number(i);
                         gate_result[i] = gradients[round].number(i) * ungated * slope;
                     } else {

@@ -2,9 +2,9 @@
 // place, out = C h + D x, times silu(z).
 //
 // LANES threads of a warp share a row of the state, dstate long: each has ROUNDS runs of VECTOR
-// neighbouring states, and B and C of these, which serve all of its rows. A warp takes ROWS rows at
-// a time for each of its 32 / LANES parts, loading all before any is used. With TIED, dt and A are
-// one for all rows and states of a head (as Mamba-2 expands them), and so is the decay.
+// neighbouring states, and B and C of these, which serve all of its rows. A warp takes ROWS rows
+// for each of its 32 / LANES parts, at most 32 in all, and loads all before any is used. With TIED,
+// dt and A are one for all rows and states of a head (as Mamba-2 expands them), and so is the decay.
 //
 // With indices, batch element b uses state indices[b]; a negative one marks padding, whose output
 // is zero. Definitions: STATE, INPUT (x, z, B, C, out), STEP (dt), WEIGHT (A, D, dt_bias),
@@ -14,7 +14,6 @@
 #include "numbers.cuh"
 
 constexpr int PARTS = 32 / LANES;
-constexpr float LOG2E = 1.4426950408889634f;
 
 __device__ __forceinline__ float step_of(float raw) {
     if constexpr (SOFTPLUS) return raw > 20.0f ? raw : log1pf(expf(raw));
@@ -35,30 +34,40 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) state_update(
     long long bias_head, long long bias_row, long long out_batch, long long out_head) {
     const int dim = static_cast<int>(dim64), dstate = static_cast<int>(dstate64);
     const int head = blockIdx.y, group = head / static_cast<int>(heads_of_a_group);
-    const int lane = threadIdx.x % LANES, part = threadIdx.x / LANES;
-    // Rows of a warp's parts lie side by side, those of a part PARTS apart.
-    const int first = (blockIdx.x * WARPS + threadIdx.y) * PARTS * ROWS + part;
+    const int thread = threadIdx.x, lane = thread % LANES, part = thread / LANES;
+    // Rows of a warp's parts lie side by side, those of a part PARTS apart. What a row has one of
+    // each thread reads for one of the warp's rows.
+    const int top = (blockIdx.x * WARPS + threadIdx.y) * PARTS * ROWS, own = top + thread;
+    const bool has_own = thread < PARTS * ROWS && own < dim;
     for (long long b = blockIdx.z; b < batch; b += gridDim.z) {
+        INPUT* results = out + b * out_batch + head * out_head;
         const long long held = indices ? static_cast<long long>(indices[b]) : b;
         if (held < 0) {
-#pragma unroll
-            for (int r = 0; r < ROWS; ++r) {
-                const int row = first + r * PARTS;
-                if (lane == 0 && row < dim)
-                    out[b * out_batch + head * out_head + row] = from_float<INPUT>(0.0f);
-            }
+            if (has_own) results[own] = from_float<INPUT>(0.0f);
             continue;
         }
         STATE* rows = state + held * state_batch + head * state_head;
         Packed<STATE, VECTOR> before[ROWS][ROUNDS];
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
-            const int row = first + r * PARTS;
+            const int row = top + r * PARTS + part;
 #pragma unroll
             for (int k = 0; k < ROUNDS; ++k) {
                 const int n = (k * LANES + lane) * VECTOR;
                 if (row < dim && n < dstate) before[r][k].load(rows + row * state_row + n);
             }
+        }
+        float input = 0.0f, gate = 0.0f, skip = 0.0f, step = 0.0f, rate = 0.0f;
+        if (TIED || has_own) {
+            const int row = TIED ? 0 : own;
+            step = to_float(dt[b * dt_batch + head * dt_head + row * dt_row]);
+            if (dt_bias) step += to_float(dt_bias[head * bias_head + row * bias_row]);
+            if constexpr (TIED) rate = to_float(A[head * A_head]);
+        }
+        if (has_own) {
+            input = to_float(x[b * x_batch + head * x_head + own * x_row]);
+            if (D) skip = to_float(D[head * D_head + own * D_row]);
+            if (z) gate = to_float(z[b * z_batch + head * z_head + own * z_row]);
         }
         float entering[ROUNDS][VECTOR], reading[ROUNDS][VECTOR];
 #pragma unroll
@@ -79,56 +88,43 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) state_update(
                 reading[k][0] = to_float(to[n * C_state]);
             }
         }
-        float tied_step = 0.0f, tied_decay = 0.0f;
-        if constexpr (TIED) {
-            tied_step = to_float(dt[b * dt_batch + head * dt_head]);
-            if (dt_bias) tied_step += to_float(dt_bias[head * bias_head]);
-            tied_step = step_of(tied_step);
-            tied_decay = expf(tied_step * to_float(A[head * A_head]));
-        }
+        step = step_of(step);
+        const float tied_decay = TIED ? expf(step * rate) : 0.0f, scaled = step * input;
+        float result = 0.0f;
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
-            const int row = first + r * PARTS;
-            const bool is_row = row < dim;
-            float sum = 0.0f, input = 0.0f;
-            if (is_row) {
-                input = to_float(x[b * x_batch + head * x_head + row * x_row]);
-                float step = tied_step;
-                if constexpr (!TIED) {
-                    step = to_float(dt[b * dt_batch + head * dt_head + row * dt_row]);
-                    if (dt_bias) step += to_float(dt_bias[head * bias_head + row * bias_row]);
-                    step = step_of(step);
-                }
-                const float scaled = step * input;
+            const int row = top + r * PARTS + part;
+            const float entering_here = __shfl_sync(0xffffffffu, scaled, r * PARTS + part);
+            float step_here = step;
+            if constexpr (!TIED) step_here = __shfl_sync(0xffffffffu, step, r * PARTS + part);
+            float sum = 0.0f;
 #pragma unroll
-                for (int k = 0; k < ROUNDS; ++k) {
-                    const int n = (k * LANES + lane) * VECTOR;
-                    if (n >= dstate) continue;
-                    float after[VECTOR];
+            for (int k = 0; k < ROUNDS; ++k) {
+                const int n = (k * LANES + lane) * VECTOR;
+                if (row >= dim || n >= dstate) continue;
+                float after[VECTOR];
 #pragma unroll
-                    for (int i = 0; i < VECTOR; ++i) {
-                        float decay = tied_decay;
-                        if constexpr (!TIED)
-                            decay = expf(step * to_float(A[head * A_head + row * A_row +
-                                                           (n + i) * A_state]));
-                        after[i] = decay * before[r][k].number(i) + scaled * entering[k][i];
-                        sum += after[i] * reading[k][i];
-                    }
-                    Packed<STATE, VECTOR> written;
-                    written.pack(after);
-                    written.store(rows + row * state_row + n);
+                for (int i = 0; i < VECTOR; ++i) {
+                    float decay = tied_decay;
+                    if constexpr (!TIED)
+                        decay = expf(step_here * to_float(A[head * A_head + row * A_row +
+                                                            (n + i) * A_state]));
+                    after[i] = decay * before[r][k].number(i) + entering_here * entering[k][i];
+                    sum += after[i] * reading[k][i];
                 }
+                Packed<STATE, VECTOR> written;
+                written.pack(after);
+                written.store(rows + row * state_row + n);
             }
 #pragma unroll
             for (int lanes = LANES / 2; lanes; lanes /= 2)
                 sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
-            if (!is_row || lane) continue;
-            if (D) sum += to_float(D[head * D_head + row * D_row]) * input;
-            if (z) {
-                const float gate = to_float(z[b * z_batch + head * z_head + row * z_row]);
-                sum *= gate * sigmoid(gate);
-            }
-            out[b * out_batch + head * out_head + row] = from_float<INPUT>(sum);
+            const float found = __shfl_sync(0xffffffffu, sum, thread % PARTS * LANES);
+            if (thread / PARTS == r) result = found;
         }
+        if (!has_own) continue;
+        result += skip * input;
+        if (z) result *= gate * sigmoid(gate);
+        results[own] = from_float<INPUT>(result);
     }
 }

@@ -146,7 +146,9 @@ def form_of(step: Step, processors: int) -> Form | None:
     tied = tied and (step.dt_bias is None or step.dt_bias.stride(1) == 0)
     rows = 1
     warps = batch * nheads * -(-dim // (32 // lanes))
-    while rounds == 1 and rows < ROWS and warps // (2 * rows) >= MANY_WARPS * processors:
+    while (
+        rounds == 1 and rows < min(ROWS, lanes) and warps // (2 * rows) >= MANY_WARPS * processors
+    ):
         rows *= 2
     return Form(step.dt_softplus, tied, vector, lanes, rounds, rows)
 

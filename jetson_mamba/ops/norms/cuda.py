@@ -26,13 +26,14 @@ MOST_PLANS = 256
 # Threads of a block where rows are short enough for several.
 BLOCK_THREADS = 128
 # Runs of neighbouring elements that a thread has of a row, and the most threads that share one:
-# the first pair that a row fits is taken. Chosen by measurement, see docs/kernels.md.
-FORWARD_ROUNDS, BACKWARD_ROUNDS = 4, 3
-# What the registers hold of a row: elements of a thread, by the most threads.
+# the first pair that a row fits is taken. Chosen by measurement on an H100, see docs/kernels.md.
+FORWARD_WAYS = ((4, 512),)
+BACKWARD_WAYS = ((1, 640),)
+# Of longer ones, what the registers hold: elements of a thread, by the most threads.
 FORWARD_ELEMENTS = ((32, 512),)
 BACKWARD_ELEMENTS = ((24, 256), (16, 512))
 # Threads on each multiprocessor that go through the rows in the backward pass.
-RESIDENT_THREADS = 384
+RESIDENT_THREADS = 768
 
 
 def load(case: Case) -> Implementation:
@@ -68,7 +69,7 @@ def span_of(group: int, vector: int, rows: int, is_backward: bool, few_rows: boo
     """How a row of ``group`` elements is shared; None where it is longer than registers hold."""
     runs = group // vector
     limits = BACKWARD_ELEMENTS if is_backward else FORWARD_ELEMENTS
-    ways = [(BACKWARD_ROUNDS if is_backward else FORWARD_ROUNDS, limits[0][1])]
+    ways = list(BACKWARD_WAYS if is_backward else FORWARD_WAYS)
     ways += [(elements // vector, threads) for elements, threads in limits]
     if few_rows:
         # As many threads as there can be, where there are too few rows to fill the device.
