@@ -126,13 +126,14 @@ class Local:
             self.signs = torch.where(self.dt < 0, -1.0, 1.0).to(self.dtype)
 
         # Decay from the start of the chunk through each step, and from after each step to the
-        # end, (k, b, g, r, q); across the whole chunk, (k, b, g, r).
+        # end, (k, b, g, r, q); across the whole chunk, (k, b, g, r, 1).
         # The sums grow over a chunk while their differences decide: float64 keeps those exact.
         A = torch.unflatten(finite(scan.A.double()), 0, (self.groups, -1)).unsqueeze(-1)
         self._log = (self.dt * A).clamp_(min=-MOST_DECAY).cumsum_(-1)
         last = self._log[..., -1:]
         self.enter = self._log.to(self.dtype).exp()
         self.leave = (last - self._log).to(self.dtype).exp_()
+        self.carry = last.to(self.dtype).exp()
         self._connected: Tensor | None = None
         self._passed: Tensor | None = None
         if resets is not None:
@@ -143,6 +144,7 @@ class Local:
             self._passed = torch.cat([before, count[-1:, :, -1:]]).squeeze(-1)
             self.enter *= (count == before)[:, :, None, None]
             self.leave *= (count == count[..., -1:])[:, :, None, None]
+            self.carry *= (count[..., -1:] == before)[:, :, None, None]
         self.sending = self.dt * self.leave
 
     def view(self, tensor: Tensor) -> Tensor:
@@ -252,17 +254,16 @@ class Local:
         """(k, b, g, r, q) as a view (k, b, q, g, r, 1)."""
         return factor.permute(0, 1, 4, 2, 3).unsqueeze(-1)
 
-    def passing(self) -> Tensor:
-        """How much of the state after chunk j is left before chunk i, counted from 0, where the
-        state after chunk 0 is the one before the block: (b, g, r, k + 1, k + 1)."""
-        total = self._log[..., -1].permute(1, 2, 3, 0)
-        total = functional.pad(total.cumsum(-1), (1, 0))
+    def _passing(self, back: bool) -> Tensor:
+        """How :meth:`pass_on` multiplies, (b, g, r, k, k)."""
+        total = functional.pad(self._log[..., -1].cumsum(0), (0, 0) * 3 + (1, 0))
+        total = (total[1:] if back else total[:-1]).permute(1, 2, 3, 0)
         # The upper half is left out after exp: there the difference is positive.
         left = (total.unsqueeze(-1) - total.unsqueeze(-2)).exp_().tril_().to(self.dtype)
         if self._passed is not None:
-            passed = self._passed.t()
+            passed = (self._passed[1:] if back else self._passed[:-1]).t()
             left *= (passed.unsqueeze(-1) == passed.unsqueeze(-2))[:, None, None]
-        return left
+        return left.transpose(-1, -2) if back else left
 
     def states(self, state: Tensor, last: bool = True) -> tuple[Tensor, Tensor]:
         """The states at the start of each chunk, (k, b, g, r p, n), and after the last one.
@@ -276,28 +277,26 @@ class Local:
         sources[0] = state
         left = self.per_step(self.x, self.sending)
         product(left.transpose(-1, -2), self.B, self.dtype, out=sources[1:])
-        passing = self.passing()
-        starts = pass_on(passing[..., :-1, :-1], sources[:-1])
-        # In place of the last: it is kept for long, and the others are not.
-        state = torch.addcmul(sources[-1], starts[-1], self.kept(passing, -1))
-        return starts, state
+        starts = self.pass_on(sources[:-1])
+        # In memory of its own: it is kept for long, and the others are not.
+        return starts, torch.addcmul(sources[-1], starts[-1], self.kept(-1))
 
-    def kept(self, passing: Tensor, chunk: int) -> Tensor:
-        """What a chunk leaves of the state before it: of :meth:`passing`, (b, g, r p, 1)."""
-        left = passing.diagonal(-1, dim1=-2, dim2=-1)[..., chunk]
-        return left.repeat_interleave(self.x.shape[-1], -1).unsqueeze(-1)
+    def kept(self, chunk: int) -> Tensor:
+        """What a chunk leaves of the state before it, (b, g, r p, 1)."""
+        return self.carry[chunk].repeat_interleave(self.x.shape[-1], 2)
 
-
-def pass_on(passing: Tensor, sources: Tensor) -> Tensor:
-    """``passing`` (b, g, r, i, j) times sources (j, b, g, r p, n), as (i, b, g, r p, n)."""
-    count = sources.shape[0]
-    if count == 1:
-        return sources
-    heads = passing.shape[:3].numel()
-    carried = torch.empty_like(sources)
-    torch.bmm(
-        passing.flatten(0, 2),
-        sources.view(count, heads, -1).transpose(0, 1),
-        out=carried.view(count, heads, -1).transpose(0, 1),
-    )
-    return carried
+    def pass_on(self, sources: Tensor, *, back: bool = False) -> Tensor:
+        """The state before each chunk, of what the block starts from and each chunk but the last
+        adds to it, (k, b, g, r p, n). ``back``: the gradients after each chunk, of those of the
+        states before each chunk but the first and after the last."""
+        count = sources.shape[0]
+        if count == 1:
+            return sources
+        passing = self._passing(back).flatten(0, 2)
+        carried = torch.empty_like(sources)
+        torch.bmm(
+            passing,
+            sources.view(count, len(passing), -1).transpose(0, 1),
+            out=carried.view(count, len(passing), -1).transpose(0, 1),
+        )
+        return carried

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .block import Local, blocks, operand_dtype, pass_on, product, weighted
+from .block import Local, blocks, operand_dtype, product, weighted
 from .contract import Scan
 from .gates import silu_and_slope
 from .steps import finite, resets_before, slope, steps_taken
@@ -215,7 +215,7 @@ def _block_gradients(
     dx = (dinside.permute(0, 1, 4, 2, 3, 5), sent, local.along(local.sending))
 
     # What is read after a step, and what was sent before it, came through its decay.
-    dlog = dlog + reads.double().flip(-1).cumsum(-1).flip(-1) + through.unsqueeze(-1)
+    dlog = dlog + reads.double().flip(-1).cumsum(-1).flip(-1) + through
     dlog[..., 1:] += (sends * local.sending)[..., :-1].double().cumsum(-1)
     return _BlockGradients(dx, ddt, dlog.to(wide), dB, dC, dD, dstate)
 
@@ -256,19 +256,17 @@ def _state_gradients(
     local: Local, starts: Tensor, dy_read: Tensor, dstate: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of the states after each chunk, of the logarithm of what each chunk leaves of the state
-    before it, (k, b, g, r), and of the state before the block."""
-    passing = local.passing()
+    before it, (k, b, g, r, 1), and of the state before the block."""
     dcarried = torch.empty(
         (len(starts) + 1, *dstate.shape), dtype=local.dtype, device=dstate.device
     )
     product(dy_read.transpose(-1, -2), local.C, local.dtype, out=dcarried[:-1])
     dcarried[-1] = dstate
-    dends = pass_on(passing.transpose(-1, -2)[..., 1:, 1:], dcarried[1:])
-    dstate = torch.addcmul(dcarried[0], dends[0], local.kept(passing, 0))
+    dends = local.pass_on(dcarried[1:], back=True)
+    dstate = torch.addcmul(dcarried[0], dends[0], local.kept(0))
     del dcarried
     through = torch.unflatten((starts * dends).sum(-1), -1, (-1, local.x.shape[-1])).sum(-1)
-    through *= passing.diagonal(-1, dim1=-2, dim2=-1).permute(3, 0, 1, 2)
-    return dends, through, dstate
+    return dends, through.unsqueeze(-1) * local.carry, dstate
 
 
 def _rounded(scan: Scan, states: Tensor) -> Tensor:
