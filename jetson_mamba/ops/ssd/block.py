@@ -234,12 +234,16 @@ class Local:
             return None
         return torch.unflatten(D.to(self.dtype), 0, (self.groups, -1))
 
-    def output(self, starts: Tensor, out: Tensor | None = None) -> Tensor:
+    def read(self, starts: Tensor) -> Tensor:
+        """What each step reads of the state before its chunk, undecayed, (k, b, q, g, r, p)."""
+        return self.heads(product(self.C, starts.transpose(-1, -2), self.dtype))
+
+    def output(self, read: Tensor, out: Tensor | None = None) -> Tensor:
         """``y`` before the gate, (k, b, q, g, r, p), where asked for into a tensor of any dtype."""
         exponents, scale = self.exponents()
         matrix = self.mixing(exponents, scale, self.dtype, out=exponents)[1]
         inside = product(matrix, self.per_head(self.x, scale), self.dtype)
-        read = self.heads(product(self.C, starts.transpose(-1, -2), self.dtype))
+        del matrix, exponents
         terms = (inside.permute(0, 1, 4, 2, 3, 5), read, self.along(self.enter))
         D = self.channels_of_d()
         if D is None:

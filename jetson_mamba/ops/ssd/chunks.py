@@ -62,11 +62,13 @@ def forward(scan: Scan, out: Tensor) -> tuple[Tensor, list[Tensor]]:
         kept.append(state)
         local = Local(scan, steps, resets, block)
         starts, state = local.states(state)
-        starts, target = _rounded(scan, starts), local.view(out)
+        read = local.read(_rounded(scan, starts))
+        del starts
+        target = local.view(out)
         if scan.z is None:
-            local.output(starts, out=target)
+            local.output(read, out=target)
         else:
-            y = local.output(starts)
+            y = local.output(read)
             target.copy_(y.mul_(functional.silu(local.view(scan.z).to(y.dtype))))
     return state, kept
 
@@ -138,7 +140,7 @@ def backward(
         rounded = _rounded(scan, starts)
         dy = local.view(dout)
         if scan.z is not None and targets.z is not None:
-            y = local.output(rounded)
+            y = local.output(local.read(rounded))
             gate, slope_of_gate = silu_and_slope(local.view(scan.z).to(y.dtype))
             local.view(targets.z).copy_(slope_of_gate.mul_(y).mul_(dy))
             if out is not None:
@@ -197,18 +199,25 @@ def _block_gradients(
     """The gradients of a block, of dy (k, b, q, g, r, p) and of the state after the block."""
     wide = local.dtype
     dinside, dCB, ddt, dlog, dD = _pair_gradients(local, narrow, dy)
+    dC = product(dCB, local.B, wide)
+    dB = product(dCB.transpose(-1, -2), local.C, wide)
 
     # Through the state before each chunk and the state after it, (k, b, g, r p, n).
+    reads = local.read(rounded).mul_(dy).sum(-1).permute(0, 1, 3, 4, 2) * local.enter
     dy_read = local.per_step(dy, local.enter)
-    dends, through, dstate = _state_gradients(local, starts, dy_read, dstate)
-    dC = product(dCB, local.B, wide)
     dC += product(dy_read, rounded, wide)
+    dcarried = torch.empty((len(starts) + 1, *dstate.shape), dtype=wide, device=dstate.device)
+    product(dy_read.transpose(-1, -2), local.C, wide, out=dcarried[:-1])
+    dcarried[-1] = dstate
     del dy_read
-    dB = product(dCB.transpose(-1, -2), local.C, wide)
+    dends = local.pass_on(dcarried[1:], back=True)
+    dstate = torch.addcmul(dcarried[0], dends[0], local.kept(0))
+    # What each chunk leaves of the state before it, (k, b, g, r, 1). The room is used again.
+    through = torch.mul(starts, dends, out=dcarried[:-1]).sum(-1)
+    del dcarried
+    through = torch.unflatten(through, -1, (-1, dy.shape[-1])).sum(-1, keepdim=True) * local.carry
+
     dB += product(local.per_step(local.x, local.sending), dends, wide)
-    read = local.heads(product(local.C, rounded.transpose(-1, -2), wide)).mul_(dy)
-    reads = read.sum(-1).permute(0, 1, 3, 4, 2) * local.enter
-    del read
     sent = local.heads(product(local.B, dends.transpose(-1, -2), wide))
     sends = (sent * local.x).sum(-1).permute(0, 1, 3, 4, 2)
     ddt += sends * local.leave
@@ -250,23 +259,6 @@ def _spanning(pairs: Tensor, room: Tensor) -> Tensor:
     before = torch.ones(size, size, dtype=pairs.dtype, device=pairs.device).triu_(1)
     torch.mm(pairs.view(-1, size), before, out=room.view(-1, size))
     return room.tril_().sum(-2)
-
-
-def _state_gradients(
-    local: Local, starts: Tensor, dy_read: Tensor, dstate: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the states after each chunk, of the logarithm of what each chunk leaves of the state
-    before it, (k, b, g, r, 1), and of the state before the block."""
-    dcarried = torch.empty(
-        (len(starts) + 1, *dstate.shape), dtype=local.dtype, device=dstate.device
-    )
-    product(dy_read.transpose(-1, -2), local.C, local.dtype, out=dcarried[:-1])
-    dcarried[-1] = dstate
-    dends = local.pass_on(dcarried[1:], back=True)
-    dstate = torch.addcmul(dcarried[0], dends[0], local.kept(0))
-    del dcarried
-    through = torch.unflatten((starts * dends).sum(-1), -1, (-1, local.x.shape[-1])).sum(-1)
-    return dends, through.unsqueeze(-1) * local.carry, dstate
 
 
 def _rounded(scan: Scan, states: Tensor) -> Tensor:

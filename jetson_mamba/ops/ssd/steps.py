@@ -17,7 +17,9 @@ LARGE = -1e200
 def steps_taken(scan: Scan) -> Tensor:
     """The steps that are taken, after bias, softplus and limits; none in padding."""
     raw = _raw_steps(scan)
-    steps = (functional.softplus(raw) if scan.dt_softplus else raw).clamp(*scan.dt_limit)
+    steps = functional.softplus(raw) if scan.dt_softplus else raw
+    if _limits(scan):
+        steps = steps.clamp(*scan.dt_limit)
     return steps if scan.seq_idx is None else steps.masked_fill(_padding(scan.seq_idx), 0)
 
 
@@ -26,8 +28,7 @@ def slope(scan: Scan) -> Tensor:
     raw = _raw_steps(scan)
     slope = torch.sigmoid(raw) if scan.dt_softplus else torch.ones_like(raw)
     least, most = scan.dt_limit
-    # Those that a block has unless it is told otherwise limit nothing.
-    if not (scan.dt_softplus and least <= 0 and most == math.inf):
+    if _limits(scan):
         free = functional.softplus(raw) if scan.dt_softplus else raw
         slope = slope.masked_fill((free < least) | (free > most), 0)
     return slope if scan.seq_idx is None else slope.masked_fill(_padding(scan.seq_idx), 0)
@@ -44,6 +45,12 @@ def finite(A: Tensor) -> Tensor:
 def resets_before(seq_idx: Tensor) -> Tensor:
     """How often the sequence has changed up to each step; before the first it is sequence 0."""
     return (seq_idx != functional.pad(seq_idx[:, :-1], (1, 0))).cumsum(1)
+
+
+def _limits(scan: Scan) -> bool:
+    """Whether limits may change a step: those of a block that is told none do not."""
+    least, most = scan.dt_limit
+    return not (scan.dt_softplus and least <= 0 and most == math.inf)
 
 
 def _raw_steps(scan: Scan) -> Tensor:
