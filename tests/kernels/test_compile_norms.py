@@ -79,7 +79,9 @@ def test_the_heaviest_kernels_compile_for_every_architecture(architecture: str) 
     compiled("norm_sum", (("WEIGHT", "bfloat16_t"),), architecture)
     case = Case(torch.device("cuda"), WIDE, NARROW, NARROW, WIDE)
     for tied, vector, lanes, rounds in ((True, 4, 32, 1), (False, 4, 4, 1), (False, 4, 32, 8)):
-        form = decoding.Form(True, tied, vector, lanes, rounds, decoding.ROWS if rounds == 1 else 1)
+        rows, tiles = (decoding.ROWS, decoding.TILES) if lanes == 32 else (2, 2)
+        rows, tiles = (rows, tiles) if rounds == 1 else (1, 1)
+        form = decoding.Form(True, tied, vector, lanes, rounds, rows, tiles)
         compiled(*decoding.variant(case, form, None), architecture)
 
 
@@ -107,7 +109,11 @@ def test_norms_compile_for_each_length_and_alignment(vector: int, few: bool) -> 
 @pytest.mark.parametrize("tied", [False, True])
 def test_steps_compile_for_each_dtype_of_the_state(state: torch.dtype, tied: bool) -> None:
     case = Case(torch.device("cuda"), state, NARROW, NARROW, WIDE)
-    for vector, lanes, rounds, rows in ((4, 32, 1, decoding.ROWS), (1, 32, 8, 1), (1, 1, 1, 1)):
-        form = decoding.Form(True, tied, vector, lanes, rounds, rows)
+    most = (decoding.ROWS, decoding.TILES)
+    for vector, lanes, rounds, rows, tiles in (
+        *((4, 32, 1, *most), (4, 4, 1, decoding.ROWS, 1)),
+        *((1, 32, 8, 1, 1), (1, 1, 1, 1, 1)),
+    ):
+        form = decoding.Form(True, tied, vector, lanes, rounds, rows, tiles)
         indices = torch.zeros(1, dtype=torch.int64)
         compiled(*decoding.variant(case, form, indices), "sm_87")

@@ -24,9 +24,9 @@ MOST_PLANS = 256
 WARPS = 4
 # Runs of states that a thread has of a row, at most.
 MOST_ROUNDS = 8
-# Rows that a thread loads before it uses the first, where warps are many, and the warps on each
-# multiprocessor that are many. Chosen by measurement on an H100, see docs/kernels.md.
-ROWS = 4
+# Rows that a thread loads before it uses the first, and how often, where warps are many; and the
+# warps on each multiprocessor that are. Chosen by measurement on an H100, see docs/kernels.md.
+ROWS, TILES = 4, 4
 MANY_WARPS = 32
 
 
@@ -49,6 +49,7 @@ class Form(NamedTuple):
     lanes: int
     rounds: int
     rows: int
+    tiles: int
 
 
 class Plan(NamedTuple):
@@ -106,7 +107,7 @@ class _Kernel:
             return None
         name, defines = variant(case, form, step.indices)
         kernel = compiler.load(f"{name}.cu", name, defines, self._index)
-        rows = WARPS * (32 // form.lanes) * form.rows
+        rows = WARPS * (32 // form.lanes) * form.rows * form.tiles
         grid = (-(-dim // rows), nheads, min(batch, MAXIMUM_GRID))
         sizes = (batch, dim, dstate, nheads // step.B.shape[1])
         strides = (
@@ -121,7 +122,9 @@ class _Kernel:
             *_strides(step.dt_bias, 2),
             *(nheads * dim, dim),
         )
-        return Plan(compiler.Launch(kernel, grid, (32, WARPS, 1)), (*sizes, *strides))
+        return Plan(
+            compiler.Launch(kernel, grid, (32, WARPS, 1), overlapping=True), (*sizes, *strides)
+        )
 
 
 def form_of(step: Step, processors: int) -> Form | None:
@@ -131,6 +134,8 @@ def form_of(step: Step, processors: int) -> Form | None:
     if dstate > 1 and step.states.stride(3) != 1:
         return None
     # What is expanded cannot be written, as torch will say.
+    if dim * step.states.stride(2) >= 1 << 31:
+        return None
     if any(step.states.stride(axis) == 0 < step.states.shape[axis] - 1 for axis in range(3)):
         return None
     vector = VECTOR_BYTES // step.states.element_size()
@@ -144,13 +149,14 @@ def form_of(step: Step, processors: int) -> Form | None:
         return None
     tied = step.dt.stride(2) == 0 and step.A.stride()[1:] == (0, 0)
     tied = tied and (step.dt_bias is None or step.dt_bias.stride(1) == 0)
-    rows = 1
+    rows = tiles = 1
     warps = batch * nheads * -(-dim // (32 // lanes))
-    while (
-        rounds == 1 and rows < min(ROWS, lanes) and warps // (2 * rows) >= MANY_WARPS * processors
-    ):
-        rows *= 2
-    return Form(step.dt_softplus, tied, vector, lanes, rounds, rows)
+    while rounds == 1 and warps // (2 * rows * tiles) >= MANY_WARPS * processors:
+        # A thread for each row is all that there is.
+        if 2 * rows * tiles > min(ROWS * TILES, lanes):
+            break
+        rows, tiles = (2 * rows, 1) if rows < ROWS else (rows, 2 * tiles)
+    return Form(step.dt_softplus, tied, vector, lanes, rounds, rows, tiles)
 
 
 def variant(
