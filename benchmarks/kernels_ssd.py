@@ -1,7 +1,7 @@
 """Times the kernels of Mamba-2's scan against the least time that its bytes take, and upstream's.
 
-``python -m benchmarks.kernels_ssd`` prints one table on the GPU at hand: headdim 64, 128 states, one
-group, bf16, with D, dt bias and softplus; the GPU's time of all kernels of a pass, as torch's
+``python -m benchmarks.kernels_ssd`` prints one table on the GPU at hand: headdim 64, 128 states,
+one group, bf16, with D, dt bias and softplus; the GPU's time of all kernels of a pass, as torch's
 profiler has it. The floor of a pass is x, B, C, dt and out (or twice these, for the gradients) once
 over the rate of a large copy. ``--upstream`` times upstream's Triton kernels beside, with their
 chunk of 256; their first calls take minutes.
@@ -98,7 +98,10 @@ def rows(shapes: tuple[Any, ...], with_upstream: bool) -> Iterator[tuple[Any, ..
         scan = drawn_scan(shape)
         dout = torch.randn(scan.x.shape, device="cuda").to(scan.x.dtype)
         least = floor(scan, rate)
-        calls = [partial(cuda_forward.forward, scan), partial(cuda_backward.backward, scan, dout, None)]
+        calls: list[Callable[[], Any]] = [
+            partial(cuda_forward.forward, scan),
+            partial(cuda_backward.backward, scan, dout, None),
+        ]
         calls += upstream_calls(scan, dout) if with_upstream else ()
         yield shape, least, [gpu_microseconds(call) for call in calls]
 

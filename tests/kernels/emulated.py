@@ -44,6 +44,7 @@ class EmulatedLaunch:
         self._threads, self._shared_bytes = block[0], shared_bytes
 
     def __call__(self, stream: object, *arguments: int) -> None:
+        """Run every block of the grid, one after the other."""
         given = (ctypes.c_longlong * MOST_ARGUMENTS)(*arguments)
         self._run(self._grid, self._threads, self._shared_bytes, given)
 
@@ -57,6 +58,7 @@ class Emulator:
     def load(
         self, source_name: str, entry: str, defines: tuple[tuple[str, str], ...], index: int
     ) -> EmulatedKernel:
+        """As :func:`compiler.load` does."""
         text = b"".join(
             path.read_bytes()
             for path in (KERNELS / source_name, KERNELS / "ssd.cuh", *sorted(HERE.iterdir()))

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from jetson_mamba.dispatch.autocast import autocast_dtype, without_autocast
-from jetson_mamba.dispatch.backends import Unavailable
+from jetson_mamba.errors import Unavailable
 
 from ...kernels import compiler
-from . import chunks, composed, core, cuda_backward, cuda_forward
+from . import chunks, composed, core, cuda_backward, cuda_forward, gated_norm
 from .autograd import Computation, Tensors, refuse_varlen_states
 from .contract import (
+    MIXER_TENSORS,
     SCAN_TENSORS,
     Case,
     Core,
@@ -29,7 +30,16 @@ from .contract import (
     ScanGradients,
 )
 from .gates import GatedRMSNorm, gate, swiglu
-from .mixer import Columns, compose, convolved, inner_scan, norm_of, project, split_columns
+from .mixer import (
+    Columns,
+    compose,
+    convolved,
+    inner_scan,
+    mlp_columns,
+    norm_of,
+    project,
+    split_columns,
+)
 
 LEAST_CAPABILITY = (8, 0)
 # States up to which the kernels have registers and shared memory, in 16 bits and in 32.
@@ -75,7 +85,11 @@ def scan(given: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
 def mixer(given: Mixer) -> tuple[Tensor, Tensor]:
     """Output after norm, gate and projection, and the last state of the scan."""
     projection_dtype = autocast_dtype(given.zxbcdt.device)
-    return compose(given, lambda inner: scan(inner)[:2], projection_dtype)
+    if given.rmsnorm_weight is None or given.initial_states is not None or mlp_columns(given):
+        return compose(given, lambda inner: scan(inner)[:2], projection_dtype)
+    out, state = _MIXER(*given._replace(outproj_weight=None, outproj_bias=None))
+    with without_autocast(given.zxbcdt.device):
+        return project(given, out, projection_dtype), state
 
 
 def scan_forward(given: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -99,15 +113,10 @@ def mixer_forward(given: Mixer) -> tuple[Tensor, Tensor]:
     whole = given.zxbcdt
     projection_dtype = autocast_dtype(whole.device)
     with without_autocast(whole.device):
-        columns = split_columns(given, whole)
-        norm = norm_of(given)
-        inner = inner_scan(given, columns, convolved(given, columns), gated=norm is None)
-        scanned, state = cuda_forward.forward(inner)
-        out = scanned.flatten(2)
-        if norm is not None:
-            out = norm.forward(out, columns.z).to(whole.dtype)
-        if columns.mlp.shape[-1] > 0:
-            out = torch.cat([swiglu(columns.mlp).to(out.dtype), out], dim=-1)
+        out, state, _ = _mixed(given)
+        if mlp_columns(given):
+            mlp = split_columns(given, whole).mlp
+            out = torch.cat([swiglu(mlp).to(out.dtype), out], dim=-1)
         return project(given, out, projection_dtype), state
 
 
@@ -126,22 +135,33 @@ IMPLEMENTATION = Implementation(
 )
 
 
+def _mixed(given: Mixer) -> tuple[Tensor, Tensor, Tensor]:
+    """Of what follows the convolution: output, last state, and what a norm was given."""
+    columns = split_columns(given, given.zxbcdt)
+    norm = norm_of(given)
+    inner = inner_scan(given, columns, convolved(given, columns), gated=norm is None)
+    scanned, state = cuda_forward.forward(inner)
+    out = scanned.flatten(2)
+    if norm is not None:
+        out, _ = gated_norm.forward(norm, out, columns.z)
+    return out, state, scanned
+
+
 def _after_convolution(
     given: Mixer, columns: Columns, xBC: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     norm = norm_of(given)
     assert norm is not None
     scanned, state = cuda_forward.forward(inner_scan(given, columns, xBC, gated=False))
-    flat = scanned.flatten(2)
-    out = norm.forward(flat, columns.z).to(flat.dtype)
-    return out, state, scanned, norm.rstd(flat, columns.z)
+    out, rstd = gated_norm.forward(norm, scanned.flatten(2), columns.z, with_rstd=True)
+    assert rstd is not None
+    return out, state, scanned, rstd
 
 
 def _norm_backward(
     norm: GatedRMSNorm, kept: Core, z: Tensor, dout: Tensor, dz: Tensor
 ) -> tuple[Tensor, Tensor]:
-    dscanned, gradient, dweight, _ = norm.backward(kept.scanned.flatten(2), z, dout)
-    dz.copy_(gradient)
+    dscanned, dweight, _ = gated_norm.backward(norm, kept.scanned.flatten(2), z, dout, dz)
     return dscanned.view(kept.scanned.shape), dweight
 
 
@@ -173,4 +193,34 @@ _SCAN = Computation(
     _passes_forward,
     _passes_back,
     lambda *arguments: composed.scan(Scan(*arguments)),
+)
+
+
+def _mixer_passes_forward(*arguments: Any) -> tuple[tuple[Tensor, Tensor], Sequence[Tensor]]:
+    given = Mixer(*arguments)
+    with without_autocast(given.zxbcdt.device):
+        out, state, scanned = _mixed(given)
+    return (out, state), (scanned,)
+
+
+def _mixer_passes_back(
+    arguments: tuple[Any, ...], kept: Sequence[Tensor], dresults: Tensors
+) -> tuple[Tensor | None, ...]:
+    given = Mixer(*arguments)
+    (scanned,) = kept
+    dout, dstate = dresults
+    # Made again: it is as large as the input.
+    xBC = convolved(given, split_columns(given, given.zxbcdt)).contiguous()
+    # Of a core nothing else is looked at.
+    again = Core(scanned, scanned, xBC, scanned, scanned)
+    dout = torch.zeros_like(scanned.flatten(2)) if dout is None else dout
+    found = core.backward(given, again, dout, dstate, _STEPS)
+    return (*found[:6], None, found.rmsnorm_weight, None, None)
+
+
+_MIXER = Computation(
+    MIXER_TENSORS,
+    _mixer_passes_forward,
+    _mixer_passes_back,
+    lambda *arguments: composed.mixer(Mixer(*arguments), None),
 )

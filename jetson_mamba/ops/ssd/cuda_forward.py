@@ -105,7 +105,11 @@ class Variant(NamedTuple):
         chunk, states, part = self.chunk, self.states, self.slice(kernel)
         wide, narrow = tile(chunk, states), tile(chunk, part)
         if kernel == "ssd_forward":
-            return stages * (2 * wide + narrow) + tile(chunk, chunk, self.made(kernel)) + 2 * 24 * chunk
+            return (
+                stages * (2 * wide + narrow)
+                + tile(chunk, chunk, self.made(kernel))
+                + 2 * 24 * chunk
+            )
         if kernel == "ssd_states":
             return stages * (wide + narrow) + 2 * 36 * chunk
         if kernel == "ssd_backward":
@@ -261,7 +265,7 @@ def prepared(scan: Scan) -> Scan:
     x, B, C and z have one dtype and rows that are packed; the small ones are packed, the initial
     states in float32 and seq_idx in int32.
     """
-    x, dt, A, B, C, D, z, dt_bias, first, seq_idx = scan[:10]
+    x, _, A, B, C, D, z, dt_bias, first, seq_idx = scan[:10]
     dtype = x.dtype
     if B.dtype != dtype or C.dtype != dtype or (z is not None and z.dtype != dtype):
         dtype = torch.float32
@@ -360,7 +364,7 @@ def processors(index: int) -> int:
 def room(index: int) -> int:
     """Bytes of shared memory that a block may take on a device."""
     if index < 0:
-        return Variant._field_defaults["room"]
+        return int(Variant._field_defaults["room"])
     properties = torch.cuda.get_device_properties(index)
     most = getattr(properties, "shared_memory_per_block_optin", None)
     if most is not None:
