@@ -143,6 +143,12 @@ _lock = forks.lock(sys.modules[__name__], "_lock")
 _loaded: dict[tuple[str, str, tuple[tuple[str, str], ...], int], Kernel] = {}
 
 
+def require() -> None:
+    """Raise :class:`Unavailable` where ``cuda-core`` or NVRTC is missing."""
+    _cuda_core()
+    _nvrtc()
+
+
 def load(
     source_name: str, entry: str, defines: tuple[tuple[str, str], ...], device_index: int
 ) -> Kernel:

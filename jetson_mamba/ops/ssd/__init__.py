@@ -2,8 +2,9 @@
 
 The two functions take the place of the functions of the same names in
 ``mamba_ssm.ops.triton.ssd_combined``, with the same parameters and results, wherever
-:func:`through_triton_autograd` is false: on devices without Triton, while something traces or
-transforms, where no gradient is recorded, and where another backend than ``triton`` is named.
+:func:`through_triton_autograd` is false: on devices without Triton or with the CUDA kernels, while
+something traces or transforms, where no gradient is recorded, and where another backend than
+``triton`` is named.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import math
 import sys
 from contextlib import nullcontext
+from functools import lru_cache
+from importlib import import_module
 from typing import Any, cast
 
 import torch
@@ -23,6 +26,7 @@ from jetson_mamba.dispatch.projections import Modules, passed
 from jetson_mamba.dispatch.selection import register
 from jetson_mamba.dispatch.tracing import untraced
 from jetson_mamba.dispatch.triton_runs import triton_runs_on
+from jetson_mamba.errors import Unavailable
 from jetson_mamba.replay.captured import Captured, Weights
 
 from . import composed, pytorch
@@ -74,15 +78,26 @@ __all__ = [
 def through_triton_autograd(tensor: Tensor) -> bool:
     """Whether a call, of this tensor first, goes through upstream's autograd function.
 
-    Its Triton kernels are the backend ``triton``: where another is named for the op, the call goes
-    to that.
+    Its Triton kernels are the backend ``triton``: where another is named for the op, or the CUDA
+    kernels come before it, the call goes to that.
     """
-    return (
-        isinstance(tensor, Tensor)
-        and through_autograd(tensor)
-        and (op.selection is None or op.selection.backend == "triton")
-        and triton_runs_on(tensor.device)
-    )
+    if not isinstance(tensor, Tensor) or not through_autograd(tensor):
+        return False
+    if op.selection is not None:
+        return op.selection.backend == "triton" and triton_runs_on(tensor.device)
+    return triton_runs_on(tensor.device) and not _has_own_kernels(tensor.device)
+
+
+@lru_cache(maxsize=None)
+def _has_own_kernels(device: torch.device) -> bool:
+    """Whether the backend ``cuda`` is for a device; what of a call it serves is the op's to say."""
+    if device.type != "cuda":
+        return False
+    try:
+        import_module(f"{__name__}.cuda").load(Case(device, torch.float32, number=torch.float16))
+    except Unavailable:
+        return False
+    return True
 
 
 def mamba_chunk_scan_combined(

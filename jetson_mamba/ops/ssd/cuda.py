@@ -70,7 +70,7 @@ def load(case: Case) -> Implementation:
     needed = max(variant.shared_bytes(kernel) for kernel in KERNELS)
     if needed > room:
         raise Unavailable(f"needs {needed} bytes of shared memory, of which a block has {room}")
-    compiler.supported_architectures()
+    compiler.require()
     return IMPLEMENTATION
 
 
