@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu, softplus
 
-from .. import twice
-from ..tracing import fixed, sizes
+from jetson_mamba.dispatch import twice
+from jetson_mamba.dispatch.tracing import fixed, sizes
+
 from .contract import CHUNK, Gradients, Scan
 
 BLOCK = 16
