@@ -87,9 +87,7 @@ def _show(console: Console, plan: plans.Plan, work: works.Work) -> None:
         console.print("Nothing has to be installed.")
 
 
-def _do(
-    console: Console, work: works.Work, verbose: bool
-) -> Tuple[Optional[str], Optional[str]]:
+def _do(console: Console, work: works.Work, verbose: bool) -> Tuple[Optional[str], Optional[str]]:
     """The version that runs afterwards, or what failed."""
     names: List[str] = [" ".join(step.command[-1:]) for step in work.steps]
     for step, name in zip(work.steps, names):

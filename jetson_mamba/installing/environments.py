@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from importlib import metadata
@@ -37,6 +36,4 @@ def make() -> str:
 def without_pip() -> str:
     """What to do where there is neither pip nor what could bring it."""
     package = "python3-venv" if sys.prefix != sys.base_prefix else "python3-pip"
-    return (
-        f"{sys.executable} has no pip, and there is no uv: sudo apt install {package}"
-    )
+    return f"{sys.executable} has no pip, and there is no uv: sudo apt install {package}"

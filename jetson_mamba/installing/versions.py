@@ -53,7 +53,8 @@ def _holds(clause: str, version: str) -> bool:
         return same if comparison in ("==", "===") else not same
     mine, other = key(version), key(wanted)
     if comparison == "~=":
-        return mine >= other and _padded(version, len(numbers) - 1) == numbers[:-1]
+        release = numbers[:-1] if other[1] >= 0 else numbers  # without the number of a repair
+        return mine >= other and _padded(version, len(release) - 1) == release[:-1]
     return {
         "==": mine == other,
         "===": mine == other,

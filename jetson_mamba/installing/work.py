@@ -56,8 +56,8 @@ def work(plan: Plan, tool: Tool | None) -> Work:
         return Work(plan, (), ())
     if plan.bring and not plan.torch.recorded and not tool.tells:
         raise CannotRun(
-            f"pip has no record of this torch, and pip {tool.version} cannot say beforehand whether "
-            f"it would bring another; upgrade it: {advice.pip()} install --upgrade pip"
+            f"pip has no record of this torch, and pip {tool.version} cannot say beforehand "
+            f"whether it would bring another; upgrade it: {advice.pip()} install --upgrade pip"
         )
     steps = [Step(tool.first)] if tool.first else []
     packages: list[str] = []
@@ -170,8 +170,10 @@ def _of_uv(told: str) -> Iterator[tuple[str, str]]:
 def _reason(output: str) -> str:
     """The line of pip's or uv's words that says why."""
     lines = [line.strip() for line in ESCAPES.sub("", output).splitlines() if line.strip()]
-    for sign in ("ERROR:", "error:", "×", "╰─▶"):
-        for line in lines:
-            if line.startswith(sign):
-                return line.partition(sign)[2].strip() if sign != "×" else " ".join(lines)
-    return lines[-1] if lines else ""
+    for line in lines:
+        word, colon, reason = line.partition(":")
+        if colon and word.lower() == "error":
+            return reason.strip()
+    # uv draws a tree, of which every line is a part.
+    tree = next((index for index, line in enumerate(lines) if line[:1] in "\u00d7\u2570"), None)
+    return " ".join(lines[tree:]) if tree is not None else lines[-1] if lines else ""
