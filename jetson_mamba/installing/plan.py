@@ -61,12 +61,11 @@ def plan(here: Situation, requirement: str = "mamba-ssm") -> Plan:
             "mamba-ssm==2.2.4"
         )
     torch = _torch(here)
-    release = _release(here, specifier)
+    release, stays = _release(here, specifier)
     chooser = _Chooser(here, torch, release.then or together.NEWEST)
     chooser.choose(release)
-    build = None if release.then == release.found else f"mamba-ssm=={release.then}"
-    if release.then is None:
-        build = f"mamba-ssm{specifier}"
+    named = f"mamba-ssm=={release.then}" if release.then else f"mamba-ssm{specifier}"
+    build = None if stays else named
     if build:
         chooser.for_the_build()
     chooser.what_is_imported()
@@ -76,7 +75,7 @@ def plan(here: Situation, requirement: str = "mamba-ssm") -> Plan:
     if here.tool is None and (build or chooser.bring):
         raise CannotRun(environments.without_pip())
     return Plan(
-        f"mamba-ssm=={release.then}" if release.then else f"mamba-ssm{specifier}",
+        named,
         torch,
         tuple(chooser.choices),
         tuple(chooser.bring),
@@ -102,21 +101,24 @@ def _torch(here: Situation) -> Torch:
     return here.torch
 
 
-def _release(here: Situation, specifier: str) -> Choice:
-    """The release of mamba-ssm: ``then`` is None for one that is not known, and is obeyed."""
+def _release(here: Situation, specifier: str) -> tuple[Choice, bool]:
+    """The release of mamba-ssm, and whether that is the one that is there, which stays.
+
+    ``then`` is None for one that is not known, and is obeyed.
+    """
     found = here.packages.get("mamba-ssm")
 
-    def chosen(then: str | None, why: str) -> Choice:
-        return Choice("mamba-ssm", found, then, why)
+    def chosen(then: str | None, why: str, stays: bool = False) -> tuple[Choice, bool]:
+        return Choice("mamba-ssm", found, then, why), stays
 
     if not specifier and found is not None:
         strange = found not in together.MAMBA_SSM
         if here.works:
-            return chosen(found, "is there, and runs a block of each kind")
+            return chosen(found, "is there, and runs a block of each kind", True)
         if strange:
-            return chosen(found, "is there, and is no release that is known: it stays")
+            return chosen(found, "is there, and is no release that is known: it stays", True)
         if _cannot(here, found) is None and _beside_triton(here, found) is None:
-            return Choice("mamba-ssm", f"{found}, which fails", found, "the same, built anew")
+            return chosen(found, "is there and fails: built anew")
     asked = [each for each in together.MAMBA_SSM if allows(specifier, each)]
     if not asked:
         return chosen(None, "is asked for")
