@@ -15,8 +15,8 @@ import pytest
 
 from jetson_mamba.hook import copies
 from jetson_mamba.hook.finder import TARGETS
-from jetson_mamba.hook.texts import Texts
 from jetson_mamba.rewrite import rewrite
+from jetson_mamba.texts import Texts
 from tests.releases.download import release_path
 
 OVERRIDE = copies.override("mamba_ssm.ops.selective_scan_interface")
