@@ -7,7 +7,8 @@ the GPUs of boards (Orin is sm_87, Xavier sm_72) or for a CUDA that they do not 
 from __future__ import annotations
 
 import shlex
-import sys
+
+from jetson_mamba import advice
 
 # By JetPack. 5: NVIDIA's last wheel for Python 3.8. 6: the community's index, which PyTorch's own
 # does not replace. 7: PyTorch's own builds, which know sm_110 from 2.10 on.
@@ -21,7 +22,7 @@ FOR_JETPACK = {
 }
 
 
-def command(jetpack: str | None, again: bool = False, pip: str | None = None) -> str:
+def command(jetpack: str | None, again: bool = False) -> str:
     """The command that installs torch here; ``again`` where one is to be replaced.
 
     ``jetpack`` is the board's, such as "6.2", None on any other machine.
@@ -29,7 +30,7 @@ def command(jetpack: str | None, again: bool = False, pip: str | None = None) ->
     what = FOR_JETPACK.get((jetpack or "").partition(".")[0], ("torch",))
     force = ("--force-reinstall", "--no-deps") if again else ()
     words = " ".join(map(shlex.quote, (*force, *what)))
-    return f"{pip or shlex.quote(sys.executable) + ' -m pip'} install {words}"
+    return f"{advice.pip()} install {words}"
 
 
 def command_here() -> str:

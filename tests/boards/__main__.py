@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import sys
 
@@ -15,7 +14,7 @@ def main() -> int:
     """Run the boards that are named, or all; the exit code is 1 where a step fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(b.name for b in BOARDS))
-    parser.add_argument("--page", action="store_true", help="only write the page again")
+    parser.add_argument("--page", action="store_true", help="write the page from the last runs")
     given = parser.parse_args()
     known = {board.name: board for board in BOARDS}
     strange = [name for name in given.names if name not in known]
@@ -25,21 +24,20 @@ def main() -> int:
     if reason:
         print(f"make boards {reason}", file=sys.stderr)
         return 2
-    results = json.loads(page.RESULTS.read_text()) if page.RESULTS.exists() else {}
     failed = False
     for name in () if given.page else given.names or known:
         board = known[name]
         print(f"{name}: building", flush=True)
         root = roots.build(board)
-        done = steps.carry_out(root, board.section, roots.FOLDER / f"{name}.log")
-        for step in done:
-            print(f"{name}: {step.seconds:5d} s, exit code {step.code}: {step.command}", flush=True)
-        results[name] = {
-            "date": datetime.date.today().isoformat(),
-            "steps": [vars(step) for step in done],
-        }
-        page.RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-        failed |= not page.passed(board, results[name])
+        steps.carry_out(root, board.section, roots.FOLDER / f"{name}.log")
+        result = page.result(board)
+        for step in result["steps"]:
+            print("{seconds:5d} s, exit code {code}: {command}".format(**step), flush=True)
+        failed |= not page.passed(board, result)
+        page.keep({name: result})
+    if given.page:
+        page.keep({name: page.result(board) for name, board in known.items() if page.ran(board)})
+    results = json.loads(page.RESULTS.read_text())
     page.PAGE.write_text(page.page(results), encoding="utf-8")
     print(page.PAGE)
     return int(failed)

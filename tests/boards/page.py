@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 from tests.boards import roots, steps
@@ -53,6 +56,30 @@ def page(results: dict[str, Any]) -> str:
             f"| {verdict[1] if verdict else _failed(result)} | {minutes:.0f} | {result['date']} |"
         )
     return BEGINNING + "\n".join(rows) + "\n" + ENDING
+
+
+def ran(board: Board) -> bool:
+    """Whether a board has been imitated here."""
+    return log(board).exists()
+
+
+def log(board: Board) -> Path:
+    """What was printed while it was."""
+    return roots.FOLDER / f"{board.name}.log"
+
+
+def result(board: Board) -> dict[str, Any]:
+    """What came of the last run of a board."""
+    text = log(board).read_text(encoding="utf-8", errors="replace")
+    done = steps.read(steps.commands(board.section), text)
+    day = datetime.date.fromtimestamp(log(board).stat().st_mtime)
+    return {"date": day.isoformat(), "steps": [vars(step) for step in done]}
+
+
+def keep(results: dict[str, Any]) -> None:
+    """Add to what is kept of all runs."""
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    RESULTS.write_text(json.dumps({**known, **results}, indent=1, sort_keys=True) + "\n")
 
 
 def passed(board: Board, result: dict[str, Any]) -> bool:

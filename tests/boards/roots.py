@@ -71,8 +71,10 @@ def build(board: Board) -> Path:
 def command(root: Path, *arguments: str) -> list[str]:
     """The command that runs another one inside."""
     path = "PATH=/usr/local/bin:/usr/bin:/bin"
-    # As on a board: no settings of pip that are this machine's.
-    return ["env", "-i", path, "HOME=/root", "LANG=C.UTF-8", CHROOT, str(root), *arguments]
+    # As on a board: no settings of pip that are this machine's, but whom it trusts.
+    trusted = "PIP_CERT=/etc/ssl/certs/ca-certificates.crt"
+    variables = [path, "HOME=/root", "LANG=C.UTF-8", trusted]
+    return ["env", "-i", *variables, CHROOT, str(root), *arguments]
 
 
 def _bootstrap(suite: str, base: Path) -> None:

@@ -37,8 +37,8 @@ def commands(section: str, text: str | None = None) -> list[str]:
     return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
 
 
-def carry_out(root: Path, section: str, log: Path) -> list[Step]:
-    """Run a section's commands inside, in one shell, until one fails."""
+def carry_out(root: Path, section: str, log: Path) -> None:
+    """Run a section's commands inside, in one shell, until one fails; ``log`` gets what they say."""
     lines = ["cd ~/jetson-mamba"]
     for command in commands(section):
         # The doctor finds that there is no GPU, which is so.
@@ -60,10 +60,10 @@ def carry_out(root: Path, section: str, log: Path) -> list[Step]:
             timeout=SECONDS,
             check=False,
         )
-    return _read(commands(section), log.read_text(encoding="utf-8", errors="replace"))
 
 
-def _read(given: list[str], output: str) -> list[Step]:
+def read(given: list[str], output: str) -> list[Step]:
+    """The steps that a log tells of."""
     found = []
     parts = re.split(rf"^{MARK} begin (\d+)\n", output, flags=re.MULTILINE)[1:]
     for command, began, told in zip(given, parts[::2], parts[1::2]):
