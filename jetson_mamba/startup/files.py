@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import site
 import subprocess
 import sys
@@ -102,8 +103,10 @@ def takes_effect() -> bool:
 
 
 def _packaged(name: str) -> bytes:
-    with open(os.path.join(os.path.dirname(__file__), name), "rb") as file:
-        return file.read()
+    content = pkgutil.get_data(__package__, name)  # which may be in an archive
+    if content is None:
+        raise FileNotFoundError(f"{__package__} does not have {name}")
+    return content
 
 
 def _content(path: str) -> bytes | None:
