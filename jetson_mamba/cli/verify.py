@@ -100,9 +100,7 @@ def _show(console: Console, rows: List[Any]) -> None:
                     _verdict(row),
                 )
         console.print(shown)
-        failures = (
-            row.failure for row in rows if row.function == function and not row.unsupported
-        )
+        failures = (row.failure for row in rows if row.function == function and not row.unsupported)
         for failure in dict.fromkeys(failures):
             if failure:
                 console.print(f"[red]{escape(failure)}[/]", soft_wrap=True)

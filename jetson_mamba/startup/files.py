@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import jetson_mamba
 from jetson_mamba.errors import CannotRun
 
-NAMES = ("jetson_mamba.pth", "jetson_mamba.start")
+NAMES = ("jetson_mamba.pth", "jetson_mamba.start", "_jetson_mamba_start.py")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("jetson_mamba", "vendored_overrides")
 PROJECT = (*PACKAGES, "tools", "pyproject.toml", "README.md", "LICENSE", ".gitignore")
-STARTUP = ("jetson_mamba.pth", "jetson_mamba.start")
+STARTUP = ("jetson_mamba.pth", "jetson_mamba.start", "_jetson_mamba_start.py")
 BUNDLED = "vendored_overrides/copies/ssd_combined-0123456789abcdef.py"
 LOOK = (
     "import sys; print([type(each).__module__ for each in sys.meta_path]); "
