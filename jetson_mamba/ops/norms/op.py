@@ -342,7 +342,7 @@ def _kernels(
     x: Tensor, weight: Tensor, bias: Tensor | None, group: int, *others: Tensor | None
 ) -> Implementation | None:
     """The CUDA kernels, where they serve and upstream's Triton kernels do not: see ``serving``."""
-    if bias is not None and bias.dtype != weight.dtype or triton_runs_on(x.device):
+    if (bias is not None and bias.dtype != weight.dtype) or triton_runs_on(x.device):
         return None
     needs_backward = torch.is_grad_enabled()
     return kernels_for(x, weight, group, bias, *others, needs_backward=needs_backward)
