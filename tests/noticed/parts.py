@@ -27,6 +27,9 @@ OWN = {
     "hook/unserved": "hook/test_unserved.py",
     "hook/loader": "hook/test_loaders.py hook/test_import.py",
     "hook/finder": "hook/test_import.py hook/test_other_packages.py",
+    "rewrite": "rewrite/test_proof.py rewrite/test_extents.py rewrite/test_names.py "
+    "rewrite/test_ways_past.py rewrite/test_closure.py rewrite/test_placeholder.py "
+    "hook/test_rewrite.py",
     "texts": "rewrite/test_closure.py hook/test_names_beside.py",
     "cache": "hook/test_cache_folder.py faults/test_cache.py",
     "forks": "ops/test_forks.py",
