@@ -13,7 +13,10 @@ from benchmarks import mamba3 as benchmark
 from jetson_mamba import kernel_packages, ops
 from tests.references.tolerance import relative_norm
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
 CUDA = torch.device("cuda")
 SISO = "mamba_ssm.ops.triton.mamba3.mamba3_siso_combined"
 # Upstream rounds to bfloat16 on the way.
