@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from tests.releases.test_blocks import VERSIONS, python
 LATEST = VERSIONS[-1]
 
 
-def errors(version: str, cache: Path, *checks: str, **environment: str) -> dict[str, float]:
+def errors(version: str, cache: Path, *checks: str, **environment: Any) -> dict[str, float]:
     """The error of each result of some checks in ``tests.releases.launched``."""
     printed = python(
         version,
