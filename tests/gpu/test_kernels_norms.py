@@ -83,6 +83,11 @@ def _nan_in_empty_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture
+def _without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jetson_mamba.ops.norms.op.triton_runs_on", lambda device: False)
+
+
 def definition(
     options: Options, x: Tensor, residual: Any, z: Any, weight: Tensor, bias: Any
 ) -> tuple[Tensor, Tensor]:
@@ -158,6 +163,7 @@ def test_two_calls_give_the_same_bits() -> None:
         assert one is None or (other is not None and torch.equal(one, other))
 
 
+@pytest.mark.usefixtures("_without_triton")
 @pytest.mark.parametrize("residual_in_fp32", [False, True])
 @pytest.mark.parametrize("function", [layer_norm_fn, rms_norm_fn])
 def test_a_fused_norm_trains_as_the_plain_one(function: Any, residual_in_fp32: bool) -> None:
@@ -192,6 +198,7 @@ def test_a_gated_norm_of_columns_writes_where_it_is_asked_to() -> None:
     assert torch.equal(into.x, apart.x)
 
 
+@pytest.mark.usefixtures("_without_triton")
 def test_second_derivatives_are_those_of_the_plain_operations() -> None:
     x, z = (torch.randn(5, 32, device="cuda", requires_grad=True) for _ in range(2))
     weight = torch.rand(32, device="cuda", requires_grad=True)

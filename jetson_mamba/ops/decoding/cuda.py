@@ -26,8 +26,8 @@ WARPS = 4
 MOST_ROUNDS = 8
 # Rows that a thread loads before it uses the first, and how often, where warps are many; and the
 # warps on each multiprocessor that are. Chosen by measurement on an H100, see docs/kernels.md.
-ROWS, TILES = 4, 4
-MANY_WARPS = 32
+ROWS, TILES = 2, 4
+MANY_WARPS = 16
 
 
 def load(case: Case) -> Implementation:

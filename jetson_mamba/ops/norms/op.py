@@ -2,10 +2,10 @@
 
 They take the place of the functions of the same names in ``mamba_ssm.ops.triton.layer_norm``
 (``layernorm`` in 1.x) and ``layernorm_gated`` wherever :func:`through_norm_autograd` is false.
-On a GPU they run on this project's CUDA kernels where those serve, and where no gradient is
-recorded on upstream's Triton kernels; else, and where something traces or transforms, a compiler
-of which fuses them, they are plain tensor operations. All compute in at least float32, and return
-the dtype of ``x``.
+Where no gradient is recorded they launch upstream's Triton kernels, and on a GPU without Triton
+this project's CUDA kernels. Where something traces or transforms, a compiler of which fuses them,
+and elsewhere they are plain tensor operations. All compute in at least float32, and return the
+dtype of ``x``.
 """
 
 from __future__ import annotations
@@ -341,8 +341,8 @@ def rmsnorm_fn(
 def _kernels(
     x: Tensor, weight: Tensor, bias: Tensor | None, group: int, *others: Tensor | None
 ) -> Implementation | None:
-    """The CUDA kernels where they serve: see ``serving``."""
-    if bias is not None and bias.dtype != weight.dtype:
+    """The CUDA kernels, where they serve and upstream's Triton kernels do not: see ``serving``."""
+    if (bias is not None and bias.dtype != weight.dtype) or triton_runs_on(x.device):
         return None
     needs_backward = torch.is_grad_enabled()
     return kernels_for(x, weight, group, bias, *others, needs_backward=needs_backward)

@@ -89,16 +89,17 @@ def operand_dtype(scan: Scan) -> torch.dtype:
 
 
 def product(a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-    """``a @ b`` with results in ``dtype``, whose axes before the last two are the same."""
+    """``a @ b`` with results in ``dtype``, of tensors whose axes before the last two are the same.
+
+    ``out`` is for factors of that dtype.
+    """
+    if out is None and a.dtype == dtype:
+        return a @ b
     first, second = a.flatten(0, -3), b.flatten(0, -3)
-    target = None if out is None else out.flatten(0, -3)
-    if a.dtype == dtype:
-        found = torch.bmm(first, second) if target is None else torch.bmm(first, second, out=target)
-    elif target is None:
-        found = torch.bmm(first, second, out_dtype=dtype)
-    else:
-        found = torch.bmm(first, second, out_dtype=dtype, out=target)
-    return torch.unflatten(found, 0, a.shape[:-2]) if out is None else out
+    if out is not None:
+        torch.bmm(first, second, out=out.flatten(0, -3))
+        return out
+    return torch.unflatten(torch.bmm(first, second, out_dtype=dtype), 0, a.shape[:-2])
 
 
 def weighted(values: Tensor, exponents: Tensor, out: Tensor) -> Tensor:
@@ -281,6 +282,7 @@ class Local:
         sources[0] = state
         left = self.per_step(self.x, self.sending)
         product(left.transpose(-1, -2), self.B, self.dtype, out=sources[1:])
+        del left
         starts = self.pass_on(sources[:-1])
         # In memory of its own: it is kept for long, and the others are not.
         return starts, torch.addcmul(sources[-1], starts[-1], self.kept(-1))
