@@ -22,6 +22,7 @@ TAKEN = re.compile(rb"^@?triton\.(\w+)", re.MULTILINE)
 ALWAYS = frozenset((b"jit", b"autotune", b"heuristics", b"Config", b"cdiv", b"next_power_of_2"))
 # From here on an allocator is set without asking a driver, which 3.2 and 3.3 do.
 ALLOCATES = (3, 4)
+REQUIREMENT = '"triton>={}.{}"'.format(*ALLOCATES)
 NOT_INSTALLED = "Triton is not installed"
 
 # Why a text was last imported without Triton, and how that was told.
@@ -97,8 +98,7 @@ def reason() -> str:
 
 def advice() -> str:
     """What to do to have a Triton that serves."""
-    major, minor = ALLOCATES
-    return f'pip install --upgrade "triton>={major}.{minor}"'
+    return f"pip install --upgrade {REQUIREMENT}"
 
 
 @lru_cache(maxsize=None)
@@ -119,7 +119,7 @@ def _lacking(module: Any, name: str) -> str | None:
     version = str(getattr(module, "__version__", "of an unknown version"))
     if not hasattr(module, name):
         return f"Triton {version} has no {name}"
-    if name != "set_allocator" or _numbers(version) >= ALLOCATES:
+    if name != "set_allocator" or numbers(version) >= ALLOCATES:
         return None
     try:
         # The text that asks sets one of its own in a moment.
@@ -135,5 +135,6 @@ def _allocate(size: int, alignment: int, stream: int | None) -> Any:
     return torch.empty(size, device="cuda", dtype=torch.int8)
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def numbers(version: str) -> tuple[int, ...]:
+    """Of a version the first two, to be compared."""
     return tuple(map(int, re.findall(r"\d+", version)[:2]))

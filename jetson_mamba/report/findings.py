@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from typing import Callable, Iterator, NamedTuple
 
-from jetson_mamba import advice
+from jetson_mamba import advice, triton_there
 from jetson_mamba.report import installed
 from jetson_mamba.report.extensions import Extension
 from jetson_mamba.report.facts import Facts
@@ -31,7 +31,7 @@ SYMPTOMS = {
     "no-nvcc": "name 'bare_metal_version' is not defined",
     "none-called": "'NoneType' object is not callable, or has no attribute 'causal_conv1d_fwd'",
     "no-gpu": "Expected u.is_cuda() to be true",
-    "no-triton": "No module named 'triton'",
+    "no-triton": "No module named 'triton', or it has no attribute 'set_allocator'",
     "strides": "strides … to be multiples of 8",
     "no-causal-conv1d": "No module named 'causal_conv1d_cuda'",
     "other-platform": "a wheel for another platform is installed",
@@ -242,6 +242,16 @@ def _no_triton(facts: Facts) -> Iterator[Cause]:
     mamba = facts.mamba
     if not mamba or not _requires(mamba, "triton"):
         return
+    version = facts.triton.version or ""
+    too_old = mamba.asks.sets_allocator and triton_there.numbers(version) < triton_there.ALLOCATES
+    if facts.triton.path and not facts.triton_error and too_old:
+        yield Cause(
+            f"mamba_ssm {mamba.version} sets an allocator of Triton, which {version} does not let "
+            "it on every machine",
+            "its kernels for Mamba-3 need a later one, and are imported with it",
+            f"{_pip(facts)} install --no-deps --upgrade {triton_there.REQUIREMENT}",
+            served=True,
+        )
     if facts.triton.path and not facts.triton_error:
         return
     old = sys.version_info < (3, 10) and facts.machine.architecture == "aarch64"
@@ -252,10 +262,11 @@ def _no_triton(facts: Facts) -> Iterator[Cause]:
         + (f"fails: {facts.triton_error}" if facts.triton.path else "is not installed"),
         "on aarch64 Triton has wheels for Python 3.10 and later; mamba-ssm 1.2 needs none"
         if old
-        else "torch does not bring Triton on every platform, and mamba-ssm 2 needs it",
+        else "torch does not bring Triton on every platform, and mamba-ssm 2 imports it",
         "jetson-mamba install 'mamba-ssm==1.2.2'"
         if old
         else f"{_pip(facts)} install --no-deps {again}{requirement}",
+        served=True,
     )
 
 

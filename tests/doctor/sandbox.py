@@ -143,8 +143,9 @@ class Machine:
 
     def dependencies(self) -> None:
         """What mamba-ssm needs besides torch, all of which fits."""
-        for name in ("einops", "huggingface_hub", "packaging", "triton"):
+        for name in ("einops", "huggingface_hub", "packaging"):
             self.package(name)
+        self.package("triton", "3.6.0")
         generation = self.package("transformers", "4.39.0") / "generation"
         generation.mkdir()
         names = (

@@ -229,13 +229,11 @@ def test_extensions_on_a_machine_whose_torch_sees_no_gpu(
 
 def test_mamba_2_without_triton(machine: Machine) -> None:
     healthy(machine)
-    for each in ("triton", "triton-1.0.dist-info"):
+    for each in ("triton", "triton-3.6.0.dist-info"):
         shutil.rmtree(machine.site / each)
     with (machine.site / "torch-1.0.dist-info" / "METADATA").open("a") as file:
         file.write('Requires-Dist: triton==3.1.0; platform_system == "Linux"\n')
-    finding = machine.findings(hook=True)["no-triton"]
-    assert not finding["cured"]
-    assert finding["command"].endswith("pip install --no-deps triton==3.1.0")
+    uncured_then_cured(machine, "no-triton", "pip install --no-deps triton==3.1.0")
 
 
 def test_mamba_1_needs_no_triton(machine: Machine) -> None:
@@ -247,9 +245,21 @@ def test_mamba_1_needs_no_triton(machine: Machine) -> None:
 def test_a_triton_that_cannot_be_imported(machine: Machine) -> None:
     healthy(machine)
     (machine.site / "triton" / "__init__.py").write_text("raise ImportError('libtriton')\n")
-    finding = machine.findings(hook=True)["no-triton"]
+    finding = uncured_then_cured(machine, "no-triton", "--force-reinstall")
     assert "fails: ImportError: libtriton" in finding["what"]
-    assert "--force-reinstall" in finding["command"]
+
+
+@pytest.mark.parametrize(("version", "old"), [("3.0.0", True), ("3.3.1", True), ("3.4.0", False)])
+@pytest.mark.parametrize("release", ["2.3.1", "2.3.2.post1"])
+def test_a_triton_that_is_too_old(machine: Machine, version: str, old: bool, release: str) -> None:
+    healthy(machine, release)
+    metadata = machine.site / "triton-3.6.0.dist-info" / "METADATA"
+    metadata.write_text(metadata.read_text().replace("3.6.0", version))
+    if old and release == "2.3.2.post1":
+        finding = uncured_then_cured(machine, "no-triton", '--upgrade "triton>=3.4"')
+        assert f"which {version} does not let" in finding["what"]
+    else:
+        assert machine.findings() == {}
 
 
 @pytest.mark.parametrize("version", ["2.0.3", "2.2.4"])
@@ -330,7 +340,7 @@ def test_a_transformers_without_the_names(machine: Machine) -> None:
 def test_kernels_for_triton_2_beside_triton_3(machine: Machine) -> None:
     healthy(machine, "2.0.4")
     assert "triton-log1p" in machine.findings()  # the sandbox's Triton is 1.0, which is not 2
-    shutil.rmtree(machine.site / "triton-1.0.dist-info")
+    shutil.rmtree(machine.site / "triton-3.6.0.dist-info")
     machine.record("triton", "2.3.1")
     assert "triton-log1p" not in machine.findings()
 
