@@ -13,11 +13,11 @@ import torch
 
 from jetson_mamba.errors import Unavailable
 from jetson_mamba.kernels import compiler
-from jetson_mamba.ops.selective_scan import cuda
+from jetson_mamba.ops.selective_scan import cuda, plans
 
 ARCHITECTURES = ("sm_72", "sm_80", "sm_87", "sm_90", "sm_110")
 STATIC_SHARED_BYTES = 48 * 1024
-FULL = cuda.Variant(
+FULL = plans.Variant(
     torch.bfloat16,
     16,
     is_complex=False,
@@ -76,12 +76,12 @@ FLAGS = [
 ]
 
 
-def failures(variant: cuda.Variant, architecture: str) -> list[str]:
+def failures(variant: plans.Variant, architecture: str) -> list[str]:
     found = []
     for entry in ENTRIES:
         if entry.name.endswith("carry") and not variant.segmented:
             continue
-        layout = cuda.layout_of(variant.dstate, variant.is_complex)
+        layout = plans.layout_of(variant.dstate, variant.is_complex)
         is_forward = "forward" in entry.source
         defines = variant.defines(layout.forward_warps if is_forward else layout.backward_warps)
         compiled = compiler.compile_source(entry.source, entry.name, defines, architecture)
@@ -103,7 +103,7 @@ def skip_unless_supported(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("dtype", cuda.NUMBERS, ids=str)
+@pytest.mark.parametrize("dtype", plans.NUMBERS, ids=str)
 def test_sixteen_states_compile_for_every_architecture(
     dtype: torch.dtype, architecture: str
 ) -> None:
@@ -122,7 +122,7 @@ def named(variant: Any) -> str:
 
 
 @pytest.mark.parametrize("variant", [*LAYOUTS, *FLAGS], ids=named)
-def test_every_layout_and_flag_compiles(variant: cuda.Variant) -> None:
+def test_every_layout_and_flag_compiles(variant: plans.Variant) -> None:
     skip_unless_supported("sm_87")
     assert not failures(variant, "sm_87")
 
@@ -132,7 +132,7 @@ def test_every_layout_and_flag_compiles(variant: cuda.Variant) -> None:
 def test_the_host_counts_channels_and_states_as_the_kernels_do(
     dstate: int, is_complex: bool
 ) -> None:
-    layout = cuda.layout_of(dstate, is_complex)
+    layout = plans.layout_of(dstate, is_complex)
     assert 1 <= layout.channels <= 32
     assert dstate <= layout.padded <= max(4, 2 * dstate)
     assert layout.width == layout.padded * (2 if is_complex else 1)
