@@ -8,11 +8,12 @@ from tests import emulated
 from tests.matrix.cell import Cell, Outcome
 from tests.matrix.cells import distinct_texts, reduced_cells
 from tests.matrix.workers import run_all
+from tests.without_triton.environment import Bare
 
 
-def outcomes_of(cells: list[Cell], cache: Path) -> dict[Cell, Outcome]:
+def outcomes_of(cells: list[Cell], cache: Path, bare: Bare | None = None) -> dict[Cell, Outcome]:
     found: dict[Cell, Outcome] = {}
-    run_all(cells, cache, found.__setitem__)
+    run_all(cells, cache, found.__setitem__, bare=bare)
     return found
 
 
@@ -21,6 +22,17 @@ def test_each_text_works_with_each_generation_and_with_none(tmp_path: Path) -> N
     assert len(outcomes) == 6 * len(distinct_texts())
     assert {cell: outcome for cell, outcome in outcomes.items() if not outcome.works} == {}
     assert {cell: outcome.warnings for cell, outcome in outcomes.items() if outcome.warnings} == {}
+
+
+def test_the_same_where_there_is_no_triton(tmp_path: Path) -> None:
+    bare = Bare(tmp_path / "bare")
+    outcomes = outcomes_of(reduced_cells(), tmp_path / "cache", bare)
+    assert len(outcomes) == 6 * len(distinct_texts())
+    assert {cell: outcome for cell, outcome in outcomes.items() if not outcome.works} == {}
+    assert {cell: outcome.warnings for cell, outcome in outcomes.items() if outcome.warnings} == {}
+    # Without the hook the texts that import it are not imported at all.
+    (alone,) = outcomes_of([Cell("2.2.4", "1.5.0.post8", False)], tmp_path / "cache", bare).values()
+    assert "No module named 'triton'" in str(alone.raised)
 
 
 def test_without_the_hook_only_matching_calls_work(tmp_path: Path) -> None:

@@ -52,6 +52,9 @@ class Bare:
     there: torch asks more of a Triton than mamba_ssm does.
     """
 
+    # It reads no file of site-packages that would bring them back.
+    OPTIONS = ("-S",)
+
     def __init__(self, folder: Path, triton: str | None = None) -> None:
         self.folder = folder
         self.site, self.late = folder / "site", folder / "late"
@@ -71,12 +74,11 @@ class Bare:
         self, *arguments: str, release: str | None = LATEST, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """Run an interpreter to its end."""
-        own = [release_path(release)] if release else []
         return subprocess.run(
-            [sys.executable, "-S", *arguments],
+            [sys.executable, *self.OPTIONS, *arguments],
             env={
                 **{name: value for name, value in os.environ.items() if "JETSON_MAMBA" not in name},
-                "PYTHONPATH": os.pathsep.join(map(str, (*own, REPOSITORY, self.site))),
+                **self.environment(release),
                 "JETSON_MAMBA_CACHE": str(self.folder.parent / "cache"),
                 "OMP_NUM_THREADS": "1",
                 **environment,
@@ -87,6 +89,11 @@ class Bare:
             check=False,
             timeout=300,
         )
+
+    def environment(self, release: str | None = None) -> dict[str, str]:
+        """What such an interpreter finds its packages by."""
+        own = [release_path(release)] if release else []
+        return {"PYTHONPATH": os.pathsep.join(map(str, (*own, REPOSITORY, self.site)))}
 
     def printed(self, *arguments: str, release: str | None = LATEST, **environment: str) -> str:
         """What an interpreter prints, which must end well."""
