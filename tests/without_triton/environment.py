@@ -42,6 +42,12 @@ FAILING_ALLOCATOR = """
 def set_allocator(allocator):
     raise RuntimeError("0 active drivers ([]). There should only be one.")
 """
+FAILING_TUNER = """
+def autotune(configs, key, **options):
+    def decorator(fn):
+        raise RuntimeError("0 active drivers ([]). There should only be one.")
+    return decorator
+"""
 BROKEN = "raise ImportError('libtriton.so: undefined symbol: Py_of_another')\n"
 
 
