@@ -14,15 +14,14 @@ from types import ModuleType
 from typing import Any
 
 # An import of Triton anywhere in a text, and one that nothing can keep from running.
-_BEFORE = rb"(?:lazy[ \t]+)?(?:from|import(?:[ \t]+[\w. \t]+,)*)[ \t]+"
-IMPORT = re.compile(rb"(?:^|[;:])[ \t]*" + _BEFORE + rb"triton\b", re.MULTILINE)
-AT_ONCE = re.compile(rb"^" + _BEFORE + rb"triton\b", re.MULTILINE)
+BEFORE = rb"(?:lazy[ \t]+)?(?:from|import(?:[ \t]+[\w. \t]+,)*)[ \t]+"
+IMPORT = re.compile(rb"(?:^|[;:])[ \t]*" + BEFORE + rb"triton\b", re.MULTILINE)
+AT_ONCE = re.compile(rb"^" + BEFORE + rb"triton\b", re.MULTILINE)
 # What a text takes of Triton while it is imported, and of that what every Triton has.
 TAKEN = re.compile(rb"^@?triton\.(\w+)", re.MULTILINE)
 ALWAYS = frozenset((b"jit", b"heuristics", b"Config", b"cdiv", b"next_power_of_2"))
 # From here on nothing asks for a driver before a kernel is launched, as 3.2 and 3.3 do.
 ALLOCATES = (3, 4)
-REQUIREMENT = '"triton>={}.{}"'.format(*ALLOCATES)
 NOT_INSTALLED = "Triton is not installed"
 
 # Why a text was last imported without Triton, and whether a reason was told.
@@ -97,8 +96,8 @@ def reason() -> str:
 
 
 def advice() -> str:
-    """What to do to have a Triton that serves."""
-    return f"pip install --upgrade {REQUIREMENT}"
+    """What to do to have a Triton that serves: it depends on the torch and the machine."""
+    return "`jetson-mamba doctor` names the command"
 
 
 @lru_cache(maxsize=None)
@@ -123,7 +122,7 @@ def _lacking(module: Any, name: str) -> str | None:
         if name == "autotune":
             # 3.2 asks for a driver when a kernel is decorated, before there is anything to launch.
             module.autotune(configs=[module.Config({})], key=[])(module.jit(_kernel))
-        if name == "set_allocator" and numbers(version) < ALLOCATES:
+        if name == "set_allocator" and _numbers(version) < ALLOCATES:
             # The text that asks sets one of its own in a moment.
             module.set_allocator(_allocate)
     except Exception as error:  # a driver that is not there, in the words of its Triton
@@ -141,6 +140,5 @@ def _allocate(size: int, alignment: int, stream: int | None) -> Any:
     return torch.empty(size, device="cuda", dtype=torch.int8)
 
 
-def numbers(version: str) -> tuple[int, ...]:
-    """Of a version the first two, to be compared."""
+def _numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", version)[:2]))

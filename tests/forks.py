@@ -1,8 +1,7 @@
 """Runs requests in processes that are forked from one that has everything heavy imported.
 
-A module that answers requests calls :func:`serve` as its main program; whoever has requests calls
-:func:`run_all` with that module's name, or keeps :class:`Workers` of it. Requests and answers are
-JSON, one on a line.
+A module that answers requests calls :func:`serve` as its main program; whoever has requests keeps
+:class:`Workers` with that module's name. Requests and answers are JSON, one on a line.
 """
 
 from __future__ import annotations
@@ -74,20 +73,6 @@ class Workers:
             worker.wait()
             assert worker.stdout is not None
             worker.stdout.close()
-
-
-def run_all(
-    module: str,
-    requests: Sequence[Any],
-    cache: Path,
-    done: Callable[[int, Any], None],
-    processes: int = 2,
-    options: Sequence[str] = (),
-    environment: Mapping[str, str] = MappingProxyType({}),
-) -> None:
-    """Run every request in processes that are started for it, as :class:`Workers` says."""
-    with Workers(module, cache, processes, options, environment) as workers:
-        workers.run(requests, done)
 
 
 def _worker(

@@ -13,7 +13,6 @@ import re
 from dataclasses import dataclass
 from typing import Iterator
 
-from jetson_mamba import triton_there
 from jetson_mamba.hook.finder import TARGETS
 from jetson_mamba.report.installed import module_file
 from jetson_mamba.rewrite import nodes
@@ -40,8 +39,7 @@ class Asks:
     modules that the targets import, guarded or not. ``calls`` maps each function of
     causal_conv1d_cuda that is called directly to the numbers of arguments. ``bare_strides``
     says that Mamba-2 hands the convolution whatever strides it has, ``triton_2_only`` that its
-    kernels use what Triton 3 does not have, ``sets_allocator`` that it asks Triton for what it has
-    from 3.4 on, while it is imported. ``own_parameters`` of the block Mamba are a fork's.
+    kernels use what Triton 3 does not have. ``own_parameters`` of the block Mamba are a fork's.
     """
 
     required: dict[str, str]
@@ -51,7 +49,6 @@ class Asks:
     bare_strides: bool
     generation_names: tuple[str, ...]
     triton_2_only: bool
-    sets_allocator: bool
     own_parameters: tuple[str, ...]
 
 
@@ -70,7 +67,6 @@ def asks(package: str) -> Asks:
             name for module, name in imports if module == "transformers.generation" and name
         ),
         triton_2_only=_uses_log1p_of_triton(package),
-        sets_allocator=_sets_allocator(package),
         own_parameters=_own_parameters(package),
     )
 
@@ -170,16 +166,6 @@ def _uses_log1p_of_triton(package: str) -> bool:
             return b"tl.math.log1p" in file.read()
     except OSError:
         return False
-
-
-def _sets_allocator(package: str) -> bool:
-    for folder, _, names in os.walk(os.path.join(package, "ops", "triton")):
-        for name in names:
-            if name.endswith(".py"):
-                with open(os.path.join(folder, name), "rb") as file:
-                    if b"set_allocator" in triton_there.TAKEN.findall(file.read()):
-                        return True
-    return False
 
 
 def _own_parameters(package: str) -> tuple[str, ...]:

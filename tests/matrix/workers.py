@@ -10,21 +10,23 @@ from tests.matrix.cell import Cell, Outcome, run
 from tests.without_triton.environment import Bare
 
 
+def workers(cache: Path, processes: int = 2, bare: Bare | None = None) -> forks.Workers:
+    """The processes, which keep copies in ``cache``; with ``bare`` they see no Triton."""
+    if bare is None:
+        return forks.Workers(__name__, cache, processes)
+    return forks.Workers(__name__, cache, processes, bare.OPTIONS, bare.environment())
+
+
 def run_all(
-    cells: Sequence[Cell],
-    cache: Path,
-    done: Callable[[Cell, Outcome], None],
-    processes: int = 2,
-    bare: Bare | None = None,
+    cells: Sequence[Cell], started: forks.Workers, done: Callable[[Cell, Outcome], None]
 ) -> None:
-    """Run every cell and hand over each outcome as it comes; where ``bare`` is, without Triton."""
+    """Run every cell and hand over each outcome as it comes."""
 
     def one(place: int, answer: Any) -> None:
         works, error, raised, said = answer
         done(cells[place], Outcome(works, error, raised, tuple(said)))
 
-    seen = ((), {}) if bare is None else (bare.OPTIONS, bare.environment())
-    forks.run_all(__name__, cells, cache, one, processes, *seen)
+    started.run(cells, one)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from jetson_mamba import ops
+from jetson_mamba.dispatch.paths import Way, way
+from jetson_mamba.ops.norms import pytorch
 from tests.references.tolerance import relative_norm
 
 # Untyped, so that tests can pass any keywords.
@@ -20,6 +22,18 @@ rmsnorm_fn: Callable[..., Any] = ops.rmsnorm_fn
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 6e-3, torch.float16: 1e-3}
 DIM = 12
+
+
+@pytest.fixture(autouse=True, params=["plain", "served"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every norm as plain operations, and as a backend with a backward pass serves it on a GPU."""
+    if request.param == "served":
+
+        def served(x: Tensor, weight: Tensor, group: int, *others: Any, **_: Any) -> Any:
+            found = way(x, weight, *others) is Way.KERNELS
+            return pytorch.IMPLEMENTATION if found else None
+
+        monkeypatch.setattr("jetson_mamba.ops.norms.op.kernels_for", served)
 
 
 def drawn(*shape: int) -> Tensor:
@@ -119,6 +133,7 @@ def test_rows_are_scaled_first() -> None:
     )
 
 
+@pytest.mark.parametrize("function", [layer_norm_fn, rms_norm_fn])
 @pytest.mark.parametrize(
     ("residual", "residual_in_fp32", "expected"),
     [
@@ -129,13 +144,20 @@ def test_rows_are_scaled_first() -> None:
     ],
 )
 def test_the_sum_has_the_dtype_of_the_residual(
-    residual: torch.dtype | None, residual_in_fp32: bool, expected: torch.dtype
+    function: Callable[..., Any],
+    residual: torch.dtype | None,
+    residual_in_fp32: bool,
+    expected: torch.dtype,
 ) -> None:
     x, weight = torch.randn(3, DIM).bfloat16(), torch.ones(DIM)
     given = None if residual is None else torch.randn(3, DIM).to(residual)
     options = {"prenorm": True, "residual_in_fp32": residual_in_fp32}
-    out, total = layer_norm_fn(x, weight, None, residual=given, **options)
+    out, total = function(x, weight, None, residual=given, **options)
     assert (out.dtype, total.dtype) == (torch.bfloat16, expected)
+    exact = x.double() if given is None else x.double() + given.double()
+    assert torch.equal(total, exact.to(expected))
+    if expected == torch.float32 and given is not None:
+        assert not torch.equal(total, total.bfloat16().float())
 
 
 def test_what_is_normed_is_the_sum_before_it_is_rounded() -> None:
