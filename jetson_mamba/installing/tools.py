@@ -35,14 +35,20 @@ class Tool:
         return self.kind == "uv" or at_least(self.version, *REPORTS)
 
     def bring(self, *requirements: str) -> tuple[str, ...]:
-        """The command that installs what is missing of ``requirements``."""
-        return (*self.command, *requirements)
+        """The command that installs what is missing of ``requirements``.
+
+        A pip before 20.3 does not know the tags of the newest wheels, and would build their
+        packages from source, with a compiler for Rust: an older release with a wheel will do.
+        """
+        if self.kind == "uv":
+            return (*self.command, *requirements)
+        return (*self.command, "--prefer-binary", *requirements)
 
     def ask(self, *requirements: str) -> tuple[str, ...]:
         """The command that says what that would install."""
         if self.kind == "uv":
             return (*self.command, "--dry-run", *requirements)
-        return (*self.command, "--quiet", "--dry-run", "--report", "-", *requirements)
+        return (*self.bring("--quiet", "--dry-run", "--report", "-"), *requirements)
 
     def build(self, requirement: str) -> tuple[str, ...]:
         """The command that installs one source distribution again, with what is here.
