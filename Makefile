@@ -125,9 +125,11 @@ docs: .venv/docs-ready
 # On a GPU, with compute-sanitizer. Only the project's own kernels are looked into; the API errors
 # left out are cuda-bindings asking for functions that the driver does not have.
 SANITIZER = compute-sanitizer --error-exitcode 1 --report-api-errors no \
-    --kernel-name kns=selective_scan --kernel-name kns=causal_conv1d
+    --kernel-name kns=selective_scan --kernel-name kns=causal_conv1d \
+    --kernel-name kns=norm_ --kernel-name kns=state_update
 SANITIZED = $(PYTHON) -m pytest --quiet -p no:cacheprovider tests/gpu/test_kernels_causal_conv1d.py \
-    tests/gpu/test_kernels_selective_scan.py
+    tests/gpu/test_kernels_selective_scan.py tests/gpu/test_kernels_norms.py \
+    tests/gpu/test_kernels_decoding.py
 
 sanitize:
 	$(SANITIZER) --tool memcheck $(SANITIZED)

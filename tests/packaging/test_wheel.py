@@ -144,7 +144,7 @@ def test_nothing_that_a_board_has_of_its_own_is_required(wheel: Path) -> None:
     }
     assert required == {"importlib-resources", "rich", "typer"}
     extras = {line.partition(": ")[2] for line in lines if line.startswith("Provides-Extra: ")}
-    assert extras == {"cuda12", "cuda13", "demo", "torch", "triton"}
+    assert extras == {"cuda12", "cuda13", "demo", "export", "torch", "triton"}
 
 
 @pytest.mark.parametrize("kind", ["wheel", "editable"])
