@@ -8,8 +8,10 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 
+from jetson_mamba import advice
 from jetson_mamba.installing.versions import at_least
 
 REPORTS = (22, 2)  # pip's --dry-run and --report
@@ -69,7 +71,7 @@ def tool(python: str = sys.executable) -> Tool | None:
     Its own pip if it has one; else, as in environments that uv has made, uv, another pip that can
     be told of it, or the pip that Python brings along.
     """
-    if find_spec("pip") is not None:
+    if advice.has_pip():
         # "install" comes last, so that options of that command can follow.
         command = (python, "-m", "pip", "--disable-pip-version-check", "install")
         return Tool("pip", _version_of_pip(), command)
@@ -89,10 +91,14 @@ def tool(python: str = sys.executable) -> Tool | None:
 
 
 def _version_of_pip() -> str:
-    """The pip of this interpreter, asked without importing all of it."""
-    import pip
-
-    return str(getattr(pip, "__version__", "0"))
+    """The pip of this interpreter, read from its text: importing it changes the process."""
+    spec = PathFinder.find_spec("pip")
+    try:
+        with open(str(spec and spec.origin), encoding="utf-8", errors="replace") as file:
+            match = re.search(r"^__version__ = [\"']([^\"']+)", file.read(), re.MULTILINE)
+    except OSError:
+        return "0"
+    return match[1] if match else "0"
 
 
 def _bundled() -> str:

@@ -101,7 +101,7 @@ def _environment(board: Board) -> Path:
     listed = subprocess.run([*pip, "freeze"], capture_output=True, text=True, check=True).stdout
     kept = {"torch", *(re.sub(r"[<=].*", "", each).lower() for each in NEEDED_BY_TORCH)}
     names = [re.split("[ =@]", line)[0].lower().replace("_", "-") for line in listed.splitlines()]
-    others = [each for each in names if each not in kept and not each.startswith("nvidia")]
+    others = [each for each in names if each not in kept and not each.startswith(("nvidia", "-"))]
     subprocess.run([*pip, "uninstall", "--quiet", "--yes", *others, "wheel"], check=True)
     wanted = [f"pip=={board.pip}", *board.packages]
     subprocess.run([*pip, "install", "--quiet", *wanted], check=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from jetson_mamba import advice
+from jetson_mamba.installing.tools import tool
 from tests.faults.environment import copy_package
 from tests.hook.sandbox import Sandbox
 from tests.hook.test_import import UNKNOWN_FORM, stub_extensions
@@ -96,7 +97,7 @@ def test_where_there_is_no_pip_uv_is_named_if_it_is_there(
     uv: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("UV", raising=False)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(advice, "has_pip", lambda: False)
     monkeypatch.setenv("PATH", str(tmp_path))
     if uv:
         (tmp_path / "uv").touch(mode=0o755)
@@ -183,3 +184,16 @@ def test_advice_that_cannot_be_had_is_no_error(tmp_path: Path) -> None:
     done = sandbox.run(broken + f"import {TARGET} as module\nprint(module.__file__)")
     assert done.stdout.strip() == str(sandbox.interface)
     assert "What to do: install jetson_mamba again, or set JETSON_MAMBA=off" in done.stderr
+
+
+def test_looking_for_pip_asks_no_finder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of setuptools would switch distutils, and Triton 3.0 then cannot be imported."""
+    asked: list[str] = []
+
+    class Finder:
+        def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+            asked.append(name)
+
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    assert advice.has_pip() and tool() is not None
+    assert "pip" not in asked
