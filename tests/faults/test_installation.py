@@ -17,6 +17,7 @@ from tests.faults.declared import fault
 from tests.faults.environment import (
     ORDINARY,
     PACKAGES,
+    REPOSITORY,
     STARTUP,
     TARGET,
     Environment,
