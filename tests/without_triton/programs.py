@@ -157,7 +157,7 @@ def no_op() -> Results:
             call()
         except RuntimeError as error:
             (sentence,) = str(error).splitlines()
-            assert name in sentence and "pip install" in sentence, sentence
+            assert name in sentence and "`jetson-mamba doctor`" in sentence, sentence
             assert "Triton is not installed" in sentence or "Triton 3" in sentence, sentence
             yield name, 0.0
     try:
