@@ -64,10 +64,10 @@ def _reason(error: BaseException) -> str:
         error = error.__cause__
     if isinstance(error, CannotRun):
         return str(error)
-    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    said = " ".join((str(error) or type(error).__name__).split())
     return (
-        f"torch cannot export the model: {line.strip()}; sizes that it fixes are left out of "
-        "dynamic, and what it cannot trace is taken out of forward"
+        "torch cannot export the model; leave sizes that it fixes out of dynamic, and take what "
+        f"cannot be traced out of forward. torch says: {said[:500]}"
     )
 
 
