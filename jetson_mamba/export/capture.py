@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import warnings
 from contextlib import contextmanager
 from typing import Any, Callable, Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ def captured(
     Raises CannotRun for what cannot be exported.
     """
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), _quiet(), _functions_serve_transformers():
             program = torch.export.export(module, tuple(args), dynamic_shapes=dynamic_shapes)
             program = program.run_decompositions(_table())
             exported: Any = torch.onnx.export(
@@ -56,6 +57,25 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+@contextmanager
+def _functions_serve_transformers() -> Iterator[None]:
+    """Let transformers call mamba_ssm's functions, as it does when it exports nothing.
+
+    Elsewhere they cannot be exported, so that it goes step by step while torch exports: a file then
+    has one length.
+    """
+    module: Any = sys.modules.get("transformers.integrations.hub_kernels")
+    asked = getattr(module, "is_torchdynamo_exporting", None)
+    if asked is None:
+        yield
+        return
+    module.is_torchdynamo_exporting = lambda: False
+    try:
+        yield
+    finally:
+        module.is_torchdynamo_exporting = asked
 
 
 def _reason(error: BaseException) -> str:

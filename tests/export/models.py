@@ -196,7 +196,9 @@ def errors(cases: list[str]) -> Iterator[tuple[str, float]]:
         make, width = CASES[name]
         torch.manual_seed(0)
         model = plain(make().eval())
-        for way in [chosen] if chosen else WAYS:
+        # While torch exports by itself, transformers goes step by step, in one length.
+        ways = [way for way in WAYS if way != "torch" or "transformers" not in name]
+        for way in [chosen] if chosen else ways:
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "model.onnx"
                 WAYS[way](model, drawn(width, *TRACED), file)
