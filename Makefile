@@ -19,7 +19,7 @@ DEMO_BASE  = .demo/base-$(shell echo '$(TORCH) $(TRITON)' | cksum | cut -d ' ' -
 DEMO_MAMBA = .demo/mamba-ssm-$(MAMBA_SSM)
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint matrix mutants joints peers copies docs sanitize clean
+.PHONY: help demo test lint matrix mutants joints exports peers copies docs sanitize clean
 
 help:
 	@echo 'make demo [MAMBA_SSM=2.2.4] [TEXT=file]   train two small models here, nothing compiled'
@@ -28,6 +28,7 @@ help:
 	@echo 'make matrix                               every release with every release (half an hour)'
 	@echo 'make mutants [COUNT=1200] [SEED=0]        variants of every text, each held to what it means'
 	@echo 'make joints                               what users of torch and transformers do (half an hour)'
+	@echo 'make exports                              every kind of model to ONNX, by every way'
 	@echo 'make peers [MAMBA=checkout] [CAUSAL_CONV1D=checkout] [PYTEST=options]'
 	@echo '                                          the tests of these projects themselves'
 	@echo 'make copies                               the copies that a released wheel carries'
@@ -83,6 +84,9 @@ mutants: .venv/ready .releases/ready
 
 joints: .venv/ready .releases/ready
 	.venv/bin/python -m tests.joints
+
+exports: .venv/ready .releases/ready
+	PYTHONPATH=.releases/mamba-ssm-2.3.2.post1 .venv/bin/python -W ignore -m tests.export.models all
 
 # A release of mamba-ssm is run in place of the checkout's own with PEER_RELEASE=2.3.2.post1.
 peers: .venv/ready .releases/ready

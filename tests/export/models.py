@@ -2,7 +2,8 @@
 
 A test runs this in an interpreter of its own, ``python -m tests.export.models CASE…``, with a
 release of mamba_ssm on its path; ``all`` stands for every case. For each it prints the largest
-error of a file at a size that it was not made at, over the largest result.
+error of a file at a size that it was not made at, over the largest result; the exit code is 1 if
+one is more than 1e-5.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 SIZES = [(1, 63), (1, 65), (1, 1), (1, 1000), (3, 70)]
 TRACED = (2, 70)
 VOCABULARY = 50
+TOLERANCE = 1e-5
 
 Make = Callable[[], nn.Module]
 
@@ -211,8 +213,11 @@ def main() -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     given = sys.argv[1:]
+    worst = 0.0
     for case, found in errors(list(CASES) if given == ["all"] else given):
         print(f"{case} {found:.2e}", flush=True)
+        worst = max(worst, found)
+    sys.exit(0 if worst <= TOLERANCE else 1)
 
 
 if __name__ == "__main__":

@@ -27,13 +27,7 @@ TOLERANCE = 1e-5
 
 
 def test_models_are_right_at_sizes_that_they_were_not_exported_at(tmp_path: Path) -> None:
-    cases = (
-        "Mamba/torch",
-        "functions/tensorrt",
-        "Mamba2, groups/torch",
-        "chunks/onnxruntime",
-        "transformers' Mamba2/onnxruntime",
-    )
+    cases = ("Mamba/torch", "functions/tensorrt", "Mamba2, groups/torch")
     printed = python(RELEASE, tmp_path, "-W", "ignore", "-m", "tests.export.models", *cases)
     errors = dict(line.rsplit(" ", 1) for line in printed.splitlines())
     assert errors.keys() == set(cases)
