@@ -19,7 +19,7 @@ DEMO_BASE  = .demo/base-$(shell echo '$(TORCH) $(TRITON)' | cksum | cut -d ' ' -
 DEMO_MAMBA = .demo/mamba-ssm-$(MAMBA_SSM)
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint matrix mutants joints exports peers copies docs sanitize clean
+.PHONY: help demo test lint matrix mutants mutate joints exports peers copies release docs sanitize clean
 
 help:
 	@echo 'make demo [MAMBA_SSM=2.2.4] [TEXT=file]   train two small models here, nothing compiled'
@@ -27,11 +27,14 @@ help:
 	@echo 'make lint                                 lint and types only'
 	@echo 'make matrix                               every release with every release (half an hour)'
 	@echo 'make mutants [COUNT=1200] [SEED=0]        variants of every text, each held to what it means'
+	@echo 'make mutate [PART=hook|rewrite|ops|report] [COUNT=20] [SEED=0]'
+	@echo '                                          changes of this code, each of which a test is to notice'
 	@echo 'make joints                               what users of torch and transformers do (half an hour)'
 	@echo 'make exports                              every kind of model to ONNX, by every way'
 	@echo 'make peers [MAMBA=checkout] [CAUSAL_CONV1D=checkout] [PYTEST=options]'
 	@echo '                                          the tests of these projects themselves'
 	@echo 'make copies                               the copies that a released wheel carries'
+	@echo 'make release                              wheel and sdist, in dist, tried as published'
 	@echo 'make sanitize                             the CUDA kernels under compute-sanitizer, on a GPU'
 	@echo 'make docs                                 the documentation, in build/site'
 	@echo 'make clean                                remove what these made'
@@ -68,8 +71,8 @@ lint: .venv/ready
 	touch $@
 
 # The published source distributions that tests run against.
-.releases/ready: tests/releases/download.py | .venv/ready
-	.venv/bin/python -m tests.releases.download
+.releases/ready: tools/releases.py | .venv/ready
+	.venv/bin/python -m tools.releases
 	touch $@
 
 matrix: .venv/ready .releases/ready
@@ -81,6 +84,13 @@ SEED  ?= 0
 
 mutants: .venv/ready .releases/ready
 	.venv/bin/python -m tests.mutants --count $(COUNT) --seed $(SEED)
+
+# COUNT changes of each part; a copy of the tree is changed, never this one.
+PART ?= all
+
+mutate: COUNT = 20
+mutate: .venv/ready .releases/ready
+	.venv/bin/python -m tests.noticed --part $(PART) --count $(COUNT) --seed $(SEED)
 
 joints: .venv/ready .releases/ready
 	.venv/bin/python -m tests.joints
@@ -97,6 +107,9 @@ peers: .venv/ready .releases/ready
 copies: .venv/ready .releases/ready
 	.venv/bin/python -m tools.bundle
 	.venv/bin/python -m tools.bundle --check
+
+release: .venv/ready .releases/ready
+	.venv/bin/python -m tools.release
 
 docs: .venv/docs-ready
 	.venv/bin/python -m tests.faults

@@ -5,7 +5,7 @@ on this machine, with one line on stderr that says why.
 """
 
 import sys
-from typing import Optional, Sequence
+from typing import Callable, Optional, Sequence, Tuple
 
 import typer
 
@@ -29,9 +29,11 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
-for command in (doctor, status, install, verify, bench, export, demo):
-    app.command()(command)
-for command in (diff, copies, enable, disable):
+COMMANDS: Tuple[Callable[..., None], ...] = (
+    *(doctor, status, install, verify, bench, export, demo),
+    *(diff, copies, enable, disable),
+)
+for command in COMMANDS:
     app.command()(command)
 app.command(context_settings=run.SETTINGS)(run.run)
 

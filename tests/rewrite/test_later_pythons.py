@@ -17,7 +17,7 @@ from jetson_mamba.hook import copies
 from jetson_mamba.hook.finder import TARGETS
 from jetson_mamba.rewrite import rewrite
 from jetson_mamba.texts import Texts
-from tests.releases.download import release_path
+from tools.releases import release_path
 
 OVERRIDE = copies.override("mamba_ssm.ops.selective_scan_interface")
 LAZY = re.compile(r"^lazy (?=import|from)", re.MULTILINE)

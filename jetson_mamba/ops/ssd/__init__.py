@@ -38,11 +38,33 @@ from .contract import Case, Implementation, Mixer, Scan
 from .gates import gate
 from .library import Operators
 from .mixer import compose, mlp_columns, project
+from .parts import (
+    bmm_chunk_forward,
+    chunk_cumsum_forward,
+    chunk_scan,
+    chunk_scan_combined_backward,
+    chunk_scan_forward,
+    chunk_state,
+    chunk_state_forward,
+    chunk_state_varlen,
+    state_passing,
+    state_passing_forward,
+)
 
 __all__ = [
+    "bmm_chunk_forward",
+    "chunk_cumsum_forward",
+    "chunk_scan",
+    "chunk_scan_combined_backward",
+    "chunk_scan_forward",
+    "chunk_state",
+    "chunk_state_forward",
+    "chunk_state_varlen",
     "mamba_chunk_scan_combined",
     "mamba_split_conv1d_scan_combined",
     "op",
+    "state_passing",
+    "state_passing_forward",
     "through_triton_autograd",
     "triton_runs_on",
 ]
