@@ -31,21 +31,24 @@ def mamba(**options: Any) -> nn.Module:
     """A block of Mamba."""
     from mamba_ssm import Mamba
 
-    return Mamba(16, **options)
+    block: nn.Module = Mamba(16, **options)
+    return block
 
 
 def mamba2(**options: Any) -> nn.Module:
     """A block of Mamba-2."""
     from mamba_ssm import Mamba2
 
-    return Mamba2(**{"d_model": 32, "headdim": 8, "d_state": 8, **options})
+    block: nn.Module = Mamba2(**{"d_model": 32, "headdim": 8, "d_state": 8, **options})
+    return block
 
 
 def mamba2_simple() -> nn.Module:
     """The short form of the block."""
     from mamba_ssm.modules.mamba2_simple import Mamba2Simple
 
-    return Mamba2Simple(32, headdim=8, d_state=8)
+    block: nn.Module = Mamba2Simple(32, headdim=8, d_state=8)
+    return block
 
 
 def language_model(layer: str) -> nn.Module:
@@ -57,7 +60,8 @@ def language_model(layer: str) -> nn.Module:
     config = MambaConfig(
         d_model=32, n_layer=2, vocab_size=VOCABULARY, ssm_cfg={"layer": layer, **small}
     )
-    return MambaLMHeadModel(config)
+    model: nn.Module = MambaLMHeadModel(config)
+    return model
 
 
 def of_transformers(kind: str, **options: Any) -> nn.Module:
@@ -88,7 +92,8 @@ class Functions(nn.Module):
         u = self.in_proj(x).transpose(1, 2)
         u = causal_conv1d_fn(u, self.weight, activation="silu")
         delta, B, C = self.x_proj(u.transpose(1, 2)).transpose(1, 2).split([32, 8, 8], 1)
-        return selective_scan_fn(u, delta, self.A, B, C, delta_softplus=True).transpose(1, 2)
+        out: Tensor = selective_scan_fn(u, delta, self.A, B, C, delta_softplus=True)
+        return out.transpose(1, 2)
 
 
 class Chunks(nn.Module):

@@ -80,8 +80,7 @@ def operators(program: Any) -> set[str]:
     return {name for name in names if "jetson_mamba" in name}
 
 
-@pytest.mark.parametrize("with_gradients", [False, True])
-@pytest.mark.parametrize("make", [Scan, Chunks])
+@pytest.mark.parametrize(("make", "with_gradients"), [(Scan, False), (Chunks, True)])
 def test_a_decomposed_program_is_right_at_other_sizes(
     make: type[nn.Module], with_gradients: bool
 ) -> None:
