@@ -96,9 +96,8 @@ def reason() -> str:
 
 
 def advice() -> str:
-    """What to do to have a Triton that serves."""
-    major, minor = ALLOCATES
-    return f'pip install --upgrade "triton>={major}.{minor}"'
+    """What to do to have a Triton that serves: it depends on the torch and the machine."""
+    return "`jetson-mamba doctor` names the command"
 
 
 @lru_cache(maxsize=None)

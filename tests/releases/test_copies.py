@@ -7,7 +7,6 @@ code that shares nothing with it.
 from __future__ import annotations
 
 import ast
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -226,10 +225,18 @@ def pairs() -> list[tuple[str, str]]:
     return [(version, target) for (target, _), version in first.items()]
 
 
-@lru_cache(maxsize=None)
 def rewritten_text(target: str, path: Path) -> Rewritten:
-    _, rewritten = copies.examine(target, path.read_bytes(), str(path))
-    return rewritten
+    return rewritten_as(copies.file_name(target, path.read_bytes(), str(path)), target, path)
+
+
+_rewritten: dict[str, Rewritten] = {}
+
+
+def rewritten_as(name: str, target: str, path: Path) -> Rewritten:
+    """That of the first release for which the copy has this name, which tells all it is made of."""
+    if name not in _rewritten:
+        _, _rewritten[name] = copies.examine(target, path.read_bytes(), str(path))
+    return _rewritten[name]
 
 
 @pytest.mark.parametrize(("version", "target"), pairs())

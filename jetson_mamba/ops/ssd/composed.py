@@ -20,10 +20,11 @@ from torch.nn import functional
 from jetson_mamba.dispatch.autocast import without_autocast
 from jetson_mamba.dispatch.tracing import fixed, sizes
 
-from .chunks import CHUNK, finite, resets_before, steps_taken
+from .block import CHUNK
 from .contract import SCAN_TENSORS, Mixer, Scan
 from .gates import gate
 from .mixer import compose
+from .steps import finite, resets_before, steps_taken
 
 # Of longer sequences a chunk has the square root, so that both matrices stay of one size.
 MANY_STEPS = CHUNK * CHUNK

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .chunks import CHUNK, finite, resets_before, steps_taken
+from .block import CHUNK
 from .contract import Mixer, Scan
 from .mixer import compose
+from .steps import finite, resets_before, steps_taken
 
 # The logarithm of a decay to nothing, of which sums are finite.
 GONE = -1e4
