@@ -98,6 +98,7 @@ joints: .venv/ready .releases/ready
 
 exports: .venv/ready .releases/ready
 	PYTHONPATH=.releases/mamba-ssm-2.3.2.post1 .venv/bin/python -W ignore -m tests.export.models all
+
 # Needs root, debootstrap and qemu-user-static, on anything but aarch64.
 BOARDS ?=
 
