@@ -38,7 +38,7 @@ def commands(section: str, text: str | None = None) -> list[str]:
 
 
 def carry_out(root: Path, section: str, log: Path) -> None:
-    """Run a section's commands inside, in one shell, until one fails; ``log`` gets what they say."""
+    """Run a section's commands inside, in one shell, until one fails; ``log`` gets the output."""
     lines = ["cd ~/jetson-mamba"]
     for command in commands(section):
         # The doctor finds that there is no GPU, which is so.

@@ -17,7 +17,6 @@ from tests.faults.declared import fault
 from tests.faults.environment import (
     ORDINARY,
     PACKAGES,
-    REPOSITORY,
     STARTUP,
     TARGET,
     Environment,

@@ -128,15 +128,12 @@ def transformers_models() -> Results:
 
 def no_op() -> Results:
     """Kernels that nothing takes the place of say so."""
-    mamba3: Any = import_module("mamba_ssm.modules.mamba3")
-
+    angle_dt: Any = import_module("mamba_ssm.ops.triton.mamba3.angle_dt")
     ssd_bmm: Any = import_module("mamba_ssm.ops.triton.ssd_bmm")
     a = torch.randn(1, 16, 16)
     calls: dict[str, Callable[[], Any]] = {
-        "ssd_bmm._bmm_chunk_fwd": lambda: ssd_bmm._bmm_chunk_fwd(a, a, 16),
-        "angle_dt.angle_dt_fwd": lambda: mamba3.Mamba3(64, d_state=16, headdim=16)(
-            torch.randn(1, 8, 64)
-        ),
+        "ssd_bmm._bmm_chunk_bwd": lambda: ssd_bmm._bmm_chunk_bwd(a, a.unsqueeze(1)),
+        "angle_dt.angle_dt_fwd": lambda: angle_dt.angle_dt_fwd(a.unsqueeze(-1), a),
     }
     for name, call in calls.items():
         try:
@@ -147,10 +144,17 @@ def no_op() -> Results:
             assert "Triton is not installed" in sentence or "Triton 3" in sentence, sentence
             yield name, 0.0
     try:
-        ssd_bmm._bmm_chunk_fwd(chunk=16)
+        ssd_bmm._bmm_chunk_bwd(chunk=16)
     except TypeError as error:
         assert "chunk" in str(error)
         yield "arguments", 0.0
+
+
+def mamba3() -> Results:
+    """Blocks of Mamba-3 compute as they do beside a Triton that cannot run either."""
+    from tests.releases import launched
+
+    yield from launched.mamba3()
 
 
 CHECKS = {
@@ -162,7 +166,7 @@ CHECKS = {
         each.__name__: each
         for each in (
             *(releases, nobody_sees_triton, mamba2_simple, language_models),
-            *(transformers_models, no_op),
+            *(transformers_models, no_op, mamba3),
         )
     },
 }

@@ -59,7 +59,7 @@ def test_every_release_is_imported(bare: Bare) -> None:
 def test_models_train_and_generate_and_compile(bare: Bare) -> None:
     trained = ("mamba", "mamba2", "mamba_inner", "mamba2_simple", "language_models")
     others = ("decoding1", "decoding2", "traced_model", "traced_model_of_mamba")
-    found = results(bare, *trained, *others, "no_op", "nobody_sees_triton")
+    found = results(bare, *trained, *others, "mamba3", "no_op", "nobody_sees_triton")
     assert sum(name.startswith("no_op") for name in found) == 3
     # A slope is that between two losses, whose A is rounded to float32.
     slopes = [found.pop(f"language_models {layer} slope") for layer in ("Mamba1", "Mamba2")]
