@@ -1,8 +1,8 @@
 """Times of exported models in ONNX Runtime beside their eager calls, on one core.
 
 ``python -m benchmarks.export`` with a release of mamba_ssm on the path, of which it needs the
-blocks; ``--width 768`` is the width of both. For each form a line: milliseconds of a call at batch 1
-and the length, for the runtime and eager, and the largest error; then the same for a step.
+blocks; ``--width 768`` is the width of both. For each form a line: milliseconds of a call at
+batch 1 and the length, for the runtime and eager, and the largest error; then the same for a step.
 """
 
 from __future__ import annotations
