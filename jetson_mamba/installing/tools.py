@@ -12,7 +12,7 @@ from importlib.machinery import PathFinder
 from importlib.util import find_spec
 
 from jetson_mamba import advice
-from jetson_mamba.installing.versions import at_least
+from jetson_mamba.releases.versions import at_least
 
 REPORTS = (22, 2)  # pip's --dry-run and --report
 FOR_OTHERS = (22, 3)  # pip's --python
