@@ -48,7 +48,12 @@ def _source(module: Any) -> str:
 
 def nobody_sees_triton() -> Results:
     """Everybody who asks for Triton hears no, before and after mamba_ssm is there."""
+    import pickle
+    import pkgutil
+    from importlib import metadata
     from importlib.util import find_spec
+
+    from transformers.utils import import_utils
 
     for _ in range(2):
         try:
@@ -61,6 +66,18 @@ def nobody_sees_triton() -> Results:
     assert not [name for name in sys.modules if name.partition(".")[0] == "triton"]
     _triton: Any = import_module("torch.utils._triton")
     assert not _triton.has_triton_package() and not _triton.has_triton()
+    assert not import_utils.is_triton_available()
+    assert "triton" not in {each.name for each in pkgutil.iter_modules()}
+    assert "triton" not in {each.metadata["Name"] for each in metadata.distributions()}
+    try:
+        metadata.version("triton")
+        raise AssertionError("triton has a version")
+    except metadata.PackageNotFoundError:
+        pass
+    # What launches its kernels is found by its name, as without the hook.
+    ssd_bmm: Any = import_module("mamba_ssm.ops.triton.ssd_bmm")
+    for function in (ssd_bmm._bmm_chunk_fwd, ssd_bmm._bmm_chunk_bwd):
+        assert pickle.loads(pickle.dumps(function)) is function
     yield "seen", 0.0
 
 
@@ -140,7 +157,7 @@ def no_op() -> Results:
             call()
         except RuntimeError as error:
             (sentence,) = str(error).splitlines()
-            assert name in sentence and "pip install" in sentence, sentence
+            assert name in sentence and "`jetson-mamba doctor`" in sentence, sentence
             assert "Triton is not installed" in sentence or "Triton 3" in sentence, sentence
             yield name, 0.0
     try:
