@@ -1,4 +1,4 @@
-"""The CUDA kernels of ssd against the recurrence in float64, over all that they tell apart.
+"""The CUDA kernels of ssd against the recurrence in float64, on a GPU, over all kinds of scans.
 
 What all backends promise is tested in ``test_ssd_ways.py``; here stand the kernels' own cases:
 sizes that fill no tile, time cut into segments and heads shared out, results that are equal in
