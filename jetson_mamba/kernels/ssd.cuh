@@ -1,8 +1,9 @@
 // What the kernels of Mamba-2's scan share: tiles in shared memory, fragments of them, the steps of
 // a chunk. The algebra is told in docs/kernels.md.
 //
-// Definitions: NUMBER (that of x, B, C, z and the output), GIVEN and MADE (of how many 16-bit numbers
-// a product takes one that is read from memory, or that is computed), HEADDIM, DSTATE, CHUNK (steps that are worked on at once, 32 or 64), STAGES (chunks in shared memory, 1 or
+// Definitions: NUMBER (that of x, B, C, z and the output), GIVEN, MADE and MADE_MASK (of how many
+// 16-bit numbers a product takes one that is read from memory, that is computed, or that is one of
+// the mask of the forward pass), HEADDIM, DSTATE, CHUNK (steps that are worked on at once, 32 or 64), STAGES (chunks in shared memory, 1 or
 // 2), SLICE (channels of a head that a block works on at once), ALIGNED (rows of x, B and C begin at 16 bytes and are whole vectors), SHARED (bytes of shared
 // memory, as the host counts them).
 //
@@ -538,8 +539,14 @@ struct State {
 #pragma unroll
             for (int j = 0; j < STATES / 8; ++j) {
                 const int left = p < channels ? left_of(n, j) : 0;
-                numbers[j][2 * half] = left > 0 ? row[8 * j] : 0.0f;
-                numbers[j][2 * half + 1] = left > 1 ? row[8 * j + 1] : 0.0f;
+                if constexpr (ALIGNED) {
+                    float2 pair{0.0f, 0.0f};
+                    if (left > 0) pair = *reinterpret_cast<const float2*>(row + 8 * j);
+                    numbers[j][2 * half] = pair.x, numbers[j][2 * half + 1] = pair.y;
+                } else {
+                    numbers[j][2 * half] = left > 0 ? row[8 * j] : 0.0f;
+                    numbers[j][2 * half + 1] = left > 1 ? row[8 * j + 1] : 0.0f;
+                }
             }
         }
     }

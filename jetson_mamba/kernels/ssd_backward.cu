@@ -50,6 +50,13 @@ __device__ __forceinline__ float sum_of_row(float value) {
     return value + __shfl_xor_sync(0xffffffffu, value, 2);
 }
 
+__device__ __forceinline__ float sum_of_warp(float value) {
+#pragma unroll
+    for (int offset = 16; offset; offset /= 2)
+        value += __shfl_xor_sync(0xffffffffu, value, offset);
+    return value;
+}
+
 // The numbers on the diagonal of a 16 by 16 product, of the lane's rows g and g + 8.
 template <int PIECES>
 __device__ __forceinline__ void diagonal_of(float (&diagonal)[2], const Fragment<PIECES>& product,
@@ -251,7 +258,11 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
     extern __shared__ uint4 memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     const int warp = uniform(threadIdx.x / 32), lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    const int role = warp / ROW_TILES, tile = warp % ROW_TILES, row = 16 * tile;
+    // The third role has its tiles in the other order: those with the most to do before it share
+    // their part of the multiprocessor with those that have the least.
+    const int role = warp / ROW_TILES;
+    const int tile = role == 2 ? ROLES * ROW_TILES - 1 - warp : warp % ROW_TILES;
+    const int row = 16 * tile;
     const long long chunk = blockIdx.x, chunks = gridDim.x, batch = blockIdx.y;
     const long long group = blockIdx.z / slots, slot = blockIdx.z % slots;
     const long long first_head = group * heads_of_group + slot * heads_of_slot;
@@ -285,7 +296,7 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
     shared.C.fill<BACKWARD_THREADS>(C, C_time, rows, DSTATE, threadIdx.x);
     if (STAGES == 2) fill(first_head, 0, 0);
     // The warp of the third role that has least to do finishes the sums of the head before.
-    const bool finishes = warp == ROLES * ROW_TILES - 1;
+    const bool finishes = role == 2 && tile == ROW_TILES - 1;
     // A thread of that role fetches a step of the head that follows.
     const int step = static_cast<int>(threadIdx.x) - 2 * 32 * ROW_TILES;
     const bool fetches = step >= 0 && step < CHUNK;
@@ -349,15 +360,16 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
         }
 #pragma unroll
         for (int i = 0; i < ROW_TILES; ++i) through += sums.through[i];
-        if (HAS_D) {
+        if (HAS_D == 1) {
+#pragma unroll
+            for (int i = 0; i < ROW_TILES; ++i) of_D += sums.D[i][0];
+        }
+        if (HAS_D == 2) {
             for (int p = lane; p < channels_from(slice); p += 32) {
                 float sum = 0.0f;
 #pragma unroll
                 for (int i = 0; i < ROW_TILES; ++i) sum += sums.D[i][p];
-                if (HAS_D == 2)
-                    weights[2 * heads + head * HEADDIM + slice + p] = sum;
-                else
-                    of_D += sum;
+                weights[2 * heads + head * HEADDIM + slice + p] = sum;
             }
         }
         if (slice + SLICE < HEADDIM) return;
@@ -396,12 +408,7 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
                 set_number(ddt, batch * ddt_batch + (start + t) * ddt_time + head * ddt_head,
                            options.dt(), of_step);
         }
-#pragma unroll
-        for (int offset = 16; offset; offset /= 2) {
-            of_A += __shfl_xor_sync(0xffffffffu, of_A, offset);
-            of_bias += __shfl_xor_sync(0xffffffffu, of_bias, offset);
-            of_D += __shfl_xor_sync(0xffffffffu, of_D, offset);
-        }
+        of_A = sum_of_warp(of_A), of_bias = sum_of_warp(of_bias);
         if (lane == 0) {
             weights[head] = of_A;
             weights[heads + head] = of_bias;
@@ -438,6 +445,17 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
             next_step.load(kept_steps + next_head * chunks * KEPT_ARRAYS * CHUNK, step);
 
         if (role == 0) {
+            // What passes through the whole chunk.
+            float sum = 0.0f;
+#pragma unroll 2
+            for (int i = tile * 32 + lane; i < SLICE * STATES / 2; i += 32 * ROW_TILES) {
+                const int p = i / (STATES / 2), n = i % (STATES / 2) * 2;
+                const Pair<GIVEN> h = shared.h[stage].pair(p, n);
+                const Pair<GIVEN> dh = shared.dh[stage].pair(p, n);
+                sum += h.low() * dh.low() + h.high() * dh.high();
+            }
+            sum = sum_of_warp(sum);
+            if (lane == 0) sums.through[tile] = sum;
             add_gradients<false>(numbers, shared, stage, steps, sums, tile, lane);
         } else if (role == 1) {
             add_gradients<true>(numbers, shared, stage, steps, sums, tile, lane);
@@ -484,6 +502,7 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
                 }
             }
             NUMBER* to = dx + head * dx_head + slice;
+            float of_skips = 0.0f;
             const float skip_of_head = HAS_D == 1 ? number_at(D, head, options.D()) : 0.0f;
             const int channels = channels_from(slice);
 #pragma unroll
@@ -521,7 +540,8 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
                             if (p + 1 < channels) place[1] = from_float<NUMBER>(pair[1]);
                         }
                     }
-                    if (HAS_D) {
+                    if (HAS_D == 1) of_skips += of_skip[0] + of_skip[1];
+                    if (HAS_D == 2) {
 #pragma unroll
                         for (int i = 0; i < 2; ++i) {
                             float sum = of_skip[i];
@@ -532,18 +552,10 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
                         }
                     }
                 }
-            // What passes through the whole chunk.
-            float sum = 0.0f;
-            for (int i = tile * 32 + lane; i < SLICE * STATES / 2; i += 32 * ROW_TILES) {
-                const int p = i / (STATES / 2), n = i % (STATES / 2) * 2;
-                const Pair<GIVEN> h = shared.h[stage].pair(p, n);
-                const Pair<GIVEN> dh = shared.dh[stage].pair(p, n);
-                sum += h.low() * dh.low() + h.high() * dh.high();
+            if (HAS_D == 1) {
+                of_skips = sum_of_warp(of_skips);
+                if (lane == 0) sums.D[tile][0] = of_skips;
             }
-#pragma unroll
-            for (int offset = 16; offset; offset /= 2)
-                sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-            if (lane == 0) sums.through[tile] = sum;
         }
         if (fetches_next) next_step.set(shared.steps[steps_next], step);
         steps_before = steps_now, steps_now = steps_next;

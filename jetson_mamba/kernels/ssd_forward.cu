@@ -11,15 +11,14 @@ struct Shared {
     Tile<CHUNK, STATES> C[STAGES];
     Tile<CHUNK, STATES> B[STAGES];
     Tile<CHUNK, SLICE> x[STAGES];
-    Tile<CHUNK, CHUNK, MADE> M;
+    Tile<CHUNK, CHUNK, MADE_MASK> M;
     Steps steps[2];
 };
 static_assert(SLICE == 16 * WARPS, "a warp has sixteen channels");
 static_assert(sizeof(Shared) == SHARED, "the host counts shared memory otherwise");
 
 // Sixteen by sixteen numbers of M, of the products of C and B.
-template <bool ON_DIAGONAL>
-__device__ __forceinline__ void set_mask(Tile<CHUNK, CHUNK, MADE>& M, const Steps& steps,
+__device__ __forceinline__ void set_mask(Tile<CHUNK, CHUNK, MADE_MASK>& M, const Steps& steps,
                                          const float (&products)[2][4], int row, int column,
                                          int lane) {
     const int g = lane / 4, q = lane % 4;
@@ -33,44 +32,44 @@ __device__ __forceinline__ void set_mask(Tile<CHUNK, CHUNK, MADE>& M, const Step
 #pragma unroll
         for (int down = 0; down < 2; ++down) {
             const int t = row + 8 * down + g;
-            Pair<MADE> pair;
-            pair.pack(decayed<ON_DIAGONAL>(products[half][2 * down] * dt.x, from[0], later[down],
+            Pair<MADE_MASK> pair;
+            pair.pack(decayed<true>(products[half][2 * down] * dt.x, from[0], later[down],
                                            s <= t),
-                      decayed<ON_DIAGONAL>(products[half][2 * down + 1] * dt.y, from[1],
+                      decayed<true>(products[half][2 * down + 1] * dt.y, from[1],
                                            later[down], s < t));
             M.set(t, s, pair);
         }
     }
 }
 
-// M, a lower triangle of 16 by 16 tiles, which the warps take in turn.
+// M, a lower triangle of 16 by 16 tiles. Each warp makes as many, all at once, so that none of its
+// products waits for another; what is left over is made twice.
 __device__ __forceinline__ void make_mask(Shared& shared, int stage, const Steps& steps, int warp,
                                           int lane) {
     constexpr int TILES = ROW_TILES * (ROW_TILES + 1) / 2;
+    constexpr int EACH = (TILES + WARPS - 1) / WARPS;
     const Reader C(shared.C[stage], lane);
     const Reader B(shared.B[stage], lane);
-#pragma unroll 1
-    for (int tile = warp; tile < TILES; tile += WARPS) {
-        const int row = tile < 1 ? 0 : tile < 3 ? 1 : tile < 6 ? 2 : 3;
-        const int column = tile - row * (row + 1) / 2;
-        // Two sums each: a product need not wait for the one before.
-        float products[2][2][4] = {};
+    int rows[EACH], columns[EACH];
 #pragma unroll
-        for (int k = 0; k < STATES / 16; ++k) {
+    for (int i = 0; i < EACH; ++i) {
+        const int tile = min(warp + i * WARPS, TILES - 1);
+        const int row = tile < 1 ? 0 : tile < 3 ? 1 : tile < 6 ? 2 : 3;
+        rows[i] = 16 * row, columns[i] = 16 * (tile - row * (row + 1) / 2);
+    }
+    float products[EACH][2][4] = {};
+#pragma unroll
+    for (int k = 0; k < STATES / 16; ++k)
+#pragma unroll
+        for (int i = 0; i < EACH; ++i) {
             Fragment<> c, b;
-            c.load(C, 16 * row, 16 * k);
-            b.load(B, 16 * column, 16 * k);
-            add_rows(products[k % 2][0], products[k % 2][1], c, b);
+            c.load(C, rows[i], 16 * k);
+            b.load(B, columns[i], 16 * k);
+            add_rows(products[i][0], products[i][1], c, b);
         }
 #pragma unroll
-        for (int half = 0; half < 2; ++half)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) products[0][half][i] += products[1][half][i];
-        if (row == column)
-            set_mask<true>(shared.M, steps, products[0], 16 * row, 16 * column, lane);
-        else
-            set_mask<false>(shared.M, steps, products[0], 16 * row, 16 * column, lane);
-    }
+    for (int i = 0; i < EACH; ++i)
+        set_mask(shared.M, steps, products[i], rows[i], columns[i], lane);
 }
 
 // A pair of numbers of the output, of which `left` are there, times their gates.
@@ -235,7 +234,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) ssd_forward(
             columns[k].load_transposed(given, 16 * k, channel);
 #pragma unroll
             for (int m = k; m < ROW_TILES; ++m) {
-                Fragment<MADE> mask;
+                Fragment<MADE_MASK> mask;
                 mask.load(M, 16 * m, 16 * k);
                 add_columns(y[m][0], y[m][1], mask, columns[k]);
             }

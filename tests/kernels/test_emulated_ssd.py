@@ -95,8 +95,8 @@ def mixer_of(ngroups: int = 2) -> tuple[Mixer, dict[str, Tensor]]:
 
 def test_a_mixer_and_its_gradients_agree_with_float64() -> None:
     given, tensors = mixer_of()
-    leaves = {name: each.clone().requires_grad_() for name, each in tensors.items()}
-    exact = {name: each.double().requires_grad_() for name, each in tensors.items()}
+    leaves: dict[str, Any] = {name: each.clone().requires_grad_() for name, each in tensors.items()}
+    exact: dict[str, Any] = {name: each.double().requires_grad_() for name, each in tensors.items()}
     out, state = cuda.mixer(given._replace(**leaves))
     expected, last = ssd_mixer(
         **exact, headdim=16, ngroups=2, rmsnorm_eps=1e-5, norm_before_gate=False

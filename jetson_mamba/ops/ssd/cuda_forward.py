@@ -52,9 +52,18 @@ class Variant(NamedTuple):
             return 1
         return 3 if self.states <= WIDE else 2
 
-    def made(self, kernel: str) -> int:
-        """Of how many one is made that a kernel computes: 8 bits are fewer than a sum deserves."""
-        return 2 if self.dtype == torch.bfloat16 and kernel != "ssd_backward" else self.given
+    @property
+    def made(self) -> int:
+        """Of how many one is made that a kernel computes: as many digits as upstream's have."""
+        return self.given
+
+    @property
+    def made_mask(self) -> int:
+        """The same of the products within a chunk, most of an output where states decay fast.
+
+        8 bits would add an error there as large as the rounding of the output.
+        """
+        return 2 if self.dtype == torch.bfloat16 else self.given
 
     @property
     def states(self) -> int:
@@ -106,9 +115,7 @@ class Variant(NamedTuple):
         wide, narrow = tile(chunk, states), tile(chunk, part)
         if kernel == "ssd_forward":
             return (
-                stages * (2 * wide + narrow)
-                + tile(chunk, chunk, self.made(kernel))
-                + 2 * 24 * chunk
+                stages * (2 * wide + narrow) + tile(chunk, chunk, self.made_mask) + 2 * 24 * chunk
             )
         if kernel == "ssd_states":
             return stages * (wide + narrow) + 2 * 36 * chunk
@@ -121,7 +128,7 @@ class Variant(NamedTuple):
     def blocks(self, kernel: str) -> int:
         """Blocks of a kernel that are to fit a multiprocessor by their registers."""
         if kernel == "ssd_states" and self.states <= WIDE:
-            return 2
+            return 3 if self.dtype != torch.float32 else 2
         return 2 if self.states <= WIDE else 1
 
     def defines(self, kernel: str) -> tuple[tuple[str, str], ...]:
@@ -129,7 +136,8 @@ class Variant(NamedTuple):
         return (
             ("NUMBER", NUMBERS[self.dtype]),
             ("GIVEN", str(self.given)),
-            ("MADE", str(self.made(kernel))),
+            ("MADE", str(self.made)),
+            ("MADE_MASK", str(self.made_mask)),
             ("HEADDIM", str(self.headdim)),
             ("DSTATE", str(self.dstate)),
             ("CHUNK", str(self.chunk)),
