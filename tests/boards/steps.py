@@ -17,7 +17,7 @@ SECONDS = 5400
 
 @dataclass(frozen=True)
 class Step:
-    """A command, how long it took, and what it printed last."""
+    """A command, how long it took, its exit code (-1: it was stopped), what it printed last."""
 
     command: str
     seconds: int
@@ -69,7 +69,7 @@ def read(given: list[str], output: str) -> list[Step]:
     parts = re.split(rf"^{MARK} begin (\d+)\n", output, flags=re.MULTILINE)[1:]
     for command, began, told in zip(given, parts[::2], parts[1::2]):
         said, mark, ended = told.rpartition(f"{MARK} end ")
-        seconds, code = ended.split()[:2] if mark else (began, "1")
+        seconds, code = ended.split()[:2] if mark else (began, "-1")
         lines = [line.strip() for line in (said if mark else told).splitlines() if line.strip()]
         found.append(
             Step(command, int(seconds) - int(began), int(code), lines[-1] if lines else "")

@@ -78,4 +78,5 @@ def test_chunks_and_pieces_are_what_the_kernels_can_hold(dtype: torch.dtype, dst
     assert variant.states % 16 == 0
     assert dstate <= variant.states < dstate + 16
     assert variant.chunk in (32, 64)
-    assert all(1 <= variant.given <= variant.made(kernel) <= 3 for kernel in KERNELS)
+    for kernel in KERNELS:
+        assert 1 <= variant.given <= variant.made(kernel) <= 3
