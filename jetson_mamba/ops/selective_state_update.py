@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from .paths import Way, way
 from .ssd.contract import compute_dtype
-from .tracing import fixed, sizes, untraced
+from .tracing import sizes, untraced
 
 
 @torch.no_grad()
@@ -61,7 +61,6 @@ def selective_state_update(
             f"found {tuple(state.shape)}"
         )
     found = way(state, x, dt, A, B, C, D, z, dt_bias)
-    state, x = fixed(state), fixed(x)
     has_heads = state.dim() == 4
     states = state if has_heads else state.unsqueeze(1)
     count, nheads, dim, dstate = sizes(states)
@@ -108,7 +107,7 @@ def selective_state_update(
 
     used = None
     if state_batch_indices is None:
-        before = states[:batch]
+        before = states[: x.shape[0]]
         after = before.to(dtype)  # the state itself where it has that dtype
         after.mul_(decay).addcmul_(entering, B)
         if before.dtype != dtype:
@@ -140,9 +139,8 @@ def _rows(used: Tensor) -> Tensor:
     Two that write the same to one place do no harm, and no shape depends on values, which a graph
     could not hold.
     """
-    count = sizes(used)[0]
-    own = torch.arange(count, device=used.device)
-    if count == 0:
+    own = torch.arange(used.shape[0], device=used.device)
+    if sizes(used)[0] == 0:
         return own
     return torch.where(used, own, used.to(torch.int32).argmax())
 

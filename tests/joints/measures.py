@@ -63,7 +63,7 @@ def trained(
     """One forward and backward pass in training, by ``call`` or the module itself."""
     module.train()
     x = x.detach().clone().requires_grad_()
-    out = (call or module)(x)
+    out = module(x) if call is None else call(x)
     loss(out).backward()
     return {"out": out.detach(), "gradient of x": x.grad, **gradients(module)}
 

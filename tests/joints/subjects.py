@@ -6,6 +6,7 @@ imported, the twins stand in for it; transformers takes its own slow path.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import zlib
 from functools import lru_cache
@@ -60,6 +61,18 @@ _TRANSFORMERS: dict[str, dict[str, Any]] = {
     | {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2}
     | {"expert_layer_offset": 1, "num_experts": 2, "num_experts_per_tok": 1, "mamba_d_state": 4},
 }
+# None of these is changed by the hook, or changes what it does; not every torch has them all.
+_HEAVY = (
+    "torch._dynamo.backends.debugging",
+    "torch._dynamo.convert_frame",
+    "torch._functorch.aot_autograd",
+    "torch.ao.quantization",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.parallel",
+    "torch.export",
+    "torch.onnx",
+    "torch.utils.flop_counter",
+)
 SUBJECTS = {
     **dict.fromkeys(_BLOCKS, BLOCKS),
     **dict.fromkeys(_MODELS, MODELS),
@@ -92,10 +105,13 @@ def _mamba_ssm() -> Any:
 
 
 def prepare() -> None:
-    """Import all that any subject needs."""
+    """Import all that any subject needs, and what many joints would each take seconds to import."""
     _mamba_ssm()
     for name in _TRANSFORMERS:
         getattr(import_module("transformers"), f"{name}ForCausalLM")
+    for name in _HEAVY:
+        with contextlib.suppress(ImportError):
+            import_module(name)
 
 
 def fill(module: nn.Module) -> None:
