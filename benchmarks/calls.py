@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import jetson_mamba
-from jetson_mamba.ops.paths import inference_path
+from jetson_mamba.dispatch.paths import inference_path
 
 # Batch, seqlen, d_model.
 SMALL = ((1, 16, 768), (1, 1024, 768))

@@ -17,7 +17,7 @@ from typing import Callable
 import torch
 
 import jetson_mamba  # noqa: F401 - activates the overrides
-from jetson_mamba.ops.paths import inference_path
+from jetson_mamba.dispatch.paths import inference_path
 
 PROMPT, TOKENS = 16, 64
 

@@ -15,13 +15,13 @@ A process has one finder: reloading this package, or importing it again after it
 import os
 import sys
 
-from jetson_mamba.finder import TARGETS, Finder, present
+from jetson_mamba.hook.finder import TARGETS, Finder, present
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from jetson_mamba.ops.selection import backend
+    from jetson_mamba.dispatch.selection import backend
     from jetson_mamba.report.status import status
 
 __version__ = "0.1.0"
@@ -35,7 +35,7 @@ def activate() -> None:
     """
     if not is_active():
         if any(name in sys.modules for name in TARGETS):
-            from jetson_mamba import loader
+            from jetson_mamba.hook import loader
 
             loader.warn_of_bypassed_targets(_finder)
         sys.meta_path.insert(0, _finder)
@@ -58,7 +58,7 @@ def __getattr__(name: str) -> "Any":
 
         return status
     if name == "backend":
-        from jetson_mamba.ops.selection import backend
+        from jetson_mamba.dispatch.selection import backend
 
         return backend
     if name == "activated_by":  # "import", or "startup file" in jetson_mamba.startup

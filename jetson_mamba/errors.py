@@ -1,4 +1,4 @@
-"""What a command, or the hook, says where it cannot do its work."""
+"""What a command, the hook or a backend says where it cannot do its work."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ class Refused(Exception):
     def __init__(self, reason: str, advice: str | None = None) -> None:
         super().__init__(reason)
         self.advice = advice
+
+
+class Unavailable(Exception):
+    """A backend does not apply here: not installed, or not made for this device or dtype."""
 
 
 class LeftOut(NamedTuple):

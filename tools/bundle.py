@@ -12,8 +12,9 @@ import json
 import sys
 from pathlib import Path
 
-from jetson_mamba import cache, copies
-from jetson_mamba.finder import TARGETS
+from jetson_mamba import cache
+from jetson_mamba.hook import copies
+from jetson_mamba.hook.finder import TARGETS
 from tests.releases.download import MAMBA_SSM, release_path
 
 FOLDER = Path(__file__).resolve().parent.parent / "vendored_overrides" / "copies"

@@ -11,11 +11,11 @@ import json
 import sys
 from pathlib import Path
 
-from jetson_mamba import copies
-from jetson_mamba.finder import TARGETS
+from jetson_mamba.hook import copies
+from jetson_mamba.hook.finder import TARGETS
+from jetson_mamba.hook.texts import Texts
 from jetson_mamba.rewrite.closure import closure
 from jetson_mamba.rewrite.edit import WAY_PAST
-from jetson_mamba.texts import Texts
 from tests.releases.download import MAMBA_SSM, release_path
 
 FILE = Path(__file__).resolve().parent.parent / "vendored_overrides" / "known.json"

@@ -4,7 +4,7 @@ from typing import List, Optional
 
 import typer
 
-from jetson_mamba import runner
+from jetson_mamba.hook import runner
 
 # What stands after the script belongs to the script, whatever it looks like.
 SETTINGS = {"ignore_unknown_options": True, "allow_interspersed_args": False}

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 
 from jetson_mamba import cache, forks
-from jetson_mamba.ops.backends import Unavailable
+from jetson_mamba.errors import Unavailable
 
 OPTIONS = ("--std=c++17", "--ptxas-options=-v", "--device-as-default-execution-space")
 CACHE_DIRECTORY = "cubins"

@@ -3,21 +3,26 @@
 The copies know these names and nothing else of this package.
 """
 
-from jetson_mamba.ops import selection
-from jetson_mamba.ops.autocast import autocast_dtype
-from jetson_mamba.ops.block_modules import calling_modules
-from jetson_mamba.ops.blocks import forward_by_graph, step_by_graph
+from jetson_mamba.dispatch import selection
+from jetson_mamba.dispatch.autocast import autocast_dtype
+from jetson_mamba.dispatch.block_modules import calling_modules
+from jetson_mamba.dispatch.in_place import addmm
+from jetson_mamba.dispatch.paths import through_autograd
+from jetson_mamba.dispatch.projections import may_be_fused
+from jetson_mamba.dispatch.triton_dispatch import where_triton_runs
+from jetson_mamba.dispatch.twice import twice_differentiable
+from jetson_mamba.dispatch.unchecked import by_name, unchecked
 from jetson_mamba.ops.causal_conv1d import (
     causal_conv1d_bwd,
     causal_conv1d_fn,
     causal_conv1d_update,
 )
-from jetson_mamba.ops.in_place import addmm
-from jetson_mamba.ops.layer_norm_linear import layer_norm_linear_fn
+from jetson_mamba.ops.decoding import selective_state_update
 from jetson_mamba.ops.mamba_inner import mamba_inner_fn, through_inner_autograd
 from jetson_mamba.ops.norms import (
     layer_norm_again,
     layer_norm_fn,
+    layer_norm_linear_fn,
     layer_norm_of_1,
     layernorm_fn,
     rms_norm_fn,
@@ -25,14 +30,11 @@ from jetson_mamba.ops.norms import (
     rmsnorm_fn,
     through_norm_autograd,
 )
-from jetson_mamba.ops.paths import through_autograd
-from jetson_mamba.ops.projections import may_be_fused
 from jetson_mamba.ops.selective_scan import (
     selective_scan_bwd,
     selective_scan_fn,
     selective_scan_fwd,
 )
-from jetson_mamba.ops.selective_state_update import selective_state_update
 from jetson_mamba.ops.ssd import (
     mamba_chunk_scan_combined,
     mamba_split_conv1d_scan_combined,
@@ -40,9 +42,7 @@ from jetson_mamba.ops.ssd import (
     triton_runs_on,
 )
 from jetson_mamba.ops.swiglu import swiglu_backward, swiglu_forward
-from jetson_mamba.ops.triton_dispatch import where_triton_runs
-from jetson_mamba.ops.twice import twice_differentiable
-from jetson_mamba.ops.unchecked import by_name, unchecked
+from jetson_mamba.replay.blocks import forward_by_graph, step_by_graph
 
 __all__ = [
     "addmm",

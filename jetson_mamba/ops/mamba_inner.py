@@ -13,11 +13,12 @@ from typing import Any, Mapping, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from .autocast import autocast_dtype
-from .captured import Captured, Weights
+from jetson_mamba.dispatch.autocast import autocast_dtype
+from jetson_mamba.dispatch.paths import may_replay, through_autograd, without_gradients
+from jetson_mamba.dispatch.projections import may_be_fused, passed
+from jetson_mamba.replay.captured import Captured, Weights
+
 from .causal_conv1d import causal_conv1d_fn
-from .paths import may_replay, through_autograd, without_gradients
-from .projections import may_be_fused, passed
 from .selective_scan import selective_scan_fn
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from jetson_mamba.dispatch.tracing import sizes
+
 from .ssd import gates
-from .tracing import sizes
 
 
 def swiglu_forward(xy: Tensor, out: Tensor | None = None) -> Tensor:

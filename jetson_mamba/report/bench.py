@@ -18,6 +18,9 @@ import torch
 from torch import Tensor
 
 import jetson_mamba
+from jetson_mamba.dispatch.backends import first_line
+from jetson_mamba.dispatch.selection import OPS
+from jetson_mamba.errors import Unavailable
 from jetson_mamba.kernels import compiler
 from jetson_mamba.ops import (
     causal_conv1d_bwd,
@@ -25,8 +28,6 @@ from jetson_mamba.ops import (
     selective_scan_bwd,
     selective_scan_fwd,
 )
-from jetson_mamba.ops.backends import Unavailable, first_line
-from jetson_mamba.ops.selection import OPS
 from jetson_mamba.report.machine import driver
 from jetson_mamba.report.timing import Timer
 

@@ -9,8 +9,8 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from typing import Any
 
 import jetson_mamba
-from jetson_mamba import copies
-from jetson_mamba.finder import TARGETS
+from jetson_mamba.hook import copies
+from jetson_mamba.hook.finder import TARGETS
 from jetson_mamba.report.installed import module_file
 from jetson_mamba.report.status import Target, outcome_of, with_copy
 from jetson_mamba.rewrite import Refused

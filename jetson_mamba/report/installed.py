@@ -13,7 +13,7 @@ from importlib import metadata
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import NamedTuple, Sequence
 
-from jetson_mamba.finder import is_a
+from jetson_mamba.hook.finder import is_a
 
 
 class Distribution(NamedTuple):

@@ -8,9 +8,10 @@ import re
 from dataclasses import dataclass
 from typing import Iterator
 
-from jetson_mamba import cache, copies, overrides
+from jetson_mamba import cache
 from jetson_mamba.errors import CannotRun
-from jetson_mamba.finder import TARGETS
+from jetson_mamba.hook import copies, overrides
+from jetson_mamba.hook.finder import TARGETS
 from jetson_mamba.report import installed
 
 NAME = re.compile(r"(\w+)-[0-9a-f]{32}\.py")

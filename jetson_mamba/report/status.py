@@ -13,8 +13,8 @@ from importlib.util import find_spec
 from typing import Any
 
 import jetson_mamba
-from jetson_mamba import copies
-from jetson_mamba.finder import TARGETS, is_a, loader_of
+from jetson_mamba.hook import copies
+from jetson_mamba.hook.finder import TARGETS, is_a, loader_of
 from jetson_mamba.rewrite import Refused
 from jetson_mamba.startup.files import StartupFile, installed
 
@@ -119,7 +119,7 @@ def status(look_ahead: bool = False) -> Status:
 
 
 def with_copy(name: str, state: str, modified: Any) -> Target:
-    """A target that runs, or would run, from a :class:`~jetson_mamba.copies.ModifiedCopy`."""
+    """A target that runs, or would run, from a :class:`~jetson_mamba.hook.copies.ModifiedCopy`."""
     left_out = tuple(LeftOut(*each) for each in getattr(modified, "left_out", ()))
     return Target(name, state, modified.origin, modified.path, modified.edits, None, left_out)
 
@@ -176,7 +176,7 @@ def _expected(name: str) -> Target:
 
 
 def _selections() -> tuple[Selected, ...]:
-    selection = sys.modules.get("jetson_mamba.ops.selection")
+    selection = sys.modules.get("jetson_mamba.dispatch.selection")
     if selection is None:
         return ()
     return tuple(
@@ -188,7 +188,7 @@ def _selections() -> tuple[Selected, ...]:
 
 def _backends() -> tuple[Backend, ...]:
     """Every case that an op has met as it selects, in the order in which it met them."""
-    machinery = sys.modules.get("jetson_mamba.ops.backends")
+    machinery = sys.modules.get("jetson_mamba.dispatch.backends")
     if machinery is None:
         return ()
     ops = {

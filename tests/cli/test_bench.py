@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from jetson_mamba.ops import selection
+from jetson_mamba.dispatch import selection
 from jetson_mamba.report import bench
 from jetson_mamba.report.timing import Timer
 from tests.cli.command import jetson_mamba, shadow

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import jetson_mamba  # noqa: F401 - activates the overrides
-from jetson_mamba.ops.paths import inference_path
+from jetson_mamba.dispatch.paths import inference_path
 from tests import checks
 from tests.references.tolerance import relative_norm
 

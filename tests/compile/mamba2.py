@@ -189,7 +189,7 @@ def double() -> Results:
 
 def inference() -> Results:
     """Calls without gradients, on the inference path and past it, against those with."""
-    from jetson_mamba.ops.paths import inference_path
+    from jetson_mamba.dispatch.paths import inference_path
 
     for name, subject in (
         *(("block", block()), ("MLP", block(d_ssm=16)), ("model", model())),

@@ -15,8 +15,8 @@ from typing import Any, Callable
 
 import pytest
 
+from jetson_mamba.errors import Unavailable
 from jetson_mamba.kernels import compiler as compiler_of_kernels
-from jetson_mamba.ops.backends import Unavailable
 from jetson_mamba.report.findings import OTHERS, SYMPTOMS
 from jetson_mamba.report.machine import ELF_MACHINES
 from tests.doctor.sandbox import REPOSITORY, Machine, healthy
@@ -387,7 +387,8 @@ import os
 from typing import NamedTuple
 
 ops.__path__ = [os.path.join(os.path.dirname(jetson_mamba.__file__), "ops")]
-from jetson_mamba.ops.backends import Op, Unavailable
+from jetson_mamba.errors import Unavailable
+from jetson_mamba.dispatch.backends import Op
 
 
 class Case(NamedTuple):
@@ -493,7 +494,7 @@ def test_a_backend_that_is_named_and_there_is_not(machine: Machine) -> None:
 def test_a_text_that_is_not_understood(machine: Machine) -> None:
     healthy(machine)
     (machine.site / "mamba_ssm").unlink()
-    shutil.copytree(REPOSITORY / "jetson_mamba" / "stand_in", machine.site / "mamba_ssm")
+    shutil.copytree(REPOSITORY / "jetson_mamba" / "hook" / "stand_in", machine.site / "mamba_ssm")
     (machine.site / "mamba_ssm" / "ops").mkdir()
     (machine.site / "mamba_ssm" / "ops" / "selective_scan_interface.py").write_text(
         "import causal_conv1d_cuda\ndef f(x):\n    return causal_conv1d_cuda.causal_conv1d_fwd(x)\n"
@@ -518,7 +519,7 @@ def test_a_hook_that_another_finder_goes_before(machine: Machine) -> None:
     )
     report = machine.examine(hook=True, first=code)
     assert report["hook"]["taken_by"] == "__main__.Other"
-    assert report["hook"]["finders"][:2] == ["__main__.Other", "jetson_mamba.finder.Finder"]
+    assert report["hook"]["finders"][:2] == ["__main__.Other", "jetson_mamba.hook.finder.Finder"]
     assert [each["symptom"] for each in report["findings"]] == ["bypassed"]
 
 

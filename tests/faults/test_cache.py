@@ -104,7 +104,7 @@ def test_a_failing_disk(sandbox: Sandbox, call: str, cached: bool) -> None:
     """
     # Only for the import of the copy: Python itself uses these calls.
     within = f"""
-    from jetson_mamba import copies
+    from jetson_mamba.hook import copies
     find = copies.find
     def find_failing(*arguments):
         os.{call} = fail
@@ -230,7 +230,7 @@ def test_a_cache_that_is_emptied_meanwhile(sandbox: Sandbox, cached: bool) -> No
         served(sandbox)
     emptied = f"""
     import shutil
-    from jetson_mamba import copies
+    from jetson_mamba.hook import copies
     find = copies.find
     def find_and_empty(*arguments):
         found = find(*arguments)

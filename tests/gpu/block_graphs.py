@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import jetson_mamba  # noqa: F401 - activates the overrides
-from jetson_mamba.ops import captured
-from jetson_mamba.ops.paths import inference_path
+from jetson_mamba.dispatch.paths import inference_path
+from jetson_mamba.replay import captured
 from tests import checks
 from tests.references.tolerance import relative_norm
 

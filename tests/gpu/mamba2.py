@@ -29,7 +29,7 @@ def in_bfloat16(subject: Subject) -> Subject:
 
 def repeated() -> int:
     """How many kinds of calls of Mamba-2 are repeated; fails if one is not, with the reason."""
-    from jetson_mamba.ops import norm_launches
+    from jetson_mamba.ops.norms import triton as norm_launches
     from jetson_mamba.ops.ssd import op
 
     backends = {op.implementation(case).mixer_forward.__self__ for case in op.choices()}  # type: ignore[attr-defined]
@@ -46,8 +46,9 @@ def inference() -> Results:
 
     Once by launches that are repeated one by one, and once by CUDA graphs.
     """
-    from jetson_mamba.ops import captured, norm_launches
-    from jetson_mamba.ops.paths import inference_path
+    from jetson_mamba.dispatch.paths import inference_path
+    from jetson_mamba.ops.norms import triton as norm_launches
+    from jetson_mamba.replay import captured
 
     subjects = {
         "block": block(),

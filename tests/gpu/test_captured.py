@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from jetson_mamba.ops import captured, causal_conv1d, mamba_inner, selective_scan
-from jetson_mamba.ops.captured import Captured
+from jetson_mamba.ops import causal_conv1d, mamba_inner, selective_scan
 from jetson_mamba.ops.mamba_inner import mamba_inner_fn
+from jetson_mamba.replay import captured
+from jetson_mamba.replay.captured import Captured
 
 pytestmark = [
     pytest.mark.gpu,
@@ -277,7 +278,7 @@ def test_the_first_call_of_an_op_in_a_capture_of_the_user_leaves_the_capture_who
 
 LEAVES_GRAPHS = """
 import os, sys, torch
-from jetson_mamba.ops.captured import Captured, MEMORY
+from jetson_mamba.replay.captured import Captured, MEMORY
 call = Captured(lambda inputs, weights: (inputs[0] @ weights[0],))
 weight = torch.randn(8, 8, device="cuda")
 with torch.no_grad():

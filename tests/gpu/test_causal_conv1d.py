@@ -7,8 +7,9 @@ from typing import Iterator
 import pytest
 import torch
 
+from jetson_mamba.dispatch.backends import Op
+from jetson_mamba.errors import Unavailable
 from jetson_mamba.ops import causal_conv1d as op
-from jetson_mamba.ops.backends import Op, Unavailable
 from jetson_mamba.ops.causal_conv1d import causal_conv1d_fn, causal_conv1d_update
 from jetson_mamba.ops.causal_conv1d.contract import Case
 from tests.ops.conv1d_setups import SETUPS, Setup, check, name

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from jetson_mamba.dispatch.backends import Op
+from jetson_mamba.dispatch.compiled import compiled_module
+from jetson_mamba.errors import Unavailable
 from jetson_mamba.ops import selective_scan
-from jetson_mamba.ops.backends import Op, Unavailable
-from jetson_mamba.ops.compiled import compiled_module
 from tests.ops.test_selective_scan import (
     VARIANTS,
     Arguments,

@@ -102,7 +102,7 @@ def test_a_checkout_is_checked_out_again_by_a_command_that_works(
     assert project.repair().startswith(f"put the files that are missing in {project.site} back")
     for command in ("init -q", "add .", "-c user.name=x -c user.email=x commit -q -m x"):
         subprocess.run(["git", "-C", project.site, *command.split()], check=True)
-    lost = project.site / "jetson_mamba" / "copies.py"
+    lost = project.site / "jetson_mamba" / "hook" / "copies.py"
     lost.unlink()
     subprocess.run(shlex.split(project.repair()), check=True, capture_output=True)
     assert lost.exists()

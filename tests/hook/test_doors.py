@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from jetson_mamba.stand_in import causal_conv1d_cuda, selective_scan_cuda
-from jetson_mamba.stand_in.causal_conv1d import causal_conv1d_interface as interface
-from jetson_mamba.stand_in.causal_conv1d import cpp_functions
+from jetson_mamba.hook.stand_in import causal_conv1d_cuda, selective_scan_cuda
+from jetson_mamba.hook.stand_in.causal_conv1d import causal_conv1d_interface as interface
+from jetson_mamba.hook.stand_in.causal_conv1d import cpp_functions
 from tests.hook.pythons import interpreters
 from tests.hook.sandbox import REPOSITORY, Sandbox
 from tests.references.causal_conv1d import convolve, update
@@ -306,7 +306,7 @@ def test_one_that_cannot_be_imported_is_replaced_and_the_reason_kept(
         recorder=False,
     ).splitlines()
     for name, file, told in zip(EXTENSIONS, printed[::2], printed[1::2]):
-        assert file == f"False {REPOSITORY / 'jetson_mamba' / 'stand_in' / name}.py"
+        assert file == f"False {REPOSITORY / 'jetson_mamba' / 'hook' / 'stand_in' / name}.py"
         assert told.startswith("ImportError: ") and reason in told
 
 

@@ -65,7 +65,7 @@ def test_any_other_name_is_left_alone_without_input_or_output(sandbox: Sandbox) 
                 "json", "mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.triton.ssd_bmm",
                 "selective_scan_interface", "x.mamba_ssm.ops.selective_scan_interface",
             )]
-            print(set(results), events, "jetson_mamba.copies" in sys.modules)
+            print(set(results), events, "jetson_mamba.hook.copies" in sys.modules)
             """
         )
         == "{None} [] False"

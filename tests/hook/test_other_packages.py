@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import startup
-from jetson_mamba.finder import TAILS, TARGETS, WATCHED
+from jetson_mamba.hook.finder import TAILS, TARGETS, WATCHED
 from tests.hook.pythons import oldest_own_newest
 from tests.hook.sandbox import COMBINED, INTERFACE, Sandbox
 from tests.hook.test_import import UNKNOWN_FORM
@@ -91,7 +91,7 @@ def test_any_other_is_left_alone_without_a_word(sandbox: Sandbox, case: str, mod
 
 def test_a_text_without_its_words_costs_no_import_of_ours(sandbox: Sandbox) -> None:
     put(sandbox, "x.ops.selective_scan_interface", "VALUE = 1\n")
-    code = "import x.ops.selective_scan_interface\nprint('jetson_mamba.copies' in sys.modules)"
+    code = "import x.ops.selective_scan_interface\nprint('jetson_mamba.hook.copies' in sys.modules)"
     assert sandbox.output(code) == "False"
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jetson_mamba import copies
+from jetson_mamba.hook import copies
 from jetson_mamba.rewrite import Override, Refused, Rewritten, rewrite
 
 OVERRIDE = copies.override("mamba_ssm.ops.selective_scan_interface")

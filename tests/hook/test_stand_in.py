@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from jetson_mamba.stand_in.causal_conv1d.causal_conv1d_varlen import causal_conv1d_varlen_states
+from jetson_mamba.hook.stand_in.causal_conv1d.causal_conv1d_varlen import (
+    causal_conv1d_varlen_states,
+)
 from tests.hook.sandbox import Sandbox
 
 CODE = """

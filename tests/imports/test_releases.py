@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from jetson_mamba.finder import TARGETS
-from jetson_mamba.missing import PACKAGES
+from jetson_mamba.hook.finder import TARGETS
+from jetson_mamba.hook.missing import PACKAGES
 from tests.releases.download import MAMBA_SSM, release_path
 from tests.releases.test_blocks import python
 

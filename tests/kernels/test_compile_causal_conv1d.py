@@ -12,8 +12,8 @@ from typing import Iterator, NamedTuple
 import pytest
 import torch
 
+from jetson_mamba.errors import Unavailable
 from jetson_mamba.kernels import compiler
-from jetson_mamba.ops.backends import Unavailable
 from jetson_mamba.ops.causal_conv1d import cuda
 from jetson_mamba.ops.causal_conv1d.contract import Case
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from jetson_mamba.errors import Unavailable
 from jetson_mamba.kernels import compiler
-from jetson_mamba.ops.backends import Unavailable
 from jetson_mamba.ops.selective_scan import cuda
 
 ARCHITECTURES = ("sm_72", "sm_80", "sm_87", "sm_90", "sm_110")

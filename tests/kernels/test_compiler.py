@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from jetson_mamba.errors import Unavailable
 from jetson_mamba.kernels import compiler
-from jetson_mamba.ops.backends import Unavailable
 
 SOURCE, ENTRY = "causal_conv1d_sum.cu", "causal_conv1d_sum"
 DEFINES = (("WIDTH", "4"), ("WEIGHT", "float"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from jetson_mamba.finder import TARGETS
+from jetson_mamba.hook.finder import TARGETS
 from tests import emulated
 from tests.matrix.cell import Cell
 from tests.releases.download import CAUSAL_CONV1D, INCOMPLETE, MAMBA_SSM, release_path

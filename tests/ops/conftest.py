@@ -7,7 +7,7 @@ from typing import Iterator
 import pytest
 import torch
 
-from jetson_mamba.ops import captured
+from jetson_mamba.replay import captured
 from tests.ops.imitated import Imitated
 
 real_stream = captured._stream

@@ -8,7 +8,8 @@ from typing import Any, Callable
 
 import pytest
 
-from jetson_mamba.ops.backends import Op, Unavailable
+from jetson_mamba.dispatch.backends import Op
+from jetson_mamba.errors import Unavailable
 
 Load = Callable[[str], str]
 

@@ -23,15 +23,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from jetson_mamba.ops import backends
-from jetson_mamba.ops.backends import (
+from jetson_mamba.dispatch import backends
+from jetson_mamba.dispatch.backends import (
     BackendWarning,
     Choice,
     Op,
     Selection,
-    Unavailable,
     first_line,
 )
+from jetson_mamba.errors import Unavailable
 from tests.ops.small_op import broken, serve, small_op, unavailable
 
 Make = Callable[..., "Op[str, str]"]

@@ -18,9 +18,9 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from jetson_mamba.ops import captured
-from jetson_mamba.ops.blocks import forward_by_graph, step_by_graph
-from jetson_mamba.ops.paths import inference_path
+from jetson_mamba.dispatch.paths import inference_path
+from jetson_mamba.replay import captured
+from jetson_mamba.replay.blocks import forward_by_graph, step_by_graph
 from tests.ops.imitated import Imitated
 
 SLOPE = 1.0

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from jetson_mamba.ops import captured
-from jetson_mamba.ops.captured import Captured
+from jetson_mamba.replay import captured
+from jetson_mamba.replay.captured import Captured
 from tests.ops.imitated import Imitated
 
 

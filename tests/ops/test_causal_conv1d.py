@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from jetson_mamba.dispatch.backends import BackendWarning, Op
+from jetson_mamba.dispatch.paths import Way
 from jetson_mamba.ops import causal_conv1d as op
-from jetson_mamba.ops.backends import BackendWarning, Op
 from jetson_mamba.ops.causal_conv1d import (
     causal_conv1d_bwd,
     causal_conv1d_fn,
@@ -24,7 +25,6 @@ from jetson_mamba.ops.causal_conv1d import (
     pytorch,
 )
 from jetson_mamba.ops.causal_conv1d.contract import Case, Implementation
-from jetson_mamba.ops.paths import Way
 from tests import emulated
 from tests.ops.conv1d_setups import LAYOUTS, SETUPS, Setup, check, laid_out, name
 from tests.ops.ways import going

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from jetson_mamba.ops import cuda_graph
+from jetson_mamba.replay import cuda_graph
 
 HANDLE, STREAM, DEVICE = (0, 5), 7, 1
 # A pool begins with a part of its own, and gives it back at its end.

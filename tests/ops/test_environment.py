@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import jetson_mamba
-from jetson_mamba.ops import environment
-from jetson_mamba.ops.environment import environment_key
+from jetson_mamba.dispatch import environment
+from jetson_mamba.dispatch.environment import environment_key
 
 CPU = torch.device("cpu")
 
@@ -127,7 +127,7 @@ SAID_BY_ONE_WAY_AND_ASKED_BY_ANOTHER = """
 import itertools, warnings
 warnings.simplefilter("ignore")
 import torch
-from jetson_mamba.ops.environment import environment_key
+from jetson_mamba.dispatch.environment import environment_key
 b = torch.backends
 says = [
     lambda: setattr(b, "fp32_precision", "ieee"),

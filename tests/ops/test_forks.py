@@ -17,9 +17,9 @@ import torch
 
 import jetson_mamba
 from jetson_mamba import forks
-from jetson_mamba.ops import captured
-from jetson_mamba.ops.captured import Captured
-from jetson_mamba.ops.memo import Memo
+from jetson_mamba.dispatch.memo import Memo
+from jetson_mamba.replay import captured
+from jetson_mamba.replay.captured import Captured
 from tests.ops.imitated import Imitated
 from tests.ops.small_op import small_op
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from jetson_mamba.ops import launches
-from jetson_mamba.ops.launches import Repeatable
+from jetson_mamba.replay import launches
+from jetson_mamba.replay.launches import Repeatable
 
 triton = pytest.importorskip("triton", minversion="3.3")  # before, it wants a GPU to tune on
 from triton import language as tl  # noqa: E402

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from jetson_mamba.dispatch.paths import inference_path, through_autograd
 from jetson_mamba.ops import mamba_inner_fn
-from jetson_mamba.ops.paths import inference_path, through_autograd
 from tests.references.selective_scan import selective_scan_reference
 from tests.references.ssd import convolution
 from tests.references.tolerance import relative_norm

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jetson_mamba.ops.memo import Memo
+from jetson_mamba.dispatch.memo import Memo
 
 
 class Thing:

@@ -13,7 +13,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jetson_mamba import ops
-from jetson_mamba.ops import norm_launches, norms, ssd, triton_dispatch
+from jetson_mamba.dispatch import triton_dispatch
+from jetson_mamba.ops import ssd
+from jetson_mamba.ops.norms import op as norms
+from jetson_mamba.ops.norms import triton as norm_launches
 
 
 class Watched(Tensor):

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 import jetson_mamba
+from jetson_mamba.dispatch import selection
+from jetson_mamba.dispatch.backends import Op
 from jetson_mamba.ops import (
     causal_conv1d_fn,
-    selection,
     selective_scan_fn,
     ssd,
     through_triton_autograd,
 )
-from jetson_mamba.ops.backends import Op
 from tests.ops.small_op import serve, small_op, unavailable
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent

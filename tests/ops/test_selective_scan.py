@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 import tests.emulated
+from jetson_mamba.dispatch.backends import BackendWarning, Op
+from jetson_mamba.dispatch.paths import Way
 from jetson_mamba.ops import selective_scan
-from jetson_mamba.ops.backends import BackendWarning, Op
-from jetson_mamba.ops.paths import Way
 from jetson_mamba.ops.selective_scan import (
     selective_scan_bwd,
     selective_scan_fn,

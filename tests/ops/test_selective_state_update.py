@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from jetson_mamba.ops import selective_state_update, triton_dispatch, where_triton_runs
+from jetson_mamba.dispatch import triton_dispatch
+from jetson_mamba.ops import where_triton_runs
+from jetson_mamba.ops.decoding import selective_state_update
 from tests.references.selective_state_update import selective_state_update_reference
 from tests.references.tolerance import TOLERANCES, relative_norm
 

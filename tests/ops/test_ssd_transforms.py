@@ -15,8 +15,8 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from jetson_mamba.dispatch.operators import has_operators
 from jetson_mamba.ops import ssd
-from jetson_mamba.ops.operators import has_operators
 from tests.ops.test_ssd import (
     leaves,
     mixer,

@@ -7,9 +7,9 @@ from typing import Any, Callable
 import pytest
 import torch
 
+from jetson_mamba.dispatch.operators import has_operators
+from jetson_mamba.dispatch.paths import Way
 from jetson_mamba.ops import ssd
-from jetson_mamba.ops.operators import has_operators
-from jetson_mamba.ops.paths import Way
 from tests.ops.test_ssd import (
     MIXERS,
     TOLERANCE,

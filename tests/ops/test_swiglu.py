@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from jetson_mamba.dispatch.autocast import autocast_dtype
 from jetson_mamba.ops import layer_norm_linear_fn, swiglu_backward, swiglu_forward
-from jetson_mamba.ops.autocast import autocast_dtype
 from tests.references.tolerance import TOLERANCES, relative_norm
 
 # Untyped, so that what they return can be unpacked.

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from jetson_mamba.dispatch.backends import Op
 from jetson_mamba.ops import (
     causal_conv1d,
     causal_conv1d_fn,
@@ -18,7 +19,6 @@ from jetson_mamba.ops import (
     selective_scan,
     selective_scan_fn,
 )
-from jetson_mamba.ops.backends import Op
 from jetson_mamba.ops.causal_conv1d import causal_conv1d_update
 from tests.references.tolerance import relative_norm
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from jetson_mamba import ops, triton_there
+from jetson_mamba.dispatch import triton_dispatch
 from jetson_mamba.ops.ssd import triton_runs
 
 GPU = torch.device("cuda", 0)
@@ -101,9 +102,7 @@ def test_a_function_goes_to_its_op_where_the_launch_fails(
     launches: list[BaseException | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_gpu: Callable[[Any], bool] = triton_runs.triton_runs_on
-    monkeypatch.setattr(
-        ops.triton_dispatch, "triton_runs_on", lambda device: on_gpu(GPU), raising=True
-    )
+    monkeypatch.setattr(triton_dispatch, "triton_runs_on", lambda device: on_gpu(GPU), raising=True)
     launches.append(FAILURES[0])
     function = ops.where_triton_runs(lambda x: "launched", lambda x: "computed")
     with pytest.warns(RuntimeWarning, match="ptxas"):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from jetson_mamba.ops.twice import keeps_copies, twice_differentiable
+from jetson_mamba.dispatch.twice import keeps_copies, twice_differentiable
 
 SEEN: list[tuple[bool, ...]] = []
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from jetson_mamba.ops.unchecked import by_name, unchecked
+from jetson_mamba.dispatch.unchecked import by_name, unchecked
 
-module = sys.modules["jetson_mamba.ops.unchecked"]  # in ops its name is the function's
+module = sys.modules["jetson_mamba.dispatch.unchecked"]  # in ops its name is the function's
 
 
 def op(x: Tensor, scale: float = 1.0, limits: tuple[float, float] = (0.0, 1.0)) -> Any:

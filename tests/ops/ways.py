@@ -9,7 +9,7 @@ from typing import Any, Iterator
 import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from jetson_mamba.ops.paths import Way
+from jetson_mamba.dispatch.paths import Way
 
 
 class Listening(TorchDispatchMode):

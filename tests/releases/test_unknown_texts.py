@@ -22,7 +22,7 @@ import os, sys, warnings
 from importlib.machinery import SourceFileLoader
 import torch
 import jetson_mamba
-from jetson_mamba import copies
+from jetson_mamba.hook import copies
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     from mamba_ssm import MambaLMHeadModel

@@ -18,7 +18,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
-from jetson_mamba.ops.backends import Op
+from jetson_mamba.dispatch.backends import Op
 
 VOCABULARY, BATCH, SEQLEN, STEPS = 50, 2, 21, 3
 SHARED = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2}

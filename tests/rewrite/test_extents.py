@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from jetson_mamba import copies
+from jetson_mamba.hook import copies
 from jetson_mamba.rewrite import Refused, rewrite
 from tests.rewrite.known import rewrite_as_known
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jetson_mamba import copies
+from jetson_mamba.hook import copies
 from jetson_mamba.rewrite import rewrite
 
 GENERATION = copies.override("mamba_ssm.utils.generation")

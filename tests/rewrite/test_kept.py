@@ -11,8 +11,8 @@ from typing import Iterator
 
 import pytest
 
-from jetson_mamba import copies
 from jetson_mamba.errors import LeftOut
+from jetson_mamba.hook import copies
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 TARGET = "mamba_ssm.modules.mamba_simple"
@@ -24,7 +24,7 @@ class Mamba(torch.nn.Module):
 PROGRAM = """
 import sys
 from pathlib import Path
-from jetson_mamba import copies
+from jetson_mamba.hook import copies
 
 name = copies.file_name("mamba_ssm.ops.selective_scan_interface", b"a text")
 for each in sys.stdin:
@@ -43,6 +43,7 @@ def deciding(site: Path) -> Iterator[Path]:
     yield from (site / "vendored_overrides").rglob("*.py")
     yield site / "vendored_overrides" / "known.json"
     yield from (site / "jetson_mamba" / "rewrite").rglob("*.py")
+    yield from (site / "jetson_mamba" / "hook").rglob("*.py")
     yield from (site / "jetson_mamba").glob("*.py")
 
 
@@ -51,7 +52,7 @@ def test_whatever_decides_what_is_in_a_copy_is_in_its_name(tmp_path: Path) -> No
         left_out = shutil.ignore_patterns("__pycache__", "copies")
         shutil.copytree(REPOSITORY / package, tmp_path / package, ignore=left_out)
     (tmp_path / "vendored_overrides" / "added_later.py").touch()
-    files = [*deciding(tmp_path), tmp_path / "jetson_mamba" / "ops" / "norms.py"]
+    files = [*deciding(tmp_path), tmp_path / "jetson_mamba" / "ops" / "swiglu.py"]
     assert len(files) > 35
     done = subprocess.run(
         [sys.executable, "-S", "-c", PROGRAM],

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from jetson_mamba import copies
-from jetson_mamba.finder import TARGETS
+from jetson_mamba.hook import copies
+from jetson_mamba.hook.finder import TARGETS
+from jetson_mamba.hook.texts import Texts
 from jetson_mamba.rewrite import rewrite
-from jetson_mamba.texts import Texts
 from tests.releases.download import release_path
 
 OVERRIDE = copies.override("mamba_ssm.ops.selective_scan_interface")

@@ -13,7 +13,7 @@ from typing import Any, Callable, Iterator
 
 import pytest
 
-from jetson_mamba import copies
+from jetson_mamba.hook import copies
 from jetson_mamba.rewrite import Refused, rewrite
 
 OVERRIDE = copies.override("mamba_ssm.ops.selective_scan_interface")

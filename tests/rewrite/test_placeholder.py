@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from jetson_mamba import copies, triton_there
+from jetson_mamba import triton_there
 from jetson_mamba.compat import without_triton
+from jetson_mamba.hook import copies
 
 TARGET = "mamba_ssm.ops.any_kernels"
 

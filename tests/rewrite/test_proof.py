@@ -7,7 +7,7 @@ from typing import Callable, NamedTuple
 
 import pytest
 
-from jetson_mamba import copies
+from jetson_mamba.hook import copies
 from jetson_mamba.rewrite import Override, Refused, nodes, rewrite
 from jetson_mamba.rewrite.draft import Draft
 from jetson_mamba.rewrite.edit import CORE

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import jetson_mamba.ops
-from jetson_mamba import copies
+from jetson_mamba.hook import copies
 from jetson_mamba.rewrite import LeftOut, Override, rewrite
 from tests.rewrite.known import rewrite_as_known
 

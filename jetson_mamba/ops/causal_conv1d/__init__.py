@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import twice
-from ..backends import Op
-from ..in_place import count_write, version
-from ..paths import Way, is_batched, is_transformed, way, way_back
-from ..tracing import untraced
+from jetson_mamba.dispatch import twice
+from jetson_mamba.dispatch.backends import Op
+from jetson_mamba.dispatch.in_place import count_write, version
+from jetson_mamba.dispatch.paths import Way, is_batched, is_transformed, way, way_back
+from jetson_mamba.dispatch.tracing import untraced
+
 from . import composed, pytorch
 from .checks import check, check_backward, check_states, check_update, is_silu
 from .contract import Case, Gradients, Implementation

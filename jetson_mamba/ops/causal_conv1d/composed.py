@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .. import twice
-from ..tracing import fixed, sizes
+from jetson_mamba.dispatch import twice
+from jetson_mamba.dispatch.tracing import fixed, sizes
+
 from .contract import Gradients
 
 

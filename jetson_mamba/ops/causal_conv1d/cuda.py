@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from jetson_mamba.errors import Unavailable
 from jetson_mamba.kernels import compiler
-from jetson_mamba.ops.backends import Unavailable
 
 from .contract import Case, Gradients, Implementation
 

@@ -14,8 +14,9 @@ from typing import Any, Callable, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import compiled
-from ..backends import Unavailable
+from jetson_mamba.dispatch import compiled
+from jetson_mamba.errors import Unavailable
+
 from . import pytorch
 from .contract import Case, Gradients, Implementation
 

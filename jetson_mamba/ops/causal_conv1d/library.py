@@ -7,9 +7,10 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
-from .. import twice
-from ..in_place import count_write, version
-from ..operators import define, laid_out_as, or_empty
+from jetson_mamba.dispatch import twice
+from jetson_mamba.dispatch.in_place import count_write, version
+from jetson_mamba.dispatch.operators import define, laid_out_as, or_empty
+
 from . import composed
 from .contract import Gradients, Implementation
 

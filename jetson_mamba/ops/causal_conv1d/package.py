@@ -14,7 +14,8 @@ from typing import Any, Callable
 
 from torch import Tensor
 
-from ..backends import Unavailable
+from jetson_mamba.errors import Unavailable
+
 from .contract import Case, Gradients, Implementation
 from .extension import Calls, around, calls, compiled_module, refuse
 

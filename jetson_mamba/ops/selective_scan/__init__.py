@@ -28,10 +28,11 @@ from typing import Any, Iterator
 import torch
 from torch import Tensor
 
-from .. import twice
-from ..backends import Op
-from ..in_place import count_write, version
-from ..paths import Way, is_batched, way, way_back
+from jetson_mamba.dispatch import twice
+from jetson_mamba.dispatch.backends import Op
+from jetson_mamba.dispatch.in_place import count_write, version
+from jetson_mamba.dispatch.paths import Way, is_batched, way, way_back
+
 from . import composed
 from .checks import (
     COMPLEX_DTYPES,

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..paths import Way
-from ..tracing import untraced
+from jetson_mamba.dispatch.paths import Way
+from jetson_mamba.dispatch.tracing import untraced
+
 from .contract import Case, Scan, real_dtype, weight_dtype
 
 REAL_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.functional import silu, softplus
 
-from .. import twice
-from ..tracing import fixed, is_traced, missing, sizes
+from jetson_mamba.dispatch import twice
+from jetson_mamba.dispatch.tracing import fixed, is_traced, missing, sizes
+
 from .contract import CHUNK, Gradients, Scan
 
 BLOCK = 16

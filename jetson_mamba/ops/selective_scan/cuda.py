@@ -18,8 +18,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from jetson_mamba.errors import Unavailable
+
 from ...kernels import compiler
-from ..backends import Unavailable
 from .contract import Case, Gradients, Implementation, Returning, Scan, Scanned
 
 Plan = TypeVar("Plan")

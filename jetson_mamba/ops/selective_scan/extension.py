@@ -13,8 +13,9 @@ from typing import Any, Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..backends import Unavailable
-from ..compiled import compiled_module
+from jetson_mamba.dispatch.compiled import compiled_module
+from jetson_mamba.errors import Unavailable
+
 from .contract import Case, Gradients, Implementation, Returning, Scan, Scanned, upstream_rows
 
 MODULE = "selective_scan_cuda"

@@ -8,8 +8,9 @@ from typing import Any, Callable, Iterable
 import torch
 from torch import Tensor
 
-from .. import twice
-from ..operators import define, forward_to, or_empty, real_tensors
+from jetson_mamba.dispatch import twice
+from jetson_mamba.dispatch.operators import define, forward_to, or_empty, real_tensors
+
 from . import composed
 from .contract import (
     Case,

@@ -15,12 +15,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..autocast import autocast_dtype, without_autocast
-from ..backends import Op
-from ..captured import Captured, Weights
-from ..paths import Way, may_replay, through_autograd, way
-from ..projections import Modules, passed
-from ..tracing import untraced
+from jetson_mamba.dispatch.autocast import autocast_dtype, without_autocast
+from jetson_mamba.dispatch.backends import Op
+from jetson_mamba.dispatch.paths import Way, may_replay, through_autograd, way
+from jetson_mamba.dispatch.projections import Modules, passed
+from jetson_mamba.dispatch.tracing import untraced
+from jetson_mamba.replay.captured import Captured, Weights
+
 from . import composed, pytorch
 from .checks import (
     check_chunk_size,

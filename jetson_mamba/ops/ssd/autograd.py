@@ -12,9 +12,10 @@ from typing import Any, Callable, NamedTuple, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from ..autocast import without_autocast
-from ..paths import Way, way_back
-from ..twice import gradients
+from jetson_mamba.dispatch.autocast import without_autocast
+from jetson_mamba.dispatch.paths import Way, way_back
+from jetson_mamba.dispatch.twice import gradients
+
 from .contract import Scan
 
 Tensors = Tuple[Optional[Tensor], ...]

@@ -7,8 +7,9 @@ from typing import Any, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..autocast import autocast_dtype
-from ..tracing import sizes
+from jetson_mamba.dispatch.autocast import autocast_dtype
+from jetson_mamba.dispatch.tracing import sizes
+
 from .contract import Mixer, Scan
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

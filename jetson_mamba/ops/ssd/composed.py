@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..autocast import without_autocast
-from ..tracing import is_traced, missing, sizes
+from jetson_mamba.dispatch.autocast import without_autocast
+from jetson_mamba.dispatch.tracing import is_traced, missing, sizes
+
 from .chunks import CHUNK, finite, resets_before, steps_taken
 from .contract import SCAN_TENSORS, Mixer, Scan
 from .gates import gate

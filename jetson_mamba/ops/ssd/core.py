@@ -12,9 +12,9 @@ from typing import Callable, NamedTuple, Tuple
 import torch
 from torch import Tensor
 
+from jetson_mamba.dispatch.autocast import without_autocast
 from jetson_mamba.ops.causal_conv1d import causal_conv1d_bwd
 
-from ..autocast import without_autocast
 from .contract import Core, CoreGradients, Mixer, Scan, ScanGradients
 from .gates import GatedRMSNorm
 from .mixer import Columns, convolved, inner_scan, norm_of, split_columns, split_heads

@@ -12,9 +12,10 @@ from typing import Any, Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..autocast import without_autocast
-from ..operators import define, or_empty
-from ..twice import gradients
+from jetson_mamba.dispatch.autocast import without_autocast
+from jetson_mamba.dispatch.operators import define, or_empty
+from jetson_mamba.dispatch.twice import gradients
+
 from . import composed
 from .contract import Core, CoreGradients, Implementation, Mixer, Scan, ScanGradients
 

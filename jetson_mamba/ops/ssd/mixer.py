@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from jetson_mamba.dispatch.autocast import without_autocast
+from jetson_mamba.dispatch.tracing import sizes
 from jetson_mamba.ops.causal_conv1d import causal_conv1d_fn
 
-from ..autocast import without_autocast
-from ..tracing import sizes
 from .contract import Mixer, Scan
 from .gates import GatedRMSNorm, gate, swiglu
 

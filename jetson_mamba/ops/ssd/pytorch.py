@@ -12,9 +12,9 @@ from typing import Any, Sequence
 import torch
 from torch import Tensor
 
+from jetson_mamba.dispatch.autocast import autocast_dtype, without_autocast
 from jetson_mamba.ops.causal_conv1d import causal_conv1d_bwd
 
-from ..autocast import autocast_dtype, without_autocast
 from . import chunks, composed, core
 from .autograd import Computation, Tensors, refuse_varlen_states
 from .contract import (

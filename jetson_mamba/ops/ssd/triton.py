@@ -14,9 +14,11 @@ from typing import Any, Callable, NamedTuple, Sequence
 import torch
 from torch import Tensor
 
-from ..autocast import autocast_dtype, without_autocast
-from ..backends import Unavailable, first_line
-from ..launches import Repeatable
+from jetson_mamba.dispatch.autocast import autocast_dtype, without_autocast
+from jetson_mamba.dispatch.backends import first_line
+from jetson_mamba.errors import Unavailable
+from jetson_mamba.replay.launches import Repeatable
+
 from . import composed, core
 from .autograd import Computation, Tensors, refuse_varlen_states
 from .contract import (

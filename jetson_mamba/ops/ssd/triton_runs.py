@@ -13,9 +13,8 @@ from typing import Any
 import torch
 
 from jetson_mamba import forks, triton_there
-
-from ..apart import Apart
-from ..passing import passing
+from jetson_mamba.dispatch.apart import Apart
+from jetson_mamba.dispatch.passing import passing
 
 # Triton generates code for NVIDIA GPUs from this compute capability on.
 LEAST_CAPABILITY = (7, 0)

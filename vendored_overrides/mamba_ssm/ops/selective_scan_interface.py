@@ -2,8 +2,8 @@
 
 The compiled extension of the scan has had one signature in every release, which the op takes
 as it is. ``mamba_inner_fn`` and ``selective_scan_fn`` go past their autograd functions where
-``jetson_mamba.ops.paths`` says so. ``MambaInnerFn`` asks for CUDA's autocast only, since it ran
-nowhere else; it also runs on a CPU here, so it asks for that of its input's device.
+``jetson_mamba.dispatch.paths`` says so. ``MambaInnerFn`` asks for CUDA's autocast only, since it
+ran nowhere else; it also runs on a CPU here, so it asks for that of its input's device.
 """
 
 from jetson_mamba.rewrite import Dispatch, Expression, ImportBeside, Override, Rebind, Rename

@@ -11,7 +11,7 @@ import sys
 from importlib import metadata
 from typing import Any, Iterator
 
-from jetson_mamba import stand_in
+from jetson_mamba.hook import stand_in
 
 VERSION = "1.7.0+jetson.mamba"
 

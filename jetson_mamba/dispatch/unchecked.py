@@ -15,8 +15,9 @@ from typing import Any, Callable, Mapping
 import torch
 from torch import Tensor
 
+from jetson_mamba.ops.ssd.triton_runs import counts_while_compiling, triton_runs_on
+
 from .operators import is_compiling
-from .ssd.triton_runs import counts_while_compiling, triton_runs_on
 
 # What may be compared with a default without asking a tensor.
 PLAIN = (bool, int, float, str, tuple, torch.dtype)

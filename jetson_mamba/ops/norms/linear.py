@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from .autocast import autocast_dtype, without_autocast
-from .norms import layer_norm
+from jetson_mamba.dispatch.autocast import autocast_dtype, without_autocast
+
+from .op import layer_norm
 
 
 def layer_norm_linear_fn(

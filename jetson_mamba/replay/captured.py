@@ -26,13 +26,13 @@ import torch
 from torch import Tensor
 
 from jetson_mamba import forks
+from jetson_mamba.dispatch.autocast import without_cached_casts
+from jetson_mamba.dispatch.environment import environment_key
+from jetson_mamba.dispatch.memo import Memo
+from jetson_mamba.dispatch.passing import passing
+from jetson_mamba.dispatch.paths import Way, may_replay, way
 
 from . import cuda_graph
-from .autocast import without_cached_casts
-from .environment import environment_key
-from .memo import Memo
-from .passing import passing
-from .paths import Way, may_replay, way
 
 Weights = Tuple[Optional[Tensor], ...]
 # function(inputs, weights, *options): what it computes, on the current stream

@@ -11,7 +11,7 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from types import ModuleType
 from typing import Any, Sequence
 
-from jetson_mamba.finder import TARGETS, Finder, is_a, loader_of
+from jetson_mamba.hook.finder import TARGETS, Finder, is_a, loader_of
 
 # Without any of these words a text of another package is none of mamba-ssm.
 WORDS = (b"selective_scan_cuda", b"causal_conv1d", b"triton", b"mamba")
@@ -65,7 +65,7 @@ def spec_of_extension(
         return None
     spec = _found(finders, name, path, module)
     try:
-        from jetson_mamba import stand_in
+        from jetson_mamba.hook import stand_in
     except ImportError:  # half uninstalled
         return spec
     return stand_in.spec(name, spec)
@@ -149,7 +149,7 @@ class Loader:
             self._execute(module)
         except ModuleNotFoundError as error:
             try:
-                from jetson_mamba import missing
+                from jetson_mamba.hook import missing
             except ImportError:  # half uninstalled
                 pass
             else:
@@ -172,7 +172,7 @@ class Loader:
         """Run a module; ``left`` is why it may lack an extension, None where it does not."""
         if left is not None:
             try:
-                from jetson_mamba import unserved
+                from jetson_mamba.hook import unserved
             except ImportError:  # half uninstalled
                 pass
             else:
@@ -221,7 +221,7 @@ class Loader:
             if modified is None:
                 self.outcome = "it needs no change"
             else:
-                from jetson_mamba import copies
+                from jetson_mamba.hook import copies
 
                 self.outcome = modified
                 chosen = copies.loader_for(modified, self.original)
@@ -237,7 +237,7 @@ class Loader:
             source = self.original.get_data(self.original.path)
             if not any(word in source for word in WORDS):
                 return None
-        from jetson_mamba import copies
+        from jetson_mamba.hook import copies
 
         reason = self._reason_against_triton()
         if reason is None and self.target not in TARGETS:
@@ -297,7 +297,7 @@ def _moved(
     if not finder.stand_in or not name.endswith(("layernorm", "layer_norm")):
         return None
     try:
-        from jetson_mamba.stand_in import moved
+        from jetson_mamba.hook.stand_in import moved
     except ImportError:  # half uninstalled
         return None
     there = _found(finders, moved.OTHER_NAME[name], path, None) is not None

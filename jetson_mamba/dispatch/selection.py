@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, ContextManager, Iterator, Mapping
 
 from jetson_mamba import forks
-from jetson_mamba.ops.backends import Op, Selection
+from jetson_mamba.dispatch.backends import Op, Selection
 from jetson_mamba.ops.causal_conv1d import OP as CAUSAL_CONV1D
 from jetson_mamba.ops.selective_scan import OP as SELECTIVE_SCAN
 from jetson_mamba.ops.ssd import op as SSD

@@ -22,6 +22,7 @@ from typing import Any, Callable, ContextManager, Generic, Hashable, Iterable, N
 import torch
 
 from jetson_mamba import forks
+from jetson_mamba.errors import Unavailable
 
 from .apart import Apart
 from .memo import Memo
@@ -32,10 +33,6 @@ MOST_CASES = 1024
 
 Case = TypeVar("Case", bound=Hashable)
 Implementation = TypeVar("Implementation")
-
-
-class Unavailable(Exception):
-    """A backend does not apply here: not installed, or not made for this device or dtype."""
 
 
 class BackendWarning(RuntimeWarning):

@@ -31,7 +31,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from .backends import Unavailable
+from jetson_mamba.errors import Unavailable
+
 from .compiled import compiled_module
 from .operators import is_compiling
 

@@ -13,8 +13,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, Callable
 
-from jetson_mamba.finder import Finder
-from jetson_mamba.loader import Loader
+from jetson_mamba.hook.finder import Finder
+from jetson_mamba.hook.loader import Loader
 
 OLD, NEW = "mamba_ssm.ops.triton.layernorm", "mamba_ssm.ops.triton.layer_norm"
 OTHER_NAME = {OLD: NEW, NEW: OLD}

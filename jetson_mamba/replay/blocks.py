@@ -27,9 +27,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from jetson_mamba.dispatch.paths import without_gradients
+
 from . import captured
 from .captured import Captured, Weights
-from .paths import without_gradients
 
 # Of the input. A block's tensors are several times as wide, and there is a copy of the states of
 # decoding, which are wider still.

@@ -40,7 +40,7 @@ class Finder:
     """Finds the targets where the finders after it do, and puts a loader around theirs.
 
     ``outcomes`` says what became of each target when it was last imported: the
-    :class:`~jetson_mamba.copies.ModifiedCopy` that runs, or the reason why it is upstream's own.
+    :class:`~jetson_mamba.hook.copies.ModifiedCopy` that runs, or why it is upstream's own.
     A process has one finder, which outlives a reload of the package; a pickle of it is that of
     the process that reads it.
     """
@@ -73,7 +73,7 @@ class Finder:
             if not (known or beside) or path is None or fullname.startswith("jetson_mamba."):
                 return None
         try:
-            from jetson_mamba import loader
+            from jetson_mamba.hook import loader
         except ImportError:  # half uninstalled
             return None
         if fullname in EXTENSIONS:
@@ -95,7 +95,7 @@ class Finder:
         if name.lower().replace("_", "-") != "causal-conv1d":
             return iter(())
         try:
-            from jetson_mamba.stand_in import metadata
+            from jetson_mamba.hook.stand_in import metadata
         except ImportError:  # half uninstalled
             return iter(())
         return metadata.distributions(self, context)

@@ -11,7 +11,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
-from .launches import Repeatable
+from jetson_mamba.replay.launches import Repeatable
 
 # A copy of one of these is what leads here, so it is there; the second is that of 1.x.
 MODULES = ("mamba_ssm.ops.triton.layer_norm", "mamba_ssm.ops.triton.layernorm")

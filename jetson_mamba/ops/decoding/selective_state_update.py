@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .paths import Way, way
-from .ssd.contract import compute_dtype
-from .tracing import sizes, untraced
+from jetson_mamba.dispatch.paths import Way, way
+from jetson_mamba.dispatch.tracing import sizes, untraced
+
+from ..ssd.contract import compute_dtype
 
 
 @torch.no_grad()

@@ -10,8 +10,9 @@ import functools
 import inspect
 from typing import Any, Callable
 
+from jetson_mamba.ops.ssd.triton_runs import counts_while_compiling, triton_runs_on
+
 from .paths import Way, is_batched, is_compiling, way
-from .ssd.triton_runs import counts_while_compiling, triton_runs_on
 
 
 def where_triton_runs(

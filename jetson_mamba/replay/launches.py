@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .environment import environment_key
-from .memo import Memo
-from .passing import passing
-from .paths import may_replay
+from jetson_mamba.dispatch.environment import environment_key
+from jetson_mamba.dispatch.memo import Memo
+from jetson_mamba.dispatch.passing import passing
+from jetson_mamba.dispatch.paths import may_replay
 
 Tensors = Tuple[Optional[Tensor], ...]
 # function(launchers, tensors, *options): the results, contiguous and of its own making

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from .backends import Unavailable
+from jetson_mamba.errors import Unavailable
 
 
 def compiled_module(name: str) -> Any:

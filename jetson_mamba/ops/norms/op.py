@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from . import norm_launches
-from .paths import Way, may_replay, through_autograd, way
-from .ssd.contract import compute_dtype
-from .ssd.triton_runs import triton_runs_on
-from .tracing import sizes
+from jetson_mamba.dispatch.paths import Way, may_replay, through_autograd, way
+from jetson_mamba.dispatch.tracing import sizes
+
+from ..ssd.contract import compute_dtype
+from ..ssd.triton_runs import triton_runs_on
+from . import triton as norm_launches
 
 
 def through_norm_autograd(tensor: Tensor) -> bool:

@@ -18,10 +18,11 @@ from functools import lru_cache
 from importlib.machinery import SourceFileLoader
 from typing import Any, Iterator, NamedTuple
 
-from jetson_mamba import cache, overrides
+from jetson_mamba import cache
 from jetson_mamba.errors import LeftOut, Refused
-from jetson_mamba.finder import TARGETS
-from jetson_mamba.texts import Texts, digest_beside
+from jetson_mamba.hook import overrides
+from jetson_mamba.hook.finder import TARGETS
+from jetson_mamba.hook.texts import Texts, digest_beside
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -220,13 +221,13 @@ def loader_for(modified: ModifiedCopy, original: object) -> Any:
 def _own_digest() -> bytes:
     """A digest of the overrides and of the code that applies them.
 
-    That is in the rewriter and among the modules of this package, all of which are taken.
+    That is in the hook, in the rewriter and among the modules beside them, all of which are taken.
     """
     overrides.check()
     digest = hashlib.sha256()
     declared = overrides.folder()
     package = declared.parent / "jetson_mamba"
-    folders = (declared, package / "rewrite")
+    folders = (declared, package / "hook", package / "rewrite")
     parts = [part for folder in folders for part in _files(folder, folder.name)]
     parts += [(each.name, each) for each in package.iterdir() if each.is_file()]
     for name, file in sorted(parts, key=lambda part: part[0]):

@@ -1,0 +1,1 @@
+"""Calls that are launched again as they were: CUDA graphs of calls and blocks, Triton launches."""
