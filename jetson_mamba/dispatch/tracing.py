@@ -48,6 +48,14 @@ def sizes(tensor: Tensor) -> tuple[int, ...]:
         return tuple(tensor.shape)
 
 
+def unflatten(tensor: Tensor, axis: int, parts: tuple[int, ...]) -> Tensor:
+    """``torch.unflatten``, by whose rule in ONNX the other axes would keep the sizes of the trace."""
+    if not is_traced():
+        return torch.unflatten(tensor, axis, parts)
+    axis %= tensor.dim()
+    return tensor.reshape(*tensor.shape[:axis], *parts, *tensor.shape[axis + 1 :])
+
+
 def missing(size: int, multiple: int) -> int:
     """What a size lacks to be a multiple; ONNX divides towards 0, so nothing here is negative."""
     return (size + multiple - 1) // multiple * multiple - size

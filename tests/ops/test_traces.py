@@ -132,7 +132,7 @@ def test_a_trace_refuses_what_it_is_not_right_for_and_says_what_to_do() -> None:
         return causal_conv1d_fn(x, weight, None, None, states)
 
     traced: Any = torch.jit.trace(convolution, (x, drawn(DIM, 4), states))
-    with pytest.raises(torch.jit.Error, match="expected 4 on axis 1.*take another trace"):
+    with pytest.raises(torch.jit.Error, match=r"expected 4 on axis 1.*take another trace"):
         traced(x, drawn(DIM, 3), states[..., :2])
     index = torch.zeros(2, 6, dtype=torch.int32)
     weight = drawn(DIM, 4)

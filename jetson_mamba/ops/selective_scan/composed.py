@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.nn.functional import silu, softplus
 
 from jetson_mamba.dispatch import twice
-from jetson_mamba.dispatch.tracing import fixed, is_traced, missing, sizes
+from jetson_mamba.dispatch.tracing import fixed, is_traced, missing, sizes, unflatten
 
 from .contract import CHUNK, Gradients, Scan
 
@@ -62,7 +62,7 @@ def backward(scan: Scan, dout: Tensor) -> Gradients:
 
 def _scanned(scan: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
     """``out``, the states (seqlen, batch, groups, channels, dstate), and ``out_z``."""
-    u, delta, A, B, C, D, z, delta_bias, delta_softplus = scan
+    u, A, B, C, D, z = scan.u, scan.A, scan.B, scan.C, scan.D, scan.z
     (batch, dim, seqlen), dstate = u.shape, A.shape[1]
     groups = next((weight.shape[1] for weight in (B, C) if weight.dim() == 4), 1)
     real = A.real.dtype if A.is_complex() else A.dtype
@@ -158,4 +158,4 @@ def _blocks(signal: Tensor, filler: float) -> Tensor:
     padding = missing(signal.shape[0], BLOCK)
     if is_traced() or padding:
         signal = functional.pad(signal, (0, 0) * (signal.dim() - 1) + (0, padding), value=filler)
-    return signal.reshape(-1, BLOCK, *signal.shape[1:])
+    return unflatten(signal, 0, (-1, BLOCK))

@@ -11,17 +11,16 @@ they have there, m is that of chunks that a state comes from.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from jetson_mamba.dispatch.autocast import without_autocast
-from jetson_mamba.dispatch.tracing import is_traced, missing, sizes
+from jetson_mamba.dispatch.tracing import is_traced, missing, sizes, unflatten
 
 from .chunks import CHUNK, finite, resets_before, steps_taken
-from .contract import SCAN_TENSORS, Mixer, Scan
+from .contract import Mixer, Scan
 from .gates import gate
 from .mixer import compose
 
@@ -55,17 +54,17 @@ def _scan(given: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
         """(batch, seqlen, ...) as (b, k, q, ...); steps of padding are 0."""
         if is_padded:
             tensor = functional.pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, padding))
-        return tensor.reshape(tensor.shape[0], -1, size, *tensor.shape[2:])
+        return unflatten(tensor, 1, (-1, size))
 
     def heads(tensor: Tensor) -> Tensor:
         """(batch, seqlen, nheads, ...) as (b, k, g, q, r, ...)."""
-        return torch.unflatten(chunked(tensor.to(dtype)), 3, (groups, -1)).transpose(2, 3)
+        return unflatten(chunked(tensor.to(dtype)), 3, (groups, -1)).transpose(2, 3)
 
     steps = steps_taken(given)
     x, dt = heads(given.x), heads(steps)
     B, C = (chunked(each.to(dtype)).transpose(2, 3) for each in (given.B, given.C))
     u = x * dt.unsqueeze(-1)
-    A = torch.unflatten(finite(given.A.double()), 0, (groups, 1, -1))
+    A = unflatten(finite(given.A.double()), 0, (groups, 1, -1))
     log = (dt * A).cumsum(3)
     whole = log[:, :, :, -1]  # b k g r
     enter = log.to(dtype).exp()
@@ -77,7 +76,7 @@ def _scan(given: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
         passed = resets_before(given.seq_idx)
         if is_padded:
             passed = torch.cat([passed, passed[:, -1:].expand(-1, padding)], 1)
-        passed = passed.reshape(passed.shape[0], -1, size)
+        passed = unflatten(passed, 1, (-1, size))
         last = passed[:, :, -1]
         ends = functional.pad(last, (1, 0))  # what has passed before each chunk, and in the end
         together = (passed.unsqueeze(-1) == passed.unsqueeze(-2))[:, :, None, None]
@@ -92,26 +91,26 @@ def _scan(given: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
     # The state at the start of each chunk, and after the last: what each has added, (b, g, r, m,
     # n p), and first of all the initial one.
     added = B.transpose(-1, -2) @ (u * leave.unsqueeze(-1)).flatten(4)  # b k g n (r p)
-    added = torch.unflatten(added, -1, (-1, headdim)).permute(0, 2, 4, 1, 3, 5).flatten(4)
+    added = unflatten(added, -1, (-1, headdim)).permute(0, 2, 4, 1, 3, 5).flatten(4)
     first = added.new_zeros(*added.shape[:3], 1, added.shape[4])
     if given.initial_states is not None:
-        first = torch.unflatten(given.initial_states.to(dtype), 1, (groups, -1))
+        first = unflatten(given.initial_states.to(dtype), 1, (groups, -1))
         first = first.transpose(-1, -2).flatten(3).unsqueeze(3)
     passing = functional.pad(whole.permute(0, 2, 3, 1).cumsum(-1), (1, 0))  # b g r m
     carried = _decays(passing, dtype, between) @ torch.cat([first, added], 3)
-    starts = torch.unflatten(_kept(given, carried[:, :, :, :-1]), -1, (dstate, headdim))
+    starts = unflatten(_kept(given, carried[:, :, :, :-1]), -1, (dstate, headdim))
     starts = starts.permute(0, 3, 1, 4, 2, 5).flatten(4)  # b k g n (r p)
-    read = torch.unflatten(C @ starts, -1, (-1, headdim))
+    read = unflatten(C @ starts, -1, (-1, headdim))
     out = inside + read * enter.unsqueeze(-1)
     if given.D is not None:
-        D = torch.unflatten(given.D.to(dtype), 0, (groups, 1, -1))
+        D = unflatten(given.D.to(dtype), 0, (groups, 1, -1))
         out = out + x * (D.unsqueeze(-1) if given.D.dim() == 1 else D)
     out = out.transpose(2, 3).flatten(3, 4).flatten(1, 2)
     if is_padded:
         out = out[:, :seqlen]
     if given.z is not None:
         out = gate(out, given.z)
-    state = torch.unflatten(carried[:, :, :, -1], -1, (dstate, headdim))
+    state = unflatten(carried[:, :, :, -1], -1, (dstate, headdim))
     state = state.transpose(-1, -2).flatten(1, 2).contiguous()
     return out.to(given.x.dtype).contiguous(), state, varlen_states(given)
 
