@@ -49,7 +49,7 @@ def sizes(tensor: Tensor) -> tuple[int, ...]:
 
 
 def unflatten(tensor: Tensor, axis: int, parts: tuple[int, ...]) -> Tensor:
-    """``torch.unflatten``, by whose rule in ONNX the other axes would keep the sizes of the trace."""
+    """``torch.unflatten``, by whose rule in ONNX other axes would keep the sizes of the trace."""
     if not is_traced():
         return torch.unflatten(tensor, axis, parts)
     axis %= tensor.dim()
