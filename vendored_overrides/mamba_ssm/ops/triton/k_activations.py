@@ -1,5 +1,7 @@
 """The gate of a gated MLP, which ``swiglu`` and the mixer of Mamba-2 launch as Triton kernels."""
 
+from __future__ import annotations
+
 from jetson_mamba.rewrite import ImportBeside, Override, Rebind
 
 
