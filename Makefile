@@ -19,7 +19,7 @@ DEMO_BASE  = .demo/base-$(shell echo '$(TORCH) $(TRITON)' | cksum | cut -d ' ' -
 DEMO_MAMBA = .demo/mamba-ssm-$(MAMBA_SSM)
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint matrix mutants joints peers copies docs sanitize clean
+.PHONY: help demo test lint matrix mutants joints peers copies release docs sanitize clean
 
 help:
 	@echo 'make demo [MAMBA_SSM=2.2.4] [TEXT=file]   train two small models here, nothing compiled'
@@ -31,6 +31,7 @@ help:
 	@echo 'make peers [MAMBA=checkout] [CAUSAL_CONV1D=checkout] [PYTEST=options]'
 	@echo '                                          the tests of these projects themselves'
 	@echo 'make copies                               the copies that a released wheel carries'
+	@echo 'make release                              wheel and sdist, in dist, tried as published'
 	@echo 'make sanitize                             the CUDA kernels under compute-sanitizer, on a GPU'
 	@echo 'make docs                                 the documentation, in build/site'
 	@echo 'make clean                                remove what these made'
@@ -67,8 +68,8 @@ lint: .venv/ready
 	touch $@
 
 # The published source distributions that tests run against.
-.releases/ready: tests/releases/download.py | .venv/ready
-	.venv/bin/python -m tests.releases.download
+.releases/ready: tools/releases.py | .venv/ready
+	.venv/bin/python -m tools.releases
 	touch $@
 
 matrix: .venv/ready .releases/ready
@@ -93,6 +94,9 @@ peers: .venv/ready .releases/ready
 copies: .venv/ready .releases/ready
 	.venv/bin/python -m tools.bundle
 	.venv/bin/python -m tools.bundle --check
+
+release: .venv/ready .releases/ready
+	.venv/bin/python -m tools.release
 
 docs: .venv/docs-ready
 	.venv/bin/python -m tests.faults

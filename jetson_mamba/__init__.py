@@ -21,7 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from jetson_mamba.dispatch.selection import backend
+    from jetson_mamba.ops import backend
     from jetson_mamba.report.status import status
 
 __version__ = "0.1.0"
@@ -58,7 +58,7 @@ def __getattr__(name: str) -> "Any":
 
         return status
     if name == "backend":
-        from jetson_mamba.dispatch.selection import backend
+        from jetson_mamba.ops import backend
 
         return backend
     if name == "activated_by":  # "import", or "startup file" in jetson_mamba.startup

@@ -15,7 +15,7 @@ from pathlib import Path
 from jetson_mamba import cache
 from jetson_mamba.hook import copies
 from jetson_mamba.hook.finder import TARGETS
-from tests.releases.download import MAMBA_SSM, release_path
+from tools.releases import MAMBA_SSM, release_path
 
 FOLDER = Path(__file__).resolve().parent.parent / "vendored_overrides" / "copies"
 PROVENANCE = "PROVENANCE.json"

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from jetson_mamba.hook import copies
 from jetson_mamba.hook.finder import TARGETS
-from jetson_mamba.hook.texts import Texts
 from jetson_mamba.rewrite.closure import closure
 from jetson_mamba.rewrite.edit import WAY_PAST
-from tests.releases.download import MAMBA_SSM, release_path
+from jetson_mamba.texts import Texts
+from tools.releases import MAMBA_SSM, release_path
 
 FILE = Path(__file__).resolve().parent.parent / "vendored_overrides" / "known.json"
 

@@ -21,21 +21,19 @@ from torch.autograd import forward_ad
 NAMESPACE = "jetson_mamba"
 
 
-def _library_of_this_import() -> Any:
-    """The library of the operators, which takes the place of that of an earlier import.
+has_operators = hasattr(torch.library, "register_autograd")
 
-    torch takes a name once a process. What an earlier import compiled then calls these operators.
+
+def _library_of(name: str) -> Any:
+    """A library for one operator, which takes the place of that of an earlier import.
+
+    torch takes a name once a process. What an earlier import compiled then calls this operator.
     """
-    earlier = getattr(torch.library, "_of_jetson_mamba", None)
-    if earlier is not None:
-        earlier._destroy()
-    library = torch.library.Library(NAMESPACE, "FRAGMENT")
-    setattr(torch.library, "_of_jetson_mamba", library)  # noqa: B010 - torch declares no such name
-    return library
-
-
-_library = _library_of_this_import() if hasattr(torch.library, "register_autograd") else None
-has_operators = _library is not None
+    libraries: dict[str, Any] = vars(torch.library).setdefault("_of_jetson_mamba", {})
+    if name in libraries:
+        libraries[name]._destroy()
+    libraries[name] = torch.library.Library(NAMESPACE, "FRAGMENT")
+    return libraries[name]
 
 
 def _never() -> bool:
@@ -53,7 +51,7 @@ _transform: Callable[[], Any] = getattr(
 
 
 # Whether torch.compile or torch.export traces this call, into a graph that can hold operators.
-is_compiling: Callable[[], bool] = _never if _library is None else torch.compiler.is_compiling
+is_compiling: Callable[[], bool] = torch.compiler.is_compiling if has_operators else _never
 
 
 def define(
@@ -74,26 +72,24 @@ def define(
     tensor operations, which torch's transforms then meet in place of the operator; without it they
     raise a RuntimeError.
     """
-    if _library is None:
+    if not has_operators:
         return None
     name = schema.partition("(")[0]
-    known = getattr(torch.ops, NAMESPACE)
-    if hasattr(known, name):  # by an import before this one, of modules that are forgotten since
-        return getattr(known, name).default
+    library = _library_of(name)
     qualified = f"{NAMESPACE}::{name}"
     # Inductor may lay arguments out anew; a backend takes any strides and is made for the caller's.
-    _library.define(schema, tags=(torch.Tag.needs_fixed_stride_order,))
-    _library.impl(name, implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(qualified, fake, lib=_library)
+    library.define(schema, tags=(torch.Tag.needs_fixed_stride_order,))
+    library.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(qualified, fake, lib=library)
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default
     if backward is not None:
-        _differentiate(operator, setup_context, backward, composed)
+        _differentiate(library, operator, setup_context, backward, composed)
     if composed is not None:
         # A rule of torch.library.register_vmap may call no transform, and this has to: what is
         # composed is mapped operation by operation.
-        _library.impl(name, composed, "FuncTorchBatched")
+        library.impl(name, composed, "FuncTorchBatched")
     elif hasattr(torch.library, "register_vmap"):
-        torch.library.register_vmap(qualified, _mapped(operator), lib=_library)
+        torch.library.register_vmap(qualified, _mapped(operator), lib=library)
     return operator
 
 
@@ -129,6 +125,7 @@ def _mapped(operator: Any) -> Callable[..., Any]:
 
 
 def _differentiate(
+    library: Any,
     operator: Any,
     setup_context: Callable[..., None] | None,
     backward: Callable[..., Any],
@@ -154,8 +151,7 @@ def _differentiate(
             )
         return composed(*arguments, **keywords)
 
-    assert _library is not None
-    _library.impl(name.partition("::")[2], differentiated, "Autograd", with_keyset=True)
+    library.impl(name.partition("::")[2], differentiated, "Autograd", with_keyset=True)
 
 
 def forward_to(schema: str, implementation: Callable[..., Any]) -> Any:
@@ -163,11 +159,12 @@ def forward_to(schema: str, implementation: Callable[..., Any]) -> Any:
 
     A graph is traced through it. None with a torch that has no operators.
     """
-    if _library is None:
+    if not has_operators:
         return None
     name = schema.partition("(")[0]
-    _library.define(schema, tags=(torch.Tag.needs_fixed_stride_order,))
-    _library.impl(name, implementation, "CompositeImplicitAutograd")
+    library = _library_of(name)
+    library.define(schema, tags=(torch.Tag.needs_fixed_stride_order,))
+    library.impl(name, implementation, "CompositeImplicitAutograd")
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
@@ -177,7 +174,7 @@ def real_tensors() -> ContextManager[Any]:
     A backend is tried on small tensors before it is chosen, which a fake implementation may be the
     first to ask for.
     """
-    if _library is None:
+    if not has_operators:
         return nullcontext()
     from torch.utils._python_dispatch import _disable_current_modes
 

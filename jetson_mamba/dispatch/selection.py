@@ -12,22 +12,29 @@ import os
 import sys
 import warnings
 from contextlib import contextmanager
-from typing import Any, ContextManager, Iterator, Mapping
+from typing import Any, ContextManager, Iterator, Mapping, TypeVar
 
 from jetson_mamba import forks
 from jetson_mamba.dispatch.backends import Op, Selection
-from jetson_mamba.ops.causal_conv1d import OP as CAUSAL_CONV1D
-from jetson_mamba.ops.selective_scan import OP as SELECTIVE_SCAN
-from jetson_mamba.ops.ssd import op as SSD
 
 VARIABLE = "JETSON_MAMBA_BACKEND"
-OPS: dict[str, Op[Any, Any]] = {op.name: op for op in (CAUSAL_CONV1D, SELECTIVE_SCAN, SSD)}
+AnyOp = TypeVar("AnyOp", bound=Op[Any, Any])
+# The ops whose backend can be named, each of which registers itself.
+OPS: dict[str, Op[Any, Any]] = {}
 
 _from_variable: dict[str, Selection] = {}
 # The blocks that are entered and not left, the latest last. Blocks of several threads need not
 # nest, so each takes away its own entry and the latest that is left decides.
 _blocks: list[dict[str, Selection | None]] = []
 _lock = forks.lock(sys.modules[__name__], "_lock")
+
+
+def register(op: AnyOp) -> AnyOp:
+    """Let a user name the backend of an op, also where the op takes the place of an earlier one."""
+    with _lock:
+        OPS[op.name] = op
+        _put_into_force({op.name: None})
+    return op
 
 
 def backend(**names: str | None) -> ContextManager[None]:

@@ -10,7 +10,7 @@ import functools
 import inspect
 from typing import Any, Callable
 
-from jetson_mamba.ops.ssd.triton_runs import counts_while_compiling, triton_runs_on
+from jetson_mamba.dispatch.triton_runs import counts_while_compiling, triton_runs_on
 
 from .paths import Way, is_batched, is_compiling, way
 

@@ -15,7 +15,7 @@ from typing import Any, Callable, Mapping
 import torch
 from torch import Tensor
 
-from jetson_mamba.ops.ssd.triton_runs import counts_while_compiling, triton_runs_on
+from jetson_mamba.dispatch.triton_runs import counts_while_compiling, triton_runs_on
 
 from .operators import is_compiling
 

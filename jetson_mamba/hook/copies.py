@@ -18,11 +18,10 @@ from functools import lru_cache
 from importlib.machinery import SourceFileLoader
 from typing import Any, Iterator, NamedTuple
 
-from jetson_mamba import cache
+from jetson_mamba import cache, overrides
 from jetson_mamba.errors import LeftOut, Refused
-from jetson_mamba.hook import overrides
 from jetson_mamba.hook.finder import TARGETS
-from jetson_mamba.hook.texts import Texts, digest_beside
+from jetson_mamba.texts import Texts, digest_beside
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

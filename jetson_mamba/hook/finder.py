@@ -118,7 +118,7 @@ def of_this_process() -> Finder:
 
 def is_a(thing: object, name: str) -> bool:
     """Whether it is a "Finder" or a "Loader" of ours, also as an earlier import defined it."""
-    module = f"jetson_mamba.{name.lower()}"
+    module = f"{__package__}.{name.lower()}"
     return any(
         kind.__name__ == name and getattr(kind, "__module__", None) == module
         for kind in type(thing).__mro__

@@ -3,12 +3,12 @@
 The copies know these names and nothing else of this package.
 """
 
-from jetson_mamba.dispatch import selection
 from jetson_mamba.dispatch.autocast import autocast_dtype
 from jetson_mamba.dispatch.block_modules import calling_modules
 from jetson_mamba.dispatch.in_place import addmm
 from jetson_mamba.dispatch.paths import through_autograd
 from jetson_mamba.dispatch.projections import may_be_fused
+from jetson_mamba.dispatch.selection import backend, read_variable
 from jetson_mamba.dispatch.triton_dispatch import where_triton_runs
 from jetson_mamba.dispatch.twice import twice_differentiable
 from jetson_mamba.dispatch.unchecked import by_name, unchecked
@@ -47,6 +47,7 @@ from jetson_mamba.replay.blocks import forward_by_graph, step_by_graph
 __all__ = [
     "addmm",
     "autocast_dtype",
+    "backend",
     "by_name",
     "calling_modules",
     "causal_conv1d_bwd",
@@ -82,4 +83,4 @@ __all__ = [
     "where_triton_runs",
 ]
 
-selection.read_variable()
+read_variable()

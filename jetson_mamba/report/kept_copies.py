@@ -8,9 +8,9 @@ import re
 from dataclasses import dataclass
 from typing import Iterator
 
-from jetson_mamba import cache
+from jetson_mamba import cache, overrides
 from jetson_mamba.errors import CannotRun
-from jetson_mamba.hook import copies, overrides
+from jetson_mamba.hook import copies
 from jetson_mamba.hook.finder import TARGETS
 from jetson_mamba.report import installed
 

@@ -181,7 +181,7 @@ def _selections() -> tuple[Selected, ...]:
         return ()
     return tuple(
         Selected(name, op.selection.backend, op.selection.asked_by)
-        for name, op in selection.OPS.items()
+        for name, op in sorted(selection.OPS.items())
         if op.selection is not None
     )
 

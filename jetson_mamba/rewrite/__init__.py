@@ -11,7 +11,6 @@ import tokenize
 
 from jetson_mamba.call_forms import Form
 from jetson_mamba.errors import LeftOut, Refused
-from jetson_mamba.hook.texts import Texts
 from jetson_mamba.rewrite.calls import Call, Rename
 from jetson_mamba.rewrite.dispatch import Dispatch
 from jetson_mamba.rewrite.draft import Draft
@@ -25,6 +24,7 @@ from jetson_mamba.rewrite.known import Known
 from jetson_mamba.rewrite.placeholder import Placeholder
 from jetson_mamba.rewrite.proof import prove
 from jetson_mamba.rewrite.rebind import Rebind
+from jetson_mamba.texts import Texts
 
 __all__ = [
     "Applied",

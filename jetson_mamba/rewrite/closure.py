@@ -18,9 +18,9 @@ import hashlib
 from functools import lru_cache
 from typing import Iterator, NamedTuple
 
-from jetson_mamba.hook.texts import Texts, resolve
 from jetson_mamba.rewrite import nodes
 from jetson_mamba.rewrite.scopes import bound_name
+from jetson_mamba.texts import Texts, resolve
 
 # Their imports are edited, whichever way the text writes them.
 EXTENSIONS = ("causal_conv1d", "causal_conv1d_cuda", "selective_scan_cuda")

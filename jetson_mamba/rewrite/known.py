@@ -10,9 +10,9 @@ import json
 from functools import lru_cache
 from typing import Any
 
-from jetson_mamba.hook import overrides
-from jetson_mamba.hook.texts import Texts
+from jetson_mamba import overrides
 from jetson_mamba.rewrite.closure import Closure, closure
+from jetson_mamba.texts import Texts
 
 FILE = "known.json"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import jetson_mamba, shadow
-from tests.releases.download import release_path
+from tools.releases import release_path
 
 
 def complaint(

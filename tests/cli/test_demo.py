@@ -13,7 +13,7 @@ import torch
 from jetson_mamba.cli import main
 from jetson_mamba.demo import models, text, training
 from tests.cli.command import jetson_mamba
-from tests.releases.download import release_path
+from tools.releases import release_path
 
 FEW = ("--steps", "6", "--sample", "12", "--output", "shown")
 

@@ -12,7 +12,7 @@ import pytest
 from tests.cli.bare import Bare
 from tests.cli.command import jetson_mamba
 from tests.doctor.sandbox import SCHEMA, validate
-from tests.releases.download import release_path
+from tools.releases import release_path
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from jetson_mamba.report import recurrences, verify
 from tests.cli.command import jetson_mamba, shadow
 from tests.references.selective_scan import selective_scan_reference
 from tests.references.ssd import ssd_mixer
-from tests.releases.download import release_path
+from tools.releases import release_path
 
 
 @pytest.fixture

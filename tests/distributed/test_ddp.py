@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.environment import Environment
-from tests.releases.download import release_path
+from tools.releases import release_path
 
 RELEASE = "2.3.2.post1"
 TRAIN = Path(__file__).with_name("train.py")

@@ -19,7 +19,7 @@ from textwrap import dedent
 from typing import Any
 
 from jetson_mamba.report import doctor as report
-from tests.releases.download import release_path
+from tools.releases import release_path
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 SCHEMA = json.loads((Path(report.__file__).parent / "doctor.schema.json").read_text())

@@ -51,7 +51,7 @@ NEEDED = (
     "jetson_mamba/hook/copies.py",
     "jetson_mamba/cache.py",
     "jetson_mamba/rewrite",
-    "jetson_mamba/hook/overrides.py",
+    "jetson_mamba/overrides.py",
     "vendored_overrides",
     "vendored_overrides/extensions.py",
     "vendored_overrides/mamba_ssm",

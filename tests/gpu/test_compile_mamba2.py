@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.releases.download import release_path
+from tools.releases import release_path
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.releases.download import release_path
 from tests.releases.test_transformers import errors, transformers_models
+from tools.releases import release_path
 
 pytestmark = [
     pytest.mark.gpu,

@@ -16,7 +16,7 @@ from jetson_mamba import advice
 from tests.faults.environment import copy_package
 from tests.hook.sandbox import Sandbox
 from tests.hook.test_import import UNKNOWN_FORM, stub_extensions
-from tests.releases.download import MAMBA_SSM
+from tools.releases import MAMBA_SSM
 
 TARGET = "mamba_ssm.ops.selective_scan_interface"
 PIP = f"{sys.executable} -m pip install --force-reinstall --no-deps"

@@ -22,7 +22,7 @@ from tests.hook.sandbox import REPOSITORY, Sandbox
 from tests.references.causal_conv1d import convolve, update
 from tests.references.selective_scan import selective_scan_reference
 from tests.references.tolerance import relative_norm
-from tests.releases.download import release_path
+from tools.releases import release_path
 
 EXTENSIONS = ("selective_scan_cuda", "causal_conv1d_cuda")
 DOORS = """

@@ -15,7 +15,7 @@ from jetson_mamba.hook.finder import TAILS, TARGETS, WATCHED
 from tests.hook.pythons import oldest_own_newest
 from tests.hook.sandbox import COMBINED, INTERFACE, Sandbox
 from tests.hook.test_import import UNKNOWN_FORM
-from tests.releases.download import release_path
+from tools.releases import release_path
 
 PLACES = (
     "own.mamba_ssm.ops.selective_scan_interface",

@@ -12,8 +12,8 @@ import pytest
 
 from jetson_mamba.hook.finder import TARGETS
 from jetson_mamba.hook.missing import PACKAGES
-from tests.releases.download import MAMBA_SSM, release_path
 from tests.releases.test_blocks import python
+from tools.releases import MAMBA_SSM, release_path
 
 # The text of the output classes changed after 2.2.6; the one of the models is that of all.
 BEFORE, AFTER = "2.2.4", "2.3.2.post1"

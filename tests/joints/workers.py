@@ -19,7 +19,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Iterable, NamedTuple
 
-from tests.releases.download import release_path
+from tools.releases import release_path
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 RELEASE = "2.3.2.post1"

@@ -20,7 +20,7 @@ from tests.matrix.cells import (
 )
 from tests.matrix.picture import draw
 from tests.matrix.workers import run_all
-from tests.releases.download import CAUSAL_CONV1D
+from tools.releases import CAUSAL_CONV1D
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ import warnings
 from typing import NamedTuple
 
 from tests import emulated
-from tests.releases.download import release_path
+from tools.releases import release_path
 
 TOLERANCE = 1e-5
 # Below this the Triton kernels need Triton 2 (2.0.x), or there are none (1.x).

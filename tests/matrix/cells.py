@@ -7,7 +7,7 @@ import hashlib
 from jetson_mamba.hook.finder import TARGETS
 from tests import emulated
 from tests.matrix.cell import Cell
-from tests.releases.download import CAUSAL_CONV1D, INCOMPLETE, MAMBA_SSM, release_path
+from tools.releases import CAUSAL_CONV1D, INCOMPLETE, MAMBA_SSM, release_path
 
 NONE = "none"
 IMPORTABLE = tuple(version for version in MAMBA_SSM if version not in INCOMPLETE)

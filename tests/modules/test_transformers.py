@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tests.references.tolerance import relative_norm
-from tests.releases.download import release_path
+from tools.releases import release_path
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 pytest.importorskip("transformers", minversion="5.0")

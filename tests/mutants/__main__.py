@@ -16,7 +16,7 @@ from typing import Any, Callable, Iterator
 from tests import forks
 from tests.mutants.registry import KINDS, Mutant, mutants
 from tests.mutants.verdicts import FORBIDDEN, Finding, Verdict
-from tests.releases.download import release_path
+from tools.releases import release_path
 
 Findings = dict[Mutant, Finding]
 

@@ -10,7 +10,7 @@ from typing import Iterator, NamedTuple
 from tests.emulated import version
 from tests.matrix.cell import FIRST_WITH_TRITON_3
 from tests.matrix.cells import IMPORTABLE
-from tests.releases.download import release_path
+from tools.releases import release_path
 
 Function = ast.FunctionDef
 

@@ -15,7 +15,7 @@ from tests.mutants import probes
 from tests.mutants.registry import Mutant
 from tests.mutants.texts import INTERFACE, KERNELS, TARGETS, Text, parameters
 from tests.mutants.verdicts import WITHOUT_TRITON, Finding, Run, Verdict, judge
-from tests.releases.download import release_path
+from tools.releases import release_path
 
 OWN = "by itself"
 # With the hook: nothing compiled; extensions that fit; a CPU that Triton has no kernels for.

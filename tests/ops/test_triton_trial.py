@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from jetson_mamba import ops, triton_there
-from jetson_mamba.dispatch import triton_dispatch
-from jetson_mamba.ops.ssd import triton_runs
+from jetson_mamba.dispatch import triton_dispatch, triton_runs
 
 GPU = torch.device("cuda", 0)
 

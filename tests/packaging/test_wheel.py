@@ -15,7 +15,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("jetson_mamba", "vendored_overrides")
-PROJECT = (*PACKAGES, "site-packages", "pyproject.toml", "README.md", "LICENSE", ".gitignore")
+PROJECT = (*PACKAGES, "tools", "pyproject.toml", "README.md", "LICENSE", ".gitignore")
 STARTUP = ("jetson_mamba.pth", "jetson_mamba.start")
 BUNDLED = "vendored_overrides/copies/ssd_combined-0123456789abcdef.py"
 LOOK = (
@@ -177,3 +177,13 @@ def test_a_startup_file_without_its_package_is_silent(wheel: Path, tmp_path: Pat
     finders, activated_by = environment.look()
     assert "jetson_mamba" not in finders
     assert activated_by == "None"
+
+
+def test_a_wheel_without_bundled_copies_says_so(tree: Path, tmp_path: Path) -> None:
+    shutil.copytree(tree, tmp_path / "tree", ignore=shutil.ignore_patterns("copies"))
+    (tmp_path / "wheel").mkdir()
+    call = f"from hatchling import build; build.build_wheel({str(tmp_path / 'wheel')!r})"
+    told = run(sys.executable, "-c", call, cwd=tmp_path / "tree").stderr
+    assert "vendored_overrides/copies is empty" in told and "make copies" in told
+    call = f"from hatchling import build; build.build_wheel({str(tmp_path)!r})"
+    assert "is empty" not in run(sys.executable, "-c", call, cwd=tree).stderr

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from tests.peers.plugin import REFERENCES
-from tests.releases.download import release_path
+from tools.releases import release_path
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 # Of Mamba-3, which no target is part of, and measurements that are no tests.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.releases.download import release_path
+from tools.releases import release_path
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 VERSIONS = ("2.2.4", "2.3.2.post1")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.releases.download import MAMBA_SSM, release_path
 from tools import bundle
+from tools.releases import MAMBA_SSM, release_path
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "copies")

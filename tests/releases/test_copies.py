@@ -16,7 +16,7 @@ import pytest
 from jetson_mamba.hook import copies
 from jetson_mamba.hook.finder import TARGETS
 from jetson_mamba.rewrite import Rewritten
-from tests.releases.download import MAMBA_SSM, release_path
+from tools.releases import MAMBA_SSM, release_path
 
 EXTENSIONS = ("causal_conv1d", "causal_conv1d_cuda", "selective_scan_cuda")
 INTERFACE, COMBINED, GENERATION, *NORMS, ACTIVATIONS, UPDATE = TARGETS[:8]

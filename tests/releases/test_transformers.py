@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from tests.references.tolerance import relative_norm
-from tests.releases.download import release_path
 from tests.releases.transformers_models import FUNCTIONS, MODELS, STEPS
+from tools.releases import release_path
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 COMPUTED = ("training", "evaluated", "continued", "decoded", "generated")

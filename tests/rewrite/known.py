@@ -7,9 +7,9 @@ from typing import Callable
 
 import pytest
 
-from jetson_mamba.hook.texts import Texts
 from jetson_mamba.rewrite import Override, Rewritten, known, rewrite
 from jetson_mamba.rewrite.closure import closure
+from jetson_mamba.texts import Texts
 
 Knows = Callable[..., Rewritten]
 

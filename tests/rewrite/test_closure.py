@@ -7,8 +7,8 @@ from textwrap import dedent
 
 import pytest
 
-from jetson_mamba.hook.texts import Texts, digest_beside
 from jetson_mamba.rewrite.closure import closure
+from jetson_mamba.texts import Texts, digest_beside
 from tools import known
 
 TARGET = "mamba_ssm.ops.triton.combined"

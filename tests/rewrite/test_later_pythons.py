@@ -15,9 +15,9 @@ import pytest
 
 from jetson_mamba.hook import copies
 from jetson_mamba.hook.finder import TARGETS
-from jetson_mamba.hook.texts import Texts
 from jetson_mamba.rewrite import rewrite
-from tests.releases.download import release_path
+from jetson_mamba.texts import Texts
+from tools.releases import release_path
 
 OVERRIDE = copies.override("mamba_ssm.ops.selective_scan_interface")
 LAZY = re.compile(r"^lazy (?=import|from)", re.MULTILINE)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.releases.download import release_path
+from tools.releases import release_path
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 LATEST = "2.3.2.post1"

@@ -19,7 +19,7 @@ from tests.compile import mamba2 as compiled
 from tests.references.blocks import mamba2_block
 from tests.references.tolerance import relative_norm
 from tests.releases import compare, decoding
-from tests.releases.download import INCOMPLETE, MAMBA_SSM, release_path
+from tools.releases import INCOMPLETE, MAMBA_SSM, release_path
 
 Results = Iterator["tuple[str, float]"]
 STEP = 1e-4

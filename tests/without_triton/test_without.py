@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.references.tolerance import relative_norm
-from tests.releases.download import INCOMPLETE, MAMBA_SSM
 from tests.without_triton.environment import BROKEN, FAILING_ALLOCATOR, SMALL_TRITON, Bare
+from tools.releases import INCOMPLETE, MAMBA_SSM
 
 TRITON_3_0 = SMALL_TRITON.format(version="3.0.0")
 TRITON_3_2 = SMALL_TRITON.format(version="3.2.0") + FAILING_ALLOCATOR

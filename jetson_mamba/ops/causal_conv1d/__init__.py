@@ -17,6 +17,7 @@ from jetson_mamba.dispatch import twice
 from jetson_mamba.dispatch.backends import Op
 from jetson_mamba.dispatch.in_place import count_write, version
 from jetson_mamba.dispatch.paths import Way, is_batched, is_transformed, way, way_back
+from jetson_mamba.dispatch.selection import register
 from jetson_mamba.dispatch.tracing import untraced
 
 from . import composed, pytorch
@@ -396,7 +397,7 @@ def _of_one_dtype(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor |
 
 
 _trial = trial
-OP: Op[Case, Implementation] = Op(
-    "causal_conv1d", __name__, ("package", "extension", "cuda", "pytorch"), trial
+OP: Op[Case, Implementation] = register(
+    Op("causal_conv1d", __name__, ("package", "extension", "cuda", "pytorch"), trial)
 )
 _OPERATORS = Operators(_implementation)

@@ -17,9 +17,9 @@ from torch.nn import functional
 
 from jetson_mamba.dispatch.paths import Way, may_replay, through_autograd, way
 from jetson_mamba.dispatch.tracing import sizes, unflatten
+from jetson_mamba.dispatch.triton_runs import triton_runs_on
 
 from ..ssd.contract import compute_dtype
-from ..ssd.triton_runs import triton_runs_on
 from . import triton as norm_launches
 
 

@@ -32,6 +32,7 @@ from jetson_mamba.dispatch import twice
 from jetson_mamba.dispatch.backends import Op
 from jetson_mamba.dispatch.in_place import count_write, version
 from jetson_mamba.dispatch.paths import Way, is_batched, way, way_back
+from jetson_mamba.dispatch.selection import register
 
 from . import composed
 from .checks import (
@@ -276,7 +277,7 @@ class _SelectiveScan(torch.autograd.Function):
         return du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, None
 
 
-OP: Op[Case, Implementation] = Op(
-    "selective_scan", __name__, order=("extension", "cuda", "pytorch"), trial=trial
+OP: Op[Case, Implementation] = register(
+    Op("selective_scan", __name__, order=("extension", "cuda", "pytorch"), trial=trial)
 )
 _OPERATORS = Operators(_backend, _others)

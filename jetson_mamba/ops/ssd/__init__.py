@@ -19,7 +19,9 @@ from jetson_mamba.dispatch.autocast import autocast_dtype, without_autocast
 from jetson_mamba.dispatch.backends import Op
 from jetson_mamba.dispatch.paths import Way, may_replay, through_autograd, way
 from jetson_mamba.dispatch.projections import Modules, passed
+from jetson_mamba.dispatch.selection import register
 from jetson_mamba.dispatch.tracing import untraced
+from jetson_mamba.dispatch.triton_runs import triton_runs_on
 from jetson_mamba.replay.captured import Captured, Weights
 
 from . import composed, pytorch
@@ -36,7 +38,6 @@ from .contract import Case, Implementation, Mixer, Scan
 from .gates import gate
 from .library import Operators
 from .mixer import compose, mlp_columns, project
-from .triton_runs import triton_runs_on
 
 __all__ = [
     "mamba_chunk_scan_combined",
@@ -348,5 +349,5 @@ def _trial(implementation: Implementation, case: Case) -> None:
         raise RuntimeError(f"expected {expected.tolist()}, found {out.flatten().tolist()}")
 
 
-op: Op[Case, Implementation] = Op("ssd", __name__, ("triton", "pytorch"), _trial)
+op: Op[Case, Implementation] = register(Op("ssd", __name__, ("triton", "pytorch"), _trial))
 _OPERATORS = Operators(_implementation)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from jetson_mamba.dispatch.autocast import autocast_dtype, without_autocast
 from jetson_mamba.dispatch.backends import first_line
+from jetson_mamba.dispatch.triton_runs import triton_runs_on
 from jetson_mamba.errors import Unavailable
 from jetson_mamba.replay.launches import Repeatable
 
@@ -33,7 +34,6 @@ from .contract import (
 )
 from .gates import GatedRMSNorm, gate, swiglu
 from .mixer import Columns, compose, convolved, inner_scan, norm_of, project, split_columns
-from .triton_runs import triton_runs_on
 
 MODULE = "mamba_ssm.ops.triton.ssd_combined"
 _SCAN = (

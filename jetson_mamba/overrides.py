@@ -14,8 +14,7 @@ from importlib.machinery import PathFinder
 from typing import Any
 
 NAME = "vendored_overrides"
-PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-FOLDER = os.path.join(os.path.dirname(PACKAGE), NAME)
+FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), NAME)
 # What makes this module a package whose modules lie there.
 __path__ = [FOLDER]
 

@@ -1,7 +1,7 @@
 """Fetches the published source distributions that the tests run against, and unpacks them.
 
 They are kept in ``.releases`` at the top of the checkout (or where ``JETSON_MAMBA_RELEASES``
-says) and never committed. ``python -m tests.releases.download`` fetches all of them.
+says) and never committed. ``python -m tools.releases`` fetches all of them.
 """
 
 from __future__ import annotations
@@ -71,8 +71,7 @@ CAUSAL_CONV1D = (
 )
 
 FOLDER = Path(
-    os.environ.get("JETSON_MAMBA_RELEASES")
-    or Path(__file__).resolve().parent.parent.parent / ".releases"
+    os.environ.get("JETSON_MAMBA_RELEASES") or Path(__file__).resolve().parent.parent / ".releases"
 )
 
 
