@@ -11,6 +11,9 @@ from tests.joints.declared import BLOCKS, MODELS, joint
 from tests.joints.measures import Results, loss, named, out_of, same, trained
 from tests.joints.subjects import Subject, hooked, mixers
 
+# Of NemotronH's dt_bias, in bfloat16, 60 draws are off by 1.6 % with the hook and by 1.8 % without;
+# of the first 8 one may be twice the other.
+DRAWS = 24
 LOW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -33,10 +36,10 @@ def _over_draws(
     """Training on each of several inputs and weights, whose results are stacked.
 
     A gradient of a few numbers, each a sum in which much cancels, is off by chance in a single
-    draw: by 2 % or by 7 %, with kernels or without.
+    draw: by 2 % or by 9 %, with kernels or without.
     """
     found: list[Results] = []
-    for draw in range(8):
+    for draw in range(DRAWS):
         module.zero_grad()
         with torch.no_grad():
             for parameter in module.parameters():
