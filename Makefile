@@ -19,7 +19,7 @@ DEMO_BASE  = .demo/base-$(shell echo '$(TORCH) $(TRITON)' | cksum | cut -d ' ' -
 DEMO_MAMBA = .demo/mamba-ssm-$(MAMBA_SSM)
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint matrix mutants joints peers copies release docs sanitize clean
+.PHONY: help demo test lint matrix mutants mutate joints peers copies release docs sanitize clean
 
 help:
 	@echo 'make demo [MAMBA_SSM=2.2.4] [TEXT=file]   train two small models here, nothing compiled'
@@ -27,6 +27,8 @@ help:
 	@echo 'make lint                                 lint and types only'
 	@echo 'make matrix                               every release with every release (half an hour)'
 	@echo 'make mutants [COUNT=1200] [SEED=0]        variants of every text, each held to what it means'
+	@echo 'make mutate [PART=hook|rewrite|ops|report] [COUNT=20] [SEED=0]'
+	@echo '                                          changes of this code, each of which a test is to notice'
 	@echo 'make joints                               what users of torch and transformers do (half an hour)'
 	@echo 'make peers [MAMBA=checkout] [CAUSAL_CONV1D=checkout] [PYTEST=options]'
 	@echo '                                          the tests of these projects themselves'
@@ -81,6 +83,13 @@ SEED  ?= 0
 
 mutants: .venv/ready .releases/ready
 	.venv/bin/python -m tests.mutants --count $(COUNT) --seed $(SEED)
+
+# COUNT changes of each part; a copy of the tree is changed, never this one.
+PART ?= all
+
+mutate: COUNT = 20
+mutate: .venv/ready .releases/ready
+	.venv/bin/python -m tests.noticed --part $(PART) --count $(COUNT) --seed $(SEED)
 
 joints: .venv/ready .releases/ready
 	.venv/bin/python -m tests.joints

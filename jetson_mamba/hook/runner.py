@@ -7,6 +7,7 @@ program starts are ordinary ones: only the startup file serves them.
 
 from __future__ import annotations
 
+import atexit
 import os
 import pkgutil
 import runpy
@@ -67,6 +68,17 @@ def _fresh_main() -> ModuleType:
 
 def _run(program: Callable[[], None]) -> NoReturn:
     """Run it; exit as the interpreter does at a program's end."""
+    interrupted = False
+
+    def end() -> None:
+        if interrupted:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    # The first to be registered is the last to run, after all that the program has registered.
+    atexit.register(end)
     try:
         program()
     except SystemExit:
@@ -74,10 +86,7 @@ def _run(program: Callable[[], None]) -> NoReturn:
     except BaseException as error:
         error.__traceback__ = _of_the_program(error.__traceback__)
         sys.excepthook(type(error), error, error.__traceback__)
-        if isinstance(error, KeyboardInterrupt):
-            sys.stdout.flush()
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGINT)
+        interrupted = isinstance(error, KeyboardInterrupt)
         sys.exit(1)
     sys.exit(0)
 

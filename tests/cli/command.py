@@ -7,23 +7,40 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import interpreters
+from tests.faults.environment import ORDINARY
+
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 
 def jetson_mamba(
-    *arguments: str, folder: Path, path: tuple[Path, ...] = (), **environment: str
+    *arguments: str,
+    folder: Path,
+    path: tuple[Path, ...] = (),
+    ordinary: bool = False,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m jetson_mamba`` in ``folder``, with ``path`` before everything else."""
+    """Run ``python -m jetson_mamba`` in ``folder``, with ``path`` before everything else.
+
+    ``ordinary`` takes the privileges of root from it.
+    """
+    code = f"{ORDINARY}from jetson_mamba.cli import main; raise SystemExit(main())"
+    program = ("-c", code) if ordinary else ("-m", "jetson_mamba")
+    variables = {
+        **{name: value for name, value in os.environ.items() if "JETSON_MAMBA" not in name},
+        "PYTHONPATH": os.pathsep.join(map(str, (*path, REPOSITORY))),
+        "JETSON_MAMBA_CACHE": str(folder / "cache"),
+        "COLUMNS": "80",
+        "OMP_NUM_THREADS": "1",
+        **environment,
+    }
+    # Another torch, or none, is not there already; nor is what Python is to do at its start.
+    names = ("torch", "sitecustomize.py")
+    if not any((each / name).exists() for each in path for name in names):
+        return interpreters.run([*program, *arguments], env=variables, cwd=folder)
     return subprocess.run(
-        [sys.executable, "-m", "jetson_mamba", *arguments],
-        env={
-            **{name: value for name, value in os.environ.items() if "JETSON_MAMBA" not in name},
-            "PYTHONPATH": os.pathsep.join(map(str, (*path, REPOSITORY))),
-            "JETSON_MAMBA_CACHE": str(folder / "cache"),
-            "COLUMNS": "80",
-            "OMP_NUM_THREADS": "1",
-            **environment,
-        },
+        [sys.executable, *program, *arguments],
+        env=variables,
         cwd=folder,
         capture_output=True,
         text=True,

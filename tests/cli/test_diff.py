@@ -118,5 +118,5 @@ def test_neither_torch_nor_mamba_ssm_is_imported(tmp_path: Path) -> None:
     assert main(["copies"]) == 0
     assert not {"torch", "mamba_ssm"} & set(sys.modules)
     """
-    done = sandbox.run(code, recorder=False)
+    done = sandbox.run(code, recorder=False, options=("-B",))
     assert done.returncode == 0, done.stderr

@@ -1,11 +1,9 @@
-"""The command `doctor`: what it prints, what it costs, what it exits with."""
+"""The command `doctor`: what it prints, what it exits with."""
 
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
-from typing import Callable
 
 import pytest
 
@@ -20,42 +18,25 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Bare:
     return Bare(tmp_path_factory.mktemp("bare"))
 
 
-def fastest(limit: float, command: Callable[[], None]) -> float:
-    """The shortest of a few runs: a machine that is busy for a moment gets another chance."""
-    seconds: list[float] = []
-    while len(seconds) < 4 and not any(each < limit for each in seconds):
-        start = time.perf_counter()
-        command()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+def test_a_bare_machine_is_examined(bare: Bare) -> None:
+    done = bare.command("doctor", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    validate(found, SCHEMA)
+    assert found["torch"] is None and found["findings"] == []
 
 
-def test_a_bare_machine_is_examined_in_under_a_second_and_a_half(bare: Bare) -> None:
-    def command() -> None:
-        done = bare.command("doctor", "--json")
-        assert (done.returncode, done.stderr) == (0, "")
-        found = json.loads(done.stdout)
-        validate(found, SCHEMA)
-        assert found["torch"] is None and found["findings"] == []
-
-    assert fastest(1.5, command) < 1.5
-
-
-def test_a_machine_with_torch_is_examined_in_under_five_seconds(tmp_path: Path) -> None:
+def test_a_machine_with_torch_is_examined(tmp_path: Path) -> None:
     """This environment, which is healthy."""
-
-    def command() -> None:
-        done = jetson_mamba("doctor", "--json", folder=tmp_path)
-        assert (done.returncode, done.stderr) == (0, "")
-        found = json.loads(done.stdout)
-        validate(found, SCHEMA)
-        assert found["torch"]["error"] is None and found["findings"] == []
-        served = {each["op"]: each for each in found["backends"]}
-        assert set(served) == {"causal_conv1d", "selective_scan", "ssd"}
-        for each in served["causal_conv1d"]["passed_over"]:
-            assert each["reason"]
-
-    assert fastest(5.0, command) < 5.0
+    done = jetson_mamba("doctor", "--json", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    validate(found, SCHEMA)
+    assert found["torch"]["error"] is None and found["findings"] == []
+    served = {each["op"]: each for each in found["backends"]}
+    assert set(served) == {"causal_conv1d", "selective_scan", "ssd"}
+    for each in served["causal_conv1d"]["passed_over"]:
+        assert each["reason"]
 
 
 def test_a_finding_tells_what_why_and_what_to_do(bare: Bare) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 
 from tests.cli.bare import Bare
 from tests.cli.command import REPOSITORY
+from tests.faults.environment import ORDINARY
 
 NAMES = ("jetson_mamba.pth", "jetson_mamba.start")
 
@@ -85,10 +85,10 @@ def test_the_command_that_the_doctor_gives_cures_what_it_found(bare: Bare) -> No
     ] == [True]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written_is_named(bare: Bare) -> None:
+    code = f"{ORDINARY}from jetson_mamba.cli import main; raise SystemExit(main(['enable']))"
     bare.site.chmod(0o500)
-    done = bare.command("enable")
+    done = bare.run("-c", code)
     bare.site.chmod(0o700)
     assert done.returncode == 2
     assert "Permission denied; expected a folder that can be written" in done.stderr
@@ -101,3 +101,15 @@ def test_a_file_that_cannot_be_replaced_is_named_and_nothing_is_left_behind(bare
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"jetson-mamba: {bare.site / NAMES[0]}: ")
     assert [path.name for path in bare.site.glob("jetson_mamba*")] == [NAMES[0]]
+
+
+def test_a_file_that_cannot_be_removed_is_named_and_stays(bare: Bare) -> None:
+    assert bare.command("enable").returncode == 0
+    code = f"{ORDINARY}from jetson_mamba.cli import main; raise SystemExit(main(['disable']))"
+    bare.site.chmod(0o500)
+    done = bare.run("-c", code)
+    bare.site.chmod(0o700)
+    assert done.returncode == 2
+    expected = f"{bare.site / NAMES[0]}: Permission denied; expected a file that can be removed"
+    assert done.stderr == f"jetson-mamba: {expected}\n"
+    assert all((bare.site / name).exists() for name in NAMES)

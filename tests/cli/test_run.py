@@ -94,8 +94,22 @@ def test_the_end_of_a_script_is_that_under_python(code: str, tmp_path: Path) -> 
     same("script.py", folder=tmp_path)
 
 
-def test_an_interrupt_ends_the_process_as_python_does(tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text("raise KeyboardInterrupt\n")
+@pytest.mark.parametrize(
+    "code",
+    [
+        "raise KeyboardInterrupt\n",
+        "print('said, and not yet written')\nraise KeyboardInterrupt\n",
+        "import sys\nsys.stderr.write('said')\nraise KeyboardInterrupt('why')\n",
+        "import atexit\natexit.register(print, 'at exit')\nprint(1)\nraise KeyboardInterrupt\n",
+        "import threading, time\n"
+        "def work():\n    time.sleep(0.2)\n    print('done')\n"
+        "threading.Thread(target=work).start()\nraise KeyboardInterrupt\n",
+        "import os, signal\nprint('first')\nos.kill(os.getpid(), signal.SIGINT)\n"
+        "import time\ntime.sleep(20)\n",
+    ],
+)
+def test_an_interrupt_ends_the_process_as_python_does(code: str, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(code)
     assert same("script.py", folder=tmp_path).returncode == -signal.SIGINT
 
 

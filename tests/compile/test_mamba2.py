@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.interpreters import COMPILER
 from tests.releases.test_blocks import python
 
 LATEST = "2.3.2.post1"
@@ -21,7 +22,8 @@ needs_operators = pytest.mark.skipif(
 
 
 def differences(version: str, cache: Path, *checks: str) -> dict[str, float]:
-    printed = python(version, cache, "-W", "ignore", "-m", "tests.compile.mamba2", *checks)
+    arguments = ("-W", "ignore", "-m", "tests.compile.mamba2", *checks)
+    printed = python(version, cache, *arguments, modules=COMPILER)
     lines = [line.rsplit(" ", 1) for line in printed.splitlines()]
     assert {line[0].split()[0] for line in lines} == set(checks)
     return {name: float(difference) for name, difference in lines}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import zipapp
 from pathlib import Path
@@ -143,9 +144,10 @@ del os.environ["HOME"]
     "copies are kept in the user's home, else in a private folder among the temporary ones",
 )
 def test_no_home(sandbox: Sandbox, known: bool) -> None:
-    temporary = sandbox.folder / "temporary"
-    temporary.mkdir()
-    home = USERS.format(home=str(temporary) if known else None)
+    temporary, home_of_user = sandbox.folder / "temporary", sandbox.folder / "home"
+    for folder in (temporary, home_of_user):
+        folder.mkdir()
+    home = USERS.format(home=str(home_of_user) if known else None)
     settings = {
         "JETSON_MAMBA_CACHE": "",
         "XDG_CACHE_HOME": "",
@@ -153,8 +155,11 @@ def test_no_home(sandbox: Sandbox, known: bool) -> None:
         "TMPDIR": str(temporary),
     }
     path = served(sandbox, home, environment=settings)
-    assert path.startswith(str(temporary))
-    folder = next(temporary.rglob("copies"))
+    private = f"temporary/jetson_mamba-{os.getuid()}"
+    expected = sandbox.folder / ("home/.cache/jetson_mamba" if known else private)
+    folder = Path(path).parent
+    assert folder == expected / "copies"
+    assert list((temporary if known else home_of_user).iterdir()) == []
     assert folder.stat().st_mode & 0o777 == folder.parent.stat().st_mode & 0o777 == 0o700
     assert not (sandbox.folder / "~").exists()
     assert served(sandbox, home, environment=settings) == path

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jetson_mamba.ops.selective_scan import cuda
+from jetson_mamba.ops.selective_scan import cuda, plans
 from jetson_mamba.ops.selective_scan.contract import Returning, Scan
 from tests.references.selective_scan import selective_scan_reference
 from tests.references.tolerance import relative_norm
@@ -150,12 +150,12 @@ def test_numbers_of_states(dstate: int) -> None:
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_time_in_segments(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "_segments", lambda seqlen, blocks, index, step, shortest: (256, 4))
+    monkeypatch.setattr(plans, "_segments", lambda seqlen, blocks, index, step, shortest: (256, 4))
     hold_to_reference(drawn(seqlen=1000, dtype=dtype))
 
 
 def test_blocks_that_take_several_sets_of_channels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "_slots", lambda *_: 2)
+    monkeypatch.setattr(plans, "_slots", lambda *_: 2)
     hold_to_reference(drawn(dim=200))
     hold_to_reference(drawn(dim=30, dstate=128))
 
@@ -167,7 +167,7 @@ def test_the_output_alone_is_what_the_forward_pass_gives_last(
 ) -> None:
     if is_segmented:
         monkeypatch.setattr(
-            cuda, "_segments", lambda seqlen, blocks, index, step, shortest: (256, 2)
+            plans, "_segments", lambda seqlen, blocks, index, step, shortest: (256, 2)
         )
     for seqlen, dtype, dstate in ((504, torch.bfloat16, 16), (331, torch.float32, 10)):
         scan = drawn(seqlen=seqlen, dtype=dtype, dstate=dstate)

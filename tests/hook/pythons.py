@@ -6,9 +6,11 @@ import glob
 import os
 import subprocess
 import sys
+from functools import lru_cache
 
 
-def interpreters() -> list[str]:
+@lru_cache(maxsize=None)
+def interpreters() -> tuple[str, ...]:
     """Every other CPython that this machine has, from 3.8 on: on the path, or under pyenv."""
     folders = [*os.get_exec_path(), *glob.glob(os.path.expanduser("~/.pyenv/versions/*/bin"))]
     found: dict[str, str] = {}
@@ -20,7 +22,7 @@ def interpreters() -> list[str]:
                 [python, "-c", version], stderr=subprocess.DEVNULL
             ):
                 found[f"3.{minor}"] = python
-    return list(found.values())
+    return tuple(found.values())
 
 
 def oldest_own_newest() -> list[str]:

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from textwrap import dedent
 
+from tests import interpreters
+
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 INTERFACE = '''\
@@ -103,15 +105,23 @@ class Sandbox:
         environment: dict[str, str] | None = None,
         recorder: bool = True,
     ) -> subprocess.CompletedProcess[str]:
-        """Run ``code`` in an interpreter that sees the package, and return what it printed."""
+        """Run ``code`` in an interpreter that sees the package, and return what it printed.
+
+        Without the recorder the ops are there, and so torch is imported already, unless Python is
+        started with other options than those of warnings.
+        """
+        variables = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("JETSON_MAMBA")},
+            "PYTHONPATH": os.pathsep.join((str(self.site), str(REPOSITORY))),
+            "JETSON_MAMBA_CACHE": str(self.cache),
+            **(environment or {}),
+        }
+        arguments = [*options, "-c", (RECORDER if recorder else "") + dedent(code)]
+        if not recorder and python == sys.executable and set(options[::2]) <= {"-W"}:
+            return interpreters.run(arguments, env=variables, cwd=self.folder)
         return subprocess.run(
-            [python, *options, "-c", (RECORDER if recorder else "") + dedent(code)],
-            env={
-                **{k: v for k, v in os.environ.items() if not k.startswith("JETSON_MAMBA")},
-                "PYTHONPATH": os.pathsep.join((str(self.site), str(REPOSITORY))),
-                "JETSON_MAMBA_CACHE": str(self.cache),
-                **(environment or {}),
-            },
+            [python, *arguments],
+            env=variables,
             cwd=self.folder,
             capture_output=True,
             text=True,

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import startup
 from jetson_mamba.hook.finder import TAILS, TARGETS, WATCHED
+from tests import interpreters
 from tests.hook.pythons import oldest_own_newest
 from tests.hook.sandbox import COMBINED, INTERFACE, Sandbox
 from tests.hook.test_import import UNKNOWN_FORM
@@ -149,37 +147,13 @@ def test_a_block_of_a_release_under_another_name_trains(tmp_path: Path) -> None:
         "names = [each.name for each in jetson_mamba.status().targets if each.copy]\n"
         "print([name for name in names if name.startswith('own')][:1], len(names))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
+    done = interpreters.run(
+        ["-W", "ignore", "-c", code],
         env={
             **{k: v for k, v in os.environ.items() if not k.startswith("JETSON_MAMBA")},
             "PYTHONPATH": str(tmp_path),
             "JETSON_MAMBA_CACHE": str(tmp_path / "cache"),
         },
-        cwd=Path(startup.__file__).resolve().parent.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("['own.mamba_ssm.modules.mamba2'] ")
-
-
-def test_an_import_of_another_name_costs_a_look_at_it() -> None:
-    """Measured beside what the import system itself does for a module that is not there."""
-    code = """
-import importlib.machinery, sys, timeit, jetson_mamba
-find = jetson_mamba._finder.find_spec
-names = [f"torch.nn.modules.linear{n}" for n in range(50)]
-path = ["/nowhere"]
-own = min(timeit.repeat(lambda: [find(n, path) for n in names], number=20, repeat=9)) / 1000
-theirs = importlib.machinery.BuiltinImporter.find_spec
-least = min(timeit.repeat(lambda: [theirs(n, path) for n in names], number=20, repeat=9)) / 1000
-print(own, least)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
-    )
-    own, least = map(float, done.stdout.split())
-    assert own < 20 * max(least, 1e-7), (own, least)

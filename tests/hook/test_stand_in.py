@@ -48,6 +48,37 @@ def test_it_replaces_a_package_whose_extension_is_missing(sandbox: Sandbox) -> N
     assert printed[2] == "ModuleNotFoundError: No module named 'causal_conv1d_cuda'"
 
 
+def test_nothing_is_left_of_a_package_that_ran_halfway(sandbox: Sandbox) -> None:
+    """Neither names nor modules: what is imported later is the stand-in's."""
+    package = sandbox.site / "causal_conv1d"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "left = 1\nfrom causal_conv1d import causal_conv1d_interface\nimport causal_conv1d_cuda\n"
+    )
+    (package / "causal_conv1d_interface.py").write_text("left = 1\n")
+    (package / "own.py").write_text("")
+    (sandbox.site / "causal_conv1d_beside.py").write_text("")
+    (sandbox.site / "causal_conv1d_cuda.py").write_text("raise ImportError('undefined symbol')\n")
+    code = """
+    import sys
+    import jetson_mamba, causal_conv1d_beside, causal_conv1d
+    import causal_conv1d.causal_conv1d_interface as interface
+    print(hasattr(causal_conv1d, "left"), hasattr(interface, "left"))
+    print("causal_conv1d_beside" in sys.modules, interface.causal_conv1d_fn.__name__)
+    try:
+        import causal_conv1d.own
+    except ImportError as error:
+        print(error)
+    print(causal_conv1d.__jetson_mamba_reason__)
+    """
+    assert sandbox.output(code, recorder=False).splitlines() == [
+        "False False",
+        "True causal_conv1d_fn",
+        "No module named 'causal_conv1d.own'",
+        "ImportError: undefined symbol",
+    ]
+
+
 def test_another_error_of_the_installed_package_is_passed_on(sandbox: Sandbox) -> None:
     package = sandbox.site / "causal_conv1d"
     package.mkdir()

@@ -1,7 +1,7 @@
 """Every kernel of the convolution compiles, without spills and within its shared memory.
 
-Each variant is compiled for one of the architectures, and the heaviest for all of them: the
-whole product would take minutes.
+Each variant is compiled for one of the architectures, and the heaviest for every second one, so
+that both neighbours of an architecture have those that it has not: all would take minutes.
 """
 
 from __future__ import annotations
@@ -65,14 +65,16 @@ def is_heavy(variant: Variant) -> bool:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_kernels_compile_without_spills_and_within_shared_memory(architecture: str) -> None:
     try:
-        if architecture not in compiler.supported_architectures():
-            pytest.skip(f"NVRTC {compiler.nvrtc_version()} does not compile for {architecture}")
+        known = [each for each in ARCHITECTURES if each in compiler.supported_architectures()]
     except Unavailable as reason:
         pytest.skip(str(reason))
-    turn = ARCHITECTURES.index(architecture)
+    if architecture not in known:
+        pytest.skip(f"NVRTC {compiler.nvrtc_version()} does not compile for {architecture}")
+    turn = known.index(architecture)
     failures = []
     for number, variant in enumerate(variants()):
-        if number % len(ARCHITECTURES) != turn and not is_heavy(variant):
+        is_its_turn = number % len(known) == turn
+        if not is_its_turn and not (is_heavy(variant) and number // 2 % 2 == turn % 2):
             continue
         case = Case(torch.device("cuda", 0), variant.dtype, variant.dtype, variant.width)
         name, defines = cuda.variant(

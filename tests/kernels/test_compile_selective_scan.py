@@ -6,18 +6,18 @@ and each flag is compiled, not their product, and all architectures only for 16 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 
 from jetson_mamba.errors import Unavailable
 from jetson_mamba.kernels import compiler
-from jetson_mamba.ops.selective_scan import cuda
+from jetson_mamba.ops.selective_scan import cuda, plans
 
 ARCHITECTURES = ("sm_72", "sm_80", "sm_87", "sm_90", "sm_110")
 STATIC_SHARED_BYTES = 48 * 1024
-FULL = cuda.Variant(
+FULL = plans.Variant(
     torch.bfloat16,
     16,
     is_complex=False,
@@ -33,20 +33,12 @@ FULL = cuda.Variant(
 )
 
 
-class Entry(NamedTuple):
-    """A kernel of a source."""
-
-    source: str
-    name: str
-
-
-ENTRIES = (
-    Entry("selective_scan_forward.cu", "selective_scan_forward"),
-    Entry("selective_scan_forward.cu", "selective_scan_forward_carry"),
-    Entry("selective_scan_backward.cu", "selective_scan_backward"),
-    Entry("selective_scan_backward.cu", "selective_scan_backward_carry"),
-    Entry("selective_scan_sums.cu", "selective_scan_sums"),
-)
+# The kernels of each source. One compilation makes them all.
+ENTRIES = {
+    "selective_scan_forward": ("selective_scan_forward", "selective_scan_forward_carry"),
+    "selective_scan_backward": ("selective_scan_backward", "selective_scan_backward_carry"),
+    "selective_scan_sums": ("selective_scan_sums",),
+}
 
 LAYOUTS = [
     FULL._replace(dtype=torch.float32, dstate=dstate, is_complex=is_complex)
@@ -76,20 +68,22 @@ FLAGS = [
 ]
 
 
-def failures(variant: cuda.Variant, architecture: str) -> list[str]:
+def failures(variant: plans.Variant, architecture: str) -> list[str]:
     found = []
-    for entry in ENTRIES:
-        if entry.name.endswith("carry") and not variant.segmented:
-            continue
-        layout = cuda.layout_of(variant.dstate, variant.is_complex)
-        is_forward = "forward" in entry.source
+    for source, entries in ENTRIES.items():
+        layout = plans.layout_of(variant.dstate, variant.is_complex)
+        is_forward = "forward" in source
         defines = variant.defines(layout.forward_warps if is_forward else layout.backward_warps)
-        compiled = compiler.compile_source(entry.source, entry.name, defines, architecture)
-        if compiled.spill_bytes or compiled.static_shared_bytes > STATIC_SHARED_BYTES:
-            found.append(
-                f"{entry.name} {variant} {architecture}: {compiled.spill_bytes} bytes spilled, "
-                f"{compiled.static_shared_bytes} bytes of shared memory"
-            )
+        compiled = compiler.compile_source(f"{source}.cu", entries[0], defines, architecture)
+        for entry in entries:
+            if entry.endswith("carry") and not variant.segmented:
+                continue
+            _registers, spilled, shared = compiler.resources(compiled.log, entry)
+            if spilled or shared > STATIC_SHARED_BYTES:
+                found.append(
+                    f"{entry} {variant} {architecture}: {spilled} bytes spilled, "
+                    f"{shared} bytes of shared memory"
+                )
     return found
 
 
@@ -103,7 +97,7 @@ def skip_unless_supported(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("dtype", cuda.NUMBERS, ids=str)
+@pytest.mark.parametrize("dtype", plans.NUMBERS, ids=str)
 def test_sixteen_states_compile_for_every_architecture(
     dtype: torch.dtype, architecture: str
 ) -> None:
@@ -122,7 +116,7 @@ def named(variant: Any) -> str:
 
 
 @pytest.mark.parametrize("variant", [*LAYOUTS, *FLAGS], ids=named)
-def test_every_layout_and_flag_compiles(variant: cuda.Variant) -> None:
+def test_every_layout_and_flag_compiles(variant: plans.Variant) -> None:
     skip_unless_supported("sm_87")
     assert not failures(variant, "sm_87")
 
@@ -132,7 +126,7 @@ def test_every_layout_and_flag_compiles(variant: cuda.Variant) -> None:
 def test_the_host_counts_channels_and_states_as_the_kernels_do(
     dstate: int, is_complex: bool
 ) -> None:
-    layout = cuda.layout_of(dstate, is_complex)
+    layout = plans.layout_of(dstate, is_complex)
     assert 1 <= layout.channels <= 32
     assert dstate <= layout.padded <= max(4, 2 * dstate)
     assert layout.width == layout.padded * (2 if is_complex else 1)

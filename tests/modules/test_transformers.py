@@ -6,14 +6,13 @@ On a CPU it is the hook that gives them fused functions, which take weights, and
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests import interpreters
 from tests.references.tolerance import relative_norm
 from tools.releases import release_path
 
@@ -23,19 +22,15 @@ pytest.importorskip("transformers", minversion="5.0")
 
 def models(folder: Path, *path: Path, **variables: str) -> dict[str, dict[str, Tensor]]:
     folder.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.modules.models", str(folder / "computed.pt")],
+    done = interpreters.run(
+        ["-W", "ignore", "-m", "tests.modules.models", str(folder / "computed.pt")],
         env={
             **{name: value for name, value in os.environ.items() if "JETSON_MAMBA" not in name},
             "PYTHONPATH": os.pathsep.join(map(str, (*path, REPOSITORY))),
-            "JETSON_MAMBA_CACHE": str(folder / "cache"),
+            "JETSON_MAMBA_CACHE": str(interpreters.copies()),
             **variables,
         },
         cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     computed: dict[str, dict[str, Tensor]] = torch.load(folder / "computed.pt")

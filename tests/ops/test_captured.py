@@ -70,6 +70,38 @@ def test_sizes_options_and_weights_have_graphs_of_their_own(imitated: list[Imita
     assert len(imitated) == len(kinds)
 
 
+def total(
+    inputs: tuple[Tensor, ...], weights: tuple[Tensor, ...], *options: float
+) -> tuple[Tensor, ...]:
+    return (inputs[0].double() + weights[0].double().sum(),)
+
+
+def alike(tensor: Tensor) -> list[Tensor]:
+    """Tensors that begin at the same place and differ in one respect."""
+    return [
+        tensor,
+        tensor.view(torch.int32),
+        tensor.t(),
+        tensor[:2],
+        torch.nn.Parameter(tensor),
+        tensor.clone(),
+    ]
+
+
+@pytest.mark.parametrize("role", ["weight", "input"])
+def test_a_graph_serves_what_is_alike_in_every_respect(role: str, imitated: list[Imitated]) -> None:
+    call, other = Captured(total), torch.randn(4, 4)
+    kinds = alike(torch.randn(4, 4))
+    for _ in range(3):
+        for each in kinds:
+            x, weight = (each, other) if role == "input" else (other, each)
+            with torch.no_grad():
+                torch.testing.assert_close(call((x,), (weight,)), total((x,), (weight,)))
+    # An input is copied to where a graph reads it; a weight is read where it is.
+    same = {"input": 1, "weight": 0}[role]
+    assert len(imitated) == len(kinds) - same
+
+
 def test_the_layers_of_a_model_share_what_their_graphs_read(imitated: list[Imitated]) -> None:
     call, weights = Captured(product), [torch.randn(4, 4) for _ in range(5)]
     for _ in range(3):

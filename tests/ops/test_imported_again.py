@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import textwrap
 
 import pytest
+
+from tests import interpreters
 
 AGAIN = {
     "forgotten and collected": """
@@ -49,7 +49,7 @@ HEAD = """
 @pytest.mark.parametrize("how", AGAIN)
 def test_what_is_imported_again_serves_as_before(how: str) -> None:
     code = "".join(map(textwrap.dedent, (HEAD, CALLS, AGAIN[how], CALLS, AGAIN[how], CALLS)))
-    command = [sys.executable, "-W", "error::UserWarning", "-c", code]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    command = ["-W", "error::UserWarning", "-c", code]
+    ended = interpreters.run(command)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""

@@ -119,6 +119,7 @@ def test_rows_are_scaled_first() -> None:
     )
 
 
+@pytest.mark.parametrize("function", [layer_norm_fn, rms_norm_fn])
 @pytest.mark.parametrize(
     ("residual", "residual_in_fp32", "expected"),
     [
@@ -129,13 +130,20 @@ def test_rows_are_scaled_first() -> None:
     ],
 )
 def test_the_sum_has_the_dtype_of_the_residual(
-    residual: torch.dtype | None, residual_in_fp32: bool, expected: torch.dtype
+    function: Callable[..., Any],
+    residual: torch.dtype | None,
+    residual_in_fp32: bool,
+    expected: torch.dtype,
 ) -> None:
     x, weight = torch.randn(3, DIM).bfloat16(), torch.ones(DIM)
     given = None if residual is None else torch.randn(3, DIM).to(residual)
     options = {"prenorm": True, "residual_in_fp32": residual_in_fp32}
-    out, total = layer_norm_fn(x, weight, None, residual=given, **options)
+    out, total = function(x, weight, None, residual=given, **options)
     assert (out.dtype, total.dtype) == (torch.bfloat16, expected)
+    exact = x.double() if given is None else x.double() + given.double()
+    assert torch.equal(total, exact.to(expected))
+    if expected == torch.float32 and given is not None:
+        assert not torch.equal(total, total.bfloat16().float())
 
 
 def test_what_is_normed_is_the_sum_before_it_is_rounded() -> None:

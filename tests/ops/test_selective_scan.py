@@ -25,6 +25,7 @@ from jetson_mamba.ops.selective_scan import (
 )
 from jetson_mamba.ops.selective_scan.contract import Case, Scan
 from tests.ops.ways import going
+from tests.references.once import once
 from tests.references.selective_scan import selective_scan_reference
 from tests.references.tolerance import relative_norm
 
@@ -56,6 +57,7 @@ class Variant(NamedTuple):
     dim: int = 6
     dstate: int = 5
     stiff: bool = False
+    steep: bool = False
 
 
 def kinds(**others: Any) -> list[Variant]:
@@ -85,6 +87,8 @@ VARIANTS = [
     Variant(seqlen=600, stiff=True, softplus=False),
     Variant(seqlen=600, stiff=True, is_complex=True),
     *kinds(dtype=torch.float64),
+    Variant(dtype=torch.float64, steep=True, delta_bias=False, seqlen=13),
+    Variant(dtype=torch.float64, steep=True, seqlen=13),
     *kinds(dtype=torch.bfloat16),
     *kinds(dtype=torch.float16),
     Variant(batch=1, dim=600, seqlen=130, dstate=16),
@@ -129,6 +133,10 @@ def drawn(variant: Variant, device: str = "cpu") -> Arguments:
         A = -torch.logspace(-4, 2, dim * dstate, dtype=torch.float64).view(dim, dstate)
         delta = torch.logspace(-3, 1, variant.seqlen, dtype=torch.float64).expand(rows)
         delta = delta * (0.5 + 0.5 * torch.rand(rows, dtype=torch.float64))
+    elif variant.steep:
+        # On both sides of the threshold past which softplus is its argument: 1e-9 less than it.
+        A = A / 100
+        delta = torch.linspace(19, 22, variant.seqlen, dtype=torch.float64).expand(rows)
     elif not variant.softplus:
         delta = delta.abs()
     if variant.is_complex:
@@ -192,6 +200,7 @@ class Reference(NamedTuple):
     gradients: dict[str, Tensor]
 
 
+@once
 def reference(arguments: Arguments) -> Reference:
     leaves: list[Any] = [
         field.to(torch.complex128 if field.is_complex() else torch.float64).requires_grad_()

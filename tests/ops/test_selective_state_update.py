@@ -109,6 +109,28 @@ def test_each_argument_may_lack_an_axis_of_length_1() -> None:
         assert out.shape == shape
 
 
+@pytest.mark.parametrize("name", ["state", "x", "dt", "A", "B", "C", "D", "z", "dt_bias"])
+def test_one_argument_in_float64_has_all_computed_in_it(name: str) -> None:
+    single = arguments(dt_softplus=True)
+    double = {
+        each: value.double() if isinstance(value, Tensor) else value
+        for each, value in single.items()
+    }
+    exact = selective_state_update(**double)
+    given = {**single, name: single[name].double()}
+    found = selective_state_update(**given)
+    assert torch.equal(found, exact.to(found.dtype))
+    assert torch.equal(given["state"], double["state"].to(given["state"].dtype))
+
+
+@pytest.mark.parametrize("larger", [20.0, 100.0])
+def test_a_step_past_the_threshold_of_softplus_is_its_argument(larger: float) -> None:
+    given = arguments(dt_softplus=True)
+    given["dt"] = given["dt"] + larger
+    given["A"] = given["A"] / larger
+    assert max(errors(given).values()) <= 1e-6
+
+
 @pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("is_tied", [False, True])

@@ -190,6 +190,44 @@ def test_steps_outside_the_limits_have_no_gradient(softplus: bool) -> None:
     assert ddt[~outside].all()
 
 
+@pytest.mark.parametrize("softplus", [True, False])
+def test_a_step_at_a_limit_is_within_it(softplus: bool) -> None:
+    tensors = scan_tensors(70)
+    del tensors["dt_bias"]
+    lowest, highest = 0.25, 0.75
+    raw = tensors["dt"].clamp(lowest, highest)
+    raw[:, 1::3], raw[:, ::3] = lowest, highest
+    tensors["dt"] = raw
+    limit = (lowest, highest)
+    if softplus:
+        limit = tuple(torch.nn.functional.softplus(torch.tensor(limit).double()).tolist())
+    options = {"dt_softplus": softplus, "dt_limit": limit}
+    assert_agrees(scan, ssd_scan, tensors, torch.float64, 1e-12, **options)
+    given = leaves(tensors, torch.float64)
+    out = scan(**given, chunk_size=64, **options)
+    (ddt,) = torch.autograd.grad(out.sum(), given["dt"])
+    assert ddt.all()
+
+
+@pytest.mark.parametrize("larger", [20.0, 40.0, 800.0])
+def test_a_step_past_the_threshold_of_softplus_is_its_argument(larger: float) -> None:
+    tensors = scan_tensors(9)
+    tensors["dt"][:, ::2] += larger
+    tensors["A"] = tensors["A"] / larger
+    assert_agrees(scan, ssd_scan, tensors, torch.float64, 1e-8, dt_softplus=True)
+
+
+@pytest.mark.parametrize("name", ["x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states"])
+def test_one_argument_in_float64_has_all_computed_in_it(name: str) -> None:
+    """The sums are then not rounded to float32, whichever it is."""
+    single = {each: tensor.float() for each, tensor in scan_tensors(70).items()}
+    options = {"dt_softplus": True, "return_final_states": True, "chunk_size": 64}
+    exact = scan(**{each: tensor.double() for each, tensor in single.items()}, **options)
+    found = scan(**{**single, name: single[name].double()}, **options)
+    for result, right in zip(found, exact):
+        assert torch.equal(result, right.to(result.dtype))
+
+
 @pytest.mark.parametrize("seqlen", [9, 64, 200])
 def test_state_does_not_pass_between_sequences(seqlen: int) -> None:
     assert_agrees(

@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import interpreters
 from tools.releases import release_path
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 VERSIONS = ("2.2.4", "2.3.2.post1")
 
 
-def python(version: str, cache: Path, *arguments: str, **environment: str) -> str:
+def python(
+    version: str,
+    folder: Path,
+    *arguments: str,
+    modules: tuple[str, ...] = interpreters.TORCH,
+    **environment: str,
+) -> str:
     """What an interpreter prints that has that release on its path, and nothing compiled."""
-    done = subprocess.run(
-        [sys.executable, *arguments],
+    done = interpreters.run(
+        arguments,
         env={
             **{name: value for name, value in os.environ.items() if "JETSON_MAMBA" not in name},
             "PYTHONPATH": os.pathsep.join((str(release_path(version)), str(REPOSITORY))),
-            "JETSON_MAMBA_CACHE": str(cache),
+            "JETSON_MAMBA_CACHE": str(interpreters.copies()),
             **environment,
         },
-        cwd=cache,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
+        cwd=folder,
+        modules=modules,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests import interpreters
 from tests.references.tolerance import relative_norm
 from tests.releases.transformers_models import FUNCTIONS, MODELS, STEPS
 from tools.releases import release_path
@@ -39,9 +38,9 @@ def transformers_models(
 ) -> Process:
     """Run ``tests.releases.transformers_models`` with ``path`` before everything else."""
     folder.mkdir()
-    done = subprocess.run(
+    done = interpreters.run(
         [
-            *(sys.executable, "-W", "ignore", "-c"),
+            *("-W", "ignore", "-c"),
             # Activation comes first, where no startup file has seen to it.
             "import jetson_mamba; from tests.releases import transformers_models as models; "
             "models.main()",
@@ -50,14 +49,10 @@ def transformers_models(
         env={
             **{name: value for name, value in os.environ.items() if "JETSON_MAMBA" not in name},
             "PYTHONPATH": os.pathsep.join(map(str, (*path, REPOSITORY))),
-            "JETSON_MAMBA_CACHE": str(folder / "cache"),
+            "JETSON_MAMBA_CACHE": str(interpreters.copies()),
             **variables,
         },
         cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

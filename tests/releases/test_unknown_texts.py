@@ -8,12 +8,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import interpreters
 from tools.releases import release_path
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -86,18 +85,14 @@ def package(tmp_path: Path) -> Path:
 
 def run(package: Path, cache: Path) -> tuple[list[str], set[str], set[str]]:
     """What the models give; the functions that warnings name; what was left out."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(package)],
+    done = interpreters.run(
+        ["-c", PROGRAM, str(package)],
         env={
             **{name: value for name, value in os.environ.items() if "JETSON_MAMBA" not in name},
             "PYTHONPATH": os.pathsep.join((str(package.parent), str(REPOSITORY))),
             "JETSON_MAMBA_CACHE": str(cache),
         },
         cwd=cache,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

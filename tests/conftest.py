@@ -1,0 +1,29 @@
+"""The order of the tests: what takes long comes first.
+
+Processes that run tests side by side take them from each other; one that is left with a long test
+when the others are done would make the run as long as that.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+# Files and folders with tests that take many seconds each, the longest first.
+LONG = (
+    *("compile/test_mamba", "kernels", "without_triton", "releases", "modules", "matrix"),
+    *("cli/test_demo.py", "distributed", "mutants", "packaging", "joints"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the items; those of a file stay together, in their order."""
+    items.sort(key=lambda item: rank(item.path))
+
+
+def rank(path: Path) -> int:
+    """The place of a file among those that are long, or one after all of them."""
+    inside = path.relative_to(TESTS).as_posix() if TESTS in path.parents else ""
+    return next((place for place, each in enumerate(LONG) if inside.startswith(each)), len(LONG))

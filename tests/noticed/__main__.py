@@ -1,0 +1,152 @@
+"""Changes the package's own code in one place at a time, and prints what no test noticed.
+
+``python -m tests.noticed --part hook --count 20 --seed 0``. The changes are made in a copy of the
+tree, never in the checkout. For each, the tests of its file run until one fails
+(``tests/noticed/parts.py`` says which); a change that makes them hang is noticed too. Ends with
+exit code 1 where more was missed than ``--allowed`` percent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from tests import interpreters
+from tests.noticed import parts
+from tests.noticed.changes import Change, sample
+from tests.noticed.harmless import HARMLESS
+
+MODULES = (*interpreters.TORCH, "pytest", "_pytest.assertion.rewrite", "einops")
+SECONDS = 900
+NO_TESTS = 5
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="make mutate")
+    parser.add_argument("--part", choices=[*parts.PARTS, "all"], default="all")
+    parser.add_argument("--count", type=int, default=20, help="changes of each part")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--allowed", type=float, default=4.0, help="percent that may be missed")
+    parser.add_argument("--file", help="only files whose path has this in it")
+    chosen = parser.parse_args()
+    ended = True
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "tree"
+        copy(tree)
+        for part in parts.PARTS if chosen.part == "all" else [chosen.part]:
+            generator = random.Random(f"{chosen.seed} {part}")
+            ended &= survey(tree, part, chosen.count, generator, chosen.file or "", chosen.allowed)
+    raise SystemExit(0 if ended else 1)
+
+
+def survey(
+    tree: Path, part: str, count: int, generator: random.Random, only: str, allowed: float
+) -> bool:
+    """Whether enough of a part's changes are noticed; prints each that is not."""
+    files = [each for each in parts.files(part) if only in each.as_posix()]
+    # A file gets changes in proportion to its length.
+    lengths = [len((parts.REPOSITORY / each).read_text("utf-8")) for each in files]
+    drawn = generator.choices(files, lengths, k=count)
+    noticed, missed, harmless = 0, [], 0
+    for file in sorted(set(drawn)):
+        text = (parts.REPOSITORY / file).read_text("utf-8")
+        for each in sample(text, drawn.count(file), generator):
+            if is_harmless(file, each):
+                harmless += 1
+                continue
+            start = time.monotonic()
+            by = noticing(tree, part, file, each)
+            print(f"{f'noticed by {by}' if by else 'MISSED'}, {time.monotonic() - start:.0f} s")
+            print(f"  {file}:{each.line}\n    {each.before}\n    {each.after}", flush=True)
+            noticed += bool(by)
+            if not by:
+                missed.append((file, each))
+    total = noticed + len(missed)
+    print(f"\n{part}: {noticed} of {total} noticed, and {harmless} without effect")
+    for file, each in missed:
+        print(f'    Harmless("{file}", {each.before!r}, {each.after!r}, "why"),')
+    return 100 * len(missed) <= allowed * total
+
+
+def is_harmless(file: Path, change: Change) -> bool:
+    """Whether it is listed as one without effect."""
+    listed = (each[:3] for each in HARMLESS)
+    return (file.as_posix(), change.before, change.after) in listed
+
+
+def copy(tree: Path) -> None:
+    """The files of the checkout that git knows or would take, in another folder."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(
+        command, cwd=parts.REPOSITORY, check=True, capture_output=True, text=True
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        source = parts.REPOSITORY / name
+        if source.exists():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, tree / name, follow_symlinks=False)
+    (tree / ".releases").symlink_to(parts.REPOSITORY / ".releases")
+    # What the tests of a checkout find beside it, for those that start an interpreter of theirs.
+    (tree / ".venv").symlink_to(parts.REPOSITORY / ".venv")
+
+
+def noticing(tree: Path, part: str, file: Path, change: Change) -> str | None:
+    """The test that fails with a change, or how its tests end otherwise; None where all pass."""
+    path = tree / file
+    before = path.read_text("utf-8")
+    try:
+        write(path, change.text)
+        found = (failing(tree, chosen) for chosen in parts.tests(part, file))
+        return next((each for each in found if each is not None), None)
+    finally:
+        write(path, before)
+
+
+def failing(tree: Path, chosen: list[str]) -> str | None:
+    """The first test that fails of those chosen."""
+    done = interpreters.run(
+        [
+            *("-m", "pytest", "-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider"),
+            *chosen,
+        ],
+        env={
+            **{name: value for name, value in os.environ.items() if "JETSON_MAMBA" not in name},
+            # Before the checkout, which the environment has installed.
+            "PYTHONPATH": str(tree),
+            "JETSON_MAMBA_CACHE": str(tree.parent / "cache"),
+            "OMP_NUM_THREADS": "1",
+        },
+        cwd=tree,
+        timeout=SECONDS,
+        modules=MODULES,
+    )
+    if done.returncode == 0:
+        return None
+    if done.returncode < 0:
+        return f"a process that ends by signal {-done.returncode}"
+    if done.returncode == NO_TESTS:
+        raise RuntimeError(f"no test is run of {', '.join(chosen)}")
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return failed[0].split(" - ")[0] if failed else (done.stderr.splitlines() or ["an error"])[-1]
+
+
+_second = int(time.time())
+
+
+def write(path: Path, text: str) -> None:
+    """Write a module so that no bytecode of what was there before is taken for its own."""
+    global _second  # noqa: PLW0603
+    _second += 1
+    path.write_text(text, "utf-8")
+    os.utime(path, (_second, _second))
+
+
+if __name__ == "__main__":
+    main()

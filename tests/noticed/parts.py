@@ -1,0 +1,101 @@
+"""The parts of the package, and for each file the tests that are to notice a change of it.
+
+A folder's or file's own tests come first, found by the names below; then what else runs its
+code. The first that fails ends the run, so the quick ones stand before the slow ones.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+
+# All else is the hook's.
+PARTS = {
+    "hook": "",
+    "rewrite": "rewrite",
+    "ops": "ops dispatch replay kernels export",
+    "report": "report cli demo installer installing",
+}
+
+# By the beginning of a path in the package; the longest that fits counts, and then its part's.
+OWN = {
+    "hook/copies": "rewrite/test_kept.py hook/test_import.py "
+    "faults/test_cache.py releases/test_copies.py",
+    "hook/stand_in": "hook/test_stand_in.py hook/test_doors.py",
+    "hook/runner": "cli/test_run.py",
+    "hook/unserved": "hook/test_unserved.py",
+    "hook/loader": "hook/test_loaders.py hook/test_import.py",
+    "hook/finder": "hook/test_import.py hook/test_other_packages.py",
+    "texts": "rewrite/test_closure.py hook/test_names_beside.py",
+    "cache": "hook/test_cache_folder.py faults/test_cache.py",
+    "forks": "ops/test_forks.py",
+    "advice": "hook/test_advice.py",
+    "startup": "cli/test_enable.py faults/test_start.py hook/test_activation.py",
+    "compat": "compat imports without_triton",
+    "triton_there": "without_triton ops/test_triton_runs.py",
+    "ops/causal_conv1d": "ops/test_causal_conv1d.py compile/test_operators.py",
+    "ops/selective_scan": "ops/test_selective_scan.py compile/test_operators.py",
+    "ops/ssd": "ops/test_ssd.py ops/test_ssd_errors.py ops/test_ssd_mixer.py "
+    "ops/test_ssd_ways.py ops/test_ssd_transforms.py compile/test_ssd.py",
+    "ops/norms": "ops/test_norms.py",
+    "ops/norm": "ops/test_norms.py",
+    "ops/decoding": "ops/test_selective_state_update.py",
+    "ops/selective_state_update": "ops/test_selective_state_update.py",
+    "ops/swiglu": "ops/test_swiglu.py",
+    "ops/mamba_inner": "ops/test_mamba_inner.py ops/test_blocks.py",
+    "ops/any_form": "ops/test_any_form.py",
+    "dispatch/environment": "ops/test_environment.py",
+    "dispatch/memo": "ops/test_memo.py ops/test_environment.py",
+    "dispatch/selection": "ops/test_selection.py ops/test_backends.py",
+    "dispatch/backends": "ops/test_backends.py ops/test_selection.py",
+    "dispatch/operators": "compile/test_operators.py ops/test_imported_again.py",
+    "dispatch/twice": "ops/test_twice.py compile/test_operators.py",
+    "dispatch/unchecked": "ops/test_unchecked.py",
+    "dispatch/projections": "ops/test_blocks.py modules",
+    "dispatch/block_modules": "ops/test_blocks.py modules",
+    "replay/captured": "ops/test_captured.py ops/test_environment.py",
+    "replay/launches": "ops/test_launches.py",
+    "replay/blocks": "ops/test_blocks.py",
+    "replay/cuda_graph": "ops/test_cuda_graph.py",
+    "kernels": "kernels/test_compiler.py ops/test_backends.py",
+    "report/doctor": "doctor",
+    "report/findings": "doctor",
+    "report/machine": "doctor/test_machine.py",
+    "report/verify": "cli/test_verify.py",
+    "report/bench": "cli/test_bench.py",
+    "report/timing": "cli/test_bench.py",
+    "report/recurrences": "cli/test_bench.py cli/test_verify.py",
+    "report/status": "cli/test_status.py",
+    "cli/install": "cli/test_install.py",
+    "installer": "cli/test_install.py",
+    "demo": "cli/test_demo.py",
+}
+ALL = {
+    "hook": "hook faults imports "
+    "cli/test_status.py releases/test_bundle.py releases/test_blocks.py",
+    "rewrite": "rewrite hook/test_rewrite.py hook/test_names_beside.py hook/test_unserved.py "
+    "releases/test_copies.py rewrite/test_kept.py mutants releases/test_unknown_texts.py",
+    "ops": "ops emulated compile "
+    "releases/test_blocks.py releases/test_past_targets.py releases/test_decoding.py",
+    "report": "cli doctor docs",
+}
+
+
+def files(part: str) -> list[Path]:
+    """The modules of a part, from the repository's root."""
+    found = (REPOSITORY / "jetson_mamba").rglob("*.py")
+    return sorted(each for path in found if _part(each := path.relative_to(REPOSITORY)) == part)
+
+
+def _part(file: Path) -> str:
+    room = file.parts[1].partition(".")[0]
+    return next((part for part, rooms in PARTS.items() if room in rooms.split()), "hook")
+
+
+def tests(part: str, file: Path) -> list[list[str]]:
+    """What should notice a change of a file: its own tests, and then the rest of its part's."""
+    name = "/".join(file.parts[1:])
+    own = max((each for each in OWN if name.startswith(each)), key=len, default="")
+    stages = [[f"tests/{each}" for each in text.split()] for text in (OWN.get(own, ""), ALL[part])]
+    return [[each for each in stage if (REPOSITORY / each).exists()] for stage in stages if stage]

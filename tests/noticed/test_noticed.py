@@ -1,0 +1,100 @@
+"""The tool that changes the code: what it changes, what it leaves alone, and what it notices."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.noticed import __main__ as noticed
+from tests.noticed import parts
+from tests.noticed.changes import change, sample
+from tests.noticed.harmless import HARMLESS
+
+pytest.importorskip("mutmut")
+
+TEXT = '''"""A docstring."""
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import sys
+
+__all__ = ["key"]
+
+
+def key(x: int, limit: int = 3) -> tuple[int, str]:
+    """Another, with a 1 in it."""
+    if x < limit:
+        raise ValueError("words for people 1")
+    return x, os.sep, "part"
+'''
+
+
+def test_each_kind_of_change_is_made_in_one_place_of_what_runs() -> None:
+    drawn = sample(TEXT, 1000, random.Random(0))
+    made = {(each.before, each.after) for each in drawn}
+    check, head = "if x < limit:", "def key(x: int, limit: int = {}) -> tuple[int, str]:"
+    for before, after in (
+        (check, "if x <= limit:"),
+        (check, "if False:"),
+        (head.format(3), head.format(4)),
+        ('return x, os.sep, "part"', "return"),
+        ('"""Another, with a 1 in it."""', "pass"),
+    ):
+        assert (before, after) in made
+    left_out = {after for before, after in made if before.startswith("return x")}
+    assert left_out & {'return os.sep, "part"', 'return x, "part"', "return x, os.sep"}
+    for each in drawn:
+        compile(each.text, "changed", "exec")
+        assert change(TEXT, each.text) == each
+        assert each.line >= TEXT.splitlines().index(head.format(3))
+    assert sample(TEXT, 1000, random.Random(0)) == drawn
+    assert sample(TEXT, 3, random.Random(1)) != sample(TEXT, 3, random.Random(2))
+
+
+@pytest.mark.parametrize("part", parts.PARTS)
+def test_every_file_has_tests_that_are_there(part: str) -> None:
+    files = parts.files(part)
+    assert files
+    for file in files:
+        assert (parts.REPOSITORY / file).exists()
+        assert any(parts.tests(part, file))
+    for name in f"{' '.join(parts.OWN.values())} {parts.ALL[part]}".split():
+        assert (parts.REPOSITORY / "tests" / name).exists(), name
+
+
+def test_every_one_is_of_a_line_that_is_there() -> None:
+    for each in HARMLESS:
+        lines = (parts.REPOSITORY / each.file).read_text("utf-8").splitlines()
+        assert each.before in {line.strip() for line in lines}, each
+        assert each.reason and each.before != each.after
+
+
+def test_a_change_is_noticed_by_the_test_that_fails_and_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where one follows another at once, in a text of the same length."""
+    file = Path("package.py")
+    (tmp_path / file).write_text("def three():\n    return 3\n")
+    (tmp_path / "test_first.py").write_text("def test_passes():\n    pass\n")
+    (tmp_path / "test_second.py").write_text(
+        "import package\n\n\ndef test_three():\n    assert package.three() == 3\n"
+    )
+    stages = [["test_first.py"], ["test_second.py"]]
+    monkeypatch.setattr(parts, "tests", lambda part, file: stages)
+    text = (tmp_path / file).read_text()
+    for new, by in (("4", "FAILED test_second.py::test_three"), ("3 ", None), ("5", "FAILED")):
+        found = noticed.noticing(tmp_path, "", file, change(text, text.replace("3", new)))
+        assert found is None if by is None else found is not None and found.startswith(by)
+        assert (tmp_path / file).read_text() == text
+
+
+def test_the_copy_is_of_the_tree_and_apart_from_it(tmp_path: Path) -> None:
+    noticed.copy(tmp_path / "tree")
+    for name in ("jetson_mamba/__init__.py", "tests/noticed/parts.py", "pyproject.toml"):
+        source, copied = parts.REPOSITORY / name, tmp_path / "tree" / name
+        assert copied.read_bytes() == source.read_bytes()
+        assert not copied.samefile(source)
