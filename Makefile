@@ -92,7 +92,7 @@ mutate: .venv/ready .releases/ready
 	.venv/bin/python -m tests.noticed --part $(PART) --count $(COUNT) --seed $(SEED)
 
 joints: .venv/ready .releases/ready
-	.venv/bin/python -m tests.joints
+	.venv/bin/python -m tests.joints --resume build/joints.jsonl
 
 # A release of mamba-ssm is run in place of the checkout's own with PEER_RELEASE=2.3.2.post1.
 peers: .venv/ready .releases/ready
