@@ -76,6 +76,8 @@ def judge(
     if without.error is not None:
         expected = {name: plain.results[name] for name in hooked.results if name in plain.results}
         why = f"without the hook {without.error}"
+        if not expected and not hooked.checked:
+            return Judged(Verdict.WORSE, f"{why}, and nothing that its results are held against")
     else:
         expected, why = without.results, ""
         if expected.keys() != hooked.results.keys():
