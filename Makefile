@@ -19,7 +19,7 @@ DEMO_BASE  = .demo/base-$(shell echo '$(TORCH) $(TRITON)' | cksum | cut -d ' ' -
 DEMO_MAMBA = .demo/mamba-ssm-$(MAMBA_SSM)
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint matrix mutants mutate joints peers copies release docs sanitize clean
+.PHONY: help demo test lint matrix mutants mutate joints boards peers copies release docs sanitize clean
 
 help:
 	@echo 'make demo [MAMBA_SSM=2.2.4] [TEXT=file]   train two small models here, nothing compiled'
@@ -30,6 +30,7 @@ help:
 	@echo 'make mutate [PART=hook|rewrite|ops|report] [COUNT=20] [SEED=0]'
 	@echo '                                          changes of this code, each of which a test is to notice'
 	@echo 'make joints                               what users of torch and transformers do (half an hour)'
+	@echo 'make boards [BOARDS=jetpack-7]           the first steps on imitated boards (hours)'
 	@echo 'make peers [MAMBA=checkout] [CAUSAL_CONV1D=checkout] [PYTEST=options]'
 	@echo '                                          the tests of these projects themselves'
 	@echo 'make copies                               the copies that a released wheel carries'
@@ -94,6 +95,12 @@ mutate: .venv/ready .releases/ready
 joints: .venv/ready .releases/ready
 	.venv/bin/python -m tests.joints --resume build/joints.jsonl
 
+# Needs root, debootstrap and qemu-user-static, on anything but aarch64.
+BOARDS ?=
+
+boards: .venv/ready
+	.venv/bin/python -m tests.boards $(BOARDS)
+
 # A release of mamba-ssm is run in place of the checkout's own with PEER_RELEASE=2.3.2.post1.
 peers: .venv/ready .releases/ready
 	.venv/bin/python -m tests.peers $(if $(MAMBA),--mamba '$(MAMBA)') \
@@ -118,14 +125,16 @@ docs: .venv/docs-ready
 # On a GPU, with compute-sanitizer. Only the project's own kernels are looked into; the API errors
 # left out are cuda-bindings asking for functions that the driver does not have.
 SANITIZER = compute-sanitizer --error-exitcode 1 --report-api-errors no \
-    --kernel-name kns=selective_scan --kernel-name kns=causal_conv1d
+    --kernel-name kns=selective_scan --kernel-name kns=causal_conv1d \
+    --kernel-name kns=norm_ --kernel-name kns=state_update
 SANITIZED = $(PYTHON) -m pytest --quiet -p no:cacheprovider tests/gpu/test_kernels_causal_conv1d.py \
-    tests/gpu/test_kernels_selective_scan.py
+    tests/gpu/test_kernels_selective_scan.py tests/gpu/test_kernels_norms.py \
+    tests/gpu/test_kernels_decoding.py
 
 sanitize:
 	$(SANITIZER) --tool memcheck $(SANITIZED)
 	$(SANITIZER) --tool racecheck $(SANITIZED)
 
 clean:
-	rm -rf .demo .venv .releases build dist demo-output
+	rm -rf .demo .boards .venv .releases build dist demo-output
 	find . -name __pycache__ -prune -exec rm -rf {} +

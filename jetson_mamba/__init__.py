@@ -21,11 +21,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from jetson_mamba import export
     from jetson_mamba.ops import backend
     from jetson_mamba.report.status import status
 
 __version__ = "0.1.0"
-__all__ = ["activate", "backend", "deactivate", "is_active", "status"]
+__all__ = ["activate", "backend", "deactivate", "export", "is_active", "status"]
 
 
 def activate() -> None:
@@ -61,6 +62,10 @@ def __getattr__(name: str) -> "Any":
         from jetson_mamba.ops import backend
 
         return backend
+    if name == "export":
+        from importlib import import_module
+
+        return import_module("jetson_mamba.export")
     if name == "activated_by":  # "import", or "startup file" in jetson_mamba.startup
         return _finder.activated_by
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

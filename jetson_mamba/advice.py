@@ -109,13 +109,23 @@ def again() -> str | None:
         url = unquote(urlsplit(url).path)
         if not os.path.exists(url):
             return None
-    requirement = url or f"jetson-mamba=={getattr(distribution, 'version', '')}"
-    return f"{pip()} install --force-reinstall --no-deps {shlex.quote(requirement)}"
+    if not url:  # nobody knows where it came from, and no index has it
+        return None
+    return f"{pip()} install --force-reinstall --no-deps {shlex.quote(url)}"
 
 
 def pip() -> str:
-    """How pip is called for this interpreter."""
-    return f"{shlex.quote(sys.executable or 'python')} -m pip"
+    """How pip is called for this interpreter, or uv where there is that and no pip."""
+    from importlib.util import find_spec
+
+    python = shlex.quote(sys.executable or "python")
+    if find_spec("pip") is None:
+        import shutil
+
+        uv = os.environ.get("UV") or shutil.which("uv")
+        if uv:
+            return f"UV_PYTHON={python} {shlex.quote(uv)} pip"
+    return f"{python} -m pip"
 
 
 def _installed(name: str) -> Any:

@@ -24,9 +24,9 @@ def declared(target: str) -> Any:
     return _module(target).OVERRIDE
 
 
-def edits_without_triton() -> Any:
-    """What changes besides in every module that imports Triton, where none can serve it."""
-    return _module("without_triton").EDITS
+def edits_without(kind: str) -> Any:
+    """What changes besides in a module that imports "triton", "tilelang" or "cute", without it."""
+    return _module(f"without_{kind}").EDITS
 
 
 def _module(path: str) -> Any:

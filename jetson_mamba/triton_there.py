@@ -14,9 +14,9 @@ from types import ModuleType
 from typing import Any
 
 # An import of Triton anywhere in a text, and one that nothing can keep from running.
-_BEFORE = rb"(?:lazy[ \t]+)?(?:from|import(?:[ \t]+[\w. \t]+,)*)[ \t]+"
-IMPORT = re.compile(rb"(?:^|[;:])[ \t]*" + _BEFORE + rb"triton\b", re.MULTILINE)
-AT_ONCE = re.compile(rb"^" + _BEFORE + rb"triton\b", re.MULTILINE)
+BEFORE = rb"(?:lazy[ \t]+)?(?:from|import(?:[ \t]+[\w. \t]+,)*)[ \t]+"
+IMPORT = re.compile(rb"(?:^|[;:])[ \t]*" + BEFORE + rb"triton\b", re.MULTILINE)
+AT_ONCE = re.compile(rb"^" + BEFORE + rb"triton\b", re.MULTILINE)
 # What a text takes of Triton while it is imported, and of that what every Triton has.
 TAKEN = re.compile(rb"^@?triton\.(\w+)", re.MULTILINE)
 ALWAYS = frozenset((b"jit", b"autotune", b"heuristics", b"Config", b"cdiv", b"next_power_of_2"))
@@ -96,9 +96,8 @@ def reason() -> str:
 
 
 def advice() -> str:
-    """What to do to have a Triton that serves."""
-    major, minor = ALLOCATES
-    return f'pip install --upgrade "triton>={major}.{minor}"'
+    """What to do to have a Triton that serves: it depends on the torch and the machine."""
+    return "`jetson-mamba doctor` names the command"
 
 
 @lru_cache(maxsize=None)

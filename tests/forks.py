@@ -1,8 +1,7 @@
 """Runs requests in processes that are forked from one that has everything heavy imported.
 
-A module that answers requests calls :func:`serve` as its main program; whoever has requests calls
-:func:`run_all` with that module's name, or keeps :class:`Workers` of it. Requests and answers are
-JSON, one on a line.
+A module that answers requests calls :func:`serve` as its main program; whoever has requests keeps
+:class:`Workers` with that module's name. Requests and answers are JSON, one on a line.
 """
 
 from __future__ import annotations
@@ -62,18 +61,6 @@ class Workers:
             worker.wait()
             assert worker.stdout is not None
             worker.stdout.close()
-
-
-def run_all(
-    module: str,
-    requests: Sequence[Any],
-    cache: Path,
-    done: Callable[[int, Any], None],
-    processes: int = 2,
-) -> None:
-    """Run every request in processes that are started for it."""
-    with Workers(module, cache, processes) as workers:
-        workers.run(requests, done)
 
 
 def _worker(module: str, cache: Path) -> subprocess.Popen[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-NAMES = ("jetson_mamba.pth", "jetson_mamba.start")
+NAMES = ("jetson_mamba.pth", "jetson_mamba.start", "_jetson_mamba_start.py")
 COPIES = "vendored_overrides/copies"
 
 

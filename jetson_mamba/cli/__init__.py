@@ -5,7 +5,7 @@ on this machine, with one line on stderr that says why.
 """
 
 import sys
-from typing import Optional, Sequence
+from typing import Callable, Optional, Sequence, Tuple
 
 import typer
 
@@ -16,6 +16,7 @@ from jetson_mamba.cli.bench import bench
 from jetson_mamba.cli.copies import copies, diff
 from jetson_mamba.cli.demo import demo
 from jetson_mamba.cli.doctor import doctor
+from jetson_mamba.cli.export import export
 from jetson_mamba.cli.install import install
 from jetson_mamba.cli.startup import disable, enable
 from jetson_mamba.cli.status import status
@@ -28,7 +29,11 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
-for command in (doctor, status, install, verify, bench, demo, diff, copies, enable, disable):
+COMMANDS: Tuple[Callable[..., None], ...] = (
+    *(doctor, status, install, verify, bench, export, demo),
+    *(diff, copies, enable, disable),
+)
+for command in COMMANDS:
     app.command()(command)
 app.command(context_settings=run.SETTINGS)(run.run)
 

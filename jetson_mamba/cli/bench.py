@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from jetson_mamba import advice
 from jetson_mamba.cli import tables
 from jetson_mamba.cli.device import device as torch_device
 from jetson_mamba.demo.models import require
@@ -45,7 +46,7 @@ def bench(
     with stderr.status("importing torch"):
         chosen = torch_device(device)
         if plot:
-            require("matplotlib", "pip install 'jetson-mamba[demo]'")
+            require("matplotlib", f"{advice.pip()} install matplotlib")
         from jetson_mamba.report import bench as report
     ops = _chosen("--op", op, tuple(report.LAYOUTS))
     dtypes = _chosen("--dtype", dtype, tuple(report.DTYPES))

@@ -4,6 +4,7 @@ from typing import Any, Optional
 
 from jetson_mamba.demo.models import require
 from jetson_mamba.errors import CannotRun
+from jetson_mamba.installing import get_torch
 
 
 def device(name: Optional[str]) -> Any:
@@ -13,7 +14,7 @@ def device(name: Optional[str]) -> Any:
     """
     if name not in (None, "cpu", "cuda"):
         raise CannotRun(f"--device {name}: expected cpu or cuda")
-    torch = require("torch", "pip install torch")
+    torch = require("torch", get_torch.command_here())
     if name == "cuda" and not torch.cuda.is_available():
         raise CannotRun("--device cuda: torch sees no GPU; `jetson-mamba doctor` says more")
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -11,13 +11,14 @@ from rich.table import Table
 from jetson_mamba.cli import tables
 from jetson_mamba.report.doctor import Report, examine
 from jetson_mamba.report.facts import Facts
+from jetson_mamba.report.findings import Finding
 from jetson_mamba.report.packages import Package
 
 
 def doctor(
     as_json: bool = typer.Option(False, "--json", help="Print it as JSON."),
 ) -> None:
-    """Examine this machine, and say what is wrong and what mends it.
+    """Examine this machine, run a block of mamba_ssm, and say what is wrong and what mends it.
 
     The exit code is 1 if something is wrong that the overrides do not get around.
     """
@@ -49,8 +50,14 @@ def _show(report: Report) -> None:
         console.print(f"{mark}  {escape(finding.what)}", soft_wrap=True)
         console.print(f"seen   [dim]{escape(finding.message)}[/]", soft_wrap=True)
         console.print(f"why    {escape(finding.why)}", soft_wrap=True)
-        optional = "nothing; this removes the cause: " if finding.cured else ""
-        console.print(f"do     {optional}[bold]{escape(finding.command)}[/]\n", soft_wrap=True)
+        console.print(f"do     {_what_to_do(finding)}\n", soft_wrap=True)
+
+
+def _what_to_do(finding: Finding) -> str:
+    if not finding.command:
+        return "nothing"
+    optional = "nothing; this removes the cause: " if finding.cured else ""
+    return f"{optional}[bold]{escape(finding.command)}[/]"
 
 
 def _lines(facts: Facts) -> Iterator[Tuple[str, str]]:
@@ -91,6 +98,8 @@ def _lines(facts: Facts) -> Iterator[Tuple[str, str]]:
             yield extension.name, "loads" if extension.loads else str(extension.error)
         else:
             yield extension.name, "; ".join(extension.misfits) or "not installed"
+    if facts.mamba and torch and not torch.error:
+        yield "a block", facts.trial_error or "runs, forward and backward"
     through = "active from" if hook.active else "not active at"
     yield "hook", f"{through} interpreter start (JETSON_MAMBA={hook.mode})"
     for file in hook.startup_files:

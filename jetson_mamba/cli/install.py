@@ -1,14 +1,19 @@
 """``jetson-mamba install``: mamba-ssm without compiling, beside the torch that is there."""
 
+import dataclasses
 import json
 import sys
+from typing import List, Optional, Tuple
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from jetson_mamba import installer
+from jetson_mamba.cli import tables
 from jetson_mamba.errors import CannotRun
+from jetson_mamba.installing import plan as plans
+from jetson_mamba.installing import work as works
+from jetson_mamba.installing.situation import situation
 
 
 def install(
@@ -17,48 +22,85 @@ def install(
     ),
     yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Only show what would be done."),
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Show what pip says as well."),
     as_json: bool = typer.Option(
         False, "--json", help="Print it as JSON; with --yes or --dry-run."
     ),
 ) -> None:
     """Install mamba-ssm into this environment, compiling nothing, leaving torch as it is.
 
-    The exit code is 1 if pip fails, or if mamba_ssm cannot be imported afterwards.
+    What goes together with the Python, torch and Triton that are there is chosen, and afterwards
+    a block of each kind is run. The exit code is 1 if something of that fails.
     """
     if as_json and not (yes or dry_run):
         raise CannotRun("--json: nothing is asked then; expected --yes or --dry-run beside it")
     console = Console(highlight=False, soft_wrap=True, stderr=as_json)
-    with console.status("asking pip what it would do"):
-        plan = installer.plan(requirement)
-    console.print(f"torch {plan.torch} stays as it is.")
-    if plan.packages:
-        console.print(f"Comes along: {', '.join(plan.packages)}")
-    for step in plan.steps:
-        console.print(f"  [bold]{escape(str(step))}[/]")
+    with console.status("looking at what is here"):
+        here = situation()
+        plan = plans.plan(here, requirement)
+    with console.status("asking what would come along"):
+        work = works.work(plan, here.tool)
+    _show(console, plan, work)
     version, failure = None, None
     if not dry_run:
-        if not yes:
+        if work.steps and not yes:
             typer.confirm("Run this?", abort=True)
-        for step in plan.steps:
-            if not installer.carry_out(step, sys.stderr if as_json else sys.stdout):
-                failure = f"pip failed: {step}"
-                break
-        else:
-            works, told = installer.imported()
-            version, failure = (told, None) if works else (None, told)
+        version, failure = _do(console, work, verbose)
     if as_json:
         found = {
             "requirement": plan.requirement,
-            "torch": plan.torch,
-            "packages": list(plan.packages),
-            "commands": [str(step) for step in plan.steps],
+            "torch": plan.torch.version,
+            "choices": [dataclasses.asdict(choice) for choice in plan.choices],
+            "notes": list(plan.notes),
+            "packages": list(work.packages),
+            "commands": [str(step) for step in work.steps],
             "installed": version,
             "failure": failure,
         }
         print(json.dumps(found, indent=2))
     elif version:
-        console.print(f"[green]mamba_ssm {escape(version)} can be imported.[/]")
+        console.print(f"[green]mamba_ssm {escape(version)} runs a block of each kind.[/]")
     elif failure:
         console.print(f"[red]{escape(failure)}[/]")
     if failure:
         raise typer.Exit(1)
+
+
+def _show(console: Console, plan: plans.Plan, work: works.Work) -> None:
+    table = tables.table("package", "is here", "will be", "why")
+    for choice in plan.choices:
+        row: Tuple[str, ...] = (
+            choice.package,
+            choice.found or "no",
+            choice.then or (choice.found or "not installed"),
+            choice.why,
+        )
+        table.add_row(*map(escape, row))
+    console.print(table)
+    for note in plan.notes:
+        console.print(f"[yellow]{escape(note)}[/]")
+    if work.packages:
+        console.print(f"Comes along: {escape(', '.join(work.packages))}")
+    for step in work.steps:
+        console.print(f"  [bold]{escape(str(step))}[/]")
+    if not work.steps:
+        console.print("Nothing has to be installed.")
+
+
+def _do(console: Console, work: works.Work, verbose: bool) -> Tuple[Optional[str], Optional[str]]:
+    """The version that runs afterwards, or what failed."""
+    names: List[str] = [" ".join(step.command[-1:]) for step in work.steps]
+    for step, name in zip(work.steps, names):
+        if verbose:
+            reason = works.carry_out(step, sys.stderr.fileno())
+        else:
+            with console.status(f"installing {name}"):
+                reason = works.carry_out(step)
+        if reason is not None:
+            more = "" if verbose else " (--verbose shows all that was said)"
+            return None, f"this failed: {step}: {reason}{more}"
+    with console.status("running a block of each kind"):
+        version, failure = works.try_it(work.plan)
+    if failure:
+        failure = f"mamba_ssm does not work: {failure}; `jetson-mamba doctor` says more"
+    return version, failure

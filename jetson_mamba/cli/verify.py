@@ -23,7 +23,7 @@ def verify(
 ) -> None:
     """Compare what runs here with float64, forward and backward, for several sizes and dtypes.
 
-    The exit code is 1 if a row fails.
+    The exit code is 1 if a row fails. One that torch has no operation for counts as none.
     """
     console = Console(highlight=False, stderr=as_json)
     with console.status("importing torch and mamba_ssm"):
@@ -48,7 +48,8 @@ def verify(
         for row in report.rows(chosen, functions):
             rows.append(row)
             progress.update(bar, advance=1, description=row.function)
-    passed = all(row.passed for row in rows)
+    counted = [row for row in rows if not row.unsupported]
+    passed = all(row.passed for row in counted) and bool(counted)
     status = jetson_mamba.status()
     if as_json:
         found = {
@@ -66,13 +67,18 @@ def verify(
         _show(console, rows)
         console.print(tables.targets(status.targets))
         console.print(tables.backends(status.backends, status.selections))
-        failed = sum(not row.passed for row in rows)
+        failed = sum(not row.passed for row in counted)
         console.print(
-            f"[red]{failed} of {len(rows)} rows fail.[/]"
-            if failed
-            else f"[green]All {len(rows)} rows pass[/] on {chosen}, mamba-ssm "
+            f"[red]{failed} of {len(counted)} rows fail.[/]"
+            if not passed
+            else f"[green]All {len(counted)} rows pass[/] on {chosen}, mamba-ssm "
             f"{package.__version__}, torch {torch.__version__}."
         )
+        if len(counted) < len(rows):
+            console.print(
+                f"{len(rows) - len(counted)} more are not supported: this torch has no such "
+                f"operations on {chosen}."
+            )
     if not passed:
         raise typer.Exit(1)
 
@@ -91,12 +97,19 @@ def _show(console: Console, rows: List[Any]) -> None:
                     _number(row.backward),
                     row.worst or "",
                     f"{row.tolerance:.0e}",
-                    "[green]pass[/]" if row.passed else "[bold red]fail[/]",
+                    _verdict(row),
                 )
         console.print(shown)
-        for failure in dict.fromkeys(row.failure for row in rows if row.function == function):
+        failures = (row.failure for row in rows if row.function == function and not row.unsupported)
+        for failure in dict.fromkeys(failures):
             if failure:
                 console.print(f"[red]{escape(failure)}[/]", soft_wrap=True)
+
+
+def _verdict(row: Any) -> str:
+    if row.unsupported:
+        return "not supported"
+    return "[green]pass[/]" if row.passed else "[bold red]fail[/]"
 
 
 def _number(error: Optional[float]) -> str:

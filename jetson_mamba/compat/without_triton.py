@@ -86,8 +86,8 @@ class NoTriton(RuntimeError):
     def __str__(self) -> str:
         return (
             f"{self.module}.{self.function} launches a Triton kernel, {triton_there.reason()}, and "
-            "jetson_mamba has nothing that takes its place. What to do: "
-            f"{triton_there.advice()}, on a GPU that Triton has kernels for."
+            "jetson_mamba has nothing that takes its place. It takes a GPU that Triton has kernels "
+            f"for, and a Triton: {triton_there.advice()}."
         )
 
 

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 import jetson_mamba
+from jetson_mamba.advice import pip
 from jetson_mamba.errors import CannotRun
 
 WIDTH = 128
@@ -19,11 +20,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def mamba_ssm() -> Any:
     """The package ``mamba_ssm``; CannotRun with the reason where it cannot be imported."""
-    return require(
-        "mamba_ssm",
-        "MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE pip install --no-build-isolation "
-        "--no-deps mamba-ssm",
-    )
+    return require("mamba_ssm", "jetson-mamba install")
 
 
 def require(module: str, install: str) -> Any:
@@ -36,7 +33,7 @@ def require(module: str, install: str) -> Any:
         elif not jetson_mamba.is_active():
             advice = "activate jetson_mamba: unset JETSON_MAMBA"
         else:
-            advice = f"install what it needs: pip install {error.name}"
+            advice = f"install what it needs: {pip()} install {error.name}"
         reason = str(error)
     except Exception as error:  # whatever a broken installation raises
         advice = f"repair it: {install}"

@@ -61,6 +61,7 @@ def define(
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
     composed: Callable[..., Any] | None = None,
+    decomposed: Callable[..., Any] | None = None,
 ) -> Any:
     """The operator of a ``schema`` such as ``"scan(Tensor u) -> Tensor"``, for every device.
 
@@ -84,6 +85,8 @@ def define(
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default
     if backward is not None:
         _differentiate(library, operator, setup_context, backward, composed)
+    if decomposed is not None:
+        _decompose(operator, decomposed)
     if composed is not None:
         # A rule of torch.library.register_vmap may call no transform, and this has to: what is
         # composed is mapped operation by operation.
@@ -91,6 +94,40 @@ def define(
     elif hasattr(torch.library, "register_vmap"):
         torch.library.register_vmap(qualified, _mapped(operator), lib=library)
     return operator
+
+
+_IMPLICIT = torch._C.DispatchKey.CompositeImplicitAutograd
+_AUTOGRAD = torch._C.DispatchKey.AutogradCPU
+# What torch's table of decompositions has of these operators: not those that write.
+_on_table: dict[Any, Callable[..., Any]] = {}
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """What ``ExportedProgram.run_decompositions`` puts in place of these operators by itself."""
+    return dict(_on_table)
+
+
+def _decompose(operator: Any, decomposed: Callable[..., Any]) -> None:
+    """Let ``ExportedProgram.run_decompositions`` put ``decomposed`` in place of an operator.
+
+    Beside a list of torch's own operators, its table has those with a Python kernel of this key.
+    Unless its caller has taken an operator off it, torch then overrides the dispatch of that, and
+    asks its kernel. ``torch.onnx.export`` does the same. To whoever else asks, as compilers and
+    fake tensors do, it says that it does not know.
+    """
+
+    def decomposition(*arguments: Any, **keywords: Any) -> Any:
+        asked = {operator: decomposition} if operator in _on_table else _on_table
+        overridden = any(
+            other.py_kernels.get(_IMPLICIT) is own and _AUTOGRAD in other.py_kernels
+            for other, own in asked.items()
+        )
+        return decomposed(*arguments, **keywords) if overridden else NotImplemented
+
+    operator.py_kernels.pop(_IMPLICIT, None)  # of an earlier import
+    operator.py_impl(_IMPLICIT)(decomposition)
+    if not operator._schema.is_mutable:
+        _on_table[operator] = decomposition
 
 
 def _mapped(operator: Any) -> Callable[..., Any]:

@@ -73,7 +73,8 @@ _function_modes: Callable[[], int] = torch._C._len_torch_function_stack
 
 def _has_batched_key(tensor: Tensor) -> bool:
     keys: Any = torch._C
-    return bool(keys._dispatch_keys(tensor).has(keys.DispatchKey.Batched))
+    # By its name: the enumeration of torch 2.2 has no attribute for it.
+    return bool(keys._dispatch_keys(tensor).has(keys._parse_dispatch_key("Batched")))
 
 
 _is_batched: Callable[[Tensor], bool] = getattr(

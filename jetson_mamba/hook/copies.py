@@ -16,7 +16,7 @@ import os
 import tokenize
 from functools import lru_cache
 from importlib.machinery import SourceFileLoader
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Collection, Iterator, NamedTuple
 
 from jetson_mamba import cache, overrides
 from jetson_mamba.errors import LeftOut, Refused
@@ -48,19 +48,23 @@ class ModifiedCopy(NamedTuple):
     left_out: tuple[LeftOut, ...] = ()
 
 
-def find(target: str, loader: object, without_triton: bool | None = None) -> ModifiedCopy | None:
+def find(
+    target: str, loader: object, without: Collection[str] | None = None
+) -> ModifiedCopy | None:
     """The modified copy for the source that ``loader`` would load; None if nothing changes.
 
-    ``without_triton`` says whether it is one that imports no Triton; None that this is so where
-    none is installed.
+    ``without`` names what kernels are written in and it does not import ("triton", "tilelang",
+    "cute"); None that this is whatever is not installed.
 
     Raises :class:`~jetson_mamba.errors.Refused` with the reason why there cannot be one.
     """
-    found = look(target, loader, without_triton)
+    found = look(target, loader, without)
     return found if found is not None and found.edits else None
 
 
-def look(target: str, loader: object, without_triton: bool | None = None) -> ModifiedCopy | None:
+def look(
+    target: str, loader: object, without: Collection[str] | None = None
+) -> ModifiedCopy | None:
     """Like :func:`find`, and where nothing changes, why: a copy without edits, not to be run.
 
     None where the text has nothing that the override is about.
@@ -77,9 +81,9 @@ def look(target: str, loader: object, without_triton: bool | None = None) -> Mod
     except OSError as error:
         raise Refused(f"{source} cannot be read ({error.strerror})") from error
     package = package_of(target, getattr(loader, "name", target))
-    if without_triton is None:
-        without_triton = package == "mamba_ssm" and lacks_triton(data)
-    name = file_name(target, data, source, package, without_triton)
+    if without is None:
+        without = lacking(data) if package == "mamba_ssm" else ()
+    name = file_name(target, data, source, package, without)
     bundled = overrides.folder() / "copies" / name
     if hasattr(bundled, "__fspath__") and bundled.is_file():
         content = cache.unseal(name, bundled.read_bytes())
@@ -92,20 +96,20 @@ def look(target: str, loader: object, without_triton: bool | None = None) -> Mod
         return _ready(target, source, os.path.join(directory, name), "cached", content)
 
     # Only here is the rewriter imported: what is kept needs none of it.
-    if not _override(target, without_triton).concerns(data):
+    if not _override(target, without).concerns(data):
         return None
-    encoding, rewritten = examine(target, data, source, package, without_triton)
+    encoding, rewritten = examine(target, data, source, package, without)
     content = _with_notice(target, data, rewritten).encode(encoding)
     written = cache.write(directory, name, content) if directory else None
     path = written or os.path.join(os.path.dirname(source), name)
     return _ready(target, source, path, "made", content)
 
 
-def lacks_triton(source: bytes) -> bool:
-    """Whether a source text is one that Triton cannot serve here, as far as that is known."""
-    from jetson_mamba import triton_there
+def lacking(source: bytes) -> Collection[str]:
+    """What kernels are written in that a source text cannot have here, as far as that is known."""
+    from jetson_mamba import kernel_packages
 
-    return triton_there.reason_against(source) is not None
+    return kernel_packages.lacking(source)
 
 
 def file_name(
@@ -113,7 +117,7 @@ def file_name(
     source: bytes,
     path: str | None = None,
     package: str = "mamba_ssm",
-    without_triton: bool = False,
+    without: Collection[str] = (),
 ) -> str:
     """The name of the copy of a source text, which no other text and no other override shares.
 
@@ -121,8 +125,7 @@ def file_name(
     """
     beside = b"" if path is None else digest_beside(target, path, source, package)
     parts = [target.encode(), source, beside, _own_digest()]
-    if without_triton:
-        parts.append(b"without Triton")
+    parts += [f"without {kind}".encode() for kind in sorted(without)]
     digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts))
     return f"{target.rpartition('.')[2]}-{digest.hexdigest()[:32]}.py"
 
@@ -132,13 +135,13 @@ def make(
     source: bytes,
     path: str | None = None,
     package: str = "mamba_ssm",
-    without_triton: bool = False,
+    without: Collection[str] = (),
 ) -> bytes | None:
     """The bytes of a modified copy, with the notice after its last line; None if nothing changes.
 
     The encoding and the line ends are those of the source.
     """
-    encoding, rewritten = examine(target, source, path, package, without_triton)
+    encoding, rewritten = examine(target, source, path, package, without)
     if not rewritten.applied:
         return None
     return _with_notice(target, source, rewritten).encode(encoding)
@@ -149,7 +152,7 @@ def examine(
     source: bytes,
     path: str | None = None,
     package: str = "mamba_ssm",
-    without_triton: bool = False,
+    without: Collection[str] = (),
 ) -> tuple[str, Rewritten]:
     """The encoding of a source text, and what the override makes of it.
 
@@ -161,7 +164,7 @@ def examine(
     encoding, _ = tokenize.detect_encoding(io.BytesIO(source).readline)
     text = source.decode(encoding)
     texts = Texts(target, text, path, source, package)
-    return encoding, rewrite(text, _override(target, without_triton), texts)
+    return encoding, rewrite(text, _override(target, without), texts)
 
 
 def package_of(target: str, module: str) -> str:
@@ -183,11 +186,10 @@ def override(target: str) -> Override:
     return Override(target, (), required=False)
 
 
-def _override(target: str, without_triton: bool) -> Override:
+def _override(target: str, without: Collection[str]) -> Override:
     declared = override(target)
-    if not without_triton:
-        return declared
-    return declared._replace(edits=(*declared.edits, *overrides.edits_without_triton()))
+    more = [edit for kind in sorted(without) for edit in overrides.edits_without(kind)]
+    return declared._replace(edits=(*declared.edits, *more))
 
 
 def loader_for(modified: ModifiedCopy, original: object) -> Any:

@@ -25,15 +25,33 @@ TARGETS = (
     "mamba_ssm.modules.mamba2",
     "mamba_ssm.modules.mamba2_simple",
     "mamba_ssm.utils.hf",
+    "mamba_ssm.modules.mha",
+    "mamba_ssm.ops.triton.ssd_bmm",
+    "mamba_ssm.ops.triton.ssd_chunk_state",
+    "mamba_ssm.ops.triton.ssd_state_passing",
+    "mamba_ssm.ops.triton.ssd_chunk_scan",
+    "mamba_ssm.ops.triton.mamba3.mamba3_siso_combined",
+    "mamba_ssm.ops.triton.mamba3.mamba3_siso_step",
+    "mamba_ssm.ops.triton.mamba3.mamba3_mimo_rotary_step",
+    "mamba_ssm.ops.tilelang.mamba3.mamba3_mimo",
+    "mamba_ssm.ops.cute.mamba3.mamba3_step_fn",
 )
 # What an unmodified target imports: seeing it asked for shows that a target went past the finder.
 EXTENSIONS = ("selective_scan_cuda", "causal_conv1d", "causal_conv1d_cuda")
+# What a stand-in takes the place of: those, and the scan as VMamba's package builds it.
+STAND_INS = (
+    *EXTENSIONS,
+    "selective_scan_cuda_core",
+    "selective_scan_cuda_oflex",
+    "selective_scan_cuda_ndstate",
+    "selective_scan_cuda_nrow",
+)
 # How the names of the same modules end in a package that is a copy of mamba-ssm: the first two as
 # nothing else does, the others, which are common words, together with their folder.
 TAILS = {".".join(name.split(".")[-1 if name in TARGETS[:2] else -2 :]): name for name in TARGETS}
 # What is looked at any further: by the last part of a name, and by how the part before begins.
 PACKAGE = "mamba_ssm"
-WATCHED = frozenset(name.rpartition(".")[2] for name in TARGETS + EXTENSIONS)
+WATCHED = frozenset(name.rpartition(".")[2] for name in TARGETS + STAND_INS)
 
 
 class Finder:
@@ -66,7 +84,7 @@ class Finder:
         if last not in WATCHED and parent[:9] != PACKAGE:
             return None
         known, beside = fullname, False
-        if fullname not in TARGETS and fullname not in EXTENSIONS:
+        if fullname not in TARGETS and fullname not in STAND_INS:
             known = TAILS.get(last) or TAILS.get(f"{parent.rpartition('.')[2]}.{last}") or ""
             # Another word, no module of a package, or an override.
             beside = not known and fullname.startswith("mamba_ssm.")
@@ -76,7 +94,7 @@ class Finder:
             from jetson_mamba.hook import loader
         except ImportError:  # half uninstalled
             return None
-        if fullname in EXTENSIONS:
+        if fullname in STAND_INS:
             loader.warn_of_bypassed_targets(self)
             return loader.spec_of_extension(self, fullname, path, target)
         if beside:

@@ -42,15 +42,15 @@ def spec_of_target(
 def spec_beside(
     finder: Finder, name: str, path: Sequence[str] | None, module: ModuleType | None
 ) -> ModuleSpec | None:
-    """The spec of another module of mamba_ssm, with a :class:`Loader` in it if it needs Triton."""
+    """The spec of another module of mamba_ssm, with a :class:`Loader` in it if it has kernels."""
     spec = _found(_following(finder), name, path, module)
     if spec is not None and isinstance(spec.loader, SourceFileLoader):
         try:
             source = spec.loader.get_data(spec.loader.path)
-            from jetson_mamba import triton_there
+            from jetson_mamba import kernel_packages
         except (ImportError, OSError):  # half uninstalled, or a text that its loader fails on
             return spec
-        if triton_there.concerns(source):
+        if kernel_packages.concerns(source):
             loader: Any = Loader(finder, spec, name)
             spec.loader = loader
     return spec
@@ -239,25 +239,28 @@ class Loader:
                 return None
         from jetson_mamba.hook import copies
 
-        reason = self._reason_against_triton()
-        if reason is None and self.target not in TARGETS:
+        lacks = self._lacking()
+        if not lacks and self.target not in TARGETS:
             return None
-        modified = copies.find(self.target, self.original, reason is not None)
-        if reason is not None:
-            from jetson_mamba import triton_there
+        modified = copies.find(self.target, self.original, lacks)
+        if lacks:
+            from jetson_mamba import kernel_packages
 
-            triton_there.note(self.spec.name, reason)
+            kernel_packages.note(self.spec.name, lacks)
         return modified
 
-    def _reason_against_triton(self) -> str | None:
-        """Why Triton cannot serve the module, which then imports a placeholder; else None."""
+    def _lacking(self) -> dict[str, str]:
+        """What the module cannot have of what its kernels are written in, and why not.
+
+        It imports placeholders for that.
+        """
         ours = self.spec.name.startswith("mamba_ssm.")
         if not ours or not isinstance(self.original, SourceFileLoader):
-            return None
-        from jetson_mamba import triton_there
+            return {}
+        from jetson_mamba import kernel_packages
 
         source = self.original.get_data(self.original.path)
-        return triton_there.reason_against(source, importing=True)
+        return kernel_packages.lacking(source, importing=True)
 
 
 def _following(finder: Finder) -> Sequence[Any]:

@@ -10,7 +10,7 @@ from jetson_mamba import advice
 
 # What mamba_ssm's metadata names, or its modules import, beyond torch and Triton.
 PACKAGES = ("einops", "huggingface_hub", "packaging", "transformers")
-INSTALL = " -m pip install "
+INSTALL = " pip install "
 
 
 def explain(error: ModuleNotFoundError) -> None:

@@ -27,6 +27,8 @@ from jetson_mamba.errors import Unavailable
 
 OPTIONS = ("--std=c++17", "--ptxas-options=-v", "--device-as-default-execution-space")
 CACHE_DIRECTORY = "cubins"
+# What a block may take of shared memory without being allowed more.
+SHARED_BYTES_OF_ALL = 48 * 1024
 OVERLAP = "programmatic_stream_serialization"
 
 
@@ -64,11 +66,27 @@ class Kernel:
         # cuda-core 1.0 has no such option, and GPUs before Hopper no such hardware.
         is_able = torch.cuda.get_device_capability(device_index) >= (9, 0)
         self.overlaps = is_able and hasattr(core.LaunchConfig, OVERLAP)
+        self._device_index = device_index
+
+    def allow(self, shared_bytes: int) -> None:
+        """Let blocks take this much of shared memory, where that is more than every block may."""
+        if shared_bytes <= SHARED_BYTES_OF_ALL:
+            return
+        driver = _driver()
+        _checked(
+            driver.cuKernelSetAttribute(
+                driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                shared_bytes,
+                driver.CUkernel(int(self.handle.handle)),
+                driver.CUdevice(self._device_index),
+            )
+        )
 
 
 class Launch:
     """A kernel with its grid and block, to be started any number of times.
 
+    ``shared_bytes`` is what a block takes of shared memory beside what its kernel declares.
     ``overlapping``: the blocks may start while the kernel launched before drains, where the
     device can do that. The kernel then calls ``wait_for_the_kernel_before`` (``numbers.cuh``)
     ahead of its first access to memory.
@@ -82,11 +100,15 @@ class Launch:
         grid: tuple[int, int, int],
         block: tuple[int, int, int],
         overlapping: bool = False,
+        shared_bytes: int = 0,
     ) -> None:
         core = _cuda_core()
         options = {OVERLAP: True} if overlapping and kernel.overlaps else {}
+        kernel.allow(shared_bytes)
         self._start = core.launch
-        self._configuration = core.LaunchConfig(grid=grid, block=block, **options)
+        self._configuration = core.LaunchConfig(
+            grid=grid, block=block, shmem_size=shared_bytes, **options
+        )
         self._kernel = kernel.handle
 
     def __call__(self, stream: Any, *arguments: int) -> None:
@@ -119,6 +141,12 @@ _thread = threading.local()
 _streams: dict[tuple[int, int], Any] = {}
 _lock = forks.lock(sys.modules[__name__], "_lock")
 _loaded: dict[tuple[str, str, tuple[tuple[str, str], ...], int], Kernel] = {}
+
+
+def require() -> None:
+    """Raise :class:`Unavailable` where ``cuda-core`` or NVRTC is missing."""
+    _cuda_core()
+    _nvrtc()
 
 
 def load(

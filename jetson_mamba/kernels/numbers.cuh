@@ -122,6 +122,12 @@ struct alignas(COUNT * sizeof(T) < 4 ? 4 : COUNT * sizeof(T)) Packed {
         }
     }
 
+    // Of eight bytes, as their words.
+    __device__ __forceinline__ void set_words(unsigned first, unsigned second) {
+        static_assert(bytes == 8);
+        words[0] = first, words[1] = second;
+    }
+
     // An element at a time, those from `limit` on left out (zero when loaded).
     __device__ __forceinline__ void load_some(const T* address, int limit) {
         if constexpr (sizeof(T) == 4) {

@@ -53,6 +53,8 @@ def examine(root: str = "/") -> Report:
     probed: dict[str, dict[str, Any]] = {}
     if where or names:
         tried = [*names, *(["triton"] if known["triton"].path else [])]
+        if where and mambas:
+            tried.append("trial")
         probed = probe(path, tried)
     torch: Torch | None = None
     if where:
@@ -68,6 +70,7 @@ def examine(root: str = "/") -> Report:
         causal_conv1d=known["causal_conv1d"],
         triton=known["triton"],
         triton_error=probed.get("triton", {}).get("error"),
+        triton_launch_error=ops.get("triton_launch"),
         transformers=known["transformers"],
         einops=known["einops"],
         extensions=tuple(
@@ -87,6 +90,7 @@ def examine(root: str = "/") -> Report:
         selections=tuple(Selected(**each) for each in ops.get("selections", ())),
         unserved=tuple(Unserved(**each) for each in ops.get("unserved", ())),
         selection_ignored=ops.get("ignored"),
+        trial_error=probed.get("trial", {}).get("error"),
         path=tuple(path),
     )
     return Report(jetson_mamba.__version__, facts, findings(facts))

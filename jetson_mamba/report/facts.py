@@ -27,7 +27,9 @@ class Facts:
 
     ``selections`` are the backends that JETSON_MAMBA_BACKEND names, ``unserved`` what they do not
     serve, ``selection_ignored`` says why its value is ignored, if it is. ``path`` is the
-    ``sys.path`` of a program in this folder.
+    ``sys.path`` of a program in this folder. ``triton_launch_error`` says why a first kernel of
+    Triton's could not be launched on a GPU, ``trial_error`` why mamba_ssm cannot be imported or
+    a block of it does not run.
     """
 
     machine: Machine
@@ -37,6 +39,7 @@ class Facts:
     causal_conv1d: Package
     triton: Package
     triton_error: str | None
+    triton_launch_error: str | None
     transformers: Package
     einops: Package
     extensions: tuple[Extension, ...]
@@ -46,6 +49,7 @@ class Facts:
     selections: tuple[Selected, ...]
     unserved: tuple[Unserved, ...]
     selection_ignored: str | None
+    trial_error: str | None
     path: tuple[str, ...]
 
     @property

@@ -6,12 +6,15 @@ import system would and goes no further.
 
 from __future__ import annotations
 
+import operator
 import os
+import platform
+import re
 import sys
 import sysconfig
 from importlib import metadata
 from importlib.machinery import ModuleSpec, PathFinder
-from typing import NamedTuple, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 
 from jetson_mamba.hook.finder import is_a
 
@@ -95,11 +98,40 @@ def distributions(name: str, path: Sequence[str]) -> list[Distribution]:
     return list(found.values())
 
 
-def triton_requirement(path: Sequence[str]) -> str:
-    """Triton, in the version that the installed torch asks for, if it does."""
-    for torch in distributions("torch", path):
+def triton_requirement(torches: Sequence[Distribution]) -> str | None:
+    """The version of Triton that an installed torch asks for on this machine, if it does."""
+    for torch in torches:
         for requirement in torch.requires:
-            name, _, version = requirement.split(";")[0].strip().partition("==")
-            if name.strip() == "triton" and version:
-                return f"triton=={version.strip()}"
-    return "triton"
+            text, _, marker = requirement.partition(";")
+            match = re.fullmatch(r"triton\s*\(?\s*==\s*([\w.+]+)\s*\)?", text.strip())
+            if match and _holds(marker):
+                return match[1]
+    return None
+
+
+def _holds(marker: str) -> bool:
+    """Whether a marker holds here, as far as it is a row of comparisons; else it does not."""
+    here = {
+        "platform_system": platform.system(),
+        "sys_platform": sys.platform,
+        "platform_machine": platform.machine(),
+        "python_version": ".".join(platform.python_version_tuple()[:2]),
+    }
+    compare: dict[str, Callable[[Any, Any], bool]] = {
+        "==": operator.eq,
+        "!=": operator.ne,
+        "<": operator.lt,
+        "<=": operator.le,
+        ">": operator.gt,
+        ">=": operator.ge,
+    }
+    for part in filter(str.strip, marker.split(" and ")):
+        match = re.fullmatch(r"\s*(\w+)\s*([=!<>]+)\s*[\"']([^\"']*)[\"']\s*", part)
+        if match is None or match[1] not in here or match[2] not in compare:
+            return False
+        found, wanted = here[match[1]], match[3]
+        numbers = match[1] == "python_version"
+        pair = [tuple(map(int, each.split("."))) if numbers else each for each in (found, wanted)]
+        if not compare[match[2]](*pair):
+            return False
+    return True

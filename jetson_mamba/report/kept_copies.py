@@ -101,9 +101,9 @@ def _names_in_use() -> set[str]:
         for target, path in _modules(folder):
             with contextlib.suppress(OSError), open(path, "rb") as file:
                 source = file.read()
-                lacks = copies.lacks_triton(source)
+                lacks = copies.lacking(source)
                 if lacks or target in TARGETS:
-                    names.add(copies.file_name(target, source, path, without_triton=lacks))
+                    names.add(copies.file_name(target, source, path, without=lacks))
     return names
 
 

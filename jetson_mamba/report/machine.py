@@ -52,6 +52,7 @@ class Machine:
     gpus: tuple[Gpu, ...]
     nvcc: str | None
     cuda_toolkit: str | None
+    ptxas: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def machine(root: str = "/") -> Machine:
         gpus=_gpus(board),
         nvcc=nvcc,
         cuda_toolkit=_toolkit(nvcc),
+        ptxas=_ptxas(root, nvcc),
     )
 
 
@@ -100,6 +102,13 @@ def find_nvcc(root: str = "/") -> str | None:
     return shutil.which("nvcc") or shutil.which(
         "nvcc", path=os.path.join(root, "usr", "local", "cuda", "bin")
     )
+
+
+def _ptxas(root: str, nvcc: str | None) -> str | None:
+    """The assembler of the CUDA toolkit, which may be there without its compiler."""
+    folders = [os.path.dirname(nvcc)] if nvcc else []
+    folders.append(os.path.join(root, "usr", "local", "cuda", "bin"))
+    return shutil.which("ptxas", path=os.pathsep.join(folders))
 
 
 def driver(root: str = "/") -> str | None:

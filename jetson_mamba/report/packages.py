@@ -88,3 +88,8 @@ def _own_version(folder: str) -> str | None:
     except OSError:
         return None
     return match[1] if match else None
+
+
+def requires(mamba: MambaSsm, name: str) -> bool:
+    """Whether a mamba_ssm cannot be imported without a package."""
+    return any(module.split(".")[0] == name for module in mamba.asks.required)

@@ -62,7 +62,7 @@ def main(tasks: list[str], folder: str) -> None:
     _write(folder, "torch", torch)
     waiting = {}
     for task in tasks[1:]:
-        if "error" in torch and task in ("devices", "ops"):
+        if "error" in torch and task in ("devices", "ops", "trial"):
             _write(folder, task, {"error": "torch cannot be imported"})
         elif hasattr(os, "fork"):
             sys.stdout.flush()
@@ -153,6 +153,7 @@ def _ops() -> dict[str, Any]:
         warnings.simplefilter("always")
         from jetson_mamba import ops
     told = [str(each.message) for each in caught]
+    triton_launch = None
     selections = [asdict(each) for each in status().selections]
     unserved = []
 
@@ -178,7 +179,13 @@ def _ops() -> dict[str, Any]:
         A = -weight.repeat(1, 4)
         call("selective_scan", device, ops.selective_scan_fn, x, x, A, states, states)
         heads = torch.ones(1, 16, 2, 4, device=device)
-        if not ops.triton_runs_on(heads.device):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            runs = ops.triton_runs_on(heads.device)
+        for each in caught:
+            match = re.match(r"Triton launches nothing on .*? \((.*?)\), so ", str(each.message))
+            triton_launch = match[1] if match else triton_launch
+        if not runs:
             B = heads[:, :, :1]
             scan = ops.mamba_chunk_scan_combined
             call("ssd", device, scan, heads, heads[..., 0], -weight[:2, 0], B, B, 16)
@@ -186,12 +193,23 @@ def _ops() -> dict[str, Any]:
         "backends": [asdict(each) for each in status().backends],
         "selections": selections,
         "unserved": unserved,
+        "triton_launch": triton_launch,
         "ignored": next((each for each in told if each.startswith("JETSON_MAMBA_BACKEND")), None),
     }
 
 
+def _trial() -> dict[str, Any]:
+    """What importing mamba_ssm and running a block of each kind gives."""
+    from jetson_mamba.report import trial
+
+    try:
+        return {"version": trial.run()}
+    except trial.Failed as failed:
+        return {"error": str(failed)}
+
+
 def _function_of(task: str) -> Callable[[], dict[str, Any]]:
-    own = {"devices": _devices, "ops": _ops}
+    own = {"devices": _devices, "ops": _ops, "trial": _trial}
     return own.get(task) or (lambda: _module(task))
 
 

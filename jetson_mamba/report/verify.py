@@ -7,6 +7,7 @@ the same numbers, rounded to that dtype, so what is left is the error of the com
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Callable, Iterator, NamedTuple
@@ -24,6 +25,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 # Triton's products of float32 matrices are in TF32, of 10 bits.
 TOLERANCE_OF_TF32 = 5e-3
+# As torch 2.0 says of half precision on a CPU.
+UNSUPPORTED = re.compile(r"not implemented for '(Half|BFloat16)'")
 RANK, D_MODEL, WIDTH, DSTATE, HEADDIM = 4, 24, 4, 16, 16
 
 
@@ -43,7 +46,8 @@ SIZES = (Size(2, 32, 1), Size(2, 32, 35), Size(1, 64, 200))
 class Row:
     """The relative norms of the errors of the output and of the worst gradient.
 
-    ``failure`` is the error that was raised, if one was.
+    ``failure`` is the error that was raised, if one was; ``unsupported`` says that it is torch's
+    word that it has no such operation for this dtype on this device.
     """
 
     function: str
@@ -55,6 +59,7 @@ class Row:
     tolerance: float
     passed: bool
     failure: str | None
+    unsupported: bool = False
 
 
 class Function(NamedTuple):
@@ -139,6 +144,7 @@ def _row(function: Function, size: Size, dtype: torch.dtype, device: torch.devic
         and backward is not None
         and max(forward, backward) <= tolerance,
         failure,
+        unsupported=failure is not None and UNSUPPORTED.search(failure) is not None,
     )
 
 

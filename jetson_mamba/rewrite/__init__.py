@@ -11,6 +11,7 @@ import tokenize
 
 from jetson_mamba.call_forms import Form
 from jetson_mamba.errors import LeftOut, Refused
+from jetson_mamba.rewrite.absent import Absent
 from jetson_mamba.rewrite.calls import Call, Rename
 from jetson_mamba.rewrite.dispatch import Dispatch
 from jetson_mamba.rewrite.draft import Draft
@@ -27,6 +28,7 @@ from jetson_mamba.rewrite.rebind import Rebind
 from jetson_mamba.texts import Texts
 
 __all__ = [
+    "Absent",
     "Applied",
     "Call",
     "Dispatch",

@@ -24,6 +24,8 @@ from jetson_mamba.texts import Texts, resolve
 
 # Their imports are edited, whichever way the text writes them.
 EXTENSIONS = ("causal_conv1d", "causal_conv1d_cuda", "selective_scan_cuda")
+# What kernels are written in.
+KERNELS = ("/triton", "/tilelang", "/cutlass")
 SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 # Fields that say where or how something was written, or what a node's place says already.
 OF_NO_MEANING = ("ctx", "kind", "type_comment", "type_ignores")
@@ -81,7 +83,7 @@ def closure(texts: Texts, function: str) -> Closure:
             asks_for_device = asks_for_device or statement.asks_for_device
             for found in statement.names:
                 if found[0].startswith("/"):
-                    launches_triton = launches_triton or found[0].split(".")[0] == "/triton"
+                    launches_triton = launches_triton or found[0].split(".")[0] in KERNELS
                 else:
                     waiting.append(found)
     digest = hashlib.sha256()

@@ -29,7 +29,9 @@ def _lacks_method(tree: ast.Module, name: str) -> bool:
     """Whether ``name`` is ``C.f`` of a class in which nothing is called so."""
     first, dot, method = name.partition(".")
     classes = [x for x in tree.body if isinstance(x, ast.ClassDef) and x.name == first]
-    names = [getattr(x, "name", getattr(x, "id", None)) for c in classes for x in ast.walk(c)]
+    inside = [each for found in classes for each in ast.walk(found)]
+    names = {getattr(x, "asname", None) or getattr(x, "name", None) for x in inside}
+    names |= {getattr(each, "id", None) for each in inside}
     return bool(dot and classes) and method not in names
 
 

@@ -1,7 +1,8 @@
 """Which functions of a text are those of a release, by what they are made of.
 
 A function is *known* if its digest (:mod:`.closure`) is one of those in
-``vendored_overrides/known.json``, which ``tools/known.py`` makes from the published texts.
+``vendored_overrides/known.json``, which ``tools/known.py`` makes from the published texts, or in
+``unreleased.json``, which it makes from a text that will be published.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from jetson_mamba import overrides
 from jetson_mamba.rewrite.closure import Closure, closure
 from jetson_mamba.texts import Texts
 
-FILE = "known.json"
+FILES = ("known.json", "unreleased.json")
 
 
 class Known:
@@ -45,4 +46,9 @@ class Known:
 
 @lru_cache(maxsize=None)
 def _digests() -> Any:
-    return json.loads((overrides.folder() / FILE).read_text())
+    found: dict[str, Any] = {}
+    for file in FILES:
+        for target, functions in json.loads((overrides.folder() / file).read_text()).items():
+            for function, digests in functions.items():
+                found.setdefault(target, {}).setdefault(function, {}).update(digests)
+    return found

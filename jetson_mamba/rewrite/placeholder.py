@@ -16,14 +16,14 @@ class Placeholder(NamedTuple):
     """Imports of the package ``of``, and of what is in it, import of the module ``becomes``.
 
     That has every name that is asked of it. Where a handler waits for an import to fail, the text
-    has an answer of its own: there the module is ``failing``. After the last line stands ``then``,
-    a statement.
+    has an answer of its own: there the module is ``failing``, or without one the import stays.
+    After the last line stands ``then``, a statement, if there is one.
     """
 
     of: str
     becomes: str
-    failing: str
-    then: str
+    failing: str | None = None
+    then: str | None = None
 
     @property
     def turn(self) -> int:
@@ -41,7 +41,7 @@ class Placeholder(NamedTuple):
             for node in ast.walk(draft.tree)
             if isinstance(node, (ast.Import, ast.ImportFrom))
         ]
-        if any(replaced):
+        if any(replaced) and self.then is not None:
             draft.append(draft.ours(self.then), self)
 
     def _edit(self, draft: Draft, node: ast.Import | ast.ImportFrom) -> bool:
@@ -54,10 +54,12 @@ class Placeholder(NamedTuple):
         if any(alias.name == "*" for alias in node.names):
             draft.leave(f"from {self.of} import * on line {node.lineno}", "its names are not told")
             return False
-        start = draft.extent(node)[0]
-        lazy = any(token.start == start and token.string == "lazy" for token in draft.tokens)
         handled = _is_handled(draft, node)
         becomes = self.failing if handled else self.becomes
+        if becomes is None:
+            return False
+        start = draft.extent(node)[0]
+        lazy = any(token.start == start and token.string == "lazy" for token in draft.tokens)
         draft.replace_statement(node, self._written(node, becomes, "lazy " if lazy else ""))
         draft.apply(node.lineno, self)
         return not handled
@@ -95,7 +97,7 @@ def _is_handled(draft: Draft, node: ast.stmt) -> bool:
         if (
             isinstance(outer, ast.Try)
             and inner in outer.body
-            and any(_catches(handler) for handler in outer.handlers)
+            and any(catches(handler) for handler in outer.handlers)
         ):
             return True
         if isinstance(outer, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
@@ -104,7 +106,8 @@ def _is_handled(draft: Draft, node: ast.stmt) -> bool:
     return False
 
 
-def _catches(handler: ast.ExceptHandler) -> bool:
+def catches(handler: ast.ExceptHandler) -> bool:
+    """Whether a handler is for imports that fail."""
     if handler.type is None:
         return True
     kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import site
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import jetson_mamba
 from jetson_mamba.errors import CannotRun
 
-NAMES = ("jetson_mamba.pth", "jetson_mamba.start")
+NAMES = ("jetson_mamba.pth", "jetson_mamba.start", "_jetson_mamba_start.py")
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,10 @@ def takes_effect() -> bool:
 
 
 def _packaged(name: str) -> bytes:
-    with open(os.path.join(os.path.dirname(__file__), name), "rb") as file:
-        return file.read()
+    content = pkgutil.get_data(__package__, name)  # which may be in an archive
+    if content is None:
+        raise FileNotFoundError(f"{__package__} does not have {name}")
+    return content
 
 
 def _content(path: str) -> bytes | None:

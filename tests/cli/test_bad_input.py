@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from jetson_mamba import advice
+from jetson_mamba.installing import get_torch
 from tests.cli.command import jetson_mamba, shadow
 from tools.releases import release_path
 
@@ -69,21 +71,28 @@ def test_an_output_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
     assert "--output file: File exists" in complaint("demo", "--output", "file", folder=tmp_path)
 
 
-@pytest.mark.parametrize("module", ["torch", "matplotlib", "mamba_ssm"])
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("torch", get_torch.command_here()),
+        ("matplotlib", f"{advice.pip()} install matplotlib"),
+        ("mamba_ssm", "jetson-mamba install"),
+    ],
+)
 def test_a_module_that_is_missing_is_named_with_what_installs_it(
-    module: str, tmp_path: Path
+    module: str, command: str, tmp_path: Path
 ) -> None:
     missing = f"raise ModuleNotFoundError(\"No module named '{module}'\", name={module!r})\n"
     path = shadow(tmp_path, module, missing)
     line = complaint("demo", folder=tmp_path, path=(path,))
     assert f"{module} cannot be imported (No module named '{module}'); install it: " in line
-    assert "pip install" in line
+    assert line.rstrip().endswith(command)
 
 
 def test_what_mamba_ssm_needs_and_does_not_find_is_named(tmp_path: Path) -> None:
     path = shadow(tmp_path, "mamba_ssm", "import einops_of_another_name\n")
     line = complaint("demo", folder=tmp_path, path=(path,))
-    assert "install what it needs: pip install einops_of_another_name" in line
+    assert f"install what it needs: {advice.pip()} install einops_of_another_name" in line
 
 
 def test_a_mamba_ssm_that_raises_is_described_in_one_line(tmp_path: Path) -> None:

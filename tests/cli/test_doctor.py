@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.bare import Bare
-from tests.cli.command import jetson_mamba
+from tests.cli.command import jetson_mamba, shadow
 from tests.doctor.sandbox import SCHEMA, validate
 from tools.releases import release_path
 
@@ -50,8 +50,20 @@ def test_a_finding_tells_what_why_and_what_to_do(bare: Bare) -> None:
     assert lines[start + 3] == "do     jetson-mamba enable"
 
 
-def test_a_machine_on_which_nothing_is_wrong_is_told_so(bare: Bare) -> None:
+def test_a_mamba_ssm_whose_block_fails_is_wrong(tmp_path: Path) -> None:
+    """For a reason that no detector knows."""
+    code = "class Mamba:\n    def __init__(self, *_, **__): raise RuntimeError('out of order')\n"
+    path = (shadow(tmp_path, "mamba_ssm", code),)
+    done = jetson_mamba("doctor", "--json", folder=tmp_path, path=path)
+    assert done.returncode == 1, done.stderr
+    found = json.loads(done.stdout)
+    assert found["trial_error"] == "a block of Mamba on the CPU fails: RuntimeError: out of order"
+    assert "block-fails" in [each["symptom"] for each in found["findings"]]
+
+
+def test_a_machine_with_nothing_on_it_is_told_what_comes_first(bare: Bare) -> None:
     done = bare.command("doctor")
-    assert done.returncode == 0
-    assert "Nothing is wrong." in done.stdout
+    assert done.returncode == 1
+    assert "wrong  torch is not installed" in done.stdout
+    assert "-m pip install torch" in done.stdout
     assert "`jetson-mamba install` does that" in done.stdout

@@ -11,7 +11,7 @@ from tests.cli.bare import Bare
 from tests.cli.command import REPOSITORY
 from tests.faults.environment import ORDINARY
 
-NAMES = ("jetson_mamba.pth", "jetson_mamba.start")
+NAMES = ("jetson_mamba.pth", "jetson_mamba.start", "_jetson_mamba_start.py")
 
 
 @pytest.fixture

@@ -95,6 +95,30 @@ def test_a_row_passes_within_its_tolerance_only(
             assert row.forward is None
 
 
+@pytest.mark.parametrize(
+    ("message", "unsupported"),
+    [
+        ("\"addmm_impl_cpu_\" not implemented for 'Half'", True),
+        ("\"softplus_cpu\" not implemented for 'BFloat16'", True),
+        ("not implemented for 'Float'", False),
+        ("out of order", False),
+    ],
+)
+def test_what_torch_has_no_operation_for_is_not_supported(
+    message: str, unsupported: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch 2.0 has none in half precision on a CPU."""
+    monkeypatch.setattr(verify, "import_module", lambda name: None)
+    monkeypatch.setattr(verify, "DTYPES", (torch.float16,))
+
+    def call(*_: Any) -> torch.Tensor:
+        raise RuntimeError(message)
+
+    function = verify.FUNCTIONS[0]._replace(call=call)
+    rows = list(verify.rows(torch.device("cpu"), [function]))
+    assert rows and all((row.passed, row.unsupported) == (False, unsupported) for row in rows)
+
+
 def test_the_recurrences_are_those_of_the_tests() -> None:
     """Two texts of the same equations, written independently."""
     source = torch.Generator().manual_seed(1)

@@ -147,6 +147,11 @@ def traced_model_of_mamba() -> Results:
     yield from compiled(model(layer="Mamba1"), "aot_eager", lengths=(35, 41))
 
 
+def traced_layer() -> Results:
+    """A model of one layer: of another release, which has the norms and the block of its own."""
+    yield from compiled(model(layers=1), "aot_eager")
+
+
 def inductor_model() -> Results:
     yield from compiled(model(layers=1), "inductor", lengths=(35, 41), dynamic=True)
 
@@ -209,7 +214,7 @@ CHECKS = {
     check.__name__: check
     for check in (
         *(traced_block, symbolic_block, mlp_block, autocast_block, parts_of_block, core_of_block),
-        *(traced_model, traced_model_of_mamba, inductor_model),
+        *(traced_model, traced_layer, traced_model_of_mamba, inductor_model),
         *(breaks, exported, double, inference),
     )
 }

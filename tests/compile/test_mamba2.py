@@ -43,7 +43,7 @@ def test_a_block_and_a_model_compile_whole_forward_and_backward(tmp_path: Path) 
 
 @needs_operators
 def test_a_model_of_an_older_release_compiles_whole(tmp_path: Path) -> None:
-    assert beyond(differences("2.2.4", tmp_path, "traced_model"), 1e-5) == {}
+    assert beyond(differences("2.2.4", tmp_path, "traced_layer"), 1e-5) == {}
 
 
 @needs_operators

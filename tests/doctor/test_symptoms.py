@@ -9,6 +9,7 @@ import platform
 import shutil
 import struct
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 from typing import Any, Callable
@@ -17,7 +18,9 @@ import pytest
 
 from jetson_mamba.errors import Unavailable
 from jetson_mamba.kernels import compiler as compiler_of_kernels
-from jetson_mamba.report.findings import OTHERS, SYMPTOMS
+from jetson_mamba.installing import get_torch
+from jetson_mamba.report.findings import SYMPTOMS
+from jetson_mamba.report.findings.commands import COMPILERS
 from jetson_mamba.report.machine import ELF_MACHINES
 from tests.doctor.sandbox import REPOSITORY, Machine, healthy
 
@@ -40,7 +43,7 @@ def uncured_then_cured(machine: Machine, symptom: str, command: str) -> dict[str
     """The finding: without the hook `enable` mends it, with it ``command`` removes the cause."""
     finding = machine.findings()[symptom]
     assert (finding["command"], finding["cured"]) == (ENABLE, False)
-    assert finding["message"] == SYMPTOMS.get(symptom) or OTHERS[symptom]
+    assert finding["message"] == SYMPTOMS[symptom]
     (cured,) = (each for each in machine.findings_if_served if each["symptom"] == symptom)
     assert cured["cured"], cured
     assert command in cured["command"]
@@ -48,10 +51,10 @@ def uncured_then_cured(machine: Machine, symptom: str, command: str) -> dict[str
     return finding
 
 
-def test_there_are_thirteen_symptoms_and_a_test_for_each() -> None:
-    assert len(SYMPTOMS) == 13
+def test_there_is_a_test_for_each_symptom() -> None:
     text = Path(__file__).read_text()
-    for symptom in (*SYMPTOMS, *OTHERS):
+    assert len(SYMPTOMS) > 20
+    for symptom in SYMPTOMS:
         assert f'"{symptom}"' in text
 
 
@@ -66,10 +69,30 @@ def test_nothing_is_found_on_a_healthy_machine(machine: Machine, version: str) -
     assert [each["loads"] for each in report["extensions"]] == [True, True]
 
 
-def test_nothing_is_found_on_a_machine_with_nothing_on_it(machine: Machine) -> None:
+def test_a_machine_with_nothing_on_it_lacks_torch(machine: Machine) -> None:
     report = machine.examine()
-    assert report["findings"] == []
+    (finding,) = report["findings"]
+    assert (finding["symptom"], finding["cured"]) == ("no-torch", False)
+    assert finding["command"] == f"{sys.executable} -m pip install torch"
     assert report["torch"] is None and report["mamba_ssm"] == []
+
+
+def with_nvcc(machine: Machine) -> None:
+    """Put the CUDA compiler where it is looked for."""
+    nvcc = machine.root / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.6, V12.6.68'\n")
+    nvcc.chmod(0o755)
+
+
+def on_a_board(machine: Machine, model: str, release: str = "36 (release), REVISION: 4.3") -> None:
+    """Lay down the files by which a board is known."""
+    for path, text in (
+        ("etc/nv_tegra_release", f"# R{release}"),
+        ("proc/device-tree/model", model),
+    ):
+        (machine.root / path).parent.mkdir(parents=True, exist_ok=True)
+        (machine.root / path).write_text(text)
 
 
 @compiler
@@ -95,7 +118,9 @@ def test_an_extension_of_causal_conv1d_built_for_another_torch(machine: Machine)
 def test_mamba_ssm_without_its_extension(machine: Machine) -> None:
     healthy(machine)
     (machine.site / "selective_scan_cuda.py").unlink()
-    finding = uncured_then_cured(machine, "no-selective-scan", "pip install")
+    finding = uncured_then_cured(machine, "no-selective-scan", "")
+    with_nvcc(machine)
+    uncured_then_cured(machine, "no-selective-scan", "--force-reinstall mamba-ssm")
     assert finding["what"].startswith("mamba_ssm 2.3.2.post1 imports selective_scan_cuda")
 
 
@@ -125,12 +150,11 @@ def test_releases_of_the_two_packages_that_do_not_fit(machine: Machine) -> None:
 def test_a_torch_that_was_not_built_for_the_gpu(machine: Machine) -> None:
     healthy(machine)
     machine.torch_again(architectures="sm_72 sm_90 compute_90")
-    (machine.root / "etc").mkdir()
-    (machine.root / "etc" / "nv_tegra_release").write_text("# R36 (release), REVISION: 4.3, GCID")
+    on_a_board(machine, "NVIDIA Jetson AGX Orin Developer Kit")
     finding = machine.findings(hook=True)["no-kernel-image"]
     assert not finding["cured"]
     assert "capability 8.7" in finding["what"] and "sm_72, sm_90" in finding["why"]
-    assert "TORCH-WHEEL-FOR-JETPACK-6.x" in finding["command"]
+    assert finding["command"] == get_torch.command("6.x", again=True)
 
 
 def test_an_extension_that_was_not_built_for_the_gpu(machine: Machine) -> None:
@@ -190,14 +214,13 @@ def test_a_folder_that_pip_does_not_know_is_moved_aside_by_the_command(machine: 
 
 def test_a_gpu_and_no_compiler_before_mamba_ssm_is_installed(machine: Machine) -> None:
     machine.torch()
-    finding = machine.findings(hook=True)["no-nvcc"]
-    assert (finding["command"], finding["cured"]) == ("jetson-mamba install", False)
-    nvcc = machine.root / "bin" / "nvcc"
-    nvcc.parent.mkdir()
-    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.6, V12.6.68'\n")
-    nvcc.chmod(0o755)
+    found = machine.findings(hook=True)
+    for symptom in ("no-nvcc", "no-mamba-ssm"):
+        finding = found[symptom]
+        assert (finding["command"], finding["cured"]) == ("jetson-mamba install", False)
+    with_nvcc(machine)
     report = machine.examine()
-    assert report["findings"] == []
+    assert [each["symptom"] for each in report["findings"]] == ["no-mamba-ssm"]
     assert report["machine"]["cuda_toolkit"] == "12.6"
 
 
@@ -206,14 +229,15 @@ def test_functions_that_are_none_without_causal_conv1d(machine: Machine) -> None
     for each in ("causal_conv1d", "causal_conv1d-1.6.1.dist-info"):
         shutil.rmtree(machine.site / each)
     (machine.site / "causal_conv1d_cuda.py").unlink()
-    finding = uncured_then_cured(machine, "none-called", "causal-conv1d")
+    with_nvcc(machine)
+    finding = uncured_then_cured(machine, "none-called", "--force-reinstall causal-conv1d")
     assert finding["why"] == "causal_conv1d is not installed"
 
 
 def test_functions_that_are_none_beside_an_older_causal_conv1d(machine: Machine) -> None:
     healthy(machine)
     (machine.site / "causal_conv1d" / "cpp_functions.py").unlink()
-    finding = uncured_then_cured(machine, "none-called", "causal-conv1d")
+    finding = uncured_then_cured(machine, "none-called", "")
     assert "has no cpp_functions" in finding["why"]
 
 
@@ -229,13 +253,12 @@ def test_extensions_on_a_machine_whose_torch_sees_no_gpu(
 
 def test_mamba_2_without_triton(machine: Machine) -> None:
     healthy(machine)
-    for each in ("triton", "triton-1.0.dist-info"):
+    for each in ("triton", "triton-3.6.0.dist-info"):
         shutil.rmtree(machine.site / each)
-    with (machine.site / "torch-1.0.dist-info" / "METADATA").open("a") as file:
-        file.write('Requires-Dist: triton==3.1.0; platform_system == "Linux"\n')
-    finding = machine.findings(hook=True)["no-triton"]
-    assert not finding["cured"]
-    assert finding["command"].endswith("pip install --no-deps triton==3.1.0")
+    uncured_then_cured(machine, "no-triton", "jetson-mamba install")
+    machine.torch_again(available=False, cuda=None)
+    uncured_then_cured(machine, "no-triton", "")
+    assert {each["command"] for each in machine.findings_if_served} >= {""}
 
 
 def test_mamba_1_needs_no_triton(machine: Machine) -> None:
@@ -247,9 +270,129 @@ def test_mamba_1_needs_no_triton(machine: Machine) -> None:
 def test_a_triton_that_cannot_be_imported(machine: Machine) -> None:
     healthy(machine)
     (machine.site / "triton" / "__init__.py").write_text("raise ImportError('libtriton')\n")
-    finding = machine.findings(hook=True)["no-triton"]
+    finding = uncured_then_cured(machine, "no-triton", "pip uninstall --yes triton")
     assert "fails: ImportError: libtriton" in finding["what"]
-    assert "--force-reinstall" in finding["command"]
+
+
+@pytest.mark.parametrize(("version", "found"), [("3.1.0", True), ("3.3.1", True), ("3.4.0", False)])
+def test_a_triton_that_is_too_old_for_the_release(
+    machine: Machine, version: str, found: bool
+) -> None:
+    """Row 6."""
+    healthy(machine)
+    shutil.rmtree(machine.site / "triton-3.6.0.dist-info")
+    machine.record("triton", version)
+    if found:
+        uncured_then_cured(machine, "triton-old", "install mamba-ssm==2.3.1")
+    else:
+        assert "triton-old" not in machine.findings()
+
+
+def test_a_triton_that_does_not_know_thor(machine: Machine) -> None:
+    """Row 9, and the command that is advised, typed."""
+    healthy(machine)
+    machine.torch_again(architectures="sm_110", cuda="13.0", available=False)
+    on_a_board(machine, "NVIDIA Jetson AGX Thor Developer Kit", "38 (release), REVISION: 2.0")
+    uncured_then_cured(machine, "triton-launch", "")
+    ptxas = machine.root / "usr" / "local" / "cuda" / "bin" / "ptxas"
+    ptxas.parent.mkdir(parents=True)
+    ptxas.touch(mode=0o755)
+    uncured_then_cured(machine, "triton-launch", f"export TRITON_PTXAS_BLACKWELL_PATH={ptxas}")
+    (advised,) = (e for e in machine.findings_if_served if e["symptom"] == "triton-launch")
+    done = subprocess.run(
+        f"{advised['command']}; echo $TRITON_PTXAS_BLACKWELL_PATH",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    machine.environment["TRITON_PTXAS_BLACKWELL_PATH"] = done.stdout.strip()
+    assert "triton-launch" not in machine.findings()
+
+
+def test_a_first_launch_that_fails_is_told_of(machine: Machine) -> None:
+    healthy(machine)
+    machine.append_to_torch(
+        """
+import warnings
+def fails(device):
+    warnings.warn("Triton launches nothing on cuda:0 (RuntimeError: no C compiler), so what",
+                  RuntimeWarning)
+    return True
+ops.triton_runs_on = fails
+"""
+    )
+    finding = uncured_then_cured(machine, "triton-launch", "")
+    assert "no C compiler" in finding["what"]
+
+
+@pytest.mark.parametrize(
+    ("jetpack", "release"),
+    [
+        ("5.x", "35 (release), REVISION: 4.1"),
+        ("6.x", "36 (release), REVISION: 4.3"),
+        ("7.x", "38 (release), REVISION: 2.0"),
+    ],
+)
+@pytest.mark.parametrize("cuda", [None, "13.0"])
+def test_a_torch_on_a_board_that_sees_no_gpu(
+    machine: Machine, jetpack: str, release: str, cuda: str | None
+) -> None:
+    """Row 5: the commonest mistake of all, and nothing to do with extensions."""
+    healthy(machine)
+    machine.torch_again(cuda=cuda, available=False)
+    on_a_board(machine, "NVIDIA Jetson AGX Orin Developer Kit", release)
+    finding = machine.findings(hook=True)["cpu-torch"]
+    assert not finding["cured"]
+    assert finding["command"] == get_torch.command(jetpack, again=True)
+
+
+def test_a_board_without_torch(machine: Machine) -> None:
+    """Row 5."""
+    on_a_board(machine, "NVIDIA Jetson AGX Orin Developer Kit")
+    finding = machine.findings()["no-torch"]
+    assert finding["command"] == get_torch.command("6.x")
+    assert "PyPI's is not the one" in finding["why"]
+
+
+def test_a_pc_whose_torch_sees_no_gpu_is_no_board(machine: Machine) -> None:
+    healthy(machine)
+    machine.torch_again(cuda=None, available=False)
+    assert "cpu-torch" not in machine.findings()
+
+
+def test_a_transformers_that_switches_torch_off(machine: Machine) -> None:
+    """Row 1."""
+    healthy(machine)
+    utils = machine.site / "transformers" / "utils"
+    utils.mkdir()
+    (utils / "import_utils.py").write_text("log(f'PyTorch >= 2.6 is required but found {x}')\n")
+    finding = machine.findings(hook=True)["transformers-torch"]
+    assert (finding["command"].endswith("install 'transformers<5'"), finding["cured"]) == (
+        True,
+        False,
+    )
+    assert "switches torch 2.5.0 off" in finding["what"]
+    (utils / "import_utils.py").write_text("log(f'PyTorch >= 2.1 is required but found {x}')\n")
+    assert "transformers-torch" not in machine.findings()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os; os.kill(os.getpid(), 11)",
+        "raise SystemExit('out of order')",
+        "raise Failed('a block of Mamba on the GPU fails: RuntimeError: out of order')",
+    ],
+)
+def test_a_block_that_fails_for_a_reason_that_nobody_knows(machine: Machine, code: str) -> None:
+    healthy(machine)
+    machine.append_to_torch(f"def run():\n    Failed = trial.Failed\n    {code}\ntrial.run = run\n")
+    report = machine.examine(hook=True)
+    (finding,) = report["findings"]
+    assert (finding["symptom"], finding["cured"]) == ("block-fails", False)
+    assert "out of order" in finding["what"] or "signal SIGSEGV" in finding["what"]
+    assert report["trial_error"] in finding["what"]
 
 
 @pytest.mark.parametrize("version", ["2.0.3", "2.2.4"])
@@ -269,7 +412,7 @@ def test_a_release_that_cannot_do_without_causal_conv1d(machine: Machine) -> Non
     machine.dependencies()
     machine.mamba_ssm("1.1.4")
     machine.extension("selective_scan_cuda")
-    uncured_then_cured(machine, "no-causal-conv1d", "causal-conv1d")
+    uncured_then_cured(machine, "no-causal-conv1d", "")
 
 
 def test_an_extension_for_another_architecture(machine: Machine) -> None:
@@ -329,8 +472,8 @@ def test_a_transformers_without_the_names(machine: Machine) -> None:
 
 def test_kernels_for_triton_2_beside_triton_3(machine: Machine) -> None:
     healthy(machine, "2.0.4")
-    assert "triton-log1p" in machine.findings()  # the sandbox's Triton is 1.0, which is not 2
-    shutil.rmtree(machine.site / "triton-1.0.dist-info")
+    assert "triton-log1p" in machine.findings()
+    shutil.rmtree(machine.site / "triton-3.6.0.dist-info")
     machine.record("triton", "2.3.1")
     assert "triton-log1p" not in machine.findings()
 
@@ -438,7 +581,7 @@ def test_kernels_that_cannot_be_compiled_for_want_of_a_package(
     assert "not installed" in reason
     machine.append_to_torch(OP_ON_A_GPU.format(error=f"Unavailable({reason!r})"))
     finding = machine.findings(hook=True)["no-nvrtc"]
-    assert finding["command"].endswith(f" -m pip install 'jetson-mamba[{extra}]'")
+    assert finding["command"] == f"{sys.executable} -m pip install {COMPILERS[extra[-2:]]}"
     assert finding["what"] == f"the CUDA kernels cannot be compiled: {reason}"
     assert not finding["cured"]
 
@@ -450,7 +593,7 @@ def test_kernels_that_do_not_compile(machine: Machine) -> None:
     assert list(found) == ["kernels-broken"]
     finding = found["kernels-broken"]
     assert "RuntimeError: no such instruction" in finding["what"]
-    assert finding["command"].endswith("--upgrade-strategy eager 'jetson-mamba[cuda12]'")
+    assert finding["command"].endswith(f"pip install --upgrade {COMPILERS['12']}")
 
 
 def test_no_extra_is_named_for_a_cuda_that_has_none(machine: Machine) -> None:

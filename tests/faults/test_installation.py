@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
+import zipapp
 from pathlib import Path
 
 import pytest
 import typer
 
+from jetson_mamba.startup import files
 from tests.faults.declared import fault
 from tests.faults.environment import (
     ORDINARY,
     PACKAGES,
+    REPOSITORY,
     STARTUP,
     TARGET,
     Environment,
@@ -21,7 +26,7 @@ from tests.faults.environment import (
     served,
 )
 from tests.hook import test_import, test_tools
-from tests.hook.sandbox import INTERFACE, Sandbox
+from tests.hook.sandbox import INTERFACE, RECORDER, Sandbox
 from tests.packaging import test_wheel
 
 UNCHANGED = "upstream's own module is imported, with one warning that says why"
@@ -43,6 +48,76 @@ fault(__name__, "the same, with `JETSON_MAMBA=strict`", "an `ImportError` that s
 fault(__name__, "another import hook takes a target first", UNCHANGED)(
     test_tools.test_typeguard_installed_after_takes_the_target_and_a_warning_says_so
 )
+
+
+@fault(
+    __name__,
+    "on Python 3.15 the startup files are left behind after the package is gone",
+    "nothing; Python starts as if they were not there",
+)
+def test_a_left_behind_entry_point(tmp_path: Path) -> None:
+    """As ``site`` of Python 3.15 resolves and calls what a ``.start`` file names."""
+    for name in files.NAMES:
+        shutil.copy(STARTUP.parent / name, tmp_path)
+    program = (
+        "import pkgutil, sys\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        f"for line in open({str(tmp_path / 'jetson_mamba.start')!r}):\n"
+        "    if not line.startswith('#'):\n"
+        "        pkgutil.resolve_name(line.strip())()\n"
+        "print('jetson_mamba' in sys.modules)\n"
+    )
+    for path, active in ([], "False"), ([REPOSITORY], "True"):
+        added = "".join(f"sys.path.append({str(each)!r})\n" for each in path)
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", "import sys\n" + added + program],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert (done.stdout.strip(), done.stderr) == (active, "")
+
+
+@fault(
+    __name__,
+    "jetson_mamba is inside a zip application",
+    "nothing; the copies run from the cache, and the stand-in and the commands from the archive",
+)
+def test_a_zip_application(sandbox: Sandbox) -> None:
+    application = sandbox.folder / "application"
+    for package in PACKAGES:
+        copy_package(package, application)
+    (application / "__main__.py").write_text(
+        RECORDER
+        + f"""
+import {TARGET} as module
+from importlib import metadata, util
+from jetson_mamba.report import findings
+from jetson_mamba.startup import files
+assert files._packaged(files.NAMES[0]).startswith(b"import")
+assert findings.SYMPTOMS
+print(metadata.version("causal-conv1d"), util.find_spec("causal_conv1d").origin)
+print(module.MambaInnerFn().forward("x", True)[0], module.__file__)
+"""
+    )
+    archive = sandbox.folder / "application.pyz"
+    zipapp.create_archive(application, archive)
+    done = subprocess.run(
+        [sys.executable, "-S", "-W", "error", str(archive)],
+        env={
+            "PYTHONPATH": str(sandbox.site),
+            "JETSON_MAMBA_CACHE": str(sandbox.cache),
+            "HOME": str(sandbox.folder),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    version, stand_in, result, copy = done.stdout.split()
+    assert version.endswith("jetson.mamba") and stand_in.startswith(str(archive))
+    assert result == "selective_scan_fwd" and in_cache(sandbox, copy)
+
 
 # Without these the copy runs all the same, or the hook is not there at all.
 SERVED = ("jetson_mamba/startup", "jetson_mamba/hook/stand_in", "jetson_mamba/hook/unserved.py")

@@ -62,7 +62,7 @@ def test_any_other_name_is_left_alone_without_input_or_output(sandbox: Sandbox) 
             finder = jetson_mamba._finder
             del events[:]
             results = [finder.find_spec(name) for name in (
-                "json", "mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.triton.ssd_bmm",
+                "json", "mamba_ssm", "mamba_ssm.ops", "mamba_ssm.modules.block",
                 "selective_scan_interface", "x.mamba_ssm.ops.selective_scan_interface",
             )]
             print(set(results), events, "jetson_mamba.hook.copies" in sys.modules)

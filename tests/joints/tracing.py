@@ -98,7 +98,7 @@ def symbolic_trace(s: Subject) -> Results:
 
 
 def _onnx(s: Subject, module: nn.Module, **options: Any) -> Any:
-    import onnxruntime  # type: ignore[import-untyped]
+    import onnxruntime
 
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")

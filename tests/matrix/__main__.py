@@ -19,7 +19,7 @@ from tests.matrix.cells import (
     without_cells,
 )
 from tests.matrix.picture import draw
-from tests.matrix.workers import run_all
+from tests.matrix.workers import run_all, workers
 from tools.releases import CAUSAL_CONV1D
 
 
@@ -46,8 +46,8 @@ def main() -> int:
         if cell.hook and not outcome.works:
             print(f"{cell}: {outcome}", flush=True)
 
-    with tempfile.TemporaryDirectory() as cache:
-        run_all(cells, Path(cache), done)
+    with tempfile.TemporaryDirectory() as cache, workers(Path(cache)) as started:
+        run_all(cells, started, done)
     counts = {
         name: (sum(outcomes[cell].works for cell in group), len(group))
         for name, group in groups.items()

@@ -2,43 +2,52 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Iterator
+
+import pytest
 
 from tests import emulated
+from tests.forks import Workers
 from tests.matrix.cell import Cell, Outcome
 from tests.matrix.cells import distinct_texts, reduced_cells
-from tests.matrix.workers import run_all
+from tests.matrix.workers import run_all, workers
 
 
-def outcomes_of(cells: list[Cell], cache: Path) -> dict[Cell, Outcome]:
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
+    with workers(tmp_path_factory.mktemp("cache"), processes=1) as started:
+        yield started
+
+
+def outcomes_of(cells: list[Cell], started: Workers) -> dict[Cell, Outcome]:
     found: dict[Cell, Outcome] = {}
-    run_all(cells, cache, found.__setitem__)
+    run_all(cells, started, found.__setitem__)
     return found
 
 
-def test_each_text_works_with_each_generation_and_with_none(tmp_path: Path) -> None:
-    outcomes = outcomes_of(reduced_cells(), tmp_path)
+def test_each_text_works_with_each_generation_and_with_none(started: Workers) -> None:
+    outcomes = outcomes_of(reduced_cells(), started)
     assert len(outcomes) == 6 * len(distinct_texts())
     assert {cell: outcome for cell, outcome in outcomes.items() if not outcome.works} == {}
     assert {cell: outcome.warnings for cell, outcome in outcomes.items() if outcome.warnings} == {}
 
 
-def test_without_the_hook_only_matching_calls_work(tmp_path: Path) -> None:
+def test_without_the_hook_only_matching_calls_work(started: Workers) -> None:
     """The emulated extensions are strict: this is what makes the rest of the matrix mean much."""
     matching = [Cell("1.0.1", "1.0.2", False), Cell("1.2.2", "1.5.0.post8", False)]
     others = [Cell("1.0.1", "1.1.1", False), Cell("1.2.2", "1.7.0", False)]
-    outcomes = outcomes_of([*matching, *others], tmp_path)
+    outcomes = outcomes_of([*matching, *others], started)
     assert [outcomes[cell].works for cell in matching] == [True, True]
     assert all("TypeError" in str(outcomes[cell].raised) for cell in others)
 
 
-def test_extensions_that_fail_are_passed_over_with_one_warning_each(tmp_path: Path) -> None:
+def test_extensions_that_fail_are_passed_over_with_one_warning_each(started: Workers) -> None:
     cells = [
         Cell(ours, theirs, True, failure)
         for ours, theirs in (("1.1.4", "1.1.3.post1"), ("2.3.2.post1", "1.7.0"))
         for failure in (emulated.UNDEFINED_SYMBOL, emulated.NO_KERNEL_IMAGE)
     ]
-    for cell, outcome in outcomes_of(cells, tmp_path).items():
+    for cell, outcome in outcomes_of(cells, started).items():
         assert outcome.works, (cell, outcome)
         assert sorted(said.split(":")[0] for said in outcome.warnings) == [
             "causal_conv1d",

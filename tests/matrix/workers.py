@@ -9,8 +9,13 @@ from tests import forks
 from tests.matrix.cell import Cell, Outcome, run
 
 
+def workers(cache: Path, processes: int = 2) -> forks.Workers:
+    """The processes, which keep copies in ``cache``."""
+    return forks.Workers(__name__, cache, processes)
+
+
 def run_all(
-    cells: Sequence[Cell], cache: Path, done: Callable[[Cell, Outcome], None], processes: int = 2
+    cells: Sequence[Cell], started: forks.Workers, done: Callable[[Cell, Outcome], None]
 ) -> None:
     """Run every cell and hand over each outcome as it comes."""
 
@@ -18,7 +23,7 @@ def run_all(
         works, error, raised, said = answer
         done(cells[place], Outcome(works, error, raised, tuple(said)))
 
-    forks.run_all(__name__, cells, cache, one, processes)
+    started.run(cells, one)
 
 
 if __name__ == "__main__":

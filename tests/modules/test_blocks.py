@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ needs_operators = pytest.mark.skipif(
 )
 
 
-def found(version: str, cache: Path, *checks: str, **variables: str) -> dict[str, float]:
+def found(version: str, cache: Path, *checks: str, **variables: Any) -> dict[str, float]:
     printed = python(
         version, cache, "-W", "ignore", "-m", "tests.modules.blocks", *checks, **variables
     )

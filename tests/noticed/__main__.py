@@ -34,7 +34,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=20, help="changes of each part")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--allowed", type=float, default=4.0, help="percent that may be missed")
-    parser.add_argument("--file", help="only files whose path has this in it")
+    parser.add_argument("--file", default="", help="only files whose path has this in it")
+    parser.add_argument("--own", action="store_true", help="run the tests of each file alone")
     chosen = parser.parse_args()
     ended = True
     with tempfile.TemporaryDirectory() as folder:
@@ -42,18 +43,16 @@ def main() -> None:
         copy(tree)
         for part in parts.PARTS if chosen.part == "all" else [chosen.part]:
             generator = random.Random(f"{chosen.seed} {part}")
-            ended &= survey(tree, part, chosen.count, generator, chosen.file or "", chosen.allowed)
+            ended &= survey(tree, part, generator, chosen)
     raise SystemExit(0 if ended else 1)
 
 
-def survey(
-    tree: Path, part: str, count: int, generator: random.Random, only: str, allowed: float
-) -> bool:
+def survey(tree: Path, part: str, generator: random.Random, chosen: argparse.Namespace) -> bool:
     """Whether enough of a part's changes are noticed; prints each that is not."""
-    files = [each for each in parts.files(part) if only in each.as_posix()]
+    files = [each for each in parts.files(part) if chosen.file in each.as_posix()]
     # A file gets changes in proportion to its length.
     lengths = [len((parts.REPOSITORY / each).read_text("utf-8")) for each in files]
-    drawn = generator.choices(files, lengths, k=count)
+    drawn = generator.choices(files, lengths, k=chosen.count)
     noticed, missed, harmless = 0, [], 0
     for file in sorted(set(drawn)):
         text = (parts.REPOSITORY / file).read_text("utf-8")
@@ -62,7 +61,8 @@ def survey(
                 harmless += 1
                 continue
             start = time.monotonic()
-            by = noticing(tree, part, file, each)
+            stages = parts.tests(part, file)
+            by = noticing(tree, file, each, stages[:1] if chosen.own else stages)
             print(f"{f'noticed by {by}' if by else 'MISSED'}, {time.monotonic() - start:.0f} s")
             print(f"  {file}:{each.line}\n    {each.before}\n    {each.after}", flush=True)
             noticed += bool(by)
@@ -72,7 +72,7 @@ def survey(
     print(f"\n{part}: {noticed} of {total} noticed, and {harmless} without effect")
     for file, each in missed:
         print(f'    Harmless("{file}", {each.before!r}, {each.after!r}, "why"),')
-    return 100 * len(missed) <= allowed * total
+    return bool(100 * len(missed) <= chosen.allowed * total)
 
 
 def is_harmless(file: Path, change: Change) -> bool:
@@ -97,13 +97,13 @@ def copy(tree: Path) -> None:
     (tree / ".venv").symlink_to(parts.REPOSITORY / ".venv")
 
 
-def noticing(tree: Path, part: str, file: Path, change: Change) -> str | None:
-    """The test that fails with a change, or how its tests end otherwise; None where all pass."""
+def noticing(tree: Path, file: Path, change: Change, stages: list[list[str]]) -> str | None:
+    """The test that fails with a change, or how one stage ends otherwise; None where all pass."""
     path = tree / file
     before = path.read_text("utf-8")
     try:
         write(path, change.text)
-        found = (failing(tree, chosen) for chosen in parts.tests(part, file))
+        found = (failing(tree, chosen) for chosen in stages if chosen)
         return next((each for each in found if each is not None), None)
     finally:
         write(path, before)

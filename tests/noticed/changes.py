@@ -45,7 +45,8 @@ def skipped_body(node: cst.FunctionDef) -> Iterator[cst.FunctionDef]:
 
 def nothing_returned(node: cst.Return) -> Iterator[cst.Return]:
     """``return`` in place of ``return value``."""
-    if node.value is not None and not m.matches(node.value, m.Name("None")):
+    # For most callers nothing is as false as False.
+    if node.value is not None and not m.matches(node.value, m.Name("None") | m.Name("False")):
         yield node.with_changes(value=None, whitespace_after_return=cst.SimpleWhitespace(""))
 
 

@@ -19,4 +19,11 @@ class Harmless(NamedTuple):
     reason: str
 
 
-HARMLESS: tuple[Harmless, ...] = ()
+HARMLESS = (
+    Harmless(
+        "jetson_mamba/rewrite/draft.py",
+        'for token in tokenize.generate_tokens(io.StringIO(text, newline="").readline)',
+        "for token in tokenize.generate_tokens(io.StringIO(text, newline=None).readline)",
+        "the ends of lines differ, and of a token only its place and a name's text are asked for",
+    ),
+)

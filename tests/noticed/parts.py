@@ -1,7 +1,8 @@
 """The parts of the package, and for each file the tests that are to notice a change of it.
 
-A folder's or file's own tests come first, found by the names below; then what else runs its
-code. The first that fails ends the run, so the quick ones stand before the slow ones.
+A folder's or file's own tests come first, by the names below, or those that are called as it is;
+then what else runs its code. The first that fails ends the run, so the quick ones stand before the
+slow ones.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ OWN = {
     "hook/unserved": "hook/test_unserved.py",
     "hook/loader": "hook/test_loaders.py hook/test_import.py",
     "hook/finder": "hook/test_import.py hook/test_other_packages.py",
+    "rewrite": "rewrite/test_proof.py rewrite/test_extents.py rewrite/test_names.py "
+    "rewrite/test_ways_past.py rewrite/test_closure.py rewrite/test_placeholder.py "
+    "hook/test_rewrite.py",
     "texts": "rewrite/test_closure.py hook/test_names_beside.py",
     "cache": "hook/test_cache_folder.py faults/test_cache.py",
     "forks": "ops/test_forks.py",
@@ -44,7 +48,15 @@ OWN = {
     "ops/selective_state_update": "ops/test_selective_state_update.py",
     "ops/swiglu": "ops/test_swiglu.py",
     "ops/mamba_inner": "ops/test_mamba_inner.py ops/test_blocks.py",
+    "ops/mamba3": "ops/test_mamba3.py",
+    "export": "export",
     "ops/any_form": "ops/test_any_form.py",
+    "dispatch/apart": "ops/test_forks.py ops/test_backends.py",
+    "dispatch/paths": "ops/test_transforms.py ops/test_traces.py",
+    "dispatch/tracing": "ops/test_traces.py",
+    "dispatch/passing": "ops/test_twice.py ops/test_ssd_transforms.py",
+    "dispatch/in_place": "ops/test_written.py",
+    "dispatch/triton_dispatch": "ops/test_past_triton.py",
     "dispatch/environment": "ops/test_environment.py",
     "dispatch/memo": "ops/test_memo.py ops/test_environment.py",
     "dispatch/selection": "ops/test_selection.py ops/test_backends.py",
@@ -76,7 +88,7 @@ ALL = {
     "cli/test_status.py releases/test_bundle.py releases/test_blocks.py",
     "rewrite": "rewrite hook/test_rewrite.py hook/test_names_beside.py hook/test_unserved.py "
     "releases/test_copies.py rewrite/test_kept.py mutants releases/test_unknown_texts.py",
-    "ops": "ops emulated compile "
+    "ops": "ops export emulated compile "
     "releases/test_blocks.py releases/test_past_targets.py releases/test_decoding.py",
     "report": "cli doctor docs",
 }
@@ -93,9 +105,17 @@ def _part(file: Path) -> str:
     return next((part for part, rooms in PARTS.items() if room in rooms.split()), "hook")
 
 
+def _called(name: str) -> list[str]:
+    """The tests of a module's name. Those that need a GPU are none of an ordinary machine."""
+    folder = REPOSITORY / "tests"
+    found = (path.relative_to(folder) for path in folder.rglob(f"test_{name}.py"))
+    return sorted(path.as_posix() for path in found if path.parts[0] != "gpu")
+
+
 def tests(part: str, file: Path) -> list[list[str]]:
     """What should notice a change of a file: its own tests, and then the rest of its part's."""
     name = "/".join(file.parts[1:])
     own = max((each for each in OWN if name.startswith(each)), key=len, default="")
-    stages = [[f"tests/{each}" for each in text.split()] for text in (OWN.get(own, ""), ALL[part])]
+    like = " ".join(_called(file.stem)) if not own else OWN[own]
+    stages = [[f"tests/{each}" for each in text.split()] for text in (like, ALL[part])]
     return [[each for each in stage if (REPOSITORY / each).exists()] for stage in stages if stage]

@@ -73,9 +73,7 @@ def test_every_one_is_of_a_line_that_is_there() -> None:
         assert each.reason and each.before != each.after
 
 
-def test_a_change_is_noticed_by_the_test_that_fails_and_undone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_change_is_noticed_by_the_test_that_fails_and_undone(tmp_path: Path) -> None:
     """Also where one follows another at once, in a text of the same length."""
     file = Path("package.py")
     (tmp_path / file).write_text("def three():\n    return 3\n")
@@ -84,10 +82,9 @@ def test_a_change_is_noticed_by_the_test_that_fails_and_undone(
         "import package\n\n\ndef test_three():\n    assert package.three() == 3\n"
     )
     stages = [["test_first.py"], ["test_second.py"]]
-    monkeypatch.setattr(parts, "tests", lambda part, file: stages)
     text = (tmp_path / file).read_text()
     for new, by in (("4", "FAILED test_second.py::test_three"), ("3 ", None), ("5", "FAILED")):
-        found = noticed.noticing(tmp_path, "", file, change(text, text.replace("3", new)))
+        found = noticed.noticing(tmp_path, file, change(text, text.replace("3", new)), stages)
         assert found is None if by is None else found is not None and found.startswith(by)
         assert (tmp_path / file).read_text() == text
 

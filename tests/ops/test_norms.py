@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from jetson_mamba import ops
+from jetson_mamba.dispatch.paths import Way, way
+from jetson_mamba.ops.norms import pytorch
 from tests.references.tolerance import relative_norm
 
 # Untyped, so that tests can pass any keywords.
@@ -20,6 +22,18 @@ rmsnorm_fn: Callable[..., Any] = ops.rmsnorm_fn
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 6e-3, torch.float16: 1e-3}
 DIM = 12
+
+
+@pytest.fixture(autouse=True, params=["plain", "served"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every norm as plain operations, and as a backend with a backward pass serves it on a GPU."""
+    if request.param == "served":
+
+        def served(x: Tensor, weight: Tensor, group: int, *others: Any, **_: Any) -> Any:
+            found = way(x, weight, *others) is Way.KERNELS
+            return pytorch.IMPLEMENTATION if found else None
+
+        monkeypatch.setattr("jetson_mamba.ops.norms.op.kernels_for", served)
 
 
 def drawn(*shape: int) -> Tensor:

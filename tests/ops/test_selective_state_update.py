@@ -112,7 +112,7 @@ def test_each_argument_may_lack_an_axis_of_length_1() -> None:
 @pytest.mark.parametrize("name", ["state", "x", "dt", "A", "B", "C", "D", "z", "dt_bias"])
 def test_one_argument_in_float64_has_all_computed_in_it(name: str) -> None:
     single = arguments(dt_softplus=True)
-    double = {
+    double: dict[str, Any] = {
         each: value.double() if isinstance(value, Tensor) else value
         for each, value in single.items()
     }

@@ -357,7 +357,7 @@ def test_results_do_not_depend_on_chunk_size() -> None:
 
 @pytest.mark.parametrize("elements", [1, 1 << 30])
 def test_results_do_not_depend_on_blocks(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jetson_mamba.ops.ssd.chunks.BLOCK_ELEMENTS_CPU", elements)
+    monkeypatch.setattr("jetson_mamba.ops.ssd.block.BLOCK_ELEMENTS_CPU", elements)
     assert_agrees(
         scan,
         ssd_scan,

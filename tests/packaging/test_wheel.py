@@ -16,7 +16,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("jetson_mamba", "vendored_overrides")
 PROJECT = (*PACKAGES, "tools", "pyproject.toml", "README.md", "LICENSE", ".gitignore")
-STARTUP = ("jetson_mamba.pth", "jetson_mamba.start")
+STARTUP = ("jetson_mamba.pth", "jetson_mamba.start", "_jetson_mamba_start.py")
 BUNDLED = "vendored_overrides/copies/ssd_combined-0123456789abcdef.py"
 LOOK = (
     "import sys; print([type(each).__module__ for each in sys.meta_path]); "
@@ -144,7 +144,7 @@ def test_nothing_that_a_board_has_of_its_own_is_required(wheel: Path) -> None:
     }
     assert required == {"importlib-resources", "rich", "typer"}
     extras = {line.partition(": ")[2] for line in lines if line.startswith("Provides-Extra: ")}
-    assert extras == {"conv", "cuda12", "cuda13", "demo", "mamba", "torch", "triton"}
+    assert extras == {"cuda12", "cuda13", "demo", "export", "torch", "triton"}
 
 
 @pytest.mark.parametrize("kind", ["wheel", "editable"])

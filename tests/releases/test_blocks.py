@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ def python(
     return done.stdout
 
 
-def compare(version: str, cache: Path, *checks: str, **environment: str) -> dict[str, float]:
+def compare(version: str, cache: Path, *checks: str, **environment: Any) -> dict[str, float]:
     """The error of each result of some checks in ``tests.releases.compare``."""
     printed = python(
         version,

@@ -7,6 +7,7 @@ step by upstream's kernel.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from tests.releases.test_blocks import python
 VERSIONS = ("2.2.4", "2.3.2.post1")
 
 
-def decoding(version: str, cache: Path, *checks: str, **environment: str) -> dict[str, float]:
+def decoding(version: str, cache: Path, *checks: str, **environment: Any) -> dict[str, float]:
     """The error of each result of some checks in ``tests.releases.decoding``."""
     arguments = ("-W", "ignore", "-m", "tests.releases.decoding", *checks)
     printed = python(version, cache, *arguments, **environment)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ ON_CPU = ("activations", "norms", "falcon", "second_derivatives", "hybrid")
 ON_TRITON = ("activations", "norms", "second_derivatives")
 
 
-def errors(version: str, cache: Path, *checks: str, **environment: str) -> dict[str, float]:
+def errors(version: str, cache: Path, *checks: str, **environment: Any) -> dict[str, float]:
     """The error of each result of some checks in ``tests.releases.past_targets``."""
     printed = python(
         version,

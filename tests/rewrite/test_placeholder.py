@@ -15,7 +15,7 @@ TARGET = "mamba_ssm.ops.any_kernels"
 
 def run(text: str) -> dict[str, Any]:
     """The names of a module of that text, in its copy without Triton."""
-    copy = copies.make(TARGET, text.encode(), without_triton=True)
+    copy = copies.make(TARGET, text.encode(), without=["triton"])
     assert copy is not None
     assert len(copy.decode().splitlines()) > len(text.splitlines())
     namespace: dict[str, Any] = {"__name__": TARGET}
@@ -73,7 +73,7 @@ def test_an_import_in_a_function_is_one_of_the_placeholder() -> None:
     "text", ["import tritonclient\n", "from .triton import a\n", "x = 'triton'\n"]
 )
 def test_what_is_not_triton_stays(text: str) -> None:
-    assert copies.make(TARGET, text.encode(), without_triton=True) is None
+    assert copies.make(TARGET, text.encode(), without=["triton"]) is None
     assert not triton_there.concerns(text.encode())
 
 
@@ -132,7 +132,7 @@ def test_the_sizes_are_tritons() -> None:
 
 
 def test_a_copy_without_triton_is_another_file() -> None:
-    names = {copies.file_name(TARGET, b"x", without_triton=each) for each in (False, True)}
+    names = {copies.file_name(TARGET, b"x", without=each) for each in ([], ["triton"])}
     assert len(names) == 2
 
 

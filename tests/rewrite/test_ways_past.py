@@ -99,6 +99,27 @@ def test_a_known_function_that_does_not_fit_stays_with_the_reason(
     assert what == "rmsnorm_fn" and reason in why
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "def forward(self, x): return x",
+        "forward = other",
+        "forward: object = other",
+        "if other:\n        def forward(self, x): return x",
+        "from other import forward",
+        "from other import call as forward",
+    ],
+)
+def test_a_method_is_told_of_however_it_is_bound(body: str) -> None:
+    found = rewrite(f"class Mamba:\n    {body}\n", BLOCKS)
+    assert [each.what for each in found.left_out] == ["Mamba.forward"]
+
+
+@pytest.mark.parametrize("body", ["pass", "def other(self, x): return x"])
+def test_a_method_that_a_class_does_not_have_is_no_matter(body: str) -> None:
+    assert rewrite(f"class Mamba:\n    {body}\n", BLOCKS).left_out == ()
+
+
 TRITON = """import torch
 import triton
 @triton.jit

@@ -11,7 +11,7 @@ from jetson_mamba.dispatch import twice
 from jetson_mamba.dispatch.in_place import count_write, version
 from jetson_mamba.dispatch.operators import define, laid_out_as, or_empty
 
-from . import composed
+from . import composed, decomposed
 from .contract import Gradients, Implementation
 
 
@@ -33,6 +33,7 @@ class Operators:
             _keep,
             self._differentiate,
             _composed_forward,
+            decomposed.forward,
         )
         self._backward = define(
             "causal_conv1d_backward(Tensor x, Tensor weight, Tensor? bias, Tensor dout, "
@@ -49,6 +50,7 @@ class Operators:
             "Tensor? cache_seqlens, Tensor? conv_state_indices, bool silu) -> Tensor",
             self._run_update,
             _fake_update,
+            decomposed=decomposed.update,
         )
 
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor | None]:

@@ -1,23 +1,24 @@
 """One step of the selective scan, by which a model decodes token by token.
 
 Takes the place of the function of the same name in ``mamba_ssm.ops.triton.selective_state_update``
-wherever Triton kernels cannot be launched. It computes as upstream's kernel does, in float32
-whatever the dtypes, and as that does records no gradient.
+wherever Triton kernels cannot be launched: by this project's CUDA kernel or in PyTorch. It computes
+as upstream's kernel does, in float32 whatever the dtypes, and as that does records no gradient.
 """
 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import overload
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from jetson_mamba.dispatch.backends import Op
+from jetson_mamba.dispatch.in_place import count_write, version
 from jetson_mamba.dispatch.paths import Way, way
 from jetson_mamba.dispatch.tracing import sizes, untraced
 
-from ..ssd.contract import compute_dtype
+from .contract import Case, Implementation, Step
+from .pytorch import composed, update
 
 
 @torch.no_grad()
@@ -85,65 +86,70 @@ def selective_state_update(
         z = _fitted("z", z, per_step)
     if dt_bias is not None:
         dt_bias = _fitted("dt_bias", dt_bias, per_channel)
-    if found is not Way.COMPOSED:
-        # In a trace, what is expanded now need not be later.
-        dt, A, D, dt_bias = _once(dt), _once(A), _once(D), _once(dt_bias)
     if state_batch_indices is not None:
         with untraced() if found is Way.COMPOSED else nullcontext():
             _check_indices(state_batch_indices, batch, count, found)
     elif count < batch:
         raise ValueError(f"state: expected at least batch={batch} states, found {count}")
 
-    dtype = compute_dtype(state, x, dt, A, B, C, D, z, dt_bias)
-    inputs = x.to(dtype)
-    steps = dt.to(dtype)
-    if dt_bias is not None:
-        steps = steps + dt_bias.to(dtype)
-    if dt_softplus:
-        steps = functional.softplus(steps)
-    repeats = nheads // ngroups
-    B, C = (each.to(dtype).repeat_interleave(repeats, dim=1).unsqueeze(2) for each in (B, C))
-    decay = torch.exp(steps.unsqueeze(-1) * A.to(dtype))
-    entering = (steps * inputs).unsqueeze(-1)
-
-    used = None
-    if state_batch_indices is None:
-        before = states[: x.shape[0]]
-        after = before.to(dtype)  # the state itself where it has that dtype
-        after.mul_(decay).addcmul_(entering, B)
-        if before.dtype != dtype:
-            before.copy_(after)
-    else:
-        used = state_batch_indices >= 0
-        rows = _rows(used)
-        slots = state_batch_indices.index_select(0, rows).clamp(min=0).long()
-        before = states.index_select(0, slots)
-        after = (before.to(dtype) * decay).addcmul_(entering, B)
-        written = after.index_select(0, rows).to(state.dtype)
-        # Where all is padding, what was there is written.
-        states.index_copy_(0, slots, torch.where(used.any(), written, before))
-
-    out = (after * C).sum(-1)
-    if D is not None:
-        out = out + D.to(dtype) * inputs
-    if z is not None:
-        out = out * functional.silu(z.to(dtype))
-    if used is not None:
-        out = out.masked_fill(~used.view(-1, 1, 1), 0.0)
-    out = out.to(x.dtype)
+    step = Step(states, x, dt, A, B, C, D, z, dt_bias, state_batch_indices, bool(dt_softplus))
+    out = composed(step) if found is Way.COMPOSED else _computed(step, found)
     return out if has_heads else out.squeeze(1)
 
 
-def _rows(used: Tensor) -> Tensor:
-    """The sequence whose result each sequence writes: its own, and for padding the first used.
+def _computed(step: Step, found: Way) -> Tensor:
+    if found is Way.KERNELS and step.x.is_cuda and step.states.numel() and step.x.numel():
+        dtypes = (step.states.dtype, step.x.dtype, step.dt.dtype, step.A.dtype)
+        implementation = op.implementation(Case(step.x.device, *dtypes))
+        before = version(step.states)
+        out = implementation(step)
+        if out is not None:
+            count_write(step.states, before)
+            return out
+    return update(step)
 
-    Two that write the same to one place do no harm, and no shape depends on values, which a graph
-    could not hold.
-    """
-    own = torch.arange(used.shape[0], device=used.device)
-    if sizes(used)[0] == 0:
-        return own
-    return torch.where(used, own, used.to(torch.int32).argmax())
+
+def _trial(implementation: Implementation, case: Case) -> None:
+    """A step with all that a head of Mamba-2 has, compared with PyTorch: `Op` says why."""
+    if implementation is update:
+        return
+
+    def drawn(dtype: torch.dtype, start: int, *shape: int) -> Tensor:
+        count = torch.Size(shape).numel()
+        numbers = torch.arange(start, start + count, device=case.device)
+        return numbers.mul(7).remainder(11).sub(5).div(4).to(dtype).view(shape)
+
+    results = []
+    for candidate in (implementation, update):
+        states = drawn(case.state_dtype, 0, 2, 2, 4, 16)
+        step = Step(
+            states,
+            drawn(case.dtype, 1, 2, 2, 4),
+            drawn(case.step_dtype, 2, 2, 2, 1).expand(2, 2, 4),
+            -drawn(case.weight_dtype, 3, 2, 1, 1).abs().expand(2, 4, 16),
+            drawn(case.dtype, 4, 2, 1, 16),
+            drawn(case.dtype, 5, 2, 1, 16),
+            drawn(case.weight_dtype, 6, 2, 1).expand(2, 4),
+            drawn(case.dtype, 7, 2, 2, 4),
+            None,
+            None,
+            True,
+        )
+        results.append((candidate(step), states))
+    for name, found, right in zip(("output", "state"), *results):
+        expected = right.float()
+        difference = float("inf") if found is None else (found.float() - expected).norm()
+        # A comparison that a NaN fails.
+        if not bool(difference <= TRIAL_TOLERANCE * expected.norm()):
+            raise RuntimeError(f"the {name} of a trial is wrong")
+
+
+# Of the results of a trial, relative norms: it tells rounding from another operation.
+TRIAL_TOLERANCE = 5e-2
+
+op: Op[Case, Implementation] = Op(
+    "selective_state_update", __package__ or "", ("cuda", "pytorch"), _trial
+)
 
 
 def _check_indices(indices: Tensor, batch: int, count: int, found: Way) -> None:
@@ -161,20 +167,6 @@ def _check_indices(indices: Tensor, batch: int, count: int, found: Way) -> None:
                 f"state_batch_indices: expected less than the {count} states there are, "
                 f"found {greatest}"
             )
-
-
-@overload
-def _once(tensor: Tensor) -> Tensor: ...
-@overload
-def _once(tensor: None) -> None: ...
-def _once(tensor: Tensor | None) -> Tensor | None:
-    """The tensor with one element along each axis that it is expanded along."""
-    if tensor is None:
-        return None
-    for axis, stride in enumerate(tensor.stride()):
-        if stride == 0 and tensor.shape[axis] > 1:
-            tensor = tensor.narrow(axis, 0, 1)
-    return tensor
 
 
 def _fitted(name: str, tensor: Tensor, axes: dict[str, int]) -> Tensor:

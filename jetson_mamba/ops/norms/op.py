@@ -2,14 +2,15 @@
 
 They take the place of the functions of the same names in ``mamba_ssm.ops.triton.layer_norm``
 (``layernorm`` in 1.x) and ``layernorm_gated`` wherever :func:`through_norm_autograd` is false.
-Where no gradient is recorded they launch upstream's Triton kernels. Where something traces or
-transforms, a compiler of which fuses them, and on devices without Triton they are plain tensor
-operations. All compute in at least float32, and return the dtype of ``x``.
+Where no gradient is recorded they launch upstream's Triton kernels, and on a GPU without Triton
+this project's CUDA kernels. Where something traces or transforms, a compiler of which fuses them,
+and elsewhere they are plain tensor operations. All compute in at least float32, and return the
+dtype of ``x``.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Callable
 
 import torch
 from torch import Tensor
@@ -20,7 +21,10 @@ from jetson_mamba.dispatch.tracing import sizes, unflatten
 from jetson_mamba.dispatch.triton_runs import triton_runs_on
 
 from ..ssd.contract import compute_dtype
+from . import autograd
 from . import triton as norm_launches
+from .contract import Gate, Implementation, Options
+from .serving import kernels_for
 
 
 def through_norm_autograd(tensor: Tensor) -> bool:
@@ -98,7 +102,22 @@ def layer_norm(
     else:
         total_dtype = torch.float32 if residual_in_fp32 else x.dtype
     tensors = (x, weight, bias, residual, x1, weight1, bias1, rowscale)
-    if dropout_p == 0.0 and out_dtype == x.dtype and _launches_triton(wide, tensors):
+    is_plain = dropout_p == 0.0 and out_dtype == x.dtype and wide == torch.float32
+    if is_plain and x1 is None and weight1 is None and rowscale is None:
+        kernels = _kernels(x, weight, bias, dim, residual)
+        if kernels is not None:
+            # Where there is no sum, it is x itself.
+            keeps = prenorm and (residual is not None or total_dtype != x.dtype)
+            out, total = autograd.normed(
+                kernels,
+                _composed_norm(eps, is_rms_norm),
+                (x, residual, None, weight, bias),
+                total_dtype if keeps else None,
+                Options(eps, dim, is_rms_norm),
+            )
+            found = [out, x if total is None else total] if prenorm else [out]
+            return _together(found, [None, None] if return_dropout_mask else [])
+    if is_plain and _launches_triton(wide, tensors):
         launched = norm_launches.norm(tensors, total_dtype, eps, is_rms_norm)
         if launched is not None:
             outputs = 1 if weight1 is None else 2
@@ -107,6 +126,26 @@ def layer_norm(
             if prenorm:
                 results.append(launched[-1] if len(launched) > outputs else x)
             return _together(results, [None, None] if return_dropout_mask else [])
+    return _plain_norm(
+        *(tensors, wide, total_dtype, out_dtype, eps, dropout_p, prenorm, is_rms_norm),
+        return_dropout_mask,
+    )
+
+
+def _plain_norm(
+    tensors: tuple[Tensor | None, ...],
+    wide: torch.dtype,
+    total_dtype: torch.dtype,
+    out_dtype: torch.dtype,
+    eps: float,
+    dropout_p: float,
+    prenorm: bool,
+    is_rms_norm: bool,
+    return_dropout_mask: bool,
+) -> Any:
+    """:func:`layer_norm` as tensor operations that torch differentiates."""
+    x, weight, bias, residual, x1, weight1, bias1, rowscale = tensors
+    assert x is not None and weight is not None
     total = x.to(wide)
     if rowscale is not None:
         total = total * rowscale.reshape(x.shape[:-1]).unsqueeze(-1)
@@ -118,7 +157,7 @@ def layer_norm(
     if residual is not None:
         total = total + residual
     normed = _normalised(total, eps, is_rms_norm)
-    results = [_affine(normed, weight, bias).to(out_dtype)]
+    results: list[Any] = [_affine(normed, weight, bias).to(out_dtype)]
     if weight1 is not None:
         results.append(_affine(normed, weight1, bias1).to(out_dtype))
     if prenorm:
@@ -242,11 +281,39 @@ def layernorm_fn(
     if group_size < 1 or dim % group_size:
         raise ValueError(f"group_size: expected a divisor of dim={dim}, found {group_size}")
     dtype = compute_dtype(x, weight, bias, z)
+    kernels = _kernels(x, weight, bias, group_size, z) if dtype == torch.float32 else None
+    if kernels is not None and (z is None or z.dtype == x.dtype):
+        gate = Gate.NONE if z is None else Gate.OUTPUT if norm_before_gate else Gate.INPUT
+        return autograd.normed(
+            kernels,
+            lambda x, _, z, weight, bias: (
+                _plain_gated(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm),
+                None,
+            ),
+            (x, None, z, weight, bias),
+            None,
+            Options(eps, group_size, is_rms_norm, gate),
+        )[0]
     if _launches_triton(dtype, (x, weight, bias, z)):
         options = (eps, group_size, norm_before_gate, is_rms_norm)
         launched = norm_launches.gated_norm((x, weight, bias, z), *options)
         if launched is not None:
             return launched
+    return _plain_gated(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm)
+
+
+def _plain_gated(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    z: Tensor | None,
+    eps: float,
+    group_size: int,
+    norm_before_gate: bool,
+    is_rms_norm: bool,
+) -> Tensor:
+    """:func:`layernorm_fn` as tensor operations that torch differentiates."""
+    dtype = compute_dtype(x, weight, bias, z)
     wide = x.to(dtype)
     gate = None if z is None else functional.silu(z.to(dtype))
     if gate is not None and not norm_before_gate:
@@ -269,6 +336,27 @@ def rmsnorm_fn(
 ) -> Tensor:
     """:func:`layernorm_fn` by the root mean square."""
     return layernorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm=True)
+
+
+def _kernels(
+    x: Tensor, weight: Tensor, bias: Tensor | None, group: int, *others: Tensor | None
+) -> Implementation | None:
+    """The CUDA kernels, where they serve and upstream's Triton kernels do not: see ``serving``."""
+    if (bias is not None and bias.dtype != weight.dtype) or triton_runs_on(x.device):
+        return None
+    needs_backward = torch.is_grad_enabled()
+    return kernels_for(x, weight, group, bias, *others, needs_backward=needs_backward)
+
+
+def _composed_norm(eps: float, is_rms_norm: bool) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The output and the sum, unrounded, as ``autograd.normed`` asks for them."""
+
+    def composed(x: Tensor, residual: Any, _: Any, weight: Tensor, bias: Any) -> Any:
+        tensors = (x, weight, bias, residual, None, None, None, None)
+        wide = compute_dtype(x, weight, bias, residual)
+        return _plain_norm(tensors, wide, wide, x.dtype, eps, 0.0, True, is_rms_norm, False)
+
+    return composed
 
 
 def _launches_triton(dtype: torch.dtype, tensors: tuple[Tensor | None, ...]) -> bool:

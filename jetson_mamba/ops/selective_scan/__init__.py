@@ -207,7 +207,10 @@ def selective_scan_fn(
         output, x = _OPERATORS.differentiable(scan)
         output = output.to(u.dtype)
         if return_last_state:
-            last_state = x[:, :, -2 * A.shape[1] :][..., 1::2].detach().clone()
+            # By their places, not by a slice: whether that is the whole depends on the length, for
+            # which a graph would be made anew.
+            last = torch.arange(1 - 2 * A.shape[1], 0, 2, device=x.device) + x.shape[2]
+            last_state = x.detach().index_select(2, last)
     else:
         output, last_state = _SelectiveScan.apply(*arguments)  # type: ignore[no-untyped-call]
     return (output, last_state) if return_last_state else output

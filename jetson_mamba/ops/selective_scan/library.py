@@ -11,7 +11,7 @@ from torch import Tensor
 from jetson_mamba.dispatch import twice
 from jetson_mamba.dispatch.operators import define, forward_to, or_empty, real_tensors
 
-from . import composed
+from . import composed, decomposed
 from .contract import (
     Case,
     Gradients,
@@ -64,6 +64,7 @@ class Operators:
             _keep,
             self._differentiate,
             _composed_rows,
+            _decomposed_rows,
         )
         self._backward = define(
             f"selective_scan_backward({_ARGUMENTS}, Tensor dout, {_ROWS}) "
@@ -81,6 +82,7 @@ class Operators:
             _keep_output,
             _differentiate_output,
             _composed_output,
+            _decomposed_output,
         )
 
     def forward(self, scan: Scan) -> Scanned:
@@ -269,3 +271,22 @@ def _composed_backward(*arguments: Any) -> tuple[Tensor, ...]:
     if not recompute_out_z:
         found = found._replace(out_z=None)
     return tuple(or_empty(gradient, dout) for gradient in found)
+
+
+def _decomposed_rows(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *of, rows = arguments
+    scan = Scan(*of)
+    if scan.A.is_complex():
+        return _composed_rows(*arguments)
+    out, last, out_z = decomposed.scanned(scan)
+    # No backend reads another row, nor a decay.
+    x = torch.stack((torch.zeros_like(last), last), -1).flatten(-2).unsqueeze(2)
+    return out, _of_size(x, rows).flatten(2), or_empty(out_z, out)
+
+
+def _decomposed_output(*arguments: Any) -> Tensor:
+    scan = Scan(*arguments)
+    if scan.A.is_complex():
+        return _composed_output(*arguments)
+    out, _, out_z = decomposed.scanned(scan)
+    return out if out_z is None else out_z

@@ -2,14 +2,18 @@
 
 The two functions take the place of the functions of the same names in
 ``mamba_ssm.ops.triton.ssd_combined``, with the same parameters and results, wherever
-:func:`through_triton_autograd` is false: on devices without Triton, while something traces or
-transforms, where no gradient is recorded, and where another backend than ``triton`` is named.
+:func:`through_triton_autograd` is false: on devices without Triton or with the CUDA kernels, while
+something traces or transforms, where no gradient is recorded, and where another backend than
+``triton`` is named.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from contextlib import nullcontext
+from functools import lru_cache
+from importlib import import_module
 from typing import Any, cast
 
 import torch
@@ -22,6 +26,7 @@ from jetson_mamba.dispatch.projections import Modules, passed
 from jetson_mamba.dispatch.selection import register
 from jetson_mamba.dispatch.tracing import untraced
 from jetson_mamba.dispatch.triton_runs import triton_runs_on
+from jetson_mamba.errors import Unavailable
 from jetson_mamba.replay.captured import Captured, Weights
 
 from . import composed, pytorch
@@ -38,11 +43,33 @@ from .contract import Case, Implementation, Mixer, Scan
 from .gates import gate
 from .library import Operators
 from .mixer import compose, mlp_columns, project
+from .parts import (
+    bmm_chunk_forward,
+    chunk_cumsum_forward,
+    chunk_scan,
+    chunk_scan_combined_backward,
+    chunk_scan_forward,
+    chunk_state,
+    chunk_state_forward,
+    chunk_state_varlen,
+    state_passing,
+    state_passing_forward,
+)
 
 __all__ = [
+    "bmm_chunk_forward",
+    "chunk_cumsum_forward",
+    "chunk_scan",
+    "chunk_scan_combined_backward",
+    "chunk_scan_forward",
+    "chunk_state",
+    "chunk_state_forward",
+    "chunk_state_varlen",
     "mamba_chunk_scan_combined",
     "mamba_split_conv1d_scan_combined",
     "op",
+    "state_passing",
+    "state_passing_forward",
     "through_triton_autograd",
     "triton_runs_on",
 ]
@@ -51,15 +78,26 @@ __all__ = [
 def through_triton_autograd(tensor: Tensor) -> bool:
     """Whether a call, of this tensor first, goes through upstream's autograd function.
 
-    Its Triton kernels are the backend ``triton``: where another is named for the op, the call goes
-    to that.
+    Its Triton kernels are the backend ``triton``: where another is named for the op, or the CUDA
+    kernels come before it, the call goes to that.
     """
-    return (
-        isinstance(tensor, Tensor)
-        and through_autograd(tensor)
-        and (op.selection is None or op.selection.backend == "triton")
-        and triton_runs_on(tensor.device)
-    )
+    if not isinstance(tensor, Tensor) or not through_autograd(tensor):
+        return False
+    if op.selection is not None:
+        return op.selection.backend == "triton" and triton_runs_on(tensor.device)
+    return triton_runs_on(tensor.device) and not _has_own_kernels(tensor.device)
+
+
+@lru_cache(maxsize=None)
+def _has_own_kernels(device: torch.device) -> bool:
+    """Whether the backend ``cuda`` is for a device; what of a call it serves is the op's to say."""
+    if device.type != "cuda":
+        return False
+    try:
+        import_module(f"{__name__}.cuda").load(Case(device, torch.float32, number=torch.float16))
+    except Unavailable:
+        return False
+    return True
 
 
 def mamba_chunk_scan_combined(
@@ -329,7 +367,7 @@ _CAPTURED = Captured(_from_parts)
 
 
 def _implementation(given: Scan | Mixer) -> Implementation:
-    return op.implementation(Case(given[0].device, given.dtype, given.state_dtype is not None))
+    return op.implementation(given.case)
 
 
 def _trial(implementation: Implementation, case: Case) -> None:
@@ -338,16 +376,31 @@ def _trial(implementation: Implementation, case: Case) -> None:
     Upstream's Triton kernels are not tried: they would be tuned for sizes that nobody uses, which
     takes seconds, and they are what runs without this package too.
     """
-    if implementation is not pytorch.IMPLEMENTATION:
+    if implementation is pytorch.IMPLEMENTATION:
+        headdim, dstate, number = 1, 1, torch.float32
+    elif implementation is _own_kernels():
+        # Of the case's sizes: what is compiled for the trial serves the call.
+        headdim, dstate, number = case.headdim, case.dstate, case.number
+    else:
         return
-    one = torch.ones(1, 3, 1, 1, device=case.device)
+    x = torch.ones(1, 3, 1, headdim, device=case.device, dtype=number)
+    B = torch.zeros(1, 3, 1, dstate, device=case.device, dtype=number)
+    B[..., 0] = 1
     A = torch.full((1,), -math.log(2.0), device=case.device)
-    scan = Scan(one, one[..., 0], A, one, one, *(None,) * 6, 4, dt_softplus=False, dt_limit=(0, 1))
+    D = torch.zeros(1, device=case.device)
+    scan = Scan(x, x[..., 0], A, B, B, D, *(None,) * 5, 4, dt_softplus=False, dt_limit=(0, 1))
     out, *_ = implementation.scan_forward(scan)
     expected = torch.tensor([1.0, 1.5, 1.75], device=case.device)
-    if not torch.allclose(out.flatten(), expected):
-        raise RuntimeError(f"expected {expected.tolist()}, found {out.flatten().tolist()}")
+    found = out.float().flatten(2)
+    if not torch.allclose(found, expected[:, None].expand_as(found), rtol=1e-2):
+        raise RuntimeError(f"expected {expected.tolist()}, found {found[0, :, 0].tolist()}")
 
 
-op: Op[Case, Implementation] = register(Op("ssd", __name__, ("triton", "pytorch"), _trial))
+def _own_kernels() -> Implementation | None:
+    """The backend ``cuda``, where it was asked for; it is imported at its first use."""
+    module = sys.modules.get(f"{__name__}.cuda")
+    return None if module is None else cast(Implementation, module.IMPLEMENTATION)
+
+
+op: Op[Case, Implementation] = register(Op("ssd", __name__, ("cuda", "triton", "pytorch"), _trial))
 _OPERATORS = Operators(_implementation)

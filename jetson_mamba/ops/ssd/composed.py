@@ -19,10 +19,11 @@ from torch.nn import functional
 from jetson_mamba.dispatch.autocast import without_autocast
 from jetson_mamba.dispatch.tracing import is_traced, missing, sizes, unflatten
 
-from .chunks import CHUNK, finite, resets_before, steps_taken
+from .block import CHUNK
 from .contract import Mixer, Scan
 from .gates import gate
 from .mixer import compose
+from .steps import finite, resets_before, steps_taken
 
 # Of longer sequences a chunk has the square root, so that both matrices stay of one size.
 MANY_STEPS = CHUNK * CHUNK

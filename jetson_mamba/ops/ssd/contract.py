@@ -16,12 +16,15 @@ class Case(NamedTuple):
     """What decides whether a backend applies.
 
     ``dtype`` is what is computed in; ``rounds_states`` whether a dtype for the states between
-    chunks is named.
+    chunks is named. ``number`` is the dtype of x, float32 where B, C or z has another.
     """
 
     device: torch.device
     dtype: torch.dtype
     rounds_states: bool = False
+    number: torch.dtype = torch.float32
+    headdim: int = 64
+    dstate: int = 128
 
 
 class Scan(NamedTuple):
@@ -56,6 +59,22 @@ class Scan(NamedTuple):
             *(self.D, self.z, self.dt_bias, self.initial_states),
         )
 
+    @property
+    def case(self) -> Case:
+        """What decides which backend applies."""
+        number = self.x.dtype
+        for tensor in (self.B, self.C, self.z):
+            if tensor is not None and tensor.dtype != number:
+                number = torch.float32
+        return Case(
+            self.x.device,
+            self.dtype,
+            self.state_dtype is not None,
+            number,
+            self.x.shape[3],
+            self.B.shape[3],
+        )
+
 
 class Mixer(NamedTuple):
     """The arguments of a whole Mamba-2 mixer; shapes as in ``mamba_split_conv1d_scan_combined``."""
@@ -84,6 +103,19 @@ class Mixer(NamedTuple):
     def dtype(self) -> torch.dtype:
         """What its scan computes in: at least float32, float64 if any argument of that is."""
         return compute_dtype(self.zxbcdt, self.A, self.D, self.dt_bias, self.initial_states)
+
+    @property
+    def case(self) -> Case:
+        """What decides which backend applies."""
+        columns = self.conv1d_weight.shape[0] - self.A.shape[0] * self.headdim
+        return Case(
+            self.zxbcdt.device,
+            self.dtype,
+            self.state_dtype is not None,
+            self.zxbcdt.dtype,
+            self.headdim,
+            columns // 2 // self.ngroups,
+        )
 
 
 # How many of the first fields of a scan and of a mixer are tensors or None.

@@ -16,7 +16,7 @@ from jetson_mamba.dispatch.autocast import without_autocast
 from jetson_mamba.dispatch.operators import define, or_empty
 from jetson_mamba.dispatch.twice import gradients
 
-from . import composed
+from . import composed, decomposed
 from .contract import Core, CoreGradients, Implementation, Mixer, Scan, ScanGradients
 
 _ARGUMENTS = (
@@ -49,6 +49,7 @@ class Operators:
             _keep,
             self._differentiate,
             lambda *given: composed.scan(_scan(*given))[:2],
+            lambda *given: decomposed.scan(_scan(*given)),
         )
         self._backward = define(
             f"ssd_scan_backward(Tensor dout, Tensor dfinal_states, {_ARGUMENTS}) -> "
@@ -65,6 +66,7 @@ class Operators:
             _keep_core,
             self._differentiate_core,
             _composed_core,
+            lambda *given: decomposed.core(_mixer(*given)),
         )
         self._core_backward = define(
             "ssd_core_backward(Tensor dout, Tensor? dfinal_states, Tensor xBC, Tensor scanned, "

@@ -15,8 +15,9 @@ from torch import Tensor
 from jetson_mamba.dispatch.autocast import autocast_dtype, without_autocast
 from jetson_mamba.ops.causal_conv1d import causal_conv1d_bwd
 
-from . import chunks, composed, core
+from . import chunks, composed, core, gated_norm
 from .autograd import Computation, Tensors, refuse_varlen_states
+from .block import operand_dtype
 from .contract import (
     MIXER_TENSORS,
     SCAN_TENSORS,
@@ -88,16 +89,15 @@ def _after_convolution(
     norm = norm_of(given)
     assert norm is not None
     scanned, state, _ = scan_forward(inner_scan(given, columns, xBC, gated=False))
-    flat = scanned.flatten(2)
-    out = norm.forward(flat, columns.z).to(flat.dtype)
-    return out, state, scanned, norm.rstd(flat, columns.z)
+    out, rstd = gated_norm.forward(norm, scanned.flatten(2), columns.z, with_rstd=True)
+    assert rstd is not None
+    return out, state, scanned, rstd
 
 
 def _norm_backward(
     norm: GatedRMSNorm, kept: Core, z: Tensor, dout: Tensor, dz: Tensor
 ) -> tuple[Tensor, Tensor]:
-    dscanned, gradient, dweight, _ = norm.backward(kept.scanned.flatten(2), z, dout)
-    dz.copy_(gradient)
+    dscanned, dweight, _ = gated_norm.backward(norm, kept.scanned.flatten(2), z, dout, dz)
     return dscanned.view(kept.scanned.shape), dweight
 
 
@@ -176,17 +176,26 @@ def _mixer_forward(
     columns = split_columns(given, whole)
     norm = norm_of(given)
     with without_autocast(whole.device):
-        inner = inner_scan(given, columns, convolved(given, columns), gated=norm is None)
+        xBC = _widened(convolved(given, columns), given.dtype)
+        inner = inner_scan(given, columns, xBC, gated=norm is None)
         scanned = torch.empty(columns.z.shape, dtype=whole.dtype, device=whole.device)
         last, kept = chunks.forward(inner, torch.unflatten(scanned, -1, (-1, given.headdim)))
         out = scanned
         if norm is not None:
-            out = norm.forward(scanned, columns.z).to(whole.dtype)
+            out, _ = gated_norm.forward(norm, scanned, columns.z)
         if columns.mlp.shape[-1] > 0:
             out = torch.cat([swiglu(columns.mlp).to(whole.dtype), out], dim=-1)
         out = project(given, out, projection_dtype)
     # Without a norm, what the gate was applied to is computed again beside the gradients.
     return out, chunks.public_state(last, inner), None if norm is None else scanned, kept
+
+
+def _widened(xBC: Tensor, dtype: torch.dtype) -> Tensor:
+    """On a GPU all of it at once in the dtype of computation.
+
+    Each layout of its parts would be converted again, by kernels that are half as fast.
+    """
+    return xBC.to(dtype) if xBC.is_cuda else xBC
 
 
 def _mixer_passes_forward(
@@ -227,11 +236,18 @@ def _mixer_passes_back(
         projected[..., :mlp] = recomputed
     dscanned = dprojected[..., mlp:]
     if norm is not None and scanned is not None:
-        dscanned, dgate, drmsnorm, recomputed = norm.backward(scanned, columns.z, dscanned)
-        dcolumns.z.copy_(dgate)
-        projected[..., mlp:] = recomputed
+        dscanned, drmsnorm, normed = gated_norm.backward(
+            norm, scanned, columns.z, dscanned, dcolumns.z
+        )
+        if normed is None and weight is not None:
+            normed = gated_norm.forward(norm, scanned, columns.z)[0]
+        if normed is not None:
+            projected[..., mlp:] = normed
 
-    inner = inner_scan(given, columns, convolved(given, columns), gated=norm is None)
+    xBC = convolved(given, columns)
+    narrow = operand_dtype(inner_scan(given, columns, xBC, gated=False))
+    xBC = _widened(xBC, given.dtype)
+    inner = inner_scan(given, columns, xBC, gated=norm is None)
     dxBC = torch.empty_like(columns.conv)
     dx, dB, dC = split_heads(given, dxBC)
     dz = torch.unflatten(dcolumns.z, -1, (-1, given.headdim)) if norm is None else None
@@ -242,6 +258,7 @@ def _mixer_passes_back(
         dstate,
         chunks.Targets(dx, dcolumns.dt, dB, dC, dz),
         out=torch.unflatten(projected[..., mlp:], -1, (-1, given.headdim)),
+        narrow=narrow,
     )
     if weight is not None and dout is not None:
         rows = dout.flatten(0, 1)

@@ -2,6 +2,7 @@
 
 from jetson_mamba.rewrite import Override
 
+from ....launchers import past_triton as launches
 from ....norms import IMPORT, LINEAR, past_triton
 
 PARAMETERS = (
@@ -28,6 +29,22 @@ OVERRIDE = Override(
         past_triton("layer_norm_fn", PARAMETERS, of="layer_norm_fn", composed="layer_norm_again"),
         past_triton("rms_norm_fn", PARAMETERS, of="layer_norm_fn", composed="layer_norm_again"),
         LINEAR,
+        launches(
+            "_layer_norm_fwd",
+            "norm_forward",
+            (
+                *("x", "weight", "bias", "eps", "residual", "x1", "weight1"),
+                *(
+                    "bias1",
+                    "dropout_p",
+                    "rowscale",
+                    "out_dtype",
+                    "residual_dtype",
+                    "is_rms_norm",
+                    "return_dropout_mask",
+                ),
+            ),
+        ),
     ),
     required=False,
 )

@@ -2,6 +2,7 @@
 
 from jetson_mamba.rewrite import Override
 
+from ....launchers import past_triton as launches
 from ....norms import IMPORT, LINEAR, past_triton
 
 PARAMETERS = (
@@ -22,6 +23,14 @@ OVERRIDE = Override(
         past_triton("layer_norm_fn", PARAMETERS, of="layer_norm_fn", composed="layer_norm_of_1"),
         past_triton("rms_norm_fn", PARAMETERS, of="layer_norm_fn", composed="layer_norm_of_1"),
         LINEAR,
+        launches(
+            "_layer_norm_fwd",
+            "norm_forward_of_1",
+            (
+                *("x", "weight", "bias", "eps"),
+                *("residual", "out_dtype", "residual_dtype", "is_rms_norm"),
+            ),
+        ),
     ),
     required=False,
 )

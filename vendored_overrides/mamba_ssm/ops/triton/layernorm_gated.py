@@ -2,6 +2,7 @@
 
 from jetson_mamba.rewrite import Override
 
+from ....launchers import past_triton as launches
 from ....norms import IMPORT, past_triton
 
 PARAMETERS = (
@@ -21,6 +22,12 @@ OVERRIDE = Override(
         IMPORT,
         past_triton("layernorm_fn", PARAMETERS, of="layernorm_fn"),
         past_triton("rmsnorm_fn", PARAMETERS, of="layernorm_fn"),
+        launches("_layer_norm_fwd", "gated_norm_forward", (*PARAMETERS, "out")),
+        launches(
+            "_layer_norm_bwd",
+            "gated_norm_backward",
+            ("dy", *PARAMETERS, "mean", "rstd", "recompute_output", "dz", "out"),
+        ),
     ),
     required=False,
 )

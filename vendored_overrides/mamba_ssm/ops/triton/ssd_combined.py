@@ -8,6 +8,7 @@ before they enter their autograd functions.
 from jetson_mamba.rewrite import Dispatch, ImportBeside, Override
 
 from ....extensions import CONVOLUTION, IMPORTS
+from ....launchers import past_triton
 
 CHUNK_SCAN = Dispatch(
     inside="mamba_chunk_scan_combined",
@@ -69,6 +70,18 @@ SPLIT_CONV1D_SCAN = Dispatch(
     unchecked=True,
 )
 
+# What programs with an autograd function of their own call. The forward pass is made of functions
+# of other modules, which go past Triton themselves.
+BACKWARD = past_triton(
+    "_mamba_chunk_scan_combined_bwd",
+    "chunk_scan_combined_backward",
+    (
+        *("dout", "x", "dt", "A", "B", "C", "out", "chunk_size", "D", "z", "dt_bias"),
+        *("initial_states", "dfinal_states", "seq_idx", "dt_softplus", "dt_limit"),
+        *("dx", "ddt", "dB", "dC", "dz", "recompute_output", "state_dtype"),
+    ),
+)
+
 OVERRIDE = Override(
     target="mamba_ssm.ops.triton.ssd_combined",
     edits=(
@@ -76,6 +89,7 @@ OVERRIDE = Override(
         *CONVOLUTION,
         CHUNK_SCAN,
         SPLIT_CONV1D_SCAN,
+        BACKWARD,
         ImportBeside(beside="torch", module="jetson_mamba.ops"),
     ),
 )

@@ -1,0 +1,73 @@
+"""The operators in ONNX: every form of each, and which ones serve a target."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Mapping
+
+import onnx_ir as ir
+
+from . import selective_scan, ssd
+from .convolution import convolution
+from .writer import Writer
+
+DOMAIN = "jetson_mamba"
+
+# The forms of each recurrence; the others have one.
+FORMS: Mapping[str, Mapping[str, Callable[..., tuple[Any, Any]]]] = {
+    "selective_scan": {"scan": selective_scan.scan, "blocks": selective_scan.blocks},
+    "ssd_scan": {"chunks": ssd.chunks, "attention": ssd.attention},
+}
+
+# What may serve for a target: where there are several, the one that is faster there.
+TARGETS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "onnxruntime": {"selective_scan": ("scan", "blocks"), "ssd_scan": ("chunks", "attention")},
+    "tensorrt": {"selective_scan": ("blocks",), "ssd_scan": ("chunks",)},
+}
+
+
+def recurrences(model: ir.Model) -> list[str]:
+    """Which recurrences a model has that a form is to be chosen for."""
+    found = {node.op_type for node in model.graph if node.domain == DOMAIN}
+    return [name for name in FORMS if name in found]
+
+
+def written(model: ir.Model, chosen: Mapping[str, str]) -> ir.Model:
+    """A copy of a model with its placeholders replaced: ``chosen`` is the form of a recurrence."""
+    model = model.clone()
+    for node in list(model.graph):
+        if node.domain == DOMAIN:
+            _write(model, node, chosen)
+    model.opset_imports.pop(DOMAIN, None)
+    if any(node.domain == "com.microsoft" for node in model.graph):
+        model.opset_imports["com.microsoft"] = 1
+    return model
+
+
+def _write(model: ir.Model, node: ir.Node, chosen: Mapping[str, str]) -> None:
+    options: dict[str, Any] = {name: each.value for name, each in node.attributes.items()}
+    writer = Writer(str(node.outputs[0].name), *node.inputs)
+    if node.op_type == "causal_conv1d":
+        x, weight, bias, first = _filled(node, 4)
+        returned, silu = bool(options["return_final_states"]), bool(options["silu"])
+        results = convolution(writer, x, weight, bias, first, returned, silu)
+    elif node.op_type == "selective_scan":
+        scan = selective_scan.SelectiveScan._make(
+            [*_filled(node, 8), bool(options["delta_softplus"]), options["longest"] or None]
+        )
+        results = FORMS[node.op_type][chosen[node.op_type]](writer, scan)
+    else:
+        limit = (options["dt_least"], options["dt_most"])
+        given = ssd.SsdScan._make([*_filled(node, 8), bool(options["dt_softplus"]), limit])
+        results = FORMS[node.op_type][chosen[node.op_type]](writer, given)
+    pairs = [(old, new) for old, new in zip(node.outputs, results) if new is not None]
+    used = [old for old, new in zip(node.outputs, results) if new is None and old.uses()]
+    if used:
+        raise RuntimeError(f"{node.op_type}: nothing was written for {used[0].name}")
+    ir.convenience.replace_nodes_and_values(
+        model.graph, node, [node], writer.nodes, [o for o, _ in pairs], [n for _, n in pairs]
+    )
+
+
+def _filled(node: ir.Node, count: int) -> list[Any]:
+    """The inputs, with None for those at the end that were left out."""
+    return [*node.inputs, *[None] * (count - len(node.inputs))]

@@ -1,0 +1,3 @@
+"""mamba_ssm as source: copies are made of it, and Triton reads it."""
+
+module_collection_mode = "py"

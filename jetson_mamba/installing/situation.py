@@ -1,0 +1,141 @@
+"""What the installer finds: the machine, its Python, its torch, and what is installed beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass, field
+from typing import Any
+
+from jetson_mamba.installing.tools import Tool, tool
+from jetson_mamba.report import installed, trial
+from jetson_mamba.report.machine import Machine, machine
+
+# The modules that a plan asks after, by the names that pip knows.
+ASKED = {
+    "setuptools": "setuptools",
+    "wheel": "wheel",
+    "packaging": "packaging",
+    "einops": "einops",
+    "transformers": "transformers",
+    "huggingface_hub": "huggingface-hub",
+    "triton": "triton",
+    "numpy": "numpy",
+    "pydantic": "pydantic",
+    "mamba_ssm": "mamba-ssm",
+}
+ASK_TORCH = (
+    "import json, torch; print('told', json.dumps([str(torch.__version__), torch.version.cuda, "
+    "bool(torch.cuda.is_available())]))"
+)
+
+
+@dataclass(frozen=True)
+class Torch:
+    """The torch that is there.
+
+    ``recorded`` says that pip knows of it; ``cuda`` is the CUDA that it was built for, None for a
+    build without; ``gpu`` says that it sees one; ``triton`` is the requirement of its metadata, as
+    far as that holds on this machine. ``error`` says why it cannot be imported, if so.
+    """
+
+    version: str
+    recorded: bool = True
+    cuda: str | None = None
+    gpu: bool = False
+    triton: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Situation:
+    """Everything that a plan depends on.
+
+    ``packages`` has a version for each name of pip's that is installed, "" for an unknown one.
+    ``managed`` is the file that says that the system's own packages are not to be touched, None in
+    an environment of the user's. ``works`` says that the installed mamba_ssm runs a block as it is.
+    """
+
+    python: tuple[int, int]
+    architecture: str
+    torch: Torch | None
+    packages: dict[str, str] = field(default_factory=dict)
+    tool: Tool | None = None
+    board: Machine | None = None
+    managed: str | None = None
+    works: bool = False
+
+
+def situation(root: str = "/") -> Situation:
+    """What is here; ``root`` is the top of the file system."""
+    path = installed.search_path()
+    packages = {}
+    for module, name in ASKED.items():
+        if installed.find(module, path) is not None:
+            known = installed.distributions(name, path)
+            packages[name] = known[0].version if known else _own_version(module, path)
+    torch = _torch(path)
+    works = torch is not None and torch.error is None and "mamba-ssm" in packages
+    return Situation(
+        python=sys.version_info[:2],
+        architecture=platform.machine(),
+        torch=torch,
+        packages=packages,
+        tool=tool(),
+        board=machine(root),
+        managed=_managed(),
+        works=works and trial.failure() is None,
+    )
+
+
+def _torch(path: list[str]) -> Torch | None:
+    if installed.find("torch", path) is None:
+        return None
+    known = installed.distributions("torch", path)
+    told, error = _told(path)
+    version, cuda, gpu = told or ("", None, False)
+    return Torch(
+        version=known[0].version if known else version,
+        recorded=bool(known),
+        cuda=cuda,
+        gpu=gpu,
+        triton=installed.triton_requirement(known),
+        error=error,
+    )
+
+
+def _told(path: list[str]) -> tuple[Any, str | None]:
+    """What torch says of itself in a process of its own; else why it cannot be imported."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", ASK_TORCH],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    lines = done.stdout.splitlines()
+    if done.returncode == 0 and lines and lines[-1].startswith("told "):
+        return json.loads(lines[-1][len("told ") :]), None
+    last = done.stderr.strip().splitlines()
+    return None, last[-1] if last else f"it ended with {done.returncode}"
+
+
+def _managed() -> str | None:
+    """The file of PEP 668 in whose words pip refuses, if it does."""
+    if sys.prefix != sys.base_prefix:
+        return None
+    if os.environ.get("PIP_BREAK_SYSTEM_PACKAGES", "0").lower() in ("1", "true", "yes", "on"):
+        return None
+    file = os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
+    return file if os.path.exists(file) else None
+
+
+def _own_version(module: str, path: list[str]) -> str:
+    from jetson_mamba.report.packages import package
+
+    return package(module, path).version or ""

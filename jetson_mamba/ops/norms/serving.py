@@ -1,0 +1,81 @@
+"""Which norms the CUDA kernels serve, and which backend that is found to be.
+
+A norm that they do not serve is plain tensor operations, which torch differentiates.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from jetson_mamba.dispatch.backends import Op
+from jetson_mamba.dispatch.paths import Way, way
+
+from . import cuda, pytorch
+from .contract import Case, Gate, Implementation, Options
+
+# Within which the results of a trial have to agree with PyTorch's, relative norms: it tells
+# rounding from another operation.
+TRIAL_TOLERANCE = 5e-2
+
+
+def kernels_for(
+    x: Tensor, weight: Tensor, group: int, *others: Tensor | None, needs_backward: bool
+) -> Implementation | None:
+    """The kernels, where they serve a norm of x (..., dim) by groups of columns; else None.
+
+    ``others`` are what belongs to it besides; those that are not of the dtype of x may be of any
+    that the kernels know.
+    """
+    if not x.is_cuda or way(x, weight, *others) is not Way.KERNELS or x.numel() == 0:
+        return None
+    if not cuda.takes(group, needs_backward) or x.shape[-1] // group > cuda.MAXIMUM_GRID:
+        return None
+    if any(each is not None and each.dtype not in cuda.TYPES for each in (x, weight, *others)):
+        return None
+    found = op.implementation(Case(x.device, x.dtype, weight.dtype))
+    return None if found is pytorch.IMPLEMENTATION else found
+
+
+def rows_of(tensor: Tensor) -> Tensor:
+    """(..., dim) as (rows, dim) with columns that are contiguous; a copy only where it must be."""
+    rows = tensor.reshape(-1, tensor.shape[-1])
+    return rows if rows.stride(1) == 1 else rows.contiguous()
+
+
+@torch.no_grad()
+def _trial(implementation: Implementation, case: Case) -> None:
+    """Both passes with a gate, compared with PyTorch: `Op` says why."""
+    if implementation is pytorch.IMPLEMENTATION:
+        return
+    x, z, dout = (
+        torch.arange(start, start + 64, device=case.device)
+        .mul(7)
+        .remainder(11)
+        .sub(5)
+        .div(4)
+        .to(case.dtype)
+        .view(4, 16)
+        for start in (0, 3, 5)
+    )
+    weight = torch.arange(1.0, 17.0, device=case.device).div(16).to(case.weight_dtype)
+    options = Options(1e-5, 8, True, Gate.INPUT)
+    results = [
+        (
+            *each.forward(x, None, z, weight, None, None, case.dtype, options, False)[:1],
+            *each.backward(x, z, weight, None, dout, None, None, options, None),
+        )
+        for each in (implementation, pytorch.IMPLEMENTATION)
+    ]
+    for name, actual, expected in zip(("output", "dx", "", "dz", "dweight"), *results):
+        if expected is not None:
+            right = expected.float()
+            difference = (cast(Tensor, actual).float() - right).norm()
+            # A comparison that a NaN fails.
+            if not bool(difference <= TRIAL_TOLERANCE * right.norm()):
+                raise RuntimeError(f"the {name} of a trial is wrong")
+
+
+op: Op[Case, Implementation] = Op("norms", __package__ or "", ("cuda", "pytorch"), _trial)

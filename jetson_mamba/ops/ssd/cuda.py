@@ -1,0 +1,226 @@
+"""The ssd op by the project's own CUDA kernels (``kernels/ssd_*.cu``).
+
+The scan and its gradients are kernels; of a mixer, what lies around the scan is made of the steps
+that every backend takes. Nothing is kept between the passes but the arguments: the states at the
+chunks are made once more. Every result is the same in every run.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Sequence
+
+import torch
+from torch import Tensor
+
+from jetson_mamba.dispatch.autocast import autocast_dtype, without_autocast
+from jetson_mamba.errors import Unavailable
+
+from ...kernels import compiler
+from . import chunks, composed, core, cuda_backward, cuda_forward, gated_norm
+from .autograd import Computation, Tensors, refuse_varlen_states
+from .contract import (
+    MIXER_TENSORS,
+    SCAN_TENSORS,
+    Case,
+    Core,
+    CoreGradients,
+    Implementation,
+    Mixer,
+    Scan,
+    ScanGradients,
+)
+from .gates import GatedRMSNorm, gate, swiglu
+from .mixer import (
+    Columns,
+    compose,
+    convolved,
+    inner_scan,
+    mlp_columns,
+    norm_of,
+    project,
+    split_columns,
+)
+
+LEAST_CAPABILITY = (8, 0)
+# States up to which the kernels have registers and shared memory, in 16 bits and in 32.
+MOST_STATES = {2: 256, 4: 128}
+KERNELS = ("ssd_forward", "ssd_states", "ssd_backward")
+
+
+def load(case: Case) -> Implementation:
+    """The kernels for a case; raises :class:`Unavailable` where they do not apply."""
+    device, number = case.device, case.number
+    if device.type != "cuda":
+        raise Unavailable(f"made for CUDA devices, not for {device.type}")
+    if torch.version.hip is not None:
+        raise Unavailable("made for NVIDIA GPUs")
+    if case.dtype != torch.float32 or number not in cuda_forward.NUMBERS:
+        raise Unavailable(f"made for float32, float16 and bfloat16, not for {case.dtype}")
+    if case.rounds_states:
+        raise Unavailable("keeps no states between chunks that could be rounded")
+    if case.dstate > MOST_STATES[number.itemsize]:
+        most = MOST_STATES[number.itemsize]
+        raise Unavailable(f"made for dstate up to {most} of {number}, not {case.dstate}")
+    index = device.index or 0
+    capability = torch.cuda.get_device_capability(index)
+    if capability < LEAST_CAPABILITY:
+        raise Unavailable("made for GPUs of compute capability 8.0 or more")
+    room = cuda_forward.room(index)
+    variant = cuda_forward.Variant(number, case.headdim, case.dstate, False, room)
+    needed = max(variant.shared_bytes(kernel) for kernel in KERNELS)
+    if needed > room:
+        raise Unavailable(f"needs {needed} bytes of shared memory, of which a block has {room}")
+    compiler.require()
+    return IMPLEMENTATION
+
+
+def scan(given: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Output, last state, and with ``cu_seqlens`` the state at the end of each sequence."""
+    out, state, states = _SCAN(*given._replace(z=None))
+    if given.z is not None:
+        out = gate(out, given.z).to(out.dtype)
+    return out, state, states
+
+
+def mixer(given: Mixer) -> tuple[Tensor, Tensor]:
+    """Output after norm, gate and projection, and the last state of the scan."""
+    projection_dtype = autocast_dtype(given.zxbcdt.device)
+    if given.rmsnorm_weight is None or given.initial_states is not None or mlp_columns(given):
+        return compose(given, lambda inner: scan(inner)[:2], projection_dtype)
+    out, state = _MIXER(*given._replace(outproj_weight=None, outproj_bias=None))
+    with without_autocast(given.zxbcdt.device):
+        return project(given, out, projection_dtype), state
+
+
+def scan_forward(given: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What :func:`scan` returns, without a graph."""
+    with without_autocast(given.x.device):
+        out, state = cuda_forward.forward(given)
+        states = None
+        if given.cu_seqlens is not None:
+            states = chunks.varlen_states(given, given.cu_seqlens.tolist())
+    return out, state, states
+
+
+def scan_backward(given: Scan, dout: Tensor, dstate: Tensor | None) -> ScanGradients:
+    """The gradients of a scan without z."""
+    with without_autocast(given.x.device):
+        return cuda_backward.backward(given, dout, dstate)
+
+
+def mixer_forward(given: Mixer) -> tuple[Tensor, Tensor]:
+    """What :func:`mixer` returns, without a graph."""
+    whole = given.zxbcdt
+    projection_dtype = autocast_dtype(whole.device)
+    with without_autocast(whole.device):
+        out, state, _ = _mixed(given)
+        if mlp_columns(given):
+            mlp = split_columns(given, whole).mlp
+            out = torch.cat([swiglu(mlp).to(out.dtype), out], dim=-1)
+        return project(given, out, projection_dtype), state
+
+
+def core_forward(given: Mixer) -> Core:
+    """The core of a mixer with a norm."""
+    return core.forward(given, _STEPS)
+
+
+def core_backward(given: Mixer, kept: Core, dout: Tensor, dstate: Tensor | None) -> CoreGradients:
+    """The gradients of a core."""
+    return core.backward(given, kept, dout, dstate, _STEPS)
+
+
+IMPLEMENTATION = Implementation(
+    scan, mixer, scan_forward, scan_backward, mixer_forward, core_forward, core_backward
+)
+
+
+def _mixed(given: Mixer) -> tuple[Tensor, Tensor, Tensor]:
+    """Of what follows the convolution: output, last state, and what a norm was given."""
+    columns = split_columns(given, given.zxbcdt)
+    norm = norm_of(given)
+    inner = inner_scan(given, columns, convolved(given, columns), gated=norm is None)
+    scanned, state = cuda_forward.forward(inner)
+    out = scanned.flatten(2)
+    if norm is not None:
+        out, _ = gated_norm.forward(norm, out, columns.z)
+    return out, state, scanned
+
+
+def _after_convolution(
+    given: Mixer, columns: Columns, xBC: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    norm = norm_of(given)
+    assert norm is not None
+    scanned, state = cuda_forward.forward(inner_scan(given, columns, xBC, gated=False))
+    out, rstd = gated_norm.forward(norm, scanned.flatten(2), columns.z, with_rstd=True)
+    assert rstd is not None
+    return out, state, scanned, rstd
+
+
+def _norm_backward(
+    norm: GatedRMSNorm, kept: Core, z: Tensor, dout: Tensor, dz: Tensor
+) -> tuple[Tensor, Tensor]:
+    dscanned, dweight, _ = gated_norm.backward(norm, kept.scanned.flatten(2), z, dout, dz)
+    return dscanned.view(kept.scanned.shape), dweight
+
+
+def _core_scan_backward(
+    given: Scan, dout: Tensor, dstate: Tensor | None, targets: core.ScanTargets
+) -> ScanGradients:
+    return cuda_backward.backward(given, dout, dstate, cuda_backward.Targets(*targets))
+
+
+_STEPS = core.Steps(_after_convolution, _norm_backward, _core_scan_backward)
+
+
+def _passes_forward(*arguments: Any) -> tuple[tuple[Tensor, Tensor, Tensor | None], Sequence[Any]]:
+    return scan_forward(Scan(*arguments)), ()
+
+
+def _passes_back(
+    arguments: tuple[Any, ...], kept: Sequence[Tensor], dresults: Tensors
+) -> tuple[Tensor | None, ...]:
+    given = Scan(*arguments)
+    refuse_varlen_states(given)
+    dout, dstate, _ = dresults
+    found = scan_backward(given, torch.zeros_like(given.x) if dout is None else dout, dstate)
+    return (*found[:6], None, *found[6:])
+
+
+_SCAN = Computation(
+    SCAN_TENSORS,
+    _passes_forward,
+    _passes_back,
+    lambda *arguments: composed.scan(Scan(*arguments)),
+)
+
+
+def _mixer_passes_forward(*arguments: Any) -> tuple[tuple[Tensor, Tensor], Sequence[Tensor]]:
+    given = Mixer(*arguments)
+    with without_autocast(given.zxbcdt.device):
+        out, state, scanned = _mixed(given)
+    return (out, state), (scanned,)
+
+
+def _mixer_passes_back(
+    arguments: tuple[Any, ...], kept: Sequence[Tensor], dresults: Tensors
+) -> tuple[Tensor | None, ...]:
+    given = Mixer(*arguments)
+    (scanned,) = kept
+    dout, dstate = dresults
+    # Made again: it is as large as the input.
+    xBC = convolved(given, split_columns(given, given.zxbcdt)).contiguous()
+    # Of a core nothing else is looked at.
+    again = Core(scanned, scanned, xBC, scanned, scanned)
+    dout = torch.zeros_like(scanned.flatten(2)) if dout is None else dout
+    found = core.backward(given, again, dout, dstate, _STEPS)
+    return (*found[:6], None, found.rmsnorm_weight, None, None)
+
+
+_MIXER = Computation(
+    MIXER_TENSORS,
+    _mixer_passes_forward,
+    _mixer_passes_back,
+    lambda *arguments: composed.mixer(Mixer(*arguments), None),
+)

@@ -1,0 +1,386 @@
+"""The scan of Mamba-2 by the project's own CUDA kernels: what surrounds its forward pass.
+
+Which variant of the kernels serves a call, how channels and time are divided over the GPU, and what
+their arguments are but the addresses is decided once, in a *plan*, for calls whose tensors differ
+in nothing else; a repeated call allocates and launches.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from ...kernels import compiler
+from .contract import Scan
+
+Plan = TypeVar("Plan")
+
+NUMBERS = {torch.float32: "float", torch.float16: "half_t", torch.bfloat16: "bfloat16_t"}
+# The numbers that the kernels know the dtypes of small tensors by.
+KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+THREADS = 160
+PASS_THREADS = 256
+VECTOR_BYTES = 16
+MOST_PLANS = 256
+# States up to which the kernels have room for more.
+WIDE = 128
+SOFTPLUS = 1 << 8
+
+
+class Variant(NamedTuple):
+    """What a kernel is specialised on; ``defines`` spells it for the compiler."""
+
+    dtype: torch.dtype
+    headdim: int
+    dstate: int
+    aligned: bool
+    # Bytes of shared memory that a block may take on the device.
+    room: int = 163 * 1024
+    # Dimensions of D, 0 where there is none.
+    d: int = 0
+    has_z: bool = False
+    has_sequences: bool = False
+
+    @property
+    def given(self) -> int:
+        """Of how many 16-bit numbers one of memory is made in a product."""
+        if self.dtype != torch.float32:
+            return 1
+        return 3 if self.states <= WIDE else 2
+
+    def made(self, kernel: str) -> int:
+        """Of how many one is made that a kernel computes: 8 bits are fewer than a sum deserves."""
+        return 2 if self.dtype == torch.bfloat16 and kernel != "ssd_backward" else self.given
+
+    @property
+    def states(self) -> int:
+        """dstate as the kernels round it up."""
+        return -(-self.dstate // 16) * 16
+
+    @property
+    def chunk(self) -> int:
+        """Steps that are worked on at once."""
+        return 32 if self.dtype == torch.float32 or self.states > WIDE else 64
+
+    def slice(self, kernel: str) -> int:
+        """Channels of a head that a block of a kernel works on at once."""
+        return 32 if kernel == "ssd_backward" and self.dtype == torch.float32 else 64
+
+    @property
+    def slices(self) -> int:
+        """Parts of a head's channels, each the work of a block of the forward pass."""
+        return -(-self.headdim // self.slice("ssd_forward"))
+
+    @property
+    def kept_arrays(self) -> int:
+        """Numbers of a step that the backward pass reads again."""
+        return 3 + (self.dtype == torch.float32) + self.has_sequences
+
+    def threads(self, kernel: str) -> int:
+        """Threads of a block."""
+        if kernel == "ssd_backward":
+            return 3 * 2 * self.chunk
+        return THREADS if kernel in ("ssd_forward", "ssd_states") else PASS_THREADS
+
+    def stages(self, kernel: str) -> int:
+        """Chunks in shared memory; copies ahead of the work are of 16-bit numbers only."""
+        if self.dtype == torch.float32 or not self.aligned:
+            return 1
+        return 2 if self._shared_bytes(kernel, 2) <= self.room else 1
+
+    def shared_bytes(self, kernel: str) -> int:
+        """Bytes of shared memory that a block of a kernel takes."""
+        return self._shared_bytes(kernel, self.stages(kernel))
+
+    def _shared_bytes(self, kernel: str, stages: int) -> int:
+        """As ``kernels/ssd*`` lay it out."""
+
+        def tile(rows: int, columns: int, pieces: int = self.given) -> int:
+            return pieces * rows * (columns + 8) * 2
+
+        chunk, states, part = self.chunk, self.states, self.slice(kernel)
+        wide, narrow = tile(chunk, states), tile(chunk, part)
+        if kernel == "ssd_forward":
+            return (
+                stages * (2 * wide + narrow)
+                + tile(chunk, chunk, self.made(kernel))
+                + 2 * 24 * chunk
+            )
+        if kernel == "ssd_states":
+            return stages * (wide + narrow) + 2 * 36 * chunk
+        if kernel == "ssd_backward":
+            sums = 4 * (4 * chunk + chunk // 16 * (1 + part))
+            fixed = 2 * wide + 3 * 36 * chunk + 2 * sums + 20 * chunk
+            return -(-(fixed + stages * (2 * narrow + 2 * tile(part, states))) // 16) * 16
+        return 4 * PASS_THREADS if kernel == "ssd_sums" else 0
+
+    def blocks(self, kernel: str) -> int:
+        """Blocks of a kernel that are to fit a multiprocessor by their registers."""
+        if kernel == "ssd_states" and self.states <= WIDE:
+            return 2
+        return 2 if self.states <= WIDE else 1
+
+    def defines(self, kernel: str) -> tuple[tuple[str, str], ...]:
+        """Preprocessor definitions, as ``kernels/ssd.cuh`` lists them."""
+        return (
+            ("NUMBER", NUMBERS[self.dtype]),
+            ("GIVEN", str(self.given)),
+            ("MADE", str(self.made(kernel))),
+            ("HEADDIM", str(self.headdim)),
+            ("DSTATE", str(self.dstate)),
+            ("CHUNK", str(self.chunk)),
+            ("STAGES", str(self.stages(kernel))),
+            ("SLICE", str(self.slice(kernel))),
+            ("ALIGNED", str(int(self.aligned))),
+            ("HAS_D", str(self.d)),
+            ("HAS_Z", str(int(self.has_z))),
+            ("HAS_SEQUENCES", str(int(self.has_sequences))),
+            ("SHARED", str(self.shared_bytes(kernel))),
+            ("BLOCKS", str(self.blocks(kernel))),
+        )
+
+    def launch(self, kernel: str, grid: tuple[int, int, int], index: int) -> compiler.Launch:
+        """A kernel with its grid, compiled for a device where it is not yet."""
+        loaded = compiler.load(f"{kernel}.cu", kernel, self.defines(kernel), index)
+        return compiler.Launch(
+            loaded, grid, (self.threads(kernel), 1, 1), shared_bytes=self.shared_bytes(kernel)
+        )
+
+
+class ForwardPlan(NamedTuple):
+    """What all forward passes share whose tensors differ in nothing but their addresses."""
+
+    # Segments of time, and the floats of what each adds to the state, and of its decay.
+    segments: int
+    carried: int
+    decays: int
+    # Of the kernels that find out the states before the segments, and of the one that follows.
+    states_launch: compiler.Launch | None
+    states_constants: tuple[int, ...]
+    pass_launch: compiler.Launch | None
+    pass_constants: tuple[int, ...]
+    launch: compiler.Launch
+    constants: tuple[int, ...]
+
+
+_plans: dict[tuple[Any, ...], ForwardPlan] = {}
+
+
+def forward(given: Scan) -> tuple[Tensor, Tensor]:
+    """Output and last state of a scan, of which ``cu_seqlens`` is not looked at."""
+    index = given.x.get_device()
+    if compiler.current_device() != index:
+        with torch.cuda.device(index):
+            return forward(given)
+    scan = prepared(given)
+    x, dt, A, B, C, D, z, dt_bias, first, seq_idx = scan[:10]
+    addresses = (
+        x.data_ptr(),
+        dt.data_ptr(),
+        A.data_ptr(),
+        B.data_ptr(),
+        C.data_ptr(),
+        address(D),
+        address(z),
+        address(dt_bias),
+        address(seq_idx),
+    )
+    is_aligned = not (addresses[0] | addresses[3] | addresses[4] | addresses[6]) % VECTOR_BYTES
+    key = (is_aligned, index, *likeness(scan))
+    plan = _plans.get(key)
+    if plan is None:
+        plan = remember(_plans, key, _plan(scan, is_aligned, index))
+    batch, _, nheads, headdim = x.shape
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    state = torch.empty((batch, nheads, headdim, B.shape[3]), dtype=torch.float32, device=x.device)
+    starts = address(first)
+    stream = compiler.current_stream(index)
+    if plan.states_launch is not None and plan.pass_launch is not None:
+        scratch = torch.empty((plan.carried + plan.decays,), dtype=torch.float32, device=x.device)
+        ends = scratch.data_ptr()
+        decays = ends + 4 * plan.carried
+        plan.states_launch(
+            stream,
+            *(addresses[0], 0, *addresses[1:5], *addresses[7:]),
+            *(0, 0, ends, decays, 0, 0, 0),
+            *plan.states_constants,
+        )
+        plan.pass_launch(stream, starts, 0, ends, decays, 0, 0, *plan.pass_constants)
+        starts = ends
+    plan.launch(stream, *addresses, starts, out.data_ptr(), state.data_ptr(), *plan.constants)
+    return (out if out.dtype == given.x.dtype else out.to(given.x.dtype)), state
+
+
+def _plan(scan: Scan, is_aligned: bool, index: int) -> ForwardPlan:
+    x, dt, _, B, C, _, z, _, _, seq_idx = scan[:10]
+    batch, seqlen, nheads, _ = x.shape
+    variant = variant_of(scan, is_aligned, index)
+    chunks = -(-seqlen // variant.chunk)
+    segment, segments = segments_of(chunks, nheads * batch * variant.slices, index)
+    sizes = (seqlen, nheads, nheads // B.shape[2], segment, segments)
+    states_launch = pass_launch = None
+    size = variant.headdim * variant.dstate
+    if segments > 1:
+        states_launch = variant.launch(
+            "ssd_states", (nheads, batch * variant.slices, segments - 1), index
+        )
+        pass_launch = variant.launch(
+            "ssd_pass", (-(-size // PASS_THREADS), batch * nheads, 1), index
+        )
+    launch = variant.launch("ssd_forward", (nheads, batch * variant.slices, segments), index)
+    scalars = (options_of(scan), *limits_of(scan))
+    sequence = (0, 0) if seq_idx is None else seq_idx.stride()
+    parts = batch * nheads * segments
+    return ForwardPlan(
+        segments,
+        parts * size,
+        parts,
+        states_launch,
+        (
+            *scalars,
+            *sizes,
+            *(*x.stride()[:3], 0, 0, 0, *dt.stride(), *B.stride()[:3], *C.stride()[:3]),
+            *sequence,
+        ),
+        pass_launch,
+        (nheads, segments),
+        launch,
+        (
+            *scalars,
+            *sizes,
+            *(*x.stride()[:3], *dt.stride(), *B.stride()[:3], *C.stride()[:3]),
+            *((0, 0, 0) if z is None else z.stride()[:3]),
+            *sequence,
+        ),
+    )
+
+
+def prepared(scan: Scan) -> Scan:
+    """The scan with tensors as the kernels read them; itself where they are.
+
+    x, B, C and z have one dtype and rows that are packed; the small ones are packed, the initial
+    states in float32 and seq_idx in int32.
+    """
+    x, _, A, B, C, D, z, dt_bias, first, seq_idx = scan[:10]
+    dtype = x.dtype
+    if B.dtype != dtype or C.dtype != dtype or (z is not None and z.dtype != dtype):
+        dtype = torch.float32
+    fit = scan._replace(
+        x=rows(x, dtype),
+        A=A.contiguous(),
+        B=rows(B, dtype),
+        C=rows(C, dtype),
+        D=None if D is None else D.contiguous(),
+        z=None if z is None else rows(z, dtype),
+        dt_bias=None if dt_bias is None else dt_bias.contiguous(),
+        initial_states=None if first is None else first.float().contiguous(),
+        seq_idx=None if seq_idx is None else seq_idx.to(torch.int32),
+    )
+    return fit
+
+
+def rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``tensor`` in a dtype, with its last dimension packed: a copy only where it is not."""
+    tensor = tensor if tensor.dtype == dtype else tensor.to(dtype)
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def variant_of(scan: Scan, is_aligned: bool, index: int) -> Variant:
+    """The variant that serves a scan whose first addresses are aligned, or not."""
+    wide = (scan.x, scan.B, scan.C) if scan.z is None else (scan.x, scan.B, scan.C, scan.z)
+    return Variant(
+        scan.x.dtype,
+        scan.x.shape[3],
+        scan.B.shape[3],
+        is_aligned and aligned(*wide),
+        room(index),
+        0 if scan.D is None else scan.D.dim(),
+        scan.z is not None,
+        scan.seq_idx is not None,
+    )
+
+
+def aligned(*tensors: Tensor) -> bool:
+    """Whether every row of these is whole vectors, if the first begins at one."""
+    for tensor in tensors:
+        size = tensor.element_size()
+        combined = tensor.shape[-1] * size
+        for length, stride in zip(tensor.shape[:-1], tensor.stride()[:-1]):
+            if length > 1:
+                combined |= stride * size
+        if combined % VECTOR_BYTES:
+            return False
+    return True
+
+
+def likeness(scan: Scan) -> tuple[Any, ...]:
+    """All of a scan that decides how it is done, but the addresses and the device."""
+    result: list[Any] = [scan.dt_softplus, scan.dt_limit]
+    for tensor in scan[:10]:
+        result += (None,) if tensor is None else (tensor.shape, tensor.stride(), tensor.dtype)
+    return tuple(result)
+
+
+def options_of(scan: Scan) -> int:
+    """The kinds of the small tensors and the flags, as ``Options`` of the kernels has them."""
+    bits = KINDS[scan.dt.dtype] | KINDS[scan.A.dtype] << 2
+    if scan.dt_bias is not None:
+        bits |= KINDS[scan.dt_bias.dtype] << 4
+    if scan.D is not None:
+        bits |= KINDS[scan.D.dtype] << 6
+    return bits | (SOFTPLUS if scan.dt_softplus else 0)
+
+
+def limits_of(scan: Scan) -> tuple[int, int]:
+    """The bits of the limits as doubles: all parameters of a kernel are integers."""
+    low, high = struct.unpack("2q", struct.pack("2d", *scan.dt_limit))
+    return low, high
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where a tensor lies, 0 where there is none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def remember(plans: dict[tuple[Any, ...], Plan], key: tuple[Any, ...], plan: Plan) -> Plan:
+    """Keep a plan; a caller with ever new lengths starts over."""
+    if len(plans) >= MOST_PLANS:
+        plans.clear()
+    plans[key] = plan
+    return plan
+
+
+@lru_cache(maxsize=None)
+def processors(index: int) -> int:
+    """The multiprocessors of a device."""
+    return int(torch.cuda.get_device_properties(index).multi_processor_count)
+
+
+@lru_cache(maxsize=None)
+def room(index: int) -> int:
+    """Bytes of shared memory that a block may take on a device."""
+    if index < 0:
+        return int(Variant._field_defaults["room"])
+    properties = torch.cuda.get_device_properties(index)
+    most = getattr(properties, "shared_memory_per_block_optin", None)
+    if most is not None:
+        return int(most)
+    # torch before 2.5 does not tell; by the table of compute capabilities.
+    capability = properties.major, properties.minor
+    if capability in ((8, 0), (8, 7)):
+        return 163 * 1024
+    return 227 * 1024 if capability[0] in (9, 10, 11) else 99 * 1024
+
+
+@lru_cache(maxsize=1024)
+def segments_of(chunks: int, blocks: int, index: int) -> tuple[int, int]:
+    """Chunks of a segment of time and the segments: one where the heads fill the GPU."""
+    wanted = 1
+    if 10 * blocks < 9 * processors(index):
+        wanted = min(chunks, max(1, 2 * processors(index) // blocks))
+    length = -(-chunks // wanted)
+    return length, -(-chunks // length)

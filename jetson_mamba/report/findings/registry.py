@@ -1,0 +1,69 @@
+"""Where a detector registers itself, with its symptom and the words that people see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable, Iterator, NamedTuple, TypeVar
+
+from jetson_mamba.report.facts import Facts
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong.
+
+    ``symptom`` is the name of its entry in the documentation, ``message`` the words that people
+    see. ``what``, ``why`` and ``command`` are a line each; the command is empty where there is
+    nothing to do. ``cured`` says that the hook, which is active, gets around it.
+    """
+
+    symptom: str
+    message: str
+    what: str
+    why: str
+    command: str
+    cured: bool
+
+
+class Cause(NamedTuple):
+    """What a detector has found. ``command`` removes the cause; ``served`` says that the hook
+    gets around it where it is active.
+    """
+
+    what: str
+    why: str
+    command: str
+    served: bool = False
+
+
+Detector = Callable[[Facts], Iterator[Cause]]
+Found = TypeVar("Found", bound=Detector)
+# The words of each symptom, and what finds its causes: several detectors may share one.
+SYMPTOMS: dict[str, str] = {}
+DETECTORS: list[tuple[str, Detector]] = []
+
+
+def finds(symptom: str, message: str) -> Callable[[Found], Found]:
+    """Register a function that looks for a symptom in the facts."""
+
+    def register(detector: Found) -> Found:
+        if SYMPTOMS.setdefault(symptom, message) != message:
+            raise ValueError(f"{symptom}: expected the words {SYMPTOMS[symptom]!r}")
+        DETECTORS.append((symptom, detector))
+        return detector
+
+    return register
+
+
+def findings(facts: Facts) -> tuple[Finding, ...]:
+    """Everything that is wrong."""
+    found = []
+    for symptom, detector in DETECTORS:
+        for cause in detector(facts):
+            cured = cause.served and facts.served
+            command = cause.command
+            if cause.served and not facts.hook.active:
+                off = facts.hook.mode == "off"
+                command = "unset JETSON_MAMBA" if off else "jetson-mamba enable"
+            found.append(Finding(symptom, SYMPTOMS[symptom], cause.what, cause.why, command, cured))
+    return tuple(found)

@@ -1,0 +1,56 @@
+"""Which boards are imitated, and with what."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Board(NamedTuple):
+    """An imitation.
+
+    ``suite`` is Debian's, for the Python that it has; ``section`` the heading of the first steps
+    that are taken; ``torch`` a release on PyPI, and ``label`` the version that its record is given
+    in place of PyPI's; ``triton`` is one that is there already; ``pip`` the board's own.
+    """
+
+    name: str
+    section: str
+    suite: str
+    python: str
+    model: str
+    l4t: str
+    pip: str | None
+    torch: str
+    label: str
+    triton: str | None = None
+    packages: tuple[str, ...] = ()
+
+
+XAVIER = "NVIDIA Jetson Xavier NX Developer Kit"
+ORIN = "NVIDIA Jetson AGX Orin Developer Kit"
+THOR = "NVIDIA Jetson AGX Thor Developer Kit"
+R35 = "# R35 (release), REVISION: 4.1, GCID: 33958178, BOARD: t186ref, EABI: aarch64"
+R36 = "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64"
+R38 = "# R38 (release), REVISION: 2.0, GCID: 41844464, BOARD: generic, EABI: aarch64"
+
+BOARDS = (
+    Board(
+        *("jetpack-5", "JetPack 5", "bullseye", "3.9", XAVIER, R35, "20.0.2"),
+        *("2.2.2", "2.2.0a0+6a974be.nv23.11"),
+        packages=("numpy==1.24.4", "setuptools==45.2.0"),
+    ),
+    Board(
+        *("jetpack-6-torch-2.4", "JetPack 6", "bookworm", "3.11", ORIN, R36, "22.0.2"),
+        *("2.4.1", "2.4.0a0+07cecf4168.nv24.5"),
+        packages=("numpy==1.26.4", "setuptools==59.6.0"),
+    ),
+    Board(
+        *("jetpack-6-torch-2.8", "JetPack 6", "bookworm", "3.11", ORIN, R36, "22.0.2"),
+        *("2.8.0", "2.8.0"),
+        packages=("numpy==1.26.4", "setuptools==59.6.0"),
+    ),
+    Board(
+        *("jetpack-7", "JetPack 7", "trixie", "3.13", THOR, R38, None, "2.9.1", "2.9.1"),
+        triton="3.5.1",
+    ),
+)

@@ -1,0 +1,95 @@
+"""The page of the documentation that says what was run in the imitations, and what came of it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from tests.boards import roots, steps
+from tests.boards.declared import BOARDS, Board
+
+PAGE = roots.REPOSITORY / "docs" / "boards.md"
+RESULTS = roots.REPOSITORY / "docs" / "boards.json"
+BEGINNING = """\
+# Boards, imitated
+
+<!-- Written by python -m tests.boards; not to be edited. -->
+
+`make boards` builds a user space for aarch64 of the board's kind, lays down its files \
+(`/etc/nv_tegra_release`, the name in the device tree), its pip and a torch of its version, and \
+then runs the commands of [the first steps](first-steps.md) as they stand there. The processor is \
+emulated (`qemu-user`), so the times are many times a board's.
+
+| imitation | Python | torch | pip | Triton | mamba-ssm | verify | minutes | on |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+"""
+ENDING = """
+`doctor` ends with exit code 1 in each of them, and is right: it finds that torch sees no GPU on \
+a board.
+
+What an imitation cannot show: anything on a GPU, so neither CUDA kernels nor Triton's, and no \
+speed. Debian has no Python 3.8, 3.10 or 3.12 for aarch64: JetPack's Python is the nearest that it \
+has. Torch is PyPI's build for aarch64, which has the code of that release and no CUDA, under the \
+version of the vendor's.
+"""
+
+
+def page(results: dict[str, Any]) -> str:
+    """The text of the page."""
+    rows = []
+    for board in BOARDS:
+        result = results.get(board.name)
+        if result is None:
+            rows.append(f"| {board.name} | {board.python} | {board.label} | | | | not run | | |")
+            continue
+        said = {step["command"]: step["last"] for step in result["steps"]}
+        verify = next((text for command, text in said.items() if "verify" in command), "")
+        release = re.search(r"mamba-ssm ([\w.]+)", verify)
+        verdict = re.search(r"(All \d+ rows pass|\d+ of \d+ rows fail)", verify)
+        minutes = sum(step["seconds"] for step in result["steps"]) / 60
+        rows.append(
+            f"| {board.name} | {board.python} | {board.label} | {board.pip or 'its own'} "
+            f"| {board.triton or 'none'} | {release[1] if release else ''} "
+            f"| {verdict[1] if verdict else _failed(result)} | {minutes:.0f} | {result['date']} |"
+        )
+    return BEGINNING + "\n".join(rows) + "\n" + ENDING
+
+
+def ran(board: Board) -> bool:
+    """Whether a board has been imitated here."""
+    return log(board).exists()
+
+
+def log(board: Board) -> Path:
+    """What was printed while it was."""
+    return roots.FOLDER / f"{board.name}.log"
+
+
+def result(board: Board) -> dict[str, Any]:
+    """What came of the last run of a board."""
+    text = log(board).read_text(encoding="utf-8", errors="replace")
+    done = steps.read(steps.commands(board.section), text)
+    day = datetime.date.fromtimestamp(log(board).stat().st_mtime)
+    return {"date": day.isoformat(), "steps": [vars(step) for step in done]}
+
+
+def keep(results: dict[str, Any]) -> None:
+    """Add to what is kept of all runs."""
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    RESULTS.write_text(json.dumps({**known, **results}, indent=1, sort_keys=True) + "\n")
+
+
+def passed(board: Board, result: dict[str, Any]) -> bool:
+    """Whether every command was run, and ended well or is the doctor's."""
+    done = result["steps"]
+    wanted = steps.commands(board.section)
+    ended = all(step["code"] == 0 or "doctor" in step["command"] for step in done)
+    return [step["command"] for step in done] == wanted and ended
+
+
+def _failed(result: dict[str, Any]) -> str:
+    last = result["steps"][-1] if result["steps"] else {"command": "nothing", "code": 1}
+    return f"`{last['command']}` failed ({last['code']})"

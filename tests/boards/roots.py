@@ -1,0 +1,174 @@
+"""Builds the root of an imitation: a user space for aarch64, and what its vendor put there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from tests.boards.declared import Board
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+FOLDER = REPOSITORY / ".boards"
+CHECKOUT = "root/jetson-mamba"
+CHROOT = shutil.which("chroot", path="/usr/sbin:/usr/bin:/sbin") or "chroot"
+BINFMT = Path("/proc/sys/fs/binfmt_misc")
+# ELF, 64 bits, little-endian, for aarch64; the emulator is opened once, and so found in any root.
+REGISTRATION = (
+    r":jetson-mamba-aarch64:M::\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7"
+    r"\x00:\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff:"
+    r"/usr/bin/qemu-aarch64-static:F"
+)
+NEEDS = {
+    "debootstrap": "debootstrap",
+    "qemu-aarch64-static": "qemu-user-static",
+    "dpkg-deb": "dpkg",
+}
+DEVICES = {"null": (1, 3), "zero": (1, 5), "random": (1, 8), "urandom": (1, 9)}
+# Named, since pip would judge for this machine which of them another one needs.
+NEEDED_BY_TORCH = (
+    *("filelock", "typing-extensions", "sympy<1.14", "mpmath<1.4", "networkx", "jinja2"),
+    *("MarkupSafe", "fsspec"),
+)
+BASE = "python3,python3-venv,python3-pip,ca-certificates"
+
+
+def prepare_machine() -> str | None:
+    """Let this machine run programs for aarch64; in one line why that cannot be, if so."""
+    missing = [package for tool, package in NEEDS.items() if not shutil.which(tool)]
+    if missing:
+        return f"needs {', '.join(missing)}: apt-get install {' '.join(missing)}"
+    if os.geteuid():
+        return "needs root, for debootstrap and chroot"
+    if os.uname().machine != "aarch64" and not list(BINFMT.glob("*aarch64")):
+        if not (BINFMT / "register").exists():
+            subprocess.run(["mount", "-t", "binfmt_misc", "binfmt_misc", BINFMT], check=True)
+        (BINFMT / "register").write_text(REGISTRATION)
+    return None
+
+
+def build(board: Board) -> Path:
+    """The root of a board, made anew from what is kept of its suite."""
+    base = FOLDER / "suites" / board.suite
+    if not (base / "usr" / "bin" / "python3").exists():
+        _bootstrap(board.suite, base)
+    root = FOLDER / board.name
+    shutil.rmtree(root, ignore_errors=True)
+    subprocess.run(["cp", "--archive", "--reflink=auto", base, root], check=True)
+    shutil.rmtree(root / "var" / "cache" / "apt" / "archives", ignore_errors=True)
+    _files_of_the_board(board, root)
+    site = _site(board, root)
+    _put(board, site)
+    _checkout(root)
+    return root
+
+
+def command(root: Path, *arguments: str) -> list[str]:
+    """The command that runs another one inside."""
+    path = "PATH=/usr/local/bin:/usr/bin:/bin"
+    # As on a board: no settings of pip that are this machine's, but whom it trusts.
+    trusted = "PIP_CERT=/etc/ssl/certs/ca-certificates.crt"
+    variables = [path, "HOME=/root", "LANG=C.UTF-8", trusted]
+    return ["env", "-i", *variables, CHROOT, str(root), *arguments]
+
+
+def _bootstrap(suite: str, base: Path) -> None:
+    base.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(
+        [
+            *("debootstrap", "--foreign", "--arch=arm64", "--variant=minbase"),
+            *(f"--include={BASE}", suite, str(base)),
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    # Unpacked by this machine's own dpkg, which takes seconds; configured, under emulation, hours.
+    for package in sorted((base / "var/cache/apt/archives").glob("*.deb")):
+        subprocess.run(["dpkg-deb", "--extract", package, base], check=True)
+
+
+def _files_of_the_board(board: Board, root: Path) -> None:
+    for name, numbers in DEVICES.items():
+        path = root / "dev" / name
+        if not path.exists():
+            os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(*numbers))
+            path.chmod(0o666)
+    for folder in ("dev/shm", "proc/device-tree", "root", "tmp", "etc/ssl/certs", "usr/local/bin"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / "proc" / "device-tree" / "model").write_text(board.model + "\0")
+    for name in ("cpuinfo", "meminfo"):
+        (root / "proc" / name).write_text((Path("/proc") / name).read_text())
+    (root / "etc" / "nv_tegra_release").write_text(board.l4t + "\n")
+    for name in ("etc/resolv.conf", "etc/ssl/certs/ca-certificates.crt"):
+        shutil.copyfile(f"/{name}", root / name)
+    if board.pip:  # Ubuntu's Pythons of JetPack 5 and 6 are older than the rule
+        for mark in (root / "usr" / "lib").glob("python3*/EXTERNALLY-MANAGED"):
+            mark.unlink()
+
+
+def _site(board: Board, root: Path) -> Path:
+    site = root / "usr" / "local" / "lib" / f"python{board.python}" / "dist-packages"
+    site.mkdir(parents=True, exist_ok=True)
+    return site
+
+
+def _put(board: Board, site: Path) -> None:
+    """Unpack torch, its dependencies and the board's pip, as their vendor has them."""
+    wheels = FOLDER / "wheels" / board.name
+    wheels.mkdir(parents=True, exist_ok=True)
+    wanted = [f"torch=={board.torch}", *NEEDED_BY_TORCH, *board.packages]
+    if board.pip:
+        wanted.append(f"pip=={board.pip}")
+    if board.triton:
+        wanted.append(f"triton=={board.triton}")
+    platforms = ("manylinux2014_aarch64", "manylinux_2_17_aarch64", "manylinux_2_28_aarch64")
+    if not list(wheels.glob("torch-*.whl")):
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"),
+                *("--dest", str(wheels), "--only-binary", ":all:", "--implementation", "cp"),
+                *("--python-version", board.python),
+                *(part for each in platforms for part in ("--platform", each)),
+                *wanted,
+            ],
+            check=True,
+        )
+    for wheel in sorted(wheels.glob("*.whl")):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(site)
+    _relabel(site, board)
+
+
+def _relabel(site: Path, board: Board) -> None:
+    """Give torch's record the version that the vendor's build has."""
+    (record,) = site.glob("torch-*.dist-info")
+    text = (record / "METADATA").read_text(encoding="utf-8")
+    text = re.sub(r"^Version: .*$", f"Version: {board.label}", text, count=1, flags=re.MULTILINE)
+    # A vendor's wheel names no packages of NVIDIA's.
+    text = re.sub(r"^Requires-Dist: (nvidia|triton).*\n", "", text, flags=re.MULTILINE)
+    (record / "METADATA").write_text(text, encoding="utf-8")
+    if board.label != board.torch:
+        record.rename(record.with_name(f"torch-{board.label}.dist-info"))
+        version = site / "torch" / "version.py"
+        text = version.read_text()
+        text = re.sub(r"__version__ = '[^']*'", f"__version__ = '{board.label}'", text)
+        version.write_text(text)
+
+
+def _checkout(root: Path) -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        check=True,
+    )
+    for name in listed.stdout.decode().split("\0"):
+        source, target = REPOSITORY / name, root / CHECKOUT / name
+        if name and source.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target, follow_symlinks=False)

@@ -1,0 +1,76 @@
+"""Takes the commands of the first steps out of the documentation, and carries them out."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.boards import roots
+
+FIRST_STEPS = roots.REPOSITORY / "docs" / "first-steps.md"
+MARK = "jetson-mamba-step"
+SECONDS = 5400
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command, how long it took, and what it printed last."""
+
+    command: str
+    seconds: int
+    code: int
+    last: str
+
+
+def commands(section: str, text: str | None = None) -> list[str]:
+    """The commands under a heading of the first steps."""
+    if text is None:
+        text = FIRST_STEPS.read_text(encoding="utf-8")
+    match = re.search(
+        rf"^## {re.escape(section)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL
+    )
+    if match is None:
+        raise ValueError(f"{FIRST_STEPS}: no section {section!r}")
+    blocks = re.findall(r"```console\n(.*?)```", match[1], re.DOTALL)
+    return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+
+
+def carry_out(root: Path, section: str, log: Path) -> None:
+    """Run a section's commands inside, in one shell, until one fails; ``log`` gets what they say."""
+    lines = ["cd ~/jetson-mamba"]
+    for command in commands(section):
+        # The doctor finds that there is no GPU, which is so.
+        go_on = ":" if "doctor" in command else "[ $code = 0 ] || exit $code"
+        lines += [
+            f"echo {MARK} begin $SECONDS",
+            f"{command} 2>&1; code=$?",
+            f"echo; echo {MARK} end $SECONDS $code",
+            go_on,
+        ]
+    script = root / "tmp" / "first-steps.sh"
+    script.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with log.open("w", encoding="utf-8") as stream:
+        subprocess.run(
+            roots.command(root, "/bin/bash", "/tmp/first-steps.sh"),
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            timeout=SECONDS,
+            check=False,
+        )
+
+
+def read(given: list[str], output: str) -> list[Step]:
+    """The steps that a log tells of."""
+    found = []
+    parts = re.split(rf"^{MARK} begin (\d+)\n", output, flags=re.MULTILINE)[1:]
+    for command, began, told in zip(given, parts[::2], parts[1::2]):
+        said, mark, ended = told.rpartition(f"{MARK} end ")
+        seconds, code = ended.split()[:2] if mark else (began, "1")
+        lines = [line.strip() for line in (said if mark else told).splitlines() if line.strip()]
+        found.append(
+            Step(command, int(seconds) - int(began), int(code), lines[-1] if lines else "")
+        )
+    return found

@@ -1,0 +1,1 @@
+"""What leaves Python: forms, files, and programs that run them."""

@@ -1,0 +1,1 @@
+"""What the installer chooses, from what it finds."""

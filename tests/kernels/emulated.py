@@ -1,0 +1,92 @@
+"""The kernels of ssd on a CPU: compiled by a C++ compiler, each thread of a block a fibre.
+
+What surrounds the kernels runs as it is; in place of NVRTC and the driver stand the two of here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from jetson_mamba.kernels import compiler
+
+HERE = Path(__file__).parent / "emulation"
+KERNELS = Path(compiler.__file__).parent
+MOST_ARGUMENTS = 64
+
+
+class EmulatedKernel(NamedTuple):
+    """A kernel in a library of its own."""
+
+    run: Any
+
+
+class EmulatedLaunch:
+    """A kernel with its grid, in place of :class:`compiler.Launch`."""
+
+    def __init__(
+        self,
+        kernel: EmulatedKernel,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        overlapping: bool = False,
+        shared_bytes: int = 0,
+    ) -> None:
+        self._run = kernel.run
+        self._grid = (ctypes.c_longlong * 3)(*grid)
+        self._threads, self._shared_bytes = block[0], shared_bytes
+
+    def __call__(self, stream: object, *arguments: int) -> None:
+        """Run every block of the grid, one after the other."""
+        given = (ctypes.c_longlong * MOST_ARGUMENTS)(*arguments)
+        self._run(self._grid, self._threads, self._shared_bytes, given)
+
+
+class Emulator:
+    """Compiles kernels into a directory and keeps them."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def load(
+        self, source_name: str, entry: str, defines: tuple[tuple[str, str], ...], index: int
+    ) -> EmulatedKernel:
+        """As :func:`compiler.load` does."""
+        text = b"".join(
+            path.read_bytes()
+            for path in (KERNELS / source_name, KERNELS / "ssd.cuh", *sorted(HERE.iterdir()))
+        )
+        name = hashlib.sha256(text + repr((source_name, defines)).encode()).hexdigest()[:24]
+        library = self._directory / f"{name}.so"
+        if not library.exists():
+            # Headers of here stand before those of the kernels: each is found by its plain name.
+            work = self._directory / name
+            work.mkdir(exist_ok=True)
+            for path in (KERNELS / source_name, KERNELS / "ssd.cuh", *HERE.iterdir()):
+                shutil.copy(path, work / path.name)
+            options = [f"-D{key}={value}" for key, value in defines]
+            subprocess.run(
+                [
+                    *("g++", "-std=c++20", "-O1", "-w", "-shared", "-fPIC", *options),
+                    *("-include", "cstdio", f'-DKERNEL_SOURCE="{source_name}"'),
+                    *(f"-DKERNEL={entry}", str(work / "run.cpp"), "-o", str(library)),
+                ],
+                check=True,
+                env={**os.environ, "LC_ALL": "C"},
+            )
+        return EmulatedKernel(ctypes.CDLL(str(library)).run)
+
+
+def emulate(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
+    """Let the kernels of ssd run on tensors of the CPU."""
+    monkeypatch.setattr(compiler, "load", Emulator(directory).load)
+    monkeypatch.setattr(compiler, "Launch", EmulatedLaunch)
+    monkeypatch.setattr(compiler, "current_device", lambda: -1)
+    monkeypatch.setattr(compiler, "current_stream", lambda index: None)

@@ -1,0 +1,79 @@
+"""Every kernel of the ssd op compiles, without spills and within a block's shared memory.
+
+All architectures for the sizes of most models; of the other sizes and flags one each, not their
+product. The kernels count their shared memory themselves: one that the host counts otherwise does
+not compile.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from jetson_mamba.kernels import compiler
+from jetson_mamba.ops.ssd.cuda_forward import NUMBERS, Variant
+from tests.kernels.test_compile_selective_scan import skip_unless_supported
+
+# What a block may have of shared memory.
+ROOM = {"sm_80": 163, "sm_87": 163, "sm_90": 227, "sm_110": 227, "sm_120": 99}
+KERNELS = ("ssd_forward", "ssd_states", "ssd_pass", "ssd_backward", "ssd_sums")
+USUAL = Variant(torch.bfloat16, 64, 128, aligned=True, room=ROOM["sm_87"] * 1024, d=1)
+
+
+def failures(variant: Variant, architecture: str) -> list[str]:
+    found = []
+    for kernel in KERNELS:
+        compiled = compiler.compile_source(
+            f"{kernel}.cu", kernel, variant.defines(kernel), architecture
+        )
+        if compiled.spill_bytes or variant.shared_bytes(kernel) > variant.room:
+            found.append(
+                f"{kernel} {variant} {architecture}: {compiled.spill_bytes} bytes spilled, "
+                f"{variant.shared_bytes(kernel)} bytes of shared memory"
+            )
+    return found
+
+
+@pytest.mark.parametrize("architecture", ROOM)
+def test_the_usual_sizes_compile_for_every_architecture(architecture: str) -> None:
+    skip_unless_supported(architecture)
+    assert not failures(USUAL._replace(room=ROOM[architecture] * 1024), architecture)
+
+
+def named(variant: Any) -> str:
+    """What sets the variant apart, as a test's name."""
+    fields = variant._asdict().items()
+    return ",".join(f"{key}={value}" for key, value in fields if value != getattr(USUAL, key))
+
+
+OTHERS = [
+    USUAL._replace(**changes)
+    for changes in (
+        {"dtype": torch.float16},
+        {"dtype": torch.float32},
+        {"dtype": torch.float32, "headdim": 20, "dstate": 10, "aligned": False, "d": 0},
+        {"headdim": 80, "dstate": 16, "d": 2, "has_sequences": True},
+        {"dstate": 64, "has_z": True, "has_sequences": True},
+        {"aligned": False, "has_z": True},
+        {"dstate": 256},
+    )
+]
+
+
+@pytest.mark.parametrize("variant", OTHERS, ids=named)
+def test_other_sizes_and_flags_compile(variant: Variant) -> None:
+    skip_unless_supported("sm_87")
+    assert not failures(variant, "sm_87")
+
+
+@pytest.mark.parametrize("dtype", NUMBERS, ids=str)
+@pytest.mark.parametrize("dstate", range(1, 257, 15))
+def test_chunks_and_pieces_are_what_the_kernels_can_hold(dtype: torch.dtype, dstate: int) -> None:
+    variant = Variant(dtype, 64, dstate, aligned=True)
+    assert variant.states % 16 == 0
+    assert dstate <= variant.states < dstate + 16
+    assert variant.chunk in (32, 64)
+    for kernel in KERNELS:
+        assert 1 <= variant.given <= variant.made(kernel) <= 3

@@ -1,0 +1,112 @@
+"""The kernels of ssd and all that surrounds them, run on a CPU, against float64.
+
+They are the sources that a GPU runs but for a few instructions (``tests/kernels/emulation``): what
+is found here is an index, a barrier or a plan that is wrong, not what a GPU alone can get wrong.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from jetson_mamba.ops.ssd import cuda, cuda_backward, cuda_forward
+from jetson_mamba.ops.ssd.contract import Mixer
+from tests.gpu.ssd_cases import BRAIN, FLOAT, backward_errors, drawn, forward_errors
+from tests.kernels.emulated import emulate
+from tests.references.ssd import ssd_mixer
+from tests.references.tolerance import relative_norm
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+
+# Of few states and channels, so that the kernels are small.
+SMALL: dict[str, Any] = {
+    **{"batch": 2, "seqlen": 150, "heads": 4, "groups": 2, "headdim": 24, "dstate": 16},
+    **{"D": "channels", "first": True, "packed": True},
+}
+TOLERANCE = {FLOAT: 1e-5, BRAIN: 6e-3}
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(libraries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    emulate(monkeypatch, libraries)
+    for module in (cuda_forward, cuda_backward):
+        monkeypatch.setattr(module, "_plans", {})
+    monkeypatch.setattr(cuda_forward, "processors", lambda index: 1)
+
+
+def cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut time into segments and share heads out, as where they are too few for a GPU."""
+    monkeypatch.setattr(cuda_forward, "segments_of", lambda chunks, blocks, index: (1, chunks))
+    monkeypatch.setattr(cuda_backward, "walks_along_time", lambda chunks, blocks, index: False)
+    monkeypatch.setattr(cuda_backward, "slots_of", lambda heads, blocks, index: 2)
+
+
+@pytest.mark.parametrize("is_cut", (False, True))
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_a_scan_and_its_gradients_agree_with_float64(
+    dtype: torch.dtype, is_cut: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_cut:
+        cut(monkeypatch)
+    scan = drawn(**SMALL, dtype=dtype)
+    errors = {**forward_errors(scan), **backward_errors(scan)}
+    assert all(error < TOLERANCE[dtype] for error, _ in errors.values()), errors
+
+
+def mixer_of(ngroups: int = 2) -> tuple[Mixer, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    heads, headdim, dstate, seqlen = 4, 16, 16, 70
+    channels = heads * headdim + 2 * ngroups * dstate
+    tensors = {
+        "zxbcdt": torch.randn(2, seqlen, heads * headdim + channels + heads),
+        "conv1d_weight": torch.randn(channels, 4),
+        "conv1d_bias": torch.randn(channels),
+        "dt_bias": torch.randn(heads),
+        "A": -torch.rand(heads) - 0.1,
+        "D": torch.randn(heads),
+        "rmsnorm_weight": torch.rand(heads * headdim) + 0.5,
+        "outproj_weight": torch.randn(8, heads * headdim),
+    }
+    given = Mixer(
+        **tensors,  # type: ignore[arg-type]
+        initial_states=None,
+        outproj_bias=None,
+        seq_idx=None,
+        chunk_size=64,
+        dt_limit=(0.0, float("inf")),
+        activation="silu",
+        rmsnorm_eps=1e-5,
+        headdim=headdim,
+        ngroups=ngroups,
+        norm_before_gate=False,
+    )
+    return given, tensors
+
+
+def test_a_mixer_and_its_gradients_agree_with_float64() -> None:
+    given, tensors = mixer_of()
+    leaves = {name: each.clone().requires_grad_() for name, each in tensors.items()}
+    exact = {name: each.double().requires_grad_() for name, each in tensors.items()}
+    out, state = cuda.mixer(given._replace(**leaves))
+    expected, last = ssd_mixer(
+        **exact, headdim=16, ngroups=2, rmsnorm_eps=1e-5, norm_before_gate=False
+    )
+    assert relative_norm(out, expected) < 1e-5
+    assert relative_norm(state, last) < 1e-5
+    weight = torch.randn(out.shape)
+    found = torch.autograd.grad((out * weight).sum() + state.sum(), list(leaves.values()))
+    wanted = torch.autograd.grad((expected * weight).sum() + last.sum(), list(exact.values()))
+    errors = {name: relative_norm(*each) for name, *each in zip(leaves, found, wanted)}
+    assert all(error < 1e-5 for error in errors.values()), errors
+    with torch.no_grad():
+        assert torch.equal(cuda.mixer_forward(given)[0], out)

@@ -1,0 +1,11 @@
+"""A step of Mamba-3 with one input and output."""
+
+from .....mamba3 import override
+
+OVERRIDE = override(
+    "mamba_ssm.ops.triton.mamba3.mamba3_siso_step.mamba3_siso_step",
+    (
+        *("Q", "K", "V", "ADT", "DT", "Trap", "Q_bias", "K_bias"),
+        *("Angles", "D", "Z", "Input_States"),
+    ),
+)
