@@ -28,7 +28,8 @@ def softplus(x: Tensor) -> Tensor:
 def decays(rates: Tensor) -> Tensor:
     """``exp`` of the sums of rates over (s, t] for every pair of steps: (..., t, s), 0 above."""
     sums = rates.cumsum(-1)
-    lower = torch.ones(rates.shape[-1], rates.shape[-1], dtype=torch.bool).tril()
+    size = rates.shape[-1]
+    lower = torch.ones(size, size, dtype=torch.bool, device=rates.device).tril()
     pairs = sums[..., :, None] - sums[..., None, :]
     return torch.where(lower, pairs, float("-inf")).exp()
 
