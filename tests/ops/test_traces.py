@@ -18,6 +18,7 @@ from jetson_mamba.ops import (
     selective_scan_fn,
 )
 from jetson_mamba.ops.causal_conv1d import causal_conv1d_update
+from jetson_mamba.ops.selective_scan import composed
 from tests import interpreters
 from tests.references.tolerance import relative_norm
 
@@ -138,6 +139,19 @@ def test_a_trace_refuses_what_it_is_not_right_for_and_says_what_to_do() -> None:
     packed: Any = torch.jit.trace(lambda x: causal_conv1d_fn(x, weight, None, index), (x,))
     with pytest.raises(RuntimeError, match="expand"):
         packed(x[:1])
+
+
+def test_a_trace_of_the_scan_refuses_more_steps_than_it_has_levels_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(composed, "TRACED_LEVELS", 1)
+    call, made = FUNCTIONS["scan"]
+    for seqlen, most in ((6, 16), (20, 256)):
+        traced: Any = torch.jit.trace(call, made(2, seqlen))
+        given = made(1, most)
+        agree(traced(*given), call(*given))
+        with pytest.raises(torch.jit.Error, match="take another trace"):
+            traced(*made(1, most + 1))
 
 
 @each_function
