@@ -134,3 +134,16 @@ def test_what_is_rounded_is_so_without_another_measure_too() -> None:
     off = {"out": torch.tensor([1.0, 1.0, 1.02])}
     assert judged(outcome(off), failing, exact=failing).verdict is Verdict.RIGHT
     assert judged(outcome(off), failing).verdict is Verdict.SILENT
+
+
+def test_of_several_draws_the_median_counts_and_each_is_a_number() -> None:
+    near, far, no_number = torch.full((3,), 1.01), torch.full((3,), 1.5), torch.full((3,), 2.0)
+    no_number[0] = float("nan")
+    ones = outcome({"out": [torch.ones(3)] * 3})
+    for draws, verdict in (
+        ([near, far, near], Verdict.RIGHT),
+        ([far, far, near], Verdict.SILENT),
+        ([near, near, no_number], Verdict.SILENT),
+        ([near, near], Verdict.SILENT),
+    ):
+        assert judged(outcome({"out": draws}), ones, exact=ones).verdict is verdict

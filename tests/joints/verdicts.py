@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from enum import Enum
+from math import isfinite
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -163,7 +165,14 @@ def _norm(value: Any) -> float:
 
 
 def _distance(actual: Any, expected: Any, largest: float = 0.0) -> float:
-    """Their relative norm; what is as small beside the largest result as rounding is no number."""
+    """Their relative norm; what is as small beside the largest result as rounding is no number.
+
+    Of lists, results of one draw after another, it is the median, unless one is no number.
+    """
+    if isinstance(actual, list) and isinstance(expected, list):
+        each = [_distance(*pair) for pair in zip(actual, expected)]
+        same_length = len(actual) == len(expected)
+        return median(each) if same_length and all(map(isfinite, each)) else float("inf")
     if isinstance(actual, Tensor) and isinstance(expected, Tensor):
         if not actual.numel() and actual.shape == expected.shape:
             return 0.0
