@@ -19,7 +19,7 @@ DEMO_BASE  = .demo/base-$(shell echo '$(TORCH) $(TRITON)' | cksum | cut -d ' ' -
 DEMO_MAMBA = .demo/mamba-ssm-$(MAMBA_SSM)
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint matrix mutants mutate joints boards peers copies release docs sanitize clean
+.PHONY: help demo test lint matrix mutants mutate joints exports boards peers copies release docs sanitize clean
 
 help:
 	@echo 'make demo [MAMBA_SSM=2.2.4] [TEXT=file]   train two small models here, nothing compiled'
@@ -30,6 +30,7 @@ help:
 	@echo 'make mutate [PART=hook|rewrite|ops|report] [COUNT=20] [SEED=0]'
 	@echo '                                          changes of this code, each of which a test is to notice'
 	@echo 'make joints                               what users of torch and transformers do (half an hour)'
+	@echo 'make exports                              every kind of model to ONNX, by every way'
 	@echo 'make boards [BOARDS=jetpack-7]           the first steps on imitated boards (hours)'
 	@echo 'make peers [MAMBA=checkout] [CAUSAL_CONV1D=checkout] [PYTEST=options]'
 	@echo '                                          the tests of these projects themselves'
@@ -94,6 +95,9 @@ mutate: .venv/ready .releases/ready
 
 joints: .venv/ready .releases/ready
 	.venv/bin/python -m tests.joints --resume build/joints.jsonl
+
+exports: .venv/ready .releases/ready
+	PYTHONPATH=.releases/mamba-ssm-2.3.2.post1 .venv/bin/python -W ignore -m tests.export.models all
 
 # Needs root, debootstrap and qemu-user-static, on anything but aarch64.
 BOARDS ?=

@@ -116,16 +116,25 @@ def again() -> str | None:
 
 def pip() -> str:
     """How pip is called for this interpreter, or uv where there is that and no pip."""
-    from importlib.util import find_spec
-
     python = shlex.quote(sys.executable or "python")
-    if find_spec("pip") is None:
+    if not has_pip():
         import shutil
 
         uv = os.environ.get("UV") or shutil.which("uv")
         if uv:
             return f"UV_PYTHON={python} {shlex.quote(uv)} pip"
     return f"{python} -m pip"
+
+
+def has_pip() -> bool:
+    """Whether this interpreter has a pip.
+
+    Not asked of ``sys.meta_path``: the finder of setuptools takes the question for pip running,
+    and gives the process the distutils of the standard library, which setuptools then refuses.
+    """
+    from importlib.machinery import PathFinder
+
+    return PathFinder.find_spec("pip") is not None
 
 
 def _installed(name: str) -> Any:

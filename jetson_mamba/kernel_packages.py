@@ -48,7 +48,7 @@ _IMPORTS = {
 
 def concerns(source: bytes) -> bool:
     """Whether a text imports any of these, or Triton."""
-    return triton_there.concerns(source) or any(_of(source))
+    return triton_there.concerns(source) or any(languages(source))
 
 
 def lacking(source: bytes, importing: bool = False) -> dict[str, str]:
@@ -61,7 +61,7 @@ def lacking(source: bytes, importing: bool = False) -> dict[str, str]:
     reason = triton_there.reason_against(source, importing=importing)
     if reason is not None:
         found[TRITON] = reason
-    for name in _of(source):
+    for name in languages(source):
         reason = _reason(name) if importing else _not_installed(name)
         if reason is not None:
             found[name] = reason
@@ -82,8 +82,8 @@ def is_importable(name: str) -> bool:
     return _reason(name) is None
 
 
-def _of(source: bytes) -> list[str]:
-    """The languages that a text imports."""
+def languages(source: bytes) -> list[str]:
+    """The languages beside Triton that a text imports."""
     return [name for name, pattern in _IMPORTS.items() if pattern.search(source)]
 
 

@@ -19,14 +19,14 @@ IMPORT = re.compile(rb"(?:^|[;:])[ \t]*" + BEFORE + rb"triton\b", re.MULTILINE)
 AT_ONCE = re.compile(rb"^" + BEFORE + rb"triton\b", re.MULTILINE)
 # What a text takes of Triton while it is imported, and of that what every Triton has.
 TAKEN = re.compile(rb"^@?triton\.(\w+)", re.MULTILINE)
-ALWAYS = frozenset((b"jit", b"autotune", b"heuristics", b"Config", b"cdiv", b"next_power_of_2"))
-# From here on an allocator is set without asking a driver, which 3.2 and 3.3 do.
+ALWAYS = frozenset((b"jit", b"heuristics", b"Config", b"cdiv", b"next_power_of_2"))
+# From here on nothing asks for a driver before a kernel is launched, as 3.2 and 3.3 do.
 ALLOCATES = (3, 4)
 NOT_INSTALLED = "Triton is not installed"
 
-# Why a text was last imported without Triton, and how that was told.
+# Why a text was last imported without Triton, and whether a reason was told.
 _reason = NOT_INSTALLED
-_said: set[str] = set()
+_said = False
 
 
 def concerns(source: bytes) -> bool:
@@ -75,11 +75,11 @@ def is_importable() -> bool:
 
 def note(name: str, reason: str) -> None:
     """Remember why a module is imported without Triton; where one is installed, warn once."""
-    global _reason  # noqa: PLW0603 - what launching a placeholder says
+    global _reason, _said  # noqa: PLW0603 - what launching a placeholder says
     _reason = reason
-    if reason == NOT_INSTALLED or reason in _said:
+    if reason == NOT_INSTALLED or _said:
         return
-    _said.add(reason)
+    _said = True
     import warnings
 
     warnings.warn(
@@ -118,14 +118,20 @@ def _lacking(module: Any, name: str) -> str | None:
     version = str(getattr(module, "__version__", "of an unknown version"))
     if not hasattr(module, name):
         return f"Triton {version} has no {name}"
-    if name != "set_allocator" or _numbers(version) >= ALLOCATES:
-        return None
     try:
-        # The text that asks sets one of its own in a moment.
-        module.set_allocator(_allocate)
+        if name == "autotune":
+            # 3.2 asks for a driver when a kernel is decorated, before there is anything to launch.
+            module.autotune(configs=[module.Config({})], key=[])(module.jit(_kernel))
+        if name == "set_allocator" and _numbers(version) < ALLOCATES:
+            # The text that asks sets one of its own in a moment.
+            module.set_allocator(_allocate)
     except Exception as error:  # a driver that is not there, in the words of its Triton
-        return f"Triton {version} cannot set an allocator here ({error})"
+        return f"Triton {version} cannot be used here ({name}: {error})"
     return None
+
+
+def _kernel(x: Any) -> None:
+    """What is decorated to see whether that can be done, and never launched."""
 
 
 def _allocate(size: int, alignment: int, stream: int | None) -> Any:

@@ -14,9 +14,11 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from queue import Queue
-from typing import Any, Callable, Sequence
+from types import MappingProxyType
+from typing import Any, Callable, Mapping, Sequence
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # One takes a few seconds; one that hangs is a failure, not a run that never ends.
@@ -24,13 +26,23 @@ SECONDS_FOR_A_REQUEST = 180
 
 
 class Workers:
-    """Processes of a module that answer requests; a context that ends them."""
+    """Processes of a module that answer requests; a context that ends them.
 
-    def __init__(self, module: str, cache: Path, processes: int = 2) -> None:
+    ``options`` are those of the interpreter, and ``environment`` is what differs of its own.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        cache: Path,
+        processes: int = 2,
+        options: Sequence[str] = (),
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._processes = processes
         self._idle: Queue[subprocess.Popen[str]] = Queue()
         for _ in range(processes):
-            self._idle.put(_worker(module, cache))
+            self._idle.put(_worker(module, cache, options, environment))
 
     def run(self, requests: Sequence[Any], done: Callable[[int, Any], None]) -> None:
         """Run every request and hand over its place and each answer as it comes."""
@@ -63,9 +75,11 @@ class Workers:
             worker.stdout.close()
 
 
-def _worker(module: str, cache: Path) -> subprocess.Popen[str]:
+def _worker(
+    module: str, cache: Path, options: Sequence[str], environment: Mapping[str, str]
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", module],
+        [sys.executable, *options, "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -76,6 +90,7 @@ def _worker(module: str, cache: Path) -> subprocess.Popen[str]:
             "JETSON_MAMBA_CACHE": str(cache),
             # The threads of one process would not survive the fork.
             "OMP_NUM_THREADS": "1",
+            **environment,
         },
     )
 
@@ -87,18 +102,19 @@ def serve(run: Callable[[Any], Any], ended: Callable[[int], Any]) -> None:
     """
     import einops
     import torch
-    import triton
     from transformers.generation.streamers import TextStreamer
     from transformers.generation.utils import GenerateDecoderOnlyOutput
 
     import jetson_mamba.ops
-    from tests.releases import triton_on_cpu
 
-    heavy = (einops, torch, triton, TextStreamer, GenerateDecoderOnlyOutput, jetson_mamba.ops)
+    heavy = (einops, torch, TextStreamer, GenerateDecoderOnlyOutput, jetson_mamba.ops)
     assert all(heavy)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    triton_on_cpu.prepare()
+    if find_spec("triton") is not None:
+        from tests.releases import triton_on_cpu
+
+        triton_on_cpu.prepare()
     # Else every child would copy what its collector looks at.
     gc.freeze()
     for line in sys.stdin:

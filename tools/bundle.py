@@ -11,8 +11,9 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from typing import Iterator
 
-from jetson_mamba import cache
+from jetson_mamba import cache, kernel_packages
 from jetson_mamba.hook import copies
 from jetson_mamba.hook.finder import TARGETS
 from tools.releases import MAMBA_SSM, release_path
@@ -27,14 +28,11 @@ def contents() -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     provenance: dict[str, dict[str, object]] = {}
     for version in MAMBA_SSM:
-        for target in TARGETS:
-            path = release_path(version) / f"{target.replace('.', '/')}.py"
-            source = path.read_bytes() if path.exists() else None
-            if source is None:
-                continue
-            name = copies.file_name(target, source, str(path))
+        for target, path, without in _made(release_path(version)):
+            source = path.read_bytes()
+            name = copies.file_name(target, source, str(path), without=without)
             if name not in found:  # else another release has the same texts
-                copy = copies.make(target, source, str(path))
+                copy = copies.make(target, source, str(path), without=without)
                 if copy is None:
                     continue
                 found[name] = cache.seal(name, copy)
@@ -53,6 +51,20 @@ def contents() -> dict[str, bytes]:
     found[LICENCE] = (release_path(MAMBA_SSM[-1]) / "LICENSE").read_bytes()
     found[PROVENANCE] = (json.dumps(provenance, indent=1) + "\n").encode()
     return found
+
+
+def _made(release: Path) -> Iterator[tuple[str, Path, list[str]]]:
+    """What copies are made of: a module, where it lies, and what it then does not import.
+
+    What Mamba-3's kernels are written in is mostly not there, so that is told of both.
+    """
+    for path in sorted((release / "mamba_ssm").rglob("*.py")):
+        target = ".".join(path.relative_to(release).with_suffix("").parts)
+        languages = kernel_packages.languages(path.read_bytes())
+        if target in TARGETS:
+            yield target, path, []
+        if languages:
+            yield target, path, languages
 
 
 def write(folder: Path) -> int:

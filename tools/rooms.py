@@ -21,10 +21,10 @@ ROWS = (
     ("cli",),
     ("installing", "demo"),
     ("report",),
-    ("hook", "export", "startup"),
+    ("hook", "export", "startup", "frozen"),
     ("ops", "vendored_overrides"),
     ("replay", "rewrite", "compat"),
-    ("dispatch", "kernels"),
+    ("dispatch", "kernels", "releases"),
     ("shared",),
 )
 WIDTH, HEIGHT, ACROSS, DOWN = 150, 34, 190, 84

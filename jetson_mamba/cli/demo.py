@@ -15,10 +15,10 @@ from rich.text import Text as Styled
 import jetson_mamba
 from jetson_mamba import advice
 from jetson_mamba.cli import tables
+from jetson_mamba.cli.device import torch_here
 from jetson_mamba.demo import models, text
 from jetson_mamba.demo.result import Trained
 from jetson_mamba.errors import CannotRun
-from jetson_mamba.installing import get_torch
 
 
 def demo(
@@ -46,7 +46,7 @@ def demo(
             f"--output {output}: {error.strerror}; expected a folder that can be written"
         ) from error
     with console.status("importing torch and mamba_ssm"):
-        torch = models.require("torch", get_torch.command_here())
+        torch = torch_here()
         models.require("matplotlib", f"{advice.pip()} install matplotlib")
         package = models.mamba_ssm()
 

@@ -4,7 +4,13 @@ from typing import Any, Optional
 
 from jetson_mamba.demo.models import require
 from jetson_mamba.errors import CannotRun
-from jetson_mamba.installing import get_torch
+from jetson_mamba.releases import get_torch
+from jetson_mamba.report.machine import machine
+
+
+def torch_here() -> Any:
+    """torch; where it is missing, CannotRun with the command that brings this machine's."""
+    return require("torch", get_torch.command(machine().jetpack))
 
 
 def device(name: Optional[str]) -> Any:
@@ -14,7 +20,7 @@ def device(name: Optional[str]) -> Any:
     """
     if name not in (None, "cpu", "cuda"):
         raise CannotRun(f"--device {name}: expected cpu or cuda")
-    torch = require("torch", get_torch.command_here())
+    torch = torch_here()
     if name == "cuda" and not torch.cuda.is_available():
         raise CannotRun("--device cuda: torch sees no GPU; `jetson-mamba doctor` says more")
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -51,6 +51,12 @@ def _show(report: Report) -> None:
         console.print(f"seen   [dim]{escape(finding.message)}[/]", soft_wrap=True)
         console.print(f"why    {escape(finding.why)}", soft_wrap=True)
         console.print(f"do     {_what_to_do(finding)}\n", soft_wrap=True)
+    if report.upstream_faults:
+        console.print("[bold]What this mamba-ssm has wrong itself, and is left as it is:[/]\n")
+    for fault in report.upstream_faults:
+        console.print(f"{escape(fault.what)} [dim]({fault.module})[/]", soft_wrap=True)
+        console.print(f"seen   [dim]{escape(fault.seen)}[/]", soft_wrap=True)
+        console.print(f"do     {escape(fault.instead)}\n", soft_wrap=True)
 
 
 def _what_to_do(finding: Finding) -> str:

@@ -116,6 +116,18 @@ class Op(Generic[Case, Implementation]):
         implementation: Implementation = chosen.value.implementation
         return implementation
 
+    def find(self, case: Any) -> Implementation | None:
+        """The same where it is chosen already, else None; any tuple that equals the case will do.
+
+        To make a named one takes as long as all the rest.
+        """
+        chosen = self._find(case)
+        if chosen is None:
+            return None
+        chosen.used = self._clock()
+        implementation: Implementation = chosen.value.implementation
+        return implementation
+
     def choices(self) -> dict[Case, Choice]:
         """Every case met so far under the selection in force, and what was chosen for it."""
         return {case: outcome.choice for case, outcome in self._chosen.items()}

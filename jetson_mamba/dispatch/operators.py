@@ -71,7 +71,8 @@ def define(
     ``backward`` are as in ``torch.library.register_autograd``. No result may share memory with an
     argument that the schema does not mark as written. ``composed`` computes the same in plain
     tensor operations, which torch's transforms then meet in place of the operator; without it they
-    raise a RuntimeError.
+    raise a RuntimeError. ``decomposed`` is what takes its place where an exported program is
+    decomposed: operations that leave sizes open.
     """
     if not has_operators:
         return None

@@ -14,6 +14,7 @@ from typing import Any, Callable, ContextManager, Sequence, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from .autocast import autocast_dtype
 from .operators import is_compiling
@@ -169,9 +170,8 @@ def twice_differentiable(function: Any, composed: Callable[..., Any]) -> Any:
     copied = composed in _COPIED
 
     def forward(ctx: Any, *inputs: Any) -> Any:
-        own = _Forward(ctx)
-        results = function.forward(own, *inputs)
-        _keep(ctx, own._saved, inputs)
+        results = function.forward(ctx, *inputs)
+        _keep(ctx, inputs)
         return results
 
     def backward(ctx: Any, *dresults: Tensor | None) -> Any:
@@ -213,25 +213,6 @@ class _Twice:
         self.apply = apply
 
 
-class _Forward:
-    """The context that a function's ``forward`` meets: the true one, but for what is saved."""
-
-    __slots__ = ("_ctx", "_saved")
-
-    def __init__(self, ctx: Any) -> None:
-        object.__setattr__(self, "_ctx", ctx)
-        object.__setattr__(self, "_saved", ())
-
-    def save_for_backward(self, *tensors: Tensor | None) -> None:
-        object.__setattr__(self, "_saved", tensors)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._ctx, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._ctx, name, value)
-
-
 class _Backward:
     """The context that a function's ``backward`` meets: what it saved is unpacked already.
 
@@ -251,35 +232,39 @@ class _Backward:
         setattr(self._ctx, name, value)
 
 
-def _keep(ctx: Any, own: Sequence[Tensor | None], inputs: Sequence[Any]) -> None:
-    """Save what the function saves, and of the tensors it was given those that it does not."""
-    saved = list(own)
-    places = {id(tensor): place for place, tensor in enumerate(saved) if tensor is not None}
+def _keep(ctx: Any, inputs: Sequence[Any]) -> None:
+    """Save what the function has saved, and of the tensors it was given those that it has not."""
+    own = ctx.to_save or ()
+    saved = [*own]
+    places = {id(tensor): place for place, tensor in enumerate(own)}
     given: list[Any] = []
     device = None
     for each in inputs:
-        if not isinstance(each, Tensor):
+        kind = type(each)
+        if kind is not Tensor and kind is not Parameter and not isinstance(each, Tensor):
             given.append(each)
             continue
-        device = device or each.device
+        if device is None:
+            device = each.device
         place = places.get(id(each))
-        if place is None and (isinstance(each, torch.nn.Parameter) or _is_variable(each)):
+        if place is not None:
+            given.append(_Saved(place))
+        elif kind is Parameter or _is_owned(each):
             # Its owner keeps it anyway. Saved, it must not change until the backward pass, which
             # the function itself does not ask for.
             given.append(_Leaf(each))
-            continue
-        if place is None:
-            places[id(each)] = place = len(saved)
+        else:
+            given.append(_Saved(len(saved)))
+            places[id(each)] = len(saved)
             saved.append(each)
-        given.append(_Saved(place))
     ctx.save_for_backward(*saved)
     ctx._own = len(own)
     ctx._given = given
     ctx._autocast = None if device is None else (device.type, autocast_dtype(device))
 
 
-def _is_variable(tensor: Tensor) -> bool:
-    return tensor.is_leaf and tensor.requires_grad
+def _is_owned(tensor: Tensor) -> bool:
+    return isinstance(tensor, Parameter) or (tensor.is_leaf and tensor.requires_grad)
 
 
 class _Saved:
@@ -298,7 +283,11 @@ class _Leaf:
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
-        self.version = None if tensor.is_inference() else tensor._version
+        self.version: int | None = None
+        try:  # noqa: SIM105 - a context costs several times as much
+            self.version = tensor._version
+        except RuntimeError:  # made in inference mode, which counts nothing
+            pass
 
     def as_it_was(self) -> Tensor:
         if self.version is not None and self.tensor._version != self.version:
@@ -334,6 +323,8 @@ def _as_forward(autocast: tuple[str, torch.dtype | None] | None) -> ContextManag
 
 def _contiguous(each: Any) -> Any:
     """A tensor whose last axis is not contiguous, made so, where that is not a leaf."""
-    if isinstance(each, Tensor) and each.dim() > 2 and each.stride(-1) != 1 and not each.is_leaf:
+    if type(each) is Parameter or not isinstance(each, Tensor):
+        return each
+    if each.dim() > 2 and each.stride(-1) != 1 and not each.is_leaf:
         return each.contiguous()
     return each

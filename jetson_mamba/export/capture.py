@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import warnings
 from contextlib import contextmanager
 from typing import Any, Callable, Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ def captured(
     Raises CannotRun for what cannot be exported.
     """
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), _quiet(), _functions_serve_transformers():
             program = torch.export.export(module, tuple(args), dynamic_shapes=dynamic_shapes)
             program = program.run_decompositions(_table())
             exported: Any = torch.onnx.export(
@@ -58,16 +59,35 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+@contextmanager
+def _functions_serve_transformers() -> Iterator[None]:
+    """Let transformers call mamba_ssm's functions, as it does when it exports nothing.
+
+    Elsewhere they cannot be exported, so that it goes step by step while torch exports: a file then
+    has one length.
+    """
+    module: Any = sys.modules.get("transformers.integrations.hub_kernels")
+    asked = getattr(module, "is_torchdynamo_exporting", None)
+    if asked is None:
+        yield
+        return
+    module.is_torchdynamo_exporting = lambda: False
+    try:
+        yield
+    finally:
+        module.is_torchdynamo_exporting = asked
+
+
 def _reason(error: BaseException) -> str:
     """One line, of the first that went wrong."""
     while error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, CannotRun):
         return str(error)
-    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    said = " ".join((str(error) or type(error).__name__).split())
     return (
-        f"torch cannot export the model: {line.strip()}; sizes that it fixes are left out of "
-        "dynamic, and what it cannot trace is taken out of forward"
+        "torch cannot export the model; leave sizes that it fixes out of dynamic, and take what "
+        f"cannot be traced out of forward. torch says: {said[:500]}"
     )
 
 

@@ -92,7 +92,7 @@ def plain(model: nn.Module) -> nn.Module:
         each.__module__.startswith("transformers.") and each.__name__ == "PreTrainedModel"
         for each in type(model).__mro__
     )
-    return _WithoutCache(model) if is_of_transformers else model
+    return _WithoutCache(model).train(model.training) if is_of_transformers else model
 
 
 def is_language_model(model: nn.Module) -> bool:

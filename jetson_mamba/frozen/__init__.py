@@ -1,7 +1,8 @@
 """Tells PyInstaller what to put into an application: it asks the entry point ``pyinstaller40``.
 
 It follows the imports of a program, and the hook's own are by name: the overrides, the ops that
-copies call, what stands in for causal_conv1d. mamba_ssm goes in as source, which copies are made of.
+copies call, what stands in for causal_conv1d. mamba_ssm goes in as source, of which copies are
+made.
 """
 
 from __future__ import annotations

@@ -17,4 +17,4 @@ hiddenimports = [
 datas = [
     entry for package in PACKAGES for entry in collect_data_files(package, include_py_files=True)
 ]
-module_collection_mode = {package: "py" for package in PACKAGES}
+module_collection_mode = dict.fromkeys(PACKAGES, "py")

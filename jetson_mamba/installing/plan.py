@@ -7,9 +7,10 @@ import shlex
 from dataclasses import dataclass
 
 from jetson_mamba.errors import CannotRun
-from jetson_mamba.installing import environments, get_torch, together
+from jetson_mamba.installing import environments
 from jetson_mamba.installing.situation import Situation, Torch
-from jetson_mamba.installing.versions import allows, at_least, is_specifier, key
+from jetson_mamba.releases import get_torch, together
+from jetson_mamba.releases.versions import allows, at_least, is_specifier, key
 
 REQUIREMENT = re.compile(r"mamba[-_.]ssm\s*(?P<specifier>[^;@\[\]]*)", re.IGNORECASE)
 WITHOUT_COMPILING = {"MAMBA_SKIP_CUDA_BUILD": "TRUE", "MAMBA_FORCE_BUILD": "TRUE"}

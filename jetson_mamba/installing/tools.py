@@ -8,9 +8,11 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 
-from jetson_mamba.installing.versions import at_least
+from jetson_mamba import advice
+from jetson_mamba.releases.versions import at_least
 
 REPORTS = (22, 2)  # pip's --dry-run and --report
 FOR_OTHERS = (22, 3)  # pip's --python
@@ -35,14 +37,20 @@ class Tool:
         return self.kind == "uv" or at_least(self.version, *REPORTS)
 
     def bring(self, *requirements: str) -> tuple[str, ...]:
-        """The command that installs what is missing of ``requirements``."""
-        return (*self.command, *requirements)
+        """The command that installs what is missing of ``requirements``.
+
+        A pip before 20.3 does not know the tags of the newest wheels, and would build their
+        packages from source, with a compiler for Rust: an older release with a wheel will do.
+        """
+        if self.kind == "uv":
+            return (*self.command, *requirements)
+        return (*self.command, "--prefer-binary", *requirements)
 
     def ask(self, *requirements: str) -> tuple[str, ...]:
         """The command that says what that would install."""
         if self.kind == "uv":
             return (*self.command, "--dry-run", *requirements)
-        return (*self.command, "--quiet", "--dry-run", "--report", "-", *requirements)
+        return (*self.bring("--quiet", "--dry-run", "--report", "-"), *requirements)
 
     def build(self, requirement: str) -> tuple[str, ...]:
         """The command that installs one source distribution again, with what is here.
@@ -63,7 +71,7 @@ def tool(python: str = sys.executable) -> Tool | None:
     Its own pip if it has one; else, as in environments that uv has made, uv, another pip that can
     be told of it, or the pip that Python brings along.
     """
-    if find_spec("pip") is not None:
+    if advice.has_pip():
         # "install" comes last, so that options of that command can follow.
         command = (python, "-m", "pip", "--disable-pip-version-check", "install")
         return Tool("pip", _version_of_pip(), command)
@@ -83,10 +91,14 @@ def tool(python: str = sys.executable) -> Tool | None:
 
 
 def _version_of_pip() -> str:
-    """The pip of this interpreter, asked without importing all of it."""
-    import pip
-
-    return str(getattr(pip, "__version__", "0"))
+    """The pip of this interpreter, read from its text: importing it changes the process."""
+    spec = PathFinder.find_spec("pip")
+    try:
+        with open(str(spec and spec.origin), encoding="utf-8", errors="replace") as file:
+            match = re.search(r"^__version__ = [\"']([^\"']+)", file.read(), re.MULTILINE)
+    except OSError:
+        return "0"
+    return match[1] if match else "0"
 
 
 def _bundled() -> str:

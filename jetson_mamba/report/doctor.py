@@ -20,15 +20,17 @@ from jetson_mamba.report.machine import machine, python
 from jetson_mamba.report.probe import probe
 from jetson_mamba.report.status import Backend, PassedOver, Selected
 from jetson_mamba.report.torch_build import Torch, torch_and_gpus
+from jetson_mamba.report.upstream import UpstreamFault, faults
 
 
 @dataclass(frozen=True)
 class Report:
-    """What is here, and what is wrong with it."""
+    """What is here, what is wrong with it, and what upstream's own text has wrong."""
 
     version: str
     facts: Facts
     findings: tuple[Finding, ...]
+    upstream_faults: tuple[UpstreamFault, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The report as ``doctor.schema.json`` describes it."""
@@ -36,7 +38,8 @@ class Report:
         for each in facts["mamba_ssm"]:
             del each["asks"]
         found = [dataclasses.asdict(each) for each in self.findings]
-        return {"version": self.version, **facts, "findings": found}
+        own = [dataclasses.asdict(each) for each in self.upstream_faults]
+        return {"version": self.version, **facts, "findings": found, "upstream_faults": own}
 
 
 def examine(root: str = "/") -> Report:
@@ -93,4 +96,5 @@ def examine(root: str = "/") -> Report:
         trial_error=probed.get("trial", {}).get("error"),
         path=tuple(path),
     )
-    return Report(jetson_mamba.__version__, facts, findings(facts))
+    own = faults(mambas[0].path) if mambas else ()
+    return Report(jetson_mamba.__version__, facts, findings(facts), own)

@@ -1,7 +1,8 @@
 """Activation at interpreter start, through the ``.pth`` and ``.start`` files in this folder.
 
 Installed, they lie at the top of ``site-packages``. Python 3.15 prefers the ``.start`` file and
-then ignores the ``.pth`` file of the same name (PEP 829); earlier ones know only the ``.pth``.
+then ignores the ``.pth`` file of the same name (PEP 829); earlier ones know only the ``.pth``,
+which does what ``main`` does without importing this package too.
 """
 
 

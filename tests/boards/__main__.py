@@ -20,7 +20,8 @@ def main() -> int:
     strange = [name for name in given.names if name not in known]
     if strange:
         parser.error(f"{strange[0]}: expected one of {', '.join(known)}")
-    reason = None if given.page else roots.prepare_machine()
+    emulated = any(known[name].suite for name in given.names or known)
+    reason = roots.prepare_machine() if emulated and not given.page else None
     if reason:
         print(f"make boards {reason}", file=sys.stderr)
         return 2
@@ -29,7 +30,7 @@ def main() -> int:
         board = known[name]
         print(f"{name}: building", flush=True)
         root = roots.build(board)
-        steps.carry_out(root, board.section, roots.FOLDER / f"{name}.log")
+        steps.carry_out(board, root, roots.FOLDER / f"{name}.log")
         result = page.result(board)
         for step in result["steps"]:
             print("{seconds:5d} s, exit code {code}: {command}".format(**step), flush=True)

@@ -8,9 +8,11 @@ from typing import NamedTuple
 class Board(NamedTuple):
     """An imitation.
 
-    ``suite`` is Debian's, for the Python that it has; ``section`` the heading of the first steps
-    that are taken; ``torch`` a release on PyPI, and ``label`` the version that its record is given
-    in place of PyPI's; ``triton`` is one that is there already; ``pip`` the board's own.
+    ``suite`` is Debian's, for the Python that it has; where there is none, this machine's own
+    interpreter of that version runs in an environment, without emulation and without a board's
+    files. ``section`` is the heading of the first steps that are taken; ``torch`` a release on
+    PyPI, and ``label`` the version that its record is given in place of PyPI's; ``triton`` is one
+    that is there already; ``pip`` the board's own, and ``packages`` what else is there.
     """
 
     name: str
@@ -52,5 +54,15 @@ BOARDS = (
     Board(
         *("jetpack-7", "JetPack 7", "trixie", "3.13", THOR, R38, None, "2.9.1", "2.9.1"),
         triton="3.5.1",
+    ),
+    Board(
+        *("x86-64-python-3.8", "JetPack 5", "", "3.8", "", "", "20.0.2"),
+        *("2.2.2", "2.2.0a0+6a974be.nv23.11"),
+        packages=("numpy==1.24.4", "setuptools==45.2.0"),
+    ),
+    Board(
+        *("x86-64-python-3.10", "JetPack 6", "", "3.10", "", "", "22.0.2"),
+        *("2.4.1", "2.4.0a0+07cecf4168.nv24.5"),
+        packages=("numpy==1.26.4", "setuptools==59.6.0"),
     ),
 )

@@ -92,4 +92,6 @@ def passed(board: Board, result: dict[str, Any]) -> bool:
 
 def _failed(result: dict[str, Any]) -> str:
     last = result["steps"][-1] if result["steps"] else {"command": "nothing", "code": 1}
+    if last["code"] == -1:
+        return f"stopped during `{last['command']}`"
     return f"`{last['command']}` failed ({last['code']})"

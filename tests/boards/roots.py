@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 from tests.boards.declared import Board
+from tests.hook.pythons import interpreters
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 FOLDER = REPOSITORY / ".boards"
@@ -54,6 +55,8 @@ def prepare_machine() -> str | None:
 
 def build(board: Board) -> Path:
     """The root of a board, made anew from what is kept of its suite."""
+    if not board.suite:
+        return _environment(board)
     base = FOLDER / "suites" / board.suite
     if not (base / "usr" / "bin" / "python3").exists():
         _bootstrap(board.suite, base)
@@ -68,13 +71,45 @@ def build(board: Board) -> Path:
     return root
 
 
-def command(root: Path, *arguments: str) -> list[str]:
-    """The command that runs another one inside."""
+def command(board: Board, root: Path, script: str) -> list[str]:
+    """The command that runs a script inside, which lies in ``tmp``."""
     path = "PATH=/usr/local/bin:/usr/bin:/bin"
     # As on a board: no settings of pip that are this machine's, but whom it trusts.
     trusted = "PIP_CERT=/etc/ssl/certs/ca-certificates.crt"
+    if not board.suite:
+        own = [f"PATH={root}/venv/bin:/usr/bin:/bin", f"HOME={root}/root", "LANG=C.UTF-8", trusted]
+        return ["env", "-i", *own, "bash", f"{root}/tmp/{script}"]
     variables = [path, "HOME=/root", "LANG=C.UTF-8", trusted]
-    return ["env", "-i", *variables, CHROOT, str(root), *arguments]
+    return ["env", "-i", *variables, CHROOT, str(root), "/bin/bash", f"/tmp/{script}"]
+
+
+def _environment(board: Board) -> Path:
+    """An environment of this machine's own Python; torch, which is large, is fetched once."""
+    root = FOLDER / board.name
+    python = root / "venv" / "bin" / "python"
+    if not python.exists():
+        found = next((each for each in interpreters() if each.endswith(board.python)), None)
+        if found is None:
+            raise SystemExit(
+                f"{board.name}: needs python{board.python}, on the path or under pyenv"
+            )
+        subprocess.run([found, "-m", "venv", root / "venv"], check=True)
+    pip = [str(python), "-m", "pip"]
+    (site,) = (root / "venv" / "lib").glob("python*/site-packages")
+    if not (site / "torch").exists():
+        subprocess.run([*pip, "install", "--quiet", f"torch=={board.torch}"], check=True)
+    listed = subprocess.run([*pip, "freeze"], capture_output=True, text=True, check=True).stdout
+    kept = {"torch", *(re.sub(r"[<=].*", "", each).lower() for each in NEEDED_BY_TORCH)}
+    names = [re.split("[ =@]", line)[0].lower().replace("_", "-") for line in listed.splitlines()]
+    others = [each for each in names if each not in kept and not each.startswith(("nvidia", "-"))]
+    subprocess.run([*pip, "uninstall", "--quiet", "--yes", *others, "wheel"], check=True)
+    wanted = [f"pip=={board.pip}", *board.packages]
+    subprocess.run([*pip, "install", "--quiet", *wanted], check=True)
+    _relabel(site, board)
+    shutil.rmtree(root / "root", ignore_errors=True)
+    (root / "tmp").mkdir(exist_ok=True)
+    _checkout(root)
+    return root
 
 
 def _bootstrap(suite: str, base: Path) -> None:
@@ -152,7 +187,7 @@ def _relabel(site: Path, board: Board) -> None:
     # A vendor's wheel names no packages of NVIDIA's.
     text = re.sub(r"^Requires-Dist: (nvidia|triton).*\n", "", text, flags=re.MULTILINE)
     (record / "METADATA").write_text(text, encoding="utf-8")
-    if board.label != board.torch:
+    if not record.name.startswith(f"torch-{board.label}."):
         record.rename(record.with_name(f"torch-{board.label}.dist-info"))
         version = site / "torch" / "version.py"
         text = version.read_text()

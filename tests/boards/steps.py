@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.boards import roots
+from tests.boards.declared import Board
 
 FIRST_STEPS = roots.REPOSITORY / "docs" / "first-steps.md"
 MARK = "jetson-mamba-step"
@@ -16,7 +17,7 @@ SECONDS = 5400
 
 @dataclass(frozen=True)
 class Step:
-    """A command, how long it took, and what it printed last."""
+    """A command, how long it took, its exit code (-1: it was stopped), what it printed last."""
 
     command: str
     seconds: int
@@ -37,10 +38,10 @@ def commands(section: str, text: str | None = None) -> list[str]:
     return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
 
 
-def carry_out(root: Path, section: str, log: Path) -> None:
-    """Run a section's commands inside, in one shell, until one fails; ``log`` gets what they say."""
+def carry_out(board: Board, root: Path, log: Path) -> None:
+    """Run a section's commands in one shell until one fails; ``log`` gets what they say."""
     lines = ["cd ~/jetson-mamba"]
-    for command in commands(section):
+    for command in commands(board.section):
         # The doctor finds that there is no GPU, which is so.
         go_on = ":" if "doctor" in command else "[ $code = 0 ] || exit $code"
         lines += [
@@ -53,7 +54,7 @@ def carry_out(root: Path, section: str, log: Path) -> None:
     script.write_text("\n".join(lines) + "\n", encoding="utf-8")
     with log.open("w", encoding="utf-8") as stream:
         subprocess.run(
-            roots.command(root, "/bin/bash", "/tmp/first-steps.sh"),
+            roots.command(board, root, script.name),
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
@@ -68,7 +69,7 @@ def read(given: list[str], output: str) -> list[Step]:
     parts = re.split(rf"^{MARK} begin (\d+)\n", output, flags=re.MULTILINE)[1:]
     for command, began, told in zip(given, parts[::2], parts[1::2]):
         said, mark, ended = told.rpartition(f"{MARK} end ")
-        seconds, code = ended.split()[:2] if mark else (began, "1")
+        seconds, code = ended.split()[:2] if mark else (began, "-1")
         lines = [line.strip() for line in (said if mark else told).splitlines() if line.strip()]
         found.append(
             Step(command, int(seconds) - int(began), int(code), lines[-1] if lines else "")

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from jetson_mamba import advice
-from jetson_mamba.installing import get_torch
+from jetson_mamba.releases import get_torch
+from jetson_mamba.report.machine import machine
 from tests.cli.command import jetson_mamba, shadow
 from tools.releases import release_path
 
@@ -74,7 +75,7 @@ def test_an_output_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "command"),
     [
-        ("torch", get_torch.command_here()),
+        ("torch", get_torch.command(machine().jetpack)),
         ("matplotlib", f"{advice.pip()} install matplotlib"),
         ("mamba_ssm", "jetson-mamba install"),
     ],

@@ -20,19 +20,22 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Bare:
 
 def test_a_bare_machine_is_examined(bare: Bare) -> None:
     done = bare.command("doctor", "--json")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (1, "")
     found = json.loads(done.stdout)
     validate(found, SCHEMA)
-    assert found["torch"] is None and found["findings"] == []
+    assert found["torch"] is None
+    assert [each["symptom"] for each in found["findings"]] == ["no-torch"]
 
 
 def test_a_machine_with_torch_is_examined(tmp_path: Path) -> None:
-    """This environment, which is healthy."""
-    done = jetson_mamba("doctor", "--json", folder=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+    """This environment and a release of mamba-ssm, of which a block of each kind runs."""
+    path = (release_path("2.3.2.post1"),)
+    done = jetson_mamba("doctor", "--json", folder=tmp_path, path=path)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
     found = json.loads(done.stdout)
     validate(found, SCHEMA)
-    assert found["torch"]["error"] is None and found["findings"] == []
+    assert found["torch"]["error"] is None and found["trial_error"] is None
+    assert all(each["cured"] for each in found["findings"])
     served = {each["op"]: each for each in found["backends"]}
     assert set(served) == {"causal_conv1d", "selective_scan", "ssd"}
     for each in served["causal_conv1d"]["passed_over"]:

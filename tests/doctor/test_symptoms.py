@@ -18,7 +18,7 @@ import pytest
 
 from jetson_mamba.errors import Unavailable
 from jetson_mamba.kernels import compiler as compiler_of_kernels
-from jetson_mamba.installing import get_torch
+from jetson_mamba.releases import get_torch
 from jetson_mamba.report.findings import SYMPTOMS
 from jetson_mamba.report.findings.commands import COMPILERS
 from jetson_mamba.report.machine import ELF_MACHINES

@@ -17,7 +17,6 @@ from tests.faults.declared import fault
 from tests.faults.environment import (
     ORDINARY,
     PACKAGES,
-    REPOSITORY,
     STARTUP,
     TARGET,
     Environment,
@@ -26,7 +25,7 @@ from tests.faults.environment import (
     served,
 )
 from tests.hook import test_import, test_tools
-from tests.hook.sandbox import INTERFACE, RECORDER, Sandbox
+from tests.hook.sandbox import INTERFACE, RECORDER, REPOSITORY, Sandbox
 from tests.packaging import test_wheel
 
 UNCHANGED = "upstream's own module is imported, with one warning that says why"

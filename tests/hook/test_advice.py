@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from jetson_mamba import advice
+from jetson_mamba.installing.tools import tool
 from tests.faults.environment import copy_package
 from tests.hook.sandbox import Sandbox
 from tests.hook.test_import import UNKNOWN_FORM, stub_extensions
@@ -62,9 +63,13 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path)
 
 
-def test_a_wheel_from_an_index_comes_from_there_again(project: Project) -> None:
-    project.record()
-    assert project.repair() == f"{PIP} jetson-mamba==0.1.0"
+@pytest.mark.parametrize("record", [None, "{"])
+def test_where_nobody_knows_where_it_came_from_no_command_is_made_up(
+    project: Project, record: str | None
+) -> None:
+    """A pip before 20.1 does not record it, and no index has it."""
+    project.record(record)
+    assert project.repair().startswith("put the files that are missing in ")
 
 
 def test_a_wheel_from_a_file_comes_from_the_file(project: Project, tmp_path: Path) -> None:
@@ -87,9 +92,17 @@ def test_an_archive_is_named_by_its_address(project: Project) -> None:
     assert project.repair() == f"{PIP} https://example.org/x.whl"
 
 
-def test_metadata_that_cannot_be_read_is_taken_for_an_index(project: Project) -> None:
-    project.record("{")
-    assert project.repair() == f"{PIP} jetson-mamba==0.1.0"
+@pytest.mark.parametrize("uv", [True, False])
+def test_where_there_is_no_pip_uv_is_named_if_it_is_there(
+    uv: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("UV", raising=False)
+    monkeypatch.setattr(advice, "has_pip", lambda: False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if uv:
+        (tmp_path / "uv").touch(mode=0o755)
+    named = f"UV_PYTHON={sys.executable} {tmp_path / 'uv'} pip"
+    assert advice.pip() == (named if uv else f"{sys.executable} -m pip")
 
 
 @pytest.mark.parametrize("recorded", [True, False])
@@ -171,3 +184,16 @@ def test_advice_that_cannot_be_had_is_no_error(tmp_path: Path) -> None:
     done = sandbox.run(broken + f"import {TARGET} as module\nprint(module.__file__)")
     assert done.stdout.strip() == str(sandbox.interface)
     assert "What to do: install jetson_mamba again, or set JETSON_MAMBA=off" in done.stderr
+
+
+def test_looking_for_pip_asks_no_finder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of setuptools would switch distutils, and Triton 3.0 then cannot be imported."""
+    asked: list[str] = []
+
+    class Finder:
+        def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+            asked.append(name)
+
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    assert advice.has_pip() and tool() is not None
+    assert "pip" not in asked

@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 
 from jetson_mamba.errors import CannotRun
-from jetson_mamba.installing import get_torch, together
 from jetson_mamba.installing.plan import Plan, plan
 from jetson_mamba.installing.situation import Situation, Torch
 from jetson_mamba.installing.tools import Tool
-from jetson_mamba.installing.versions import allows, at_least
+from jetson_mamba.releases import get_torch, together
+from jetson_mamba.releases.versions import allows, at_least
 from jetson_mamba.report.machine import Machine
 
 PIP = Tool("pip", "24.0", ("python3", "-m", "pip", "install"))

@@ -8,8 +8,8 @@ import pytest
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from jetson_mamba.installing.together import MAMBA_SSM
-from jetson_mamba.installing.versions import allows, at_least, is_specifier, key
+from jetson_mamba.releases.together import MAMBA_SSM
+from jetson_mamba.releases.versions import allows, at_least, is_specifier, key
 
 SPECIFIERS = [
     *(f"{comparison}{version}" for comparison in ("==", "!=", "<=", ">=", "<", ">", "~=")

@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from jetson_mamba.ops import ssd
 from jetson_mamba.ops.ssd import cuda, cuda_backward, cuda_forward
-from jetson_mamba.ops.ssd.contract import Mixer
+from jetson_mamba.ops.ssd.contract import Case, Mixer
 from tests.gpu.ssd_cases import BRAIN, FLOAT, backward_errors, drawn, forward_errors
 from tests.kernels.emulated import emulate
 from tests.references.ssd import ssd_mixer
@@ -63,6 +64,17 @@ def test_a_scan_and_its_gradients_agree_with_float64(
     assert all(error < TOLERANCE[dtype] for error, _ in errors.values()), errors
 
 
+def test_the_trial_of_the_op_accepts_the_kernels_and_no_wrong_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = Case(torch.device("cpu"), FLOAT, number=BRAIN, headdim=24, dstate=16)
+    ssd._trial(cuda.IMPLEMENTATION, case)
+    right = cuda_forward.forward
+    monkeypatch.setattr(cuda_forward, "forward", lambda scan: (right(scan)[0] * 2, None))
+    with pytest.raises(RuntimeError, match="expected"):
+        ssd._trial(cuda.IMPLEMENTATION, case)
+
+
 def mixer_of(ngroups: int = 2) -> tuple[Mixer, dict[str, Tensor]]:
     torch.manual_seed(0)
     heads, headdim, dstate, seqlen = 4, 16, 16, 70
@@ -95,8 +107,8 @@ def mixer_of(ngroups: int = 2) -> tuple[Mixer, dict[str, Tensor]]:
 
 def test_a_mixer_and_its_gradients_agree_with_float64() -> None:
     given, tensors = mixer_of()
-    leaves = {name: each.clone().requires_grad_() for name, each in tensors.items()}
-    exact = {name: each.double().requires_grad_() for name, each in tensors.items()}
+    leaves: dict[str, Any] = {name: each.clone().requires_grad_() for name, each in tensors.items()}
+    exact: dict[str, Any] = {name: each.double().requires_grad_() for name, each in tensors.items()}
     out, state = cuda.mixer(given._replace(**leaves))
     expected, last = ssd_mixer(
         **exact, headdim=16, ngroups=2, rmsnorm_eps=1e-5, norm_before_gate=False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Iterator
 
 import pytest
@@ -11,6 +12,7 @@ from tests.forks import Workers
 from tests.matrix.cell import Cell, Outcome
 from tests.matrix.cells import distinct_texts, reduced_cells
 from tests.matrix.workers import run_all, workers
+from tests.without_triton.environment import Bare
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +29,17 @@ def outcomes_of(cells: list[Cell], started: Workers) -> dict[Cell, Outcome]:
 
 def test_each_text_works_with_each_generation_and_with_none(started: Workers) -> None:
     outcomes = outcomes_of(reduced_cells(), started)
+    assert len(outcomes) == 6 * len(distinct_texts())
+    assert {cell: outcome for cell, outcome in outcomes.items() if not outcome.works} == {}
+    assert {cell: outcome.warnings for cell, outcome in outcomes.items() if outcome.warnings} == {}
+
+
+def test_the_same_where_there_is_no_triton(tmp_path: Path) -> None:
+    # Without the hook the texts that import it are not imported at all.
+    alone = Cell("2.2.4", "1.5.0.post8", False)
+    with workers(tmp_path / "cache", processes=1, bare=Bare(tmp_path / "bare")) as started:
+        outcomes = outcomes_of([*reduced_cells(), alone], started)
+    assert "No module named 'triton'" in str(outcomes.pop(alone).raised)
     assert len(outcomes) == 6 * len(distinct_texts())
     assert {cell: outcome for cell, outcome in outcomes.items() if not outcome.works} == {}
     assert {cell: outcome.warnings for cell, outcome in outcomes.items() if outcome.warnings} == {}

@@ -7,11 +7,14 @@ from typing import Any, Callable, Sequence
 
 from tests import forks
 from tests.matrix.cell import Cell, Outcome, run
+from tests.without_triton.environment import Bare
 
 
-def workers(cache: Path, processes: int = 2) -> forks.Workers:
-    """The processes, which keep copies in ``cache``."""
-    return forks.Workers(__name__, cache, processes)
+def workers(cache: Path, processes: int = 2, bare: Bare | None = None) -> forks.Workers:
+    """The processes, which keep copies in ``cache``; with ``bare`` they see no Triton."""
+    if bare is None:
+        return forks.Workers(__name__, cache, processes)
+    return forks.Workers(__name__, cache, processes, bare.OPTIONS, bare.environment())
 
 
 def run_all(

@@ -25,6 +25,8 @@ from tests.noticed.harmless import HARMLESS
 MODULES = (*interpreters.TORCH, "pytest", "_pytest.assertion.rewrite", "einops")
 SECONDS = 900
 NO_TESTS = 5
+# How pytest begins a line about a test that does not pass.
+FAILED = ("FAILED ", "ERROR ")
 
 
 def main() -> None:
@@ -104,9 +106,19 @@ def noticing(tree: Path, file: Path, change: Change, stages: list[list[str]]) ->
     try:
         write(path, change.text)
         found = (failing(tree, chosen) for chosen in stages if chosen)
-        return next((each for each in found if each is not None), None)
+        by = next((each for each in found if each is not None), None)
     finally:
         write(path, before)
+    if by is not None and by not in _passing and by.startswith(FAILED):
+        test = by.partition(" ")[2]
+        if failing(tree, [test]) is not None:
+            raise RuntimeError(f"{test} fails without a change")
+        _passing.add(by)
+    return by
+
+
+# Tests that have noticed something, and pass where nothing is changed.
+_passing: set[str] = set()
 
 
 def failing(tree: Path, chosen: list[str]) -> str | None:
@@ -133,7 +145,7 @@ def failing(tree: Path, chosen: list[str]) -> str | None:
         return f"a process that ends by signal {-done.returncode}"
     if done.returncode == NO_TESTS:
         raise RuntimeError(f"no test is run of {', '.join(chosen)}")
-    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    failed = [line for line in done.stdout.splitlines() if line.startswith(FAILED)]
     return failed[0].split(" - ")[0] if failed else (done.stderr.splitlines() or ["an error"])[-1]
 
 

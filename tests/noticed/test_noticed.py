@@ -89,6 +89,14 @@ def test_a_change_is_noticed_by_the_test_that_fails_and_undone(tmp_path: Path) -
         assert (tmp_path / file).read_text() == text
 
 
+def test_a_test_that_fails_without_a_change_notices_nothing(tmp_path: Path) -> None:
+    (tmp_path / "package.py").write_text("x = 1\n")
+    (tmp_path / "test_it.py").write_text("def test_it():\n    raise ValueError\n")
+    changed = change("x = 1\n", "x = 2\n")
+    with pytest.raises(RuntimeError, match=r"test_it\.py::test_it fails without"):
+        noticed.noticing(tmp_path, Path("package.py"), changed, [["test_it.py"]])
+
+
 def test_the_copy_is_of_the_tree_and_apart_from_it(tmp_path: Path) -> None:
     noticed.copy(tmp_path / "tree")
     for name in ("jetson_mamba/__init__.py", "tests/noticed/parts.py", "pyproject.toml"):

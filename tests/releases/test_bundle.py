@@ -53,6 +53,21 @@ def test_every_release_is_bundled_once_for_each_text_and_what_it_reaches(site: P
         "mamba_simple": 12,
         "mamba2": 14,
         "mamba2_simple": 13,
+        "mha": 2,
+        "ssd_bmm": 2,
+        "ssd_chunk_scan": 7,
+        "ssd_chunk_state": 8,
+        "ssd_state_passing": 2,
+        "mamba3_siso_combined": 1,
+        "mamba3_siso_step": 1,
+        "mamba3_mimo_rotary_step": 1,
+        "mamba3_mimo": 1,
+        # With tilelang or CuTe and without; the others only without.
+        "mamba3_step_fn": 2,
+        "mamba3_mimo_fwd": 1,
+        "mamba3_mimo_fwd_varlen": 1,
+        "mamba3_mimo_bwd": 1,
+        "mamba3_mimo_bwd_varlen": 1,
     }
     assert "Apache License" in (folder / bundle.LICENCE).read_text()
     for path in folder.glob("*.py"):

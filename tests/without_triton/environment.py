@@ -42,6 +42,12 @@ FAILING_ALLOCATOR = """
 def set_allocator(allocator):
     raise RuntimeError("0 active drivers ([]). There should only be one.")
 """
+FAILING_TUNER = """
+def autotune(configs, key, **options):
+    def decorator(fn):
+        raise RuntimeError("0 active drivers ([]). There should only be one.")
+    return decorator
+"""
 BROKEN = "raise ImportError('libtriton.so: undefined symbol: Py_of_another')\n"
 
 
@@ -51,6 +57,9 @@ class Bare:
     ``triton`` is the text of one in ``late``, a folder that is to be put on the path when torch is
     there: torch asks more of a Triton than mamba_ssm does.
     """
+
+    # It reads no file of site-packages that would bring them back.
+    OPTIONS = ("-S",)
 
     def __init__(self, folder: Path, triton: str | None = None) -> None:
         self.folder = folder
@@ -71,12 +80,11 @@ class Bare:
         self, *arguments: str, release: str | None = LATEST, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """Run an interpreter to its end."""
-        own = [release_path(release)] if release else []
         return subprocess.run(
-            [sys.executable, "-S", *arguments],
+            [sys.executable, *self.OPTIONS, *arguments],
             env={
                 **{name: value for name, value in os.environ.items() if "JETSON_MAMBA" not in name},
-                "PYTHONPATH": os.pathsep.join(map(str, (*own, REPOSITORY, self.site))),
+                **self.environment(release),
                 "JETSON_MAMBA_CACHE": str(self.folder.parent / "cache"),
                 "OMP_NUM_THREADS": "1",
                 **environment,
@@ -87,6 +95,11 @@ class Bare:
             check=False,
             timeout=300,
         )
+
+    def environment(self, release: str | None = None) -> dict[str, str]:
+        """What such an interpreter finds its packages by."""
+        own = [release_path(release)] if release else []
+        return {"PYTHONPATH": os.pathsep.join(map(str, (*own, REPOSITORY, self.site)))}
 
     def printed(self, *arguments: str, release: str | None = LATEST, **environment: str) -> str:
         """What an interpreter prints, which must end well."""

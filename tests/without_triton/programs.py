@@ -48,7 +48,12 @@ def _source(module: Any) -> str:
 
 def nobody_sees_triton() -> Results:
     """Everybody who asks for Triton hears no, before and after mamba_ssm is there."""
+    import pickle
+    import pkgutil
+    from importlib import metadata
     from importlib.util import find_spec
+
+    from transformers.utils import import_utils
 
     for _ in range(2):
         try:
@@ -61,6 +66,18 @@ def nobody_sees_triton() -> Results:
     assert not [name for name in sys.modules if name.partition(".")[0] == "triton"]
     _triton: Any = import_module("torch.utils._triton")
     assert not _triton.has_triton_package() and not _triton.has_triton()
+    assert not import_utils.is_triton_available()
+    assert "triton" not in {each.name for each in pkgutil.iter_modules()}
+    assert "triton" not in {each.metadata["Name"] for each in metadata.distributions()}
+    try:
+        metadata.version("triton")
+        raise AssertionError("triton has a version")
+    except metadata.PackageNotFoundError:
+        pass
+    # What launches its kernels is found by its name, as without the hook.
+    ssd_bmm: Any = import_module("mamba_ssm.ops.triton.ssd_bmm")
+    for function in (ssd_bmm._bmm_chunk_fwd, ssd_bmm._bmm_chunk_bwd):
+        assert pickle.loads(pickle.dumps(function)) is function
     yield "seen", 0.0
 
 
@@ -128,29 +145,33 @@ def transformers_models() -> Results:
 
 def no_op() -> Results:
     """Kernels that nothing takes the place of say so."""
-    mamba3: Any = import_module("mamba_ssm.modules.mamba3")
-
+    angle_dt: Any = import_module("mamba_ssm.ops.triton.mamba3.angle_dt")
     ssd_bmm: Any = import_module("mamba_ssm.ops.triton.ssd_bmm")
     a = torch.randn(1, 16, 16)
     calls: dict[str, Callable[[], Any]] = {
-        "ssd_bmm._bmm_chunk_fwd": lambda: ssd_bmm._bmm_chunk_fwd(a, a, 16),
-        "angle_dt.angle_dt_fwd": lambda: mamba3.Mamba3(64, d_state=16, headdim=16)(
-            torch.randn(1, 8, 64)
-        ),
+        "ssd_bmm._bmm_chunk_bwd": lambda: ssd_bmm._bmm_chunk_bwd(a, a.unsqueeze(1)),
+        "angle_dt.angle_dt_fwd": lambda: angle_dt.angle_dt_fwd(a.unsqueeze(-1), a),
     }
     for name, call in calls.items():
         try:
             call()
         except RuntimeError as error:
             (sentence,) = str(error).splitlines()
-            assert name in sentence and "pip install" in sentence, sentence
+            assert name in sentence and "`jetson-mamba doctor`" in sentence, sentence
             assert "Triton is not installed" in sentence or "Triton 3" in sentence, sentence
             yield name, 0.0
     try:
-        ssd_bmm._bmm_chunk_fwd(chunk=16)
+        ssd_bmm._bmm_chunk_bwd(chunk=16)
     except TypeError as error:
         assert "chunk" in str(error)
         yield "arguments", 0.0
+
+
+def mamba3() -> Results:
+    """Blocks of Mamba-3 compute as they do beside a Triton that cannot run either."""
+    from tests.releases import launched
+
+    yield from launched.mamba3()
 
 
 CHECKS = {
@@ -162,7 +183,7 @@ CHECKS = {
         each.__name__: each
         for each in (
             *(releases, nobody_sees_triton, mamba2_simple, language_models),
-            *(transformers_models, no_op),
+            *(transformers_models, no_op, mamba3),
         )
     },
 }

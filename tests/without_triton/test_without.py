@@ -8,11 +8,20 @@ import pytest
 import torch
 
 from tests.references.tolerance import relative_norm
-from tests.without_triton.environment import BROKEN, FAILING_ALLOCATOR, SMALL_TRITON, Bare
+from tests.without_triton.environment import (
+    BROKEN,
+    FAILING_ALLOCATOR,
+    FAILING_TUNER,
+    SMALL_TRITON,
+    Bare,
+)
 from tools.releases import INCOMPLETE, MAMBA_SSM
 
 TRITON_3_0 = SMALL_TRITON.format(version="3.0.0")
-TRITON_3_2 = SMALL_TRITON.format(version="3.2.0") + FAILING_ALLOCATOR
+# Without a driver these fail in a decorator, before anything is launched.
+TRITON_3_2 = SMALL_TRITON.format(version="3.2.0") + FAILING_TUNER
+TRITON_3_3 = SMALL_TRITON.format(version="3.3.1") + FAILING_TUNER + FAILING_ALLOCATOR
+OTHER_3_3 = SMALL_TRITON.format(version="3.3.1") + FAILING_ALLOCATOR
 TRITON_3_6 = SMALL_TRITON.format(version="3.6.0") + "def set_allocator(allocator):\n    pass\n"
 # Imports all of a release, takes a step of Mamba-2, and says how.
 PROGRAM = """
@@ -59,7 +68,7 @@ def test_every_release_is_imported(bare: Bare) -> None:
 def test_models_train_and_generate_and_compile(bare: Bare) -> None:
     trained = ("mamba", "mamba2", "mamba_inner", "mamba2_simple", "language_models")
     others = ("decoding1", "decoding2", "traced_model", "traced_model_of_mamba")
-    found = results(bare, *trained, *others, "no_op", "nobody_sees_triton")
+    found = results(bare, *trained, *others, "mamba3", "no_op", "nobody_sees_triton")
     assert sum(name.startswith("no_op") for name in found) == 3
     # A slope is that between two losses, whose A is rounded to float32.
     slopes = [found.pop(f"language_models {layer} slope") for layer in ("Mamba1", "Mamba2")]
@@ -79,8 +88,6 @@ def test_transformers_takes_its_fast_path(bare: Bare) -> None:
         computed.append(torch.load(bare.folder / "computed.pt"))
     fast, slow = computed
     assert len(fast) == 9 and fast.keys() == slow.keys()
-    # Its two paths differ as much where there is a Triton.
-    slow.pop("FalconMamba")
     for model, expected in slow.items():
         assert fast[model].keys() == expected.keys()
         for name, right in expected.items():
@@ -91,9 +98,12 @@ def test_transformers_takes_its_fast_path(bare: Bare) -> None:
     ("triton", "served", "reason"),
     [
         (TRITON_3_0, True, "Triton 3.0.0 has no set_allocator"),
-        (TRITON_3_2, True, "Triton 3.2.0 cannot set an allocator here (0 active drivers"),
+        (TRITON_3_2, False, "Triton 3.2.0 cannot be used here (autotune: 0 active drivers"),
+        (TRITON_3_3, False, "Triton 3.3.1 cannot be used here (autotune: 0 active drivers"),
+        (OTHER_3_3, True, "Triton 3.3.1 cannot be used here (set_allocator: 0 active drivers"),
         (BROKEN, False, "Triton cannot be imported (ImportError: libtriton.so: undefined symbol"),
     ],
+    ids=["3.0", "3.2", "3.3", "3.3 whose tuner works", "broken"],
 )
 def test_a_triton_that_cannot_serve_is_told_once(
     triton: str, served: bool, reason: str, bare: Bare, tmp_path: Path

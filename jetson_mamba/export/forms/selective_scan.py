@@ -164,6 +164,5 @@ def _gated(write: Writer, given: SelectiveScan, y: Any, signal: Any) -> Any:
 
 
 def _input(name: str, write: Writer, shape: list[Any]) -> Value:
-    return ir.Value(
-        name=f"{write.name}.{name}", shape=ir.Shape(shape), type=ir.TensorType(write.onnx_dtype)
-    )
+    kind = ir.TensorType(write.onnx_dtype)
+    return ir.Value(name=f"{write.name}.{name}", shape=ir.Shape(shape), type=kind)

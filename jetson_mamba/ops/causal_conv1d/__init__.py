@@ -91,11 +91,16 @@ def causal_conv1d_fn(
             check_states("final_states_out", place, x, weight)
         if place.dtype != x.dtype or chosen is not Way.KERNELS:
             place = None
-    weight, bias = _of_one_dtype(weight, bias)
+    if bias is not None and bias.dtype != weight.dtype:
+        weight, bias = _of_one_dtype(weight, bias)
     if initial_states is not None and initial_states.dtype != x.dtype:
         initial_states = initial_states.to(x.dtype)
     wanted = return_final_states or final_states_out is not None
     if chosen is Way.KERNELS:
+        if not wanted and not torch.is_grad_enabled():
+            return _implementation(x, weight).forward(
+                x, weight, bias, seq_idx, initial_states, None, silu
+            )
         out, states = _launched(x, weight, bias, seq_idx, initial_states, wanted, place, silu)
     elif chosen is Way.OPERATORS:
         if initial_states is not None and final_states_out is not None:
@@ -277,7 +282,8 @@ def causal_conv1d_update(
             check_update(steps, conv_state, weight, bias, cache_seqlens, conv_state_indices)
     else:
         check_update(steps, conv_state, weight, bias, cache_seqlens, conv_state_indices)
-    weight, bias = _of_one_dtype(weight, bias)
+    if bias is not None and bias.dtype != weight.dtype:
+        weight, bias = _of_one_dtype(weight, bias)
     inputs, state = steps, conv_state
     if x.dtype != conv_state.dtype:
         # In the wider dtype, so that the state keeps what it held as it was.
@@ -369,7 +375,8 @@ def _implementation(x: Tensor, weight: Tensor) -> Implementation:
     if x.numel() == 0:
         # No kernel is launched for nothing; the PyTorch functions mind no size.
         return pytorch.IMPLEMENTATION
-    return OP.implementation(Case(x.device, x.dtype, weight.dtype, weight.shape[1]))
+    case = (x.device, x.dtype, weight.dtype, weight.shape[1])
+    return OP.find(case) or OP.implementation(Case(*case))
 
 
 def _converted(given: tuple[Any, ...]) -> Any:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 _REAL = "float16, bfloat16, float32 or float64"
@@ -26,27 +29,34 @@ def check(
     initial_states: Tensor | None,
 ) -> None:
     """Raise unless the arguments fit each other."""
-    for name, tensor in (("x", x), ("weight", weight)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: expected a tensor, found {type(tensor).__name__}")
-        if tensor.dtype not in DTYPES:
-            raise TypeError(f"{name}: expected {_REAL}, found {tensor.dtype}")
-    if x.dim() != 3:
-        raise ValueError(f"x: expected shape (batch, dim, seqlen), found {tuple(x.shape)}")
-    dim = x.shape[1]
-    if weight.dim() != 2 or weight.shape[0] != dim or weight.shape[1] < 2:
+    # What has none of these dtypes is looked at again, to be told by its right name.
+    if getattr(x, "dtype", None) not in DTYPES:
+        _refuse("x", x)
+    if getattr(weight, "dtype", None) not in DTYPES:
+        _refuse("weight", weight)
+    # Asked for once: to ask a tensor costs as much as all that is done with the answer.
+    shape, taps, device = x.shape, weight.shape, x.device
+    if len(shape) != 3:
+        raise ValueError(f"x: expected shape (batch, dim, seqlen), found {tuple(shape)}")
+    batch, dim, seqlen = shape
+    if len(taps) != 2 or taps[0] != dim or taps[1] < 2:
         raise ValueError(
-            f"weight: expected shape (dim, width) = ({dim}, 2 or more), found {tuple(weight.shape)}"
+            f"weight: expected shape (dim, width) = ({dim}, 2 or more), found {tuple(taps)}"
         )
-    if weight.device != x.device:
-        raise ValueError(f"weight: expected device {x.device}, as x, found {weight.device}")
+    if weight.device != device:
+        raise ValueError(f"weight: expected device {device}, as x, found {weight.device}")
     if bias is not None:
-        expect("bias", bias, (dim,), "(dim,)", DTYPES, x.device)
+        expect("bias", bias, (dim,), "(dim,)", DTYPES, device)
     if seq_idx is not None:
-        shape = (x.shape[0], x.shape[2])
-        expect("seq_idx", seq_idx, shape, "(batch, seqlen)", torch.int32, x.device)
+        expect("seq_idx", seq_idx, (batch, seqlen), "(batch, seqlen)", torch.int32, device)
     if initial_states is not None:
         check_states("initial_states", initial_states, x, weight)
+
+
+def _refuse(name: str, tensor: object) -> NoReturn:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a tensor, found {type(tensor).__name__}")
+    raise TypeError(f"{name}: expected {_REAL}, found {tensor.dtype}")
 
 
 def check_backward(
@@ -82,17 +92,16 @@ def check_update(
     least = weight.shape[1] - 1
     if not isinstance(conv_state, Tensor):
         raise TypeError(f"conv_state: expected a tensor, found {type(conv_state).__name__}")
-    entries = conv_state.shape[0] if conv_state_indices is not None and conv_state.dim() else batch
-    length = max(conv_state.shape[-1], least) if conv_state.dim() else least
-    shape = (entries, dim, length)
+    found = conv_state.shape
+    entries = found[0] if conv_state_indices is not None and found else batch
+    shape = (entries, dim, max(found[-1], least) if found else least)
     meaning = f"(batch or entries, dim, {least} or more)"
     expect("conv_state", conv_state, shape, meaning, DTYPES, steps.device)
-    for name, tensor in (
-        ("cache_seqlens", cache_seqlens),
-        ("conv_state_indices", conv_state_indices),
-    ):
-        if tensor is not None:
-            expect(name, tensor, (batch,), "(batch,)", torch.int32, steps.device)
+    if cache_seqlens is not None:
+        expect("cache_seqlens", cache_seqlens, (batch,), "(batch,)", torch.int32, steps.device)
+    if conv_state_indices is not None:
+        of = "conv_state_indices"
+        expect(of, conv_state_indices, (batch,), "(batch,)", torch.int32, steps.device)
 
 
 def check_states(name: str, states: Tensor, x: Tensor, weight: Tensor) -> None:
@@ -110,14 +119,16 @@ def expect(
     device: torch.device,
 ) -> None:
     """Raise unless a tensor is of the shape, of the dtype or one of them, and on the device."""
-    if not isinstance(tensor, Tensor):
+    if type(tensor) is not Parameter and not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a tensor, found {type(tensor).__name__}")
-    if tensor.shape != shape:
-        raise ValueError(f"{name}: expected shape {meaning} = {shape}, found {tuple(tensor.shape)}")
-    if isinstance(dtype, torch.dtype):
-        if tensor.dtype != dtype:
-            raise TypeError(f"{name}: expected dtype {dtype}, found {tensor.dtype}")
-    elif tensor.dtype not in dtype:
-        raise TypeError(f"{name}: expected {_REAL}, found {tensor.dtype}")
+    found = tensor.shape
+    if found != shape:
+        raise ValueError(f"{name}: expected shape {meaning} = {shape}, found {tuple(found)}")
+    of = tensor.dtype
+    if dtype is DTYPES:
+        if of not in DTYPES:
+            raise TypeError(f"{name}: expected {_REAL}, found {of}")
+    elif of != dtype:
+        raise TypeError(f"{name}: expected dtype {dtype}, found {of}")
     if tensor.device != device:
         raise ValueError(f"{name}: expected device {device}, as x, found {tensor.device}")

@@ -8,9 +8,11 @@ as upstream's kernel does, in float32 whatever the dtypes, and as that does reco
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from jetson_mamba.dispatch.backends import Op
 from jetson_mamba.dispatch.in_place import count_write, version
@@ -19,6 +21,8 @@ from jetson_mamba.dispatch.tracing import sizes, untraced
 
 from .contract import Case, Implementation, Step
 from .pytorch import composed, update
+
+_OPTIONAL = ("D", "z", "dt_bias")
 
 
 @torch.no_grad()
@@ -53,21 +57,21 @@ def selective_state_update(
 
     Raises ValueError or TypeError for arguments that do not fit together.
     """
-    _check_dtypes(
-        {"state": state, "x": x, "dt": dt, "A": A, "B": B, "C": C},
-        {"D": D, "z": z, "dt_bias": dt_bias},
-    )
-    if state.dim() not in (3, 4):
+    _check_dtypes(state=state, x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias)
+    axes = state.dim()
+    if axes not in (3, 4):
         raise ValueError(
             "state: expected shape (states, nheads, dim, dstate) or (states, dim, dstate), "
             f"found {tuple(state.shape)}"
         )
     found = way(state, x, dt, A, B, C, D, z, dt_bias)
-    has_heads = state.dim() == 4
+    # Only what is composed can be traced.
+    shape_of = sizes if found is Way.COMPOSED else _shape
+    has_heads = axes == 4
     states = state if has_heads else state.unsqueeze(1)
-    count, nheads, dim, dstate = sizes(states)
-    batch = sizes(x)[0] if x.dim() else 0
-    ngroups = sizes(B)[1] if B.dim() == 3 else 1
+    count, nheads, dim, dstate = shape_of(states)
+    batch = shape_of(x)[0] if x.dim() else 0
+    ngroups = shape_of(B)[1] if B.dim() == 3 else 1
     if ngroups < 1 or nheads % ngroups:
         raise ValueError(
             f"B: its second axis, ngroups, must be a divisor of nheads={nheads}, found {ngroups}"
@@ -75,17 +79,17 @@ def selective_state_update(
     per_step = {"batch": batch, "nheads": nheads, "dim": dim}
     per_group = {"batch": batch, "ngroups": ngroups, "dstate": dstate}
     per_channel = {"nheads": nheads, "dim": dim}
-    x = _fitted("x", x, per_step)
-    dt = _fitted("dt", dt, per_step)
-    A = _fitted("A", A, {**per_channel, "dstate": dstate})
-    B = _fitted("B", B, per_group)
-    C = _fitted("C", C, per_group)
+    x = _fitted("x", x, per_step, shape_of)
+    dt = _fitted("dt", dt, per_step, shape_of)
+    A = _fitted("A", A, {**per_channel, "dstate": dstate}, shape_of)
+    B = _fitted("B", B, per_group, shape_of)
+    C = _fitted("C", C, per_group, shape_of)
     if D is not None:
-        D = _fitted("D", D, per_channel)
+        D = _fitted("D", D, per_channel, shape_of)
     if z is not None:
-        z = _fitted("z", z, per_step)
+        z = _fitted("z", z, per_step, shape_of)
     if dt_bias is not None:
-        dt_bias = _fitted("dt_bias", dt_bias, per_channel)
+        dt_bias = _fitted("dt_bias", dt_bias, per_channel, shape_of)
     if state_batch_indices is not None:
         with untraced() if found is Way.COMPOSED else nullcontext():
             _check_indices(state_batch_indices, batch, count, found)
@@ -169,28 +173,40 @@ def _check_indices(indices: Tensor, batch: int, count: int, found: Way) -> None:
             )
 
 
-def _fitted(name: str, tensor: Tensor, axes: dict[str, int]) -> Tensor:
+def _fitted(
+    name: str,
+    tensor: Tensor,
+    axes: dict[str, int],
+    shape_of: Callable[[Tensor], tuple[int, ...]],
+) -> Tensor:
     """The tensor with all of its axes, of which that of heads or groups may have been left out.
 
     Raises ValueError where its shape is another.
     """
     optional = "ngroups" if "ngroups" in axes else "nheads"
-    if tensor.dim() == len(axes) - 1:
+    shape = shape_of(tensor)
+    if len(shape) == len(axes) - 1:
         tensor = tensor.unsqueeze(list(axes).index(optional))
-    if sizes(tensor) != tuple(axes.values()):
+        shape = shape_of(tensor)
+    if shape != tuple(axes.values()):
         meaning = ", ".join(f"{axis}={size}" for axis, size in axes.items())
         raise ValueError(
             f"{name}: expected shape ({meaning}), where {optional} may be left out if it is 1, "
-            f"found {sizes(tensor)}"
+            f"found {tuple(shape)}"
         )
     return tensor
 
 
-def _check_dtypes(required: dict[str, Tensor], optional: dict[str, Tensor | None]) -> None:
-    for name, tensor in {**required, **optional}.items():
-        if tensor is None and name in optional:
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tensor.shape
+
+
+def _check_dtypes(**tensors: Tensor | None) -> None:
+    """Raise unless all are floating tensors, or None where they may be."""
+    for name, tensor in tensors.items():
+        if tensor is None and name in _OPTIONAL:
             continue
-        if not isinstance(tensor, Tensor):
+        if type(tensor) is not Parameter and not isinstance(tensor, Tensor):
             raise TypeError(f"{name}: expected a tensor, found {type(tensor).__name__}")
-        if not tensor.is_floating_point():
+        if not tensor.dtype.is_floating_point:
             raise TypeError(f"{name}: expected a floating dtype, found {tensor.dtype}")

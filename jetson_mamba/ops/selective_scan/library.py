@@ -273,10 +273,20 @@ def _composed_backward(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(or_empty(gradient, dout) for gradient in found)
 
 
+def _refuse_in_onnx() -> None:
+    """ONNX has no complex numbers; what is left of a program without them would say so late."""
+    if torch.onnx.is_in_onnx_export():
+        raise RuntimeError(
+            "A: expected real numbers, found complex ones, which ONNX does not have; export a "
+            "model with real A"
+        )
+
+
 def _decomposed_rows(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     *of, rows = arguments
     scan = Scan(*of)
     if scan.A.is_complex():
+        _refuse_in_onnx()
         return _composed_rows(*arguments)
     out, last, out_z = decomposed.scanned(scan)
     # No backend reads another row, nor a decay.
@@ -287,6 +297,7 @@ def _decomposed_rows(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _decomposed_output(*arguments: Any) -> Tensor:
     scan = Scan(*arguments)
     if scan.A.is_complex():
+        _refuse_in_onnx()
         return _composed_output(*arguments)
     out, _, out_z = decomposed.scanned(scan)
     return out if out_z is None else out_z

@@ -43,7 +43,7 @@ from .mixer import (
 
 LEAST_CAPABILITY = (8, 0)
 # States up to which the kernels have registers and shared memory, in 16 bits and in 32.
-MOST_STATES = {2: 256, 4: 128}
+MOST_STATES = {torch.float32: 128, torch.float16: 256, torch.bfloat16: 256}
 KERNELS = ("ssd_forward", "ssd_states", "ssd_backward")
 
 
@@ -58,8 +58,8 @@ def load(case: Case) -> Implementation:
         raise Unavailable(f"made for float32, float16 and bfloat16, not for {case.dtype}")
     if case.rounds_states:
         raise Unavailable("keeps no states between chunks that could be rounded")
-    if case.dstate > MOST_STATES[number.itemsize]:
-        most = MOST_STATES[number.itemsize]
+    most = MOST_STATES[number]
+    if case.dstate > most:
         raise Unavailable(f"made for dstate up to {most} of {number}, not {case.dstate}")
     index = device.index or 0
     capability = torch.cuda.get_device_capability(index)

@@ -53,7 +53,11 @@ class Variant(NamedTuple):
         return 3 if self.states <= WIDE else 2
 
     def made(self, kernel: str) -> int:
-        """Of how many one is made that a kernel computes: 8 bits are fewer than a sum deserves."""
+        """Of how many one is made that a kernel computes.
+
+        Rounded to 8 bits, the factors of an output would together add to its error as much as its
+        own rounding does. Two pieces cost the forward pass a quarter (``docs/kernels.md``).
+        """
         return 2 if self.dtype == torch.bfloat16 and kernel != "ssd_backward" else self.given
 
     @property
@@ -120,8 +124,6 @@ class Variant(NamedTuple):
 
     def blocks(self, kernel: str) -> int:
         """Blocks of a kernel that are to fit a multiprocessor by their registers."""
-        if kernel == "ssd_states" and self.states <= WIDE:
-            return 2
         return 2 if self.states <= WIDE else 1
 
     def defines(self, kernel: str) -> tuple[tuple[str, str], ...]:

@@ -7,7 +7,7 @@ import shlex
 import sys
 
 from jetson_mamba import advice
-from jetson_mamba.installing import get_torch
+from jetson_mamba.releases import get_torch
 from jetson_mamba.report import installed
 from jetson_mamba.report.extensions import Extension
 from jetson_mamba.report.facts import Facts

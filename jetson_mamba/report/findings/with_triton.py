@@ -7,8 +7,8 @@ import shlex
 from typing import Iterator
 
 from jetson_mamba import advice
-from jetson_mamba.installing import together
-from jetson_mamba.installing.versions import at_least
+from jetson_mamba.releases import together
+from jetson_mamba.releases.versions import at_least
 from jetson_mamba.report.facts import Facts
 from jetson_mamba.report.findings import commands
 from jetson_mamba.report.findings.registry import Cause, finds

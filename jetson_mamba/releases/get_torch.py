@@ -31,10 +31,3 @@ def command(jetpack: str | None, again: bool = False) -> str:
     force = ("--force-reinstall", "--no-deps") if again else ()
     words = " ".join(map(shlex.quote, (*force, *what)))
     return f"{advice.pip()} install {words}"
-
-
-def command_here() -> str:
-    """The same for the machine that this runs on."""
-    from jetson_mamba.report.machine import machine
-
-    return command(machine().jetpack)

@@ -5,7 +5,7 @@ Checked against the published distributions in November 2026.
 
 from __future__ import annotations
 
-from jetson_mamba.installing.versions import at_least, key
+from jetson_mamba.releases.versions import at_least, key
 
 # Every release on PyPI, and those of them that were published with files missing.
 MAMBA_SSM = (

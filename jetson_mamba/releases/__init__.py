@@ -1,0 +1,1 @@
+"""Which releases of other packages go together, as facts with their sources."""

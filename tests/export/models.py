@@ -1,0 +1,229 @@
+"""Models that users export, each through the exporter of torch and through this package's own.
+
+A test runs this in an interpreter of its own, ``python -m tests.export.models CASE…``, with a
+release of mamba_ssm on its path; ``all`` stands for every case. For each it prints the largest
+error of a file at a size that it was not made at, over the largest result; the exit code is 1 if
+one is more than 1e-5.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+# About a chunk, one step, and many; and another batch.
+SIZES = [(1, 63), (1, 65), (1, 1), (1, 1000), (3, 70)]
+TRACED = (2, 70)
+VOCABULARY = 50
+TOLERANCE = 1e-5
+
+Make = Callable[[], nn.Module]
+
+
+def mamba(**options: Any) -> nn.Module:
+    """A block of Mamba."""
+    from mamba_ssm import Mamba
+
+    block: nn.Module = Mamba(16, **options)
+    return block
+
+
+def mamba2(**options: Any) -> nn.Module:
+    """A block of Mamba-2."""
+    from mamba_ssm import Mamba2
+
+    block: nn.Module = Mamba2(**{"d_model": 32, "headdim": 8, "d_state": 8, **options})
+    return block
+
+
+def mamba2_simple() -> nn.Module:
+    """The short form of the block."""
+    from mamba_ssm.modules.mamba2_simple import Mamba2Simple
+
+    block: nn.Module = Mamba2Simple(32, headdim=8, d_state=8)
+    return block
+
+
+def language_model(layer: str) -> nn.Module:
+    """A language model of two layers."""
+    from mamba_ssm.models.config_mamba import MambaConfig
+    from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
+
+    small = {"headdim": 8, "d_state": 8} if layer == "Mamba2" else {}
+    config = MambaConfig(
+        d_model=32, n_layer=2, vocab_size=VOCABULARY, ssm_cfg={"layer": layer, **small}
+    )
+    model: nn.Module = MambaLMHeadModel(config)
+    return model
+
+
+def of_transformers(kind: str, **options: Any) -> nn.Module:
+    """A language model of transformers."""
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, **options
+    )
+    model: nn.Module = getattr(transformers, f"{kind}ForCausalLM")(config)
+    return model
+
+
+class Functions(nn.Module):
+    """A block that calls the functions itself, as models of vision do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(32, 4) / 2)
+        self.A = nn.Parameter(-torch.rand(32, 8))
+        self.in_proj, self.x_proj = nn.Linear(16, 32), nn.Linear(32, 48)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, seqlen, 16) to (batch, seqlen, 32)."""
+        from causal_conv1d import causal_conv1d_fn
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+        u = self.in_proj(x).transpose(1, 2)
+        u = causal_conv1d_fn(u, self.weight, activation="silu")
+        delta, B, C = self.x_proj(u.transpose(1, 2)).transpose(1, 2).split([32, 8, 8], 1)
+        out: Tensor = selective_scan_fn(u, delta, self.A, B, C, delta_softplus=True)
+        return out.transpose(1, 2)
+
+
+class Chunks(nn.Module):
+    """A scan of Mamba-2 that a model calls itself, gated, with its last state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.A, self.D = nn.Parameter(-torch.rand(4)), nn.Parameter(torch.randn(4, 4))
+        self.proj = nn.Linear(16, 16 + 4 + 16 + 16)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Output and last state."""
+        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+
+        values, dt, B, C = self.proj(x).split([16, 4, 16, 16], -1)
+        heads, B, C = values.unflatten(-1, (4, 4)), B.unflatten(-1, (2, 8)), C.unflatten(-1, (2, 8))
+        found: tuple[Tensor, Tensor] = mamba_chunk_scan_combined(
+            heads, dt, self.A, B, C, 64, D=self.D, dt_softplus=True, return_final_states=True
+        )
+        return found
+
+
+CASES: dict[str, tuple[Make, int]] = {
+    "Mamba": (mamba, 16),
+    "Mamba, bias and no convolution's": (lambda: mamba(bias=True, conv_bias=False), 16),
+    "Mamba2": (mamba2, 32),
+    "Mamba2, groups": (lambda: mamba2(ngroups=2, d_ssm=32), 32),
+    "Mamba2, no norm, limits": (lambda: mamba2(rmsnorm=False, dt_limit=(0.01, 0.2)), 32),
+    "Mamba2Simple": (mamba2_simple, 32),
+    "functions": (Functions, 16),
+    "chunks": (Chunks, 16),
+    "MambaLMHeadModel of Mamba": (lambda: language_model("Mamba1"), 0),
+    "MambaLMHeadModel of Mamba2": (lambda: language_model("Mamba2"), 0),
+    "transformers' Mamba": (lambda: of_transformers("Mamba", state_size=8), 0),
+    "transformers' FalconMamba": (lambda: of_transformers("FalconMamba", state_size=8), 0),
+    "transformers' Mamba2": (
+        lambda: of_transformers("Mamba2", state_size=8, num_heads=8, head_dim=8, n_groups=1),
+        0,
+    ),
+}
+
+
+def drawn(width: int, batch: int, seqlen: int) -> Tensor:
+    """An input: tokens where a model has no width."""
+    torch.manual_seed(batch * seqlen)
+    if width:
+        return torch.randn(batch, seqlen, width)
+    return torch.randint(VOCABULARY, (batch, seqlen))
+
+
+def by_torch(model: nn.Module, x: Tensor, file: Path) -> None:
+    """By the exporter of torch, as it is."""
+    with torch.no_grad():
+        torch.onnx.export(
+            model,
+            (x,),
+            str(file),
+            dynamo=True,
+            verbose=False,
+            dynamic_shapes=({0: torch.export.Dim("batch"), 1: torch.export.Dim("seqlen")},),
+        )
+
+
+def for_target(target: str) -> Callable[[nn.Module, Tensor, Path], None]:
+    """By this package, for a target."""
+
+    def write(model: nn.Module, x: Tensor, file: Path) -> None:
+        import jetson_mamba
+
+        jetson_mamba.export.onnx(
+            model, [x], file, dynamic=[{0: "batch", 1: "seqlen"}], target=target
+        )
+
+    return write
+
+
+WAYS = {
+    "torch": by_torch,
+    "onnxruntime": for_target("onnxruntime"),
+    "tensorrt": for_target("tensorrt"),
+}
+
+
+def error(model: nn.Module, width: int, file: Path) -> float:
+    """The largest error of a file, over the largest result."""
+    from jetson_mamba.export.check import session, tensors_of
+
+    runs = session(file)
+    name = runs.get_inputs()[0].name
+    worst = 0.0
+    for batch, seqlen in SIZES:
+        x = drawn(width, batch, seqlen)
+        with torch.no_grad():
+            expected = tensors_of(model(x))
+        for found, right in zip(runs.run(None, {name: x.numpy()}), expected):
+            difference = torch.from_numpy(found).sub(right).abs().max()
+            worst = max(worst, float(difference / right.abs().max()))
+    return worst
+
+
+def errors(cases: list[str]) -> Iterator[tuple[str, float]]:
+    """By case and way: ``CASE`` alone, or ``CASE/WAY``."""
+    from jetson_mamba.export.states import plain
+
+    for case in cases:
+        name, _, chosen = case.partition("/")
+        make, width = CASES[name]
+        torch.manual_seed(0)
+        model = plain(make().eval())
+        # While torch exports by itself, transformers goes step by step, in one length.
+        ways = [way for way in WAYS if way != "torch" or "transformers" not in name]
+        for way in [chosen] if chosen else ways:
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "model.onnx"
+                WAYS[way](model, drawn(width, *TRACED), file)
+                yield f"{name}/{way}", error(model, width, file)
+
+
+def main() -> None:
+    """Print each case and its error."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    given = sys.argv[1:]
+    worst = 0.0
+    for case, found in errors(list(CASES) if given == ["all"] else given):
+        print(f"{case} {found:.2e}", flush=True)
+        worst = max(worst, found)
+    sys.exit(0 if worst <= TOLERANCE else 1)
+
+
+if __name__ == "__main__":
+    main()

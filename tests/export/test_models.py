@@ -1,0 +1,96 @@
+"""Models leave Python, and compute in ONNX Runtime what they compute here.
+
+A few of each kind; ``make exports`` takes all of them.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.releases.test_blocks import python
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+pytestmark = pytest.mark.skipif(
+    not hasattr(getattr(torch.onnx, "ops", None), "symbolic_multi_out"), reason="needs torch 2.8"
+)
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+RELEASE = "2.3.2.post1"
+TOLERANCE = 1e-5
+
+
+def test_models_are_right_at_sizes_that_they_were_not_exported_at(tmp_path: Path) -> None:
+    cases = ("Mamba/torch", "functions/tensorrt", "Mamba2, groups/torch")
+    printed = python(RELEASE, tmp_path, "-W", "ignore", "-m", "tests.export.models", *cases)
+    errors = dict(line.rsplit(" ", 1) for line in printed.splitlines())
+    assert errors.keys() == set(cases)
+    assert {name: error for name, error in errors.items() if not float(error) <= TOLERANCE} == {}
+
+
+MODEL = """
+import torch
+from mamba_ssm.models.config_mamba import MambaConfig
+from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
+
+def small():
+    torch.manual_seed(0)
+    config = MambaConfig(
+        d_model=32, n_layer=2, vocab_size=50, ssm_cfg={"layer": "Mamba1"}, tie_embeddings=False
+    )
+    model = MambaLMHeadModel(config).eval()
+    with torch.no_grad():  # of a model that has learned nothing all logits are alike
+        model.lm_head.weight.mul_(50)
+    return model
+"""
+GENERATED = """
+import sys, torch
+from model import small
+prompt, count = torch.tensor([[int(each) for each in sys.argv[1].split(",")]]), int(sys.argv[2])
+print(*small().generate(prompt, max_length=prompt.shape[1] + count)[0].tolist())
+"""
+# A finder that knows nothing of these, however they are installed.
+WITHOUT = """
+import sys
+for name in ("torch", "mamba_ssm", "jetson_mamba", "transformers"):
+    sys.modules[name] = None
+"""
+
+
+def program() -> str:
+    """The program of the documentation."""
+    page = (REPOSITORY / "docs" / "onnx.md").read_text()
+    (found,) = re.findall(r"```python title=\"generate.py\"\n(.*?)```", page, flags=re.DOTALL)
+    assert isinstance(found, str)
+    return found
+
+
+def test_the_program_of_the_documentation_writes_what_generate_does(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(MODEL)
+    arguments = ("model:small", "model.onnx", "--step")
+    python(RELEASE, tmp_path, "-W", "ignore", "-m", "jetson_mamba", "export", *arguments)
+    assert {each.name for each in tmp_path.glob("*.onnx")} == {
+        "model.prompt.onnx",
+        "model.step.onnx",
+    }
+    assert len(program().splitlines()) <= 30
+    (tmp_path / "generate.py").write_text(WITHOUT + program())
+    for prompt in ("7,3,11,29,2", "4"):
+        done = subprocess.run(
+            [sys.executable, "generate.py", prompt, "40"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={"JETSON_MAMBA": "off", "PYTHONPATH": ""},
+        )
+        assert done.returncode == 0, done.stderr
+        expected = python(RELEASE, tmp_path, "-W", "ignore", "-c", GENERATED, prompt, "40")
+        assert done.stdout == expected
+        assert len(set(done.stdout.split())) > 5
