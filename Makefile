@@ -94,7 +94,7 @@ mutate: .venv/ready .releases/ready
 	.venv/bin/python -m tests.noticed --part $(PART) --count $(COUNT) --seed $(SEED)
 
 joints: .venv/ready .releases/ready
-	.venv/bin/python -m tests.joints
+	.venv/bin/python -m tests.joints --resume build/joints.jsonl
 
 exports: .venv/ready .releases/ready
 	PYTHONPATH=.releases/mamba-ssm-2.3.2.post1 .venv/bin/python -W ignore -m tests.export.models all

@@ -28,6 +28,7 @@ class Apart(Generic[Result]):
         self._process = os.getpid()
         self._function = function
         self._thread: int | None = None
+        self._worker: threading.Thread | None = None
 
     def start(self) -> None:
         """Start it; returns at once, or when all is over where no thread is to be had."""
@@ -41,6 +42,7 @@ class Apart(Generic[Result]):
             except (RuntimeError, MemoryError):  # too many, or the interpreter is at its end
                 pass
             else:
+                self._worker = thread
                 return
         with everything_off():
             self._run(None)
@@ -57,7 +59,12 @@ class Apart(Generic[Result]):
         """What the function returns, or raises, once it has."""
         if self._thread == threading.get_ident() and not self._future.done():
             raise RuntimeError("a backend asks for itself while it is tried")
-        return self._future.result()
+        try:
+            return self._future.result()
+        finally:
+            # A thread at its end is one still, of which Python 3.12 warns who forks.
+            if self._worker is not None and self.is_over():
+                self._worker.join()
 
     def _run(self, device: int | None) -> None:
         self._thread = threading.get_ident()

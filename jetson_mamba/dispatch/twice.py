@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from .autocast import autocast_dtype
+from .operators import is_compiling
 from .paths import Way, is_batched, is_transformed, way_back
 
 _Composed = TypeVar("_Composed", bound=Callable[..., Any])
@@ -174,6 +175,12 @@ def twice_differentiable(function: Any, composed: Callable[..., Any]) -> Any:
         return results
 
     def backward(ctx: Any, *dresults: Tensor | None) -> Any:
+        if is_compiling():
+            # Compiled autograd traces what autograd runs, and knows no context but its own.
+            return torch.compiler.disable(run_back)(ctx, *dresults)
+        return run_back(ctx, *dresults)
+
+    def run_back(ctx: Any, *dresults: Tensor | None) -> Any:
         saved = ctx.saved_tensors
         if not torch.is_grad_enabled() and way_back(*dresults) is not Way.COMPOSED:
             return function.backward(_Backward(ctx, saved[: ctx._own]), *dresults)

@@ -1,7 +1,8 @@
 """Runs every row: ``python -m tests.joints [--joint NAME] [--subject NAME] [--list]``.
 
-A NAME is any part of a joint's name, or a word of a subject's. A run of everything writes the
-table of the documentation.
+A NAME is any part of a joint's name, or a word of a subject's. With ``--resume FILE`` verdicts are
+kept in a file, and not asked for again while the code is the same. A run of everything writes the
+table of the documentation, in one piece or as the last of several.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ import argparse
 import math
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.joints.declared import AREAS, Joint, joints
+from tests.joints.declared import AREAS, joints
 from tests.joints.page import PAGE, page
+from tests.joints.pieces import Pieces
 from tests.joints.rows import Judge
 from tests.joints.subjects import SUBJECTS
-from tests.joints.verdicts import Judged
 
 
 def main() -> int:
@@ -32,6 +34,7 @@ def main() -> int:
     parser.add_argument("--sample", action="store_true", help="the rows of make test")
     parser.add_argument("--processes", type=int, default=1, help="how many rows at a time")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no row after these")
+    parser.add_argument("--resume", type=Path, help="keep verdicts in this file, and go on there")
     chosen = parser.parse_args()
     every = joints()
     names = [
@@ -53,27 +56,39 @@ def main() -> int:
         from tests.joints.test_joints import ROWS
 
         rows = [(joint, subject) for joint, subject in rows if (joint.name, subject) in ROWS]
-    found: dict[tuple[str, str], Judged] = {}
+    pieces = Pieces(chosen.resume) if chosen.resume else None
+    wanted = [(joint.name, subject) for joint, subject in rows]
+    kept = pieces.found(every) if pieces else {}
+    found = {row: judged for row, judged in kept.items() if row in wanted}
+    left = iter([row for row in wanted if row not in found])
     start = time.monotonic()
+    lock = threading.Lock()
 
-    def judge_each(part: list[tuple[Joint, str]]) -> None:
+    def judge_rows(_: int) -> None:
         with tempfile.TemporaryDirectory() as cache, Judge(Path(cache)) as judge:
-            for joint, subject in part:
-                if time.monotonic() - start > chosen.seconds:
+            while time.monotonic() - start < chosen.seconds:
+                with lock:
+                    row = next(left, None)
+                if row is None:
                     return
-                judged = found[joint.name, subject] = judge(joint, subject)
-                if chosen.all or not judged.verdict.passes:
-                    line = f"{judged.verdict.value}: {joint.name} | {subject} | {judged.why}"
-                    print(line, flush=True)
+                joint, subject = row
+                judged = judge(every[joint], subject)
+                with lock:
+                    found[row] = judged
+                    if pieces:
+                        pieces.add(every[joint], subject, judged)
+                    if chosen.all or not judged.verdict.passes:
+                        print(f"{judged.verdict.value}: {joint} | {subject} | {judged.why}")
+                        sys.stdout.flush()
 
     with ThreadPoolExecutor(chosen.processes) as pool:
-        list(pool.map(judge_each, (rows[i :: chosen.processes] for i in range(chosen.processes))))
+        list(pool.map(judge_rows, range(chosen.processes)))
     passing = sum(judged.verdict.passes for judged in found.values())
     print(f"{passing} of {len(found)} rows pass, {time.monotonic() - start:.0f} s")
     if not (chosen.joint or chosen.subject or chosen.area):
         PAGE.write_text(page(found), encoding="utf-8")
         print(PAGE)
-    return 0 if passing == len(found) else 1
+    return 0 if passing == len(wanted) else 1
 
 
 if __name__ == "__main__":

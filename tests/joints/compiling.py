@@ -225,3 +225,16 @@ def explained(s: Subject) -> Results:
     module = s.module().train()
     found = torch._dynamo.explain(module)(s.x)
     return {"breaks": found.graph_break_count, "graphs": found.graph_count}
+
+
+@joint("compile, a length that is marked dynamic", slow=True)
+def marked_dynamic(s: Subject) -> Results:
+    module = s.module().eval()
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    x = s.x.clone()
+    torch._dynamo.mark_dynamic(x, 1)
+    found: Results = {}
+    with torch.no_grad():
+        for length in (11, 5):
+            found[f"out at {length}"] = compiled(x[:, :length] if length < 11 else x)
+    return found

@@ -18,7 +18,7 @@ from tests.joints.measures import (
     same,
     trained,
 )
-from tests.joints.subjects import SEQLEN, WIDTH, Subject, hooked
+from tests.joints.subjects import SEQLEN, WIDTH, Subject, hooked, mixers
 
 
 class Plain(torch.Tensor):
@@ -290,3 +290,49 @@ def transposed_gradient(s: Subject) -> Results:
     gradient = torch.ones(out.shape[2], out.shape[1], out.shape[0]).cumsum(0).permute(2, 1, 0)
     out.backward(gradient)
     return {"gradient of x": x.grad, **gradients(module)}
+
+
+@joint("the imaginary part of a conjugate: negative by a bit")
+def negative_view(s: Subject) -> Results:
+    x = torch.complex(s.x, -s.x).conj().imag
+    assert x.is_neg()
+    return _as_it_is(s, x)
+
+
+class Wrapped(torch.Tensor):
+    """A tensor that holds another, and computes by ``__torch_dispatch__``, as quantised ones do."""
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> Wrapped:
+        """Of the same shape, dtype and device."""
+        made: Wrapped = torch.Tensor._make_wrapper_subclass(
+            cls, held.shape, dtype=held.dtype, device=held.device
+        )
+        made.held = held
+        return made
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """By what is held; views and copies that a Parameter is made by stay wrapped."""
+
+        def bare(each: Any) -> Any:
+            return each.held if isinstance(each, Wrapped) else each
+
+        found = func(
+            *torch.utils._pytree.tree_map(bare, args),
+            **torch.utils._pytree.tree_map(bare, kwargs or {}),
+        )
+        return Wrapped(found) if func.name() in ("aten::detach", "aten::alias") else found
+
+
+@joint("weights of projections that hold others (__torch_dispatch__)")
+def wrapped_weights(s: Subject) -> Results:
+    module = s.module().eval()
+    for mixer in mixers(module):
+        for each in (mixer.in_proj, mixer.out_proj):
+            each.weight = torch.nn.Parameter(Wrapped(0.5 * each.weight.detach()), False)
+    return {"out": out_of(module, s.x)}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tests.joints.declared import MODELS, TRANSFORMERS, joint
-from tests.joints.measures import Results, gradients, loss
+from tests.joints.measures import Results, gradients, loss, same
 from tests.joints.subjects import BATCH, SEQLEN, VOCABULARY, Subject
 
 LANGUAGE = (MODELS, TRANSFORMERS)
@@ -209,13 +209,18 @@ def masked(s: Subject) -> Results:
 
 @joint("packed sequences by position_ids and seq_idx", on=THEIRS)
 def packed(s: Subject) -> Results:
+    """After the first layer, a mixer, each is what it is by itself.
+
+    The attention of GraniteMoeHybrid takes no note of where a sequence begins.
+    """
     model = s.model().train()
     lengths = (4, 7)
     positions = torch.cat([torch.arange(n) for n in lengths])[None]
     index = torch.repeat_interleave(torch.arange(2), torch.tensor(lengths))[None].int()
     edges = torch.tensor([0, 4, 11], dtype=torch.int32)
-    out = model(
+    found = model(
         s.tokens[:1],
+        output_hidden_states=True,
         position_ids=positions,
         seq_idx=index,
         cu_seq_lens_q=edges,
@@ -223,8 +228,13 @@ def packed(s: Subject) -> Results:
         max_length_q=7,
         max_length_k=7,
         use_cache=False,
-    ).logits
-    return {"logits": out.detach()}
+    )
+    mixed = found.hidden_states[1].detach()
+    for start, stop in ((0, 4), (4, 11)):
+        each = s.tokens[:1, start:stop]
+        alone = model(each, output_hidden_states=True, use_cache=False).hidden_states[1]
+        same("a sequence by itself", mixed[:, start:stop], alone.detach())
+    return {"mixed": mixed, "logits": found.logits.detach()}
 
 
 @joint("logits and states of a cache that goes on", on=THEIRS)

@@ -322,3 +322,62 @@ def names(s: Subject) -> Results:
     module = s.module()
     sizes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     return {"parameters": sorted(sizes.items()), "says": bool(repr(module))}
+
+
+@joint("weights that are views of one flat tensor")
+def flat_weights(s: Subject) -> Results:
+    module = _used(s).train()
+    vector = nn.utils.parameters_to_vector(module.parameters()).detach()
+    nn.utils.vector_to_parameters(vector, module.parameters())
+    found = trained(module, s.x)
+    with torch.no_grad():
+        vector.mul_(0.5)
+    return {**found, "halved": out_of(module, s.x)}
+
+
+@joint("a shallow copy, whose weights are changed")
+def shallow_copy(s: Subject) -> Results:
+    module = _used(s)
+    other = copy.copy(module)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(0.9)
+    return {"out": out_of(other, s.x), **trained(other, s.x)}
+
+
+@joint("load_state_dict with assign, after calls")
+def assigned_after_calls(s: Subject) -> Results:
+    module = _used(s)
+    halves = {name: 0.5 * each for name, each in module.state_dict().items()}
+    module.load_state_dict(halves, assign=True)
+    return {"out": out_of(module, s.x), **trained(module, s.x)}
+
+
+@joint("swap_tensors after calls")
+def swapped_later(s: Subject) -> Results:
+    module = _used(s)
+    module.zero_grad(set_to_none=True)
+    for parameter in module.parameters():
+        torch.utils.swap_tensors(parameter, nn.Parameter(0.5 * parameter.detach()))
+    return {"out": out_of(module, s.x), **trained(module, s.x)}
+
+
+@joint("FSDP1 on one CPU, with its own parameters")
+def fsdp1(s: Subject) -> Results:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    _group()
+    options: dict[str, Any] = {"use_orig_params": True, "device_id": torch.device("cpu")}
+    return trained(FullyShardedDataParallel(s.module(), **options), s.x)
+
+
+@joint("DistributedDataParallel, gradients compressed to float16", tolerance=2e-2)
+def ddp_compressed(s: Subject) -> Results:
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
+
+    _group()
+    wrapped = nn.parallel.DistributedDataParallel(s.module(), find_unused_parameters=True)
+    wrapped.register_comm_hook(None, fp16_compress_hook)
+    with wrapped.no_sync():
+        trained(wrapped, s.x)
+    return trained(wrapped, s.x)

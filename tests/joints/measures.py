@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from tests.references.tolerance import TOLERANCES, relative_norm
 
 Results = dict[str, Any]
+# What was held against something within a row.
+CHECKED: list[str] = []
 
 
 class Wrong(Exception):
@@ -34,6 +36,7 @@ def by_any_error() -> Iterator[None]:
 
 def same(what: str, actual: Tensor, expected: Tensor, tolerance: float | None = None) -> None:
     """Raise ``Wrong`` unless the one is the other, by ten times the tolerance of its dtype."""
+    CHECKED.append(what)
     limit = 10 * TOLERANCES[expected.dtype] if tolerance is None else tolerance
     error = relative_norm(actual, expected)
     if not error <= limit:
@@ -63,7 +66,7 @@ def trained(
     """One forward and backward pass in training, by ``call`` or the module itself."""
     module.train()
     x = x.detach().clone().requires_grad_()
-    out = (call or module)(x)
+    out = module(x) if call is None else call(x)
     loss(out).backward()
     return {"out": out.detach(), "gradient of x": x.grad, **gradients(module)}
 

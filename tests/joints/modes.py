@@ -285,3 +285,41 @@ def default_meta(s: Subject) -> Results:
         out = module(x)
     torch.set_default_device("cpu")
     return {"out": out, "later": out_of(module, x)}
+
+
+@joint("a module that is made in inference mode")
+def made_in_inference_mode(s: Subject) -> Results:
+    with torch.inference_mode():
+        module = s.module()
+        inside = out_of(module, s.x)
+    return {"inside": inside.clone(), "outside": out_of(module, s.x)}
+
+
+@joint("training of a module that is made in inference mode")
+def trained_from_inference_mode(s: Subject) -> Results:
+    with torch.inference_mode():
+        module = s.module()
+    return trained(module, s.x)
+
+
+@joint("every function watched: sys.setprofile")
+def profiled_functions(s: Subject) -> Results:
+    import sys
+
+    calls = []
+    sys.setprofile(lambda frame, event, _: calls.append(event))
+    try:
+        found = trained(s.module(), s.x)
+    finally:
+        sys.setprofile(None)
+    return {"watched": len(calls) > 100, **found}
+
+
+@joint("every warning an error")
+def warnings_are_errors(s: Subject) -> Results:
+    import warnings
+
+    module = s.module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return {"out": out_of(module, s.x), **trained(module, s.x)}

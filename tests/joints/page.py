@@ -32,8 +32,18 @@ as good as without, ? it was not run this time. An empty cell is one that has no
 
 {run}
 
+{nowhere}
+
 The columns: {subjects}.
 """
+
+
+def _rows() -> int:
+    return sum(
+        joint.fits(subject, kind)
+        for joint in joints().values()
+        for subject, kind in SUBJECTS.items()
+    )
 
 
 def page(found: Mapping[tuple[str, str], Judged]) -> str:
@@ -42,11 +52,18 @@ def page(found: Mapping[tuple[str, str], Judged]) -> str:
     run = (
         f"`python -m tests.joints`, {date.today()}: Python {platform.python_version()}, "
         f"torch {version('torch')}, transformers {version('transformers')}, on a CPU: {passing} of "
-        f"{len(found)} rows pass."
+        f"{len(found)} rows pass, of {_rows()} that there are."
+    )
+    right = {name for (name, _), judged in found.items() if judged.verdict is Verdict.RIGHT}
+    never = [name for name in dict.fromkeys(name for name, _ in found) if name not in right]
+    nowhere = (
+        f"Right nowhere, with the hook or without: {', '.join(never)}."
+        if never
+        else "Each joint that was run is right somewhere."
     )
     numbers = [str(number) for number in range(1, len(SUBJECTS) + 1)]
     columns = ", ".join(f"{number} {name}" for number, name in zip(numbers, SUBJECTS))
-    parts = [BEGINNING.format(subjects=columns, run=run)]
+    parts = [BEGINNING.format(subjects=columns, run=run, nowhere=nowhere)]
     for area, heading in AREAS.items():
         parts.append(
             f"\n## {heading}\n\n| | {' | '.join(numbers)} |\n|{' --- |' * (len(numbers) + 1)}\n"

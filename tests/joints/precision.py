@@ -11,6 +11,9 @@ from tests.joints.declared import BLOCKS, MODELS, joint
 from tests.joints.measures import Results, loss, named, out_of, same, trained
 from tests.joints.subjects import Subject, hooked, mixers
 
+# Of NemotronH's dt_bias, in bfloat16, 60 draws are off by 1.6 % with the hook and by 1.8 % without;
+# of a few draws one may be twice the other, either way.
+DRAWS = 16
 LOW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -30,13 +33,13 @@ def _in_training(s: Subject, module: nn.Module, dtype: torch.dtype) -> Results:
 def _over_draws(
     module: nn.Module, x: Tensor, call: Callable[[Tensor], Tensor] | None = None
 ) -> Results:
-    """Training on each of several inputs and weights, whose results are stacked.
+    """Training on each of several inputs and weights, whose results are judged by their median.
 
     A gradient of a few numbers, each a sum in which much cancels, is off by chance in a single
-    draw: by 2 % or by 7 %, with kernels or without.
+    draw: by 2 % or by 9 %, with kernels or without.
     """
     found: list[Results] = []
-    for draw in range(8):
+    for draw in range(DRAWS):
         module.zero_grad()
         with torch.no_grad():
             for parameter in module.parameters():
@@ -44,10 +47,7 @@ def _over_draws(
         generator = torch.Generator().manual_seed(draw)
         drawn = x if not draw else torch.randn(x.shape, generator=generator)
         found.append(trained(module, drawn.to(x.dtype), call))
-    return {
-        name: None if first is None else torch.stack([each[name] for each in found])
-        for name, first in found[0].items()
-    }
+    return {name: [each[name] for each in found] for name in found[0]}
 
 
 @joint("autocast to bfloat16, training", rounded=True)

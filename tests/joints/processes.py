@@ -195,3 +195,34 @@ def subprocess_of_its_own(s: Subject) -> Results:
     import json
 
     return {"out": torch.tensor(json.loads(done.stdout))}
+
+
+@joint("python -OO, in a process of its own", on=(BLOCKS,), slow=True)
+def without_asserts(s: Subject) -> Results:
+    text = (
+        "import json, sys; from tests.joints.subjects import Subject; "
+        "from tests.joints.measures import trained; s = Subject(sys.argv[1]); "
+        "json.dump(trained(s.module(), s.x)['gradient of x'].tolist(), sys.stdout)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-OO", "-W", "ignore", "-c", text, s.name],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    import json
+
+    return {"gradient of x": torch.tensor(json.loads(done.stdout))}
+
+
+@joint("workers that are spawned", on=(BLOCKS,), slow=True)
+def spawned(s: Subject) -> Results:
+    context = torch.multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        found = pool.apply(_step, (s.name,))
+    return {"gradient of x": torch.tensor(found)}
+
+
+def _step(name: str) -> Any:
+    found = Subject(name)
+    return trained(found.module(), found.x)["gradient of x"].tolist()

@@ -387,3 +387,28 @@ def checkpointed_projection(s: Subject) -> Results:
     module = s.module()
     _each(module, lambda linear, _: checkpoint_wrapper(linear), ("in_proj", "out_proj"))
     return _both(module, s.x)
+
+
+@joint("weight_norm on conv1d")
+def normed_convolution(s: Subject) -> Results:
+    module = s.module()
+    for mixer in mixers(module):
+        parametrizations.weight_norm(mixer.conv1d)
+    return {"evaluated": out_of(module, s.x), **trained(module, s.x)}
+
+
+class Halved(nn.Module):
+    """A parametrization that halves a tensor."""
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        """Half of it."""
+        return tensor / 2
+
+
+@joint("parametrizations of A_log and D")
+def parametrized_rates(s: Subject) -> Results:
+    module = s.module()
+    for mixer in mixers(module):
+        for name in ("A_log", "D"):
+            parametrize.register_parametrization(mixer, name, Halved())
+    return {"evaluated": out_of(module, s.x), **trained(module, s.x)}

@@ -6,6 +6,7 @@ imported, the twins stand in for it; transformers takes its own slow path.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import zlib
 from functools import lru_cache
@@ -38,6 +39,7 @@ _MODELS: dict[str, dict[str, Any]] = {
     "LM Mamba2": {"ssm_cfg": {"layer": "Mamba2", **STATE}},
     "LM GatedMLP": {"ssm_cfg": {"layer": "Mamba2", **STATE}, "d_intermediate": 24},
 }
+# Each token has every expert: which of them it had would depend on rounding.
 _TRANSFORMERS: dict[str, dict[str, Any]] = {
     "Mamba": _MAMBA1,
     "Mamba2": {**_SIZES, "num_hidden_layers": 2, "state_size": 8, "num_heads": 4, "head_dim": 8}
@@ -49,7 +51,7 @@ _TRANSFORMERS: dict[str, dict[str, Any]] = {
     | {"mamba_d_ssm": 32, "head_dim": 8},
     "GraniteMoeHybrid": {**_SIZES, **_ATTENTION, **_MAMBA2, "num_hidden_layers": 2}
     | {"layer_types": ["mamba", "attention"], "num_local_experts": 2}
-    | {"num_experts_per_tok": 1, "shared_intermediate_size": 16},
+    | {"num_experts_per_tok": 2, "shared_intermediate_size": 16},
     "NemotronH": {**_SIZES, **_ATTENTION, "layers_block_type": ["mamba", "attention", "mlp"]}
     | {"mamba_num_heads": 4, "mamba_head_dim": 8, "n_groups": 1, "ssm_state_size": 8}
     | {"chunk_size": 4, "head_dim": 8, "num_hidden_layers": 3},
@@ -58,8 +60,20 @@ _TRANSFORMERS: dict[str, dict[str, Any]] = {
     | {"mamba_headdim": 8, "chunk_size": 4, "num_mem_blocks": 1, "adapter_rank": 4},
     "Jamba": {**_SIZES, **_ATTENTION, "num_hidden_layers": 2, "mamba_dt_rank": 2}
     | {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2}
-    | {"expert_layer_offset": 1, "num_experts": 2, "num_experts_per_tok": 1, "mamba_d_state": 4},
+    | {"expert_layer_offset": 1, "num_experts": 2, "num_experts_per_tok": 2, "mamba_d_state": 4},
 }
+# None of these is changed by the hook, or changes what it does; not every torch has them all.
+_HEAVY = (
+    "torch._dynamo.backends.debugging",
+    "torch._dynamo.convert_frame",
+    "torch._functorch.aot_autograd",
+    "torch.ao.quantization",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.parallel",
+    "torch.export",
+    "torch.onnx",
+    "torch.utils.flop_counter",
+)
 SUBJECTS = {
     **dict.fromkeys(_BLOCKS, BLOCKS),
     **dict.fromkeys(_MODELS, MODELS),
@@ -92,10 +106,13 @@ def _mamba_ssm() -> Any:
 
 
 def prepare() -> None:
-    """Import all that any subject needs."""
+    """Import all that any subject needs, and what many joints would each take seconds to import."""
     _mamba_ssm()
     for name in _TRANSFORMERS:
         getattr(import_module("transformers"), f"{name}ForCausalLM")
+    for name in _HEAVY:
+        with contextlib.suppress(ImportError):
+            import_module(name)
 
 
 def fill(module: nn.Module) -> None:

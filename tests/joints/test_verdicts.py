@@ -114,3 +114,36 @@ def test_a_new_warning_is_worse_unless_it_is_the_projects_own() -> None:
     assert judged(warned, warned).verdict is Verdict.RIGHT
     own = outcome(ONE, "", "RuntimeWarning: jetson_mamba: slow")
     assert judged(own, outcome(ONE)).verdict is Verdict.RIGHT
+
+
+def test_a_result_that_nothing_was_held_against_is_not_right() -> None:
+    failing, alone = outcome(None, "RuntimeError: no"), {"last": torch.ones(3)}
+    assert judged(outcome(alone), failing).verdict is Verdict.WORSE
+    assert judged(outcome(alone)._replace(checked=1), failing).verdict is Verdict.RIGHT
+    assert judged(outcome(ONE), failing).verdict is Verdict.RIGHT
+
+
+def test_the_name_of_a_file_in_a_traceback_is_no_advice() -> None:
+    said = "RuntimeError: split_with_sizes expects 11\\n/site-packages/jetson_mamba/tracing.py(47)"
+    found = judged(outcome(None, said), outcome(None, "Wrong: no"), OURS, may_refuse=True)
+    assert found.verdict is Verdict.WORSE
+
+
+def test_what_is_rounded_is_so_without_another_measure_too() -> None:
+    failing = outcome(None, "RuntimeError: no")
+    off = {"out": torch.tensor([1.0, 1.0, 1.02])}
+    assert judged(outcome(off), failing, exact=failing).verdict is Verdict.RIGHT
+    assert judged(outcome(off), failing).verdict is Verdict.SILENT
+
+
+def test_of_several_draws_the_median_counts_and_each_is_a_number() -> None:
+    near, far, no_number = torch.full((3,), 1.01), torch.full((3,), 1.5), torch.full((3,), 2.0)
+    no_number[0] = float("nan")
+    ones = outcome({"out": [torch.ones(3)] * 3})
+    for draws, verdict in (
+        ([near, far, near], Verdict.RIGHT),
+        ([far, far, near], Verdict.SILENT),
+        ([near, near, no_number], Verdict.SILENT),
+        ([near, near], Verdict.SILENT),
+    ):
+        assert judged(outcome({"out": draws}), ones, exact=ones).verdict is verdict

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.joints.declared import TRANSFORMERS, joint
+from tests.joints.declared import BLOCKS, TRANSFORMERS, joint
 from tests.joints.measures import Results, loss, out_of, same
 from tests.joints.subjects import Subject
 
@@ -223,3 +223,32 @@ def export_double(s: Subject) -> Results:
 def exported_func(s: Subject) -> Results:
     program = torch.export.export(s.module().eval(), (s.x,)).module()
     return {"gradient of x": torch.func.grad(lambda x: loss(program(x)))(s.x)}
+
+
+@joint("AOTInductor: compiled to a file and loaded", on=(BLOCKS,), may_refuse=True, slow=True)
+def aot_inductor(s: Subject) -> Results:
+    module = s.module().eval()
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+        program = torch.export.export(module, (s.x,))
+        path = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(Path(folder) / "model.pt2")
+        )
+        loaded = torch._inductor.aoti_load_package(path)
+        return {"out": loaded(s.x), "flipped": loaded(s.x.flip(1).contiguous())}
+
+
+@joint("an exported program, run node by node")
+def export_interpreted(s: Subject) -> Results:
+    with torch.no_grad():
+        program = torch.export.export(s.module().eval(), (s.x,)).module()
+        return {"out": torch.fx.Interpreter(program).run(s.x)}
+
+
+@joint("jit.trace under autocast", rounded=True)
+def trace_autocast(s: Subject) -> Results:
+    module = s.module().eval()
+    options: dict[str, Any] = {"enabled": not s.exact, "cache_enabled": False}
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16, **options):
+            traced = _traced(s, module)
+        return {"out": traced(s.x).float()}

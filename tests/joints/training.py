@@ -383,3 +383,107 @@ def repeatable(s: Subject) -> Results:
         if value is not None:
             same(name, second[name], value, tolerance=0.0)
     return first
+
+
+@joint("checkpoints inside a checkpoint")
+def nested_checkpoints(s: Subject) -> Results:
+    module = s.module()
+
+    def inner(x: Tensor) -> Tensor:
+        out: Tensor = checkpoint(module, x, use_reentrant=False)
+        return out * 2
+
+    return trained(module, s.x, lambda x: checkpoint(inner, x, use_reentrant=False))
+
+
+@joint("checkpoint that recomputes to the end")
+def late_checkpoint(s: Subject) -> Results:
+    module = s.module()
+    with torch.utils.checkpoint.set_checkpoint_early_stop(False):
+        return trained(module, s.x, lambda x: checkpoint(module, x, use_reentrant=False))
+
+
+class _Reversible(torch.autograd.Function):
+    """Keeps its input alone, and computes the module again in its backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: torch.nn.Module, *weights: Tensor) -> Tensor:
+        ctx.module, ctx.weights = module, weights
+        ctx.save_for_backward(x)
+        with torch.no_grad():
+            out: Tensor = module(x)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            out = ctx.module(x)
+            found = torch.autograd.grad(out, (x, *ctx.weights), dout, allow_unused=True)
+        return (found[0], None, *found[1:])
+
+
+@joint("an autograd function around it that computes again")
+def reversible(s: Subject) -> Results:
+    module = s.module()
+    apply: Any = _Reversible.apply
+    return trained(module, s.x, lambda x: apply(x, module, *module.parameters()))
+
+
+@joint("optimizer steps inside the pass back")
+def steps_inside(s: Subject) -> Results:
+    module = s.module().train()
+    for parameter in module.parameters():
+        optimizer = torch.optim.SGD([parameter], lr=0.1)
+
+        def step(_: Tensor, optimizer: torch.optim.Optimizer = optimizer) -> None:
+            optimizer.step()
+            optimizer.zero_grad()
+
+        parameter.register_post_accumulate_grad_hook(step)
+    loss(module(s.x)).backward()
+    return {name: parameter.detach() for name, parameter in module.named_parameters()}
+
+
+@joint("a pass back into some leaves alone")
+def some_leaves(s: Subject) -> Results:
+    module = s.module().train()
+    chosen = [each for name, each in module.named_parameters() if name.endswith(("A_log", "D"))]
+    loss(module(s.x)).backward(inputs=chosen)
+    return gradients(module)
+
+
+@joint("saved tensors that may be changed")
+def changed_saved(s: Subject) -> Results:
+    module = s.module().train()
+    x = s.x.clone().requires_grad_()
+    with torch.autograd.graph.allow_mutation_on_saved_tensors():
+        twice = x * 2
+        value = loss(module(twice))
+        with torch.no_grad():
+            twice.zero_()
+        value.backward()
+    return {"gradient of x": x.grad, **gradients(module)}
+
+
+@joint("hooks of saved tensors forbidden")
+def forbidden_hooks(s: Subject) -> Results:
+    with torch.autograd.graph.disable_saved_tensors_hooks("none here"):
+        return trained(s.module(), s.x)
+
+
+@joint("autograd without threads")
+def without_threads(s: Subject) -> Results:
+    with torch.autograd.set_multithreading_enabled(False):
+        return trained(s.module(), s.x)
+
+
+@joint("gradients by edges of the graph")
+def by_edges(s: Subject) -> Results:
+    module = s.module().train()
+    x = s.x.clone().requires_grad_()
+    out = module(x)
+    edge = torch.autograd.graph.get_gradient_edge(x)
+    (gradient,) = torch.autograd.grad(loss(out), [edge])
+    return {"gradient of x": gradient}

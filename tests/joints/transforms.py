@@ -319,3 +319,20 @@ def functionalize(s: Subject) -> Results:
         out = torch.func.functionalize(module)(s.x)
     same("out", out, module(s.x).detach())
     return {"out": out}
+
+
+@joint("gradients of an ensemble: vmap of grad over weights")
+def ensemble_gradients(s: Subject) -> Results:
+    modules = [s.module().train() for _ in range(2)]
+    with torch.no_grad():
+        for parameter in modules[1].parameters():
+            parameter.mul_(0.9)
+    weights, buffers = torch.func.stack_module_state(modules)
+
+    def value(w: dict[str, Tensor], b: dict[str, Tensor], x: Tensor) -> Tensor:
+        out: Tensor = torch.func.functional_call(modules[0], (w, b), (x,))
+        return out.square().sum()  # loss draws its factors, which vmap would forbid
+
+    each = torch.func.vmap(torch.func.grad(value), in_dims=(0, 0, None))
+    found = each({name: weight.detach() for name, weight in weights.items()}, buffers, s.x)
+    return named("gradients of", found)

@@ -20,10 +20,16 @@ from torch import Tensor, nn
 Logits = namedtuple("Logits", ["logits"])
 
 
+def softplus(x: Tensor) -> Tensor:
+    """Not torch's own, of whose gradient graphs of torch.compile expect other strides."""
+    return torch.logaddexp(x, torch.zeros_like(x))
+
+
 def decays(rates: Tensor) -> Tensor:
     """``exp`` of the sums of rates over (s, t] for every pair of steps: (..., t, s), 0 above."""
     sums = rates.cumsum(-1)
-    lower = torch.ones(rates.shape[-1], rates.shape[-1], dtype=torch.bool).tril()
+    size = rates.shape[-1]
+    lower = torch.ones(size, size, dtype=torch.bool, device=rates.device).tril()
     pairs = sums[..., :, None] - sums[..., None, :]
     return torch.where(lower, pairs, float("-inf")).exp()
 
@@ -120,7 +126,7 @@ class Mamba(Block):
     def selected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """dt, B and C of each step, in float64."""
         dt, B, C = self.x_proj(x).split([self.rank, self.d_state, self.d_state], -1)
-        dt = F.softplus(self.dt_proj(dt).double())
+        dt = softplus(self.dt_proj(dt).double())
         return dt, B.double(), C.double()
 
     def mixed(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -199,7 +205,7 @@ class Mamba2(Block):
         z, x, dt = self.in_proj(u).split(
             [self.d_inner, self.d_inner + 2 * self.d_state, self.nheads], -1
         )
-        return z, x, F.softplus(dt.double() + self.dt_bias.double())
+        return z, x, softplus(dt.double() + self.dt_bias.double())
 
     def gated(self, y: Tensor, z: Tensor) -> Tensor:
         """The gate, the norm and the projection at the end."""

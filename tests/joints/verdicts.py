@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from enum import Enum
+from math import isfinite
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +33,8 @@ ROUNDED = 3e-2
 NOTHING = 1e-6
 # What was found, what was expected: how the ops refuse an argument.
 CLEAR = re.compile(r"[\w.]+: expected .+ found ")
+# In a traceback that torch makes part of its message, the name of a file is no advice.
+PATH = re.compile(r"\S*/\S*")
 
 
 class Verdict(Enum):
@@ -74,6 +78,8 @@ def judge(
     if without.error is not None:
         expected = {name: plain.results[name] for name in hooked.results if name in plain.results}
         why = f"without the hook {without.error}"
+        if not expected and not hooked.checked:
+            return Judged(Verdict.WORSE, f"{why}, and nothing that its results are held against")
     else:
         expected, why = without.results, ""
         if expected.keys() != hooked.results.keys():
@@ -90,7 +96,8 @@ def judge(
         else:
             found = _distance(hooked.results[name], value, largest)
             if tolerance is None:
-                tolerance = _tolerance(joint, subject, value)
+                # What is rounded and has no other measure is that of the plain step in float32.
+                tolerance = ROUNDED if joint.rounded else _tolerance(joint, subject, value)
         if not found <= tolerance:
             differing[name] = found
         if without.error is None:
@@ -130,7 +137,7 @@ def _judge_error(joint: Joint, subject: str, hooked: Outcome, without: Outcome) 
             return Judged(Verdict.SAME_ERROR, why)
         if CLEAR.match(hooked.message):
             return Judged(Verdict.REFUSED, why)
-    if joint.may_refuse and alone and OWN_WORDS in hooked.message.lower():
+    if joint.may_refuse and alone and OWN_WORDS in PATH.sub("", hooked.message).lower():
         return Judged(Verdict.REFUSED, why)
     return Judged(Verdict.WORSE, why)
 
@@ -158,7 +165,14 @@ def _norm(value: Any) -> float:
 
 
 def _distance(actual: Any, expected: Any, largest: float = 0.0) -> float:
-    """Their relative norm; what is as small beside the largest result as rounding is no number."""
+    """Their relative norm; what is as small beside the largest result as rounding is no number.
+
+    Of lists, results of one draw after another, it is the median, unless one is no number.
+    """
+    if isinstance(actual, list) and isinstance(expected, list):
+        each = [_distance(*pair) for pair in zip(actual, expected)]
+        same_length = len(actual) == len(expected)
+        return median(each) if same_length and all(map(isfinite, each)) else float("inf")
     if isinstance(actual, Tensor) and isinstance(expected, Tensor):
         if not actual.numel() and actual.shape == expected.shape:
             return 0.0

@@ -37,13 +37,17 @@ class Row(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of a row: results by name, or the kind of error and its message."""
+    """What came of a row: results by name, or the kind of error and its message.
+
+    ``checked``: how often it held something against something itself.
+    """
 
     results: dict[str, Any]
     error: str | None
     message: str
     warnings: tuple[str, ...]
     seconds: float
+    checked: int = 0
 
 
 class Workers:
@@ -151,6 +155,7 @@ def _run(path: Path, row: Row) -> dict[str, Any]:
     import torch
 
     from tests.joints.declared import joints
+    from tests.joints.measures import CHECKED
     from tests.joints.subjects import Subject
 
     error, message, results = None, "", {}
@@ -166,4 +171,5 @@ def _run(path: Path, row: Row) -> dict[str, Any]:
             error, message = type(raised).__name__, str(raised)[:2000]
     torch.save(results, path)
     said = {f"{each.category.__name__}: {str(each.message)[:300]}" for each in caught}
-    return {"results": bool(results), "error": error, "message": message, "warnings": sorted(said)}
+    kept = {"results": bool(results), "checked": len(CHECKED)}
+    return {**kept, "error": error, "message": message, "warnings": sorted(said)}

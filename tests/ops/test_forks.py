@@ -17,6 +17,7 @@ import torch
 
 import jetson_mamba
 from jetson_mamba import forks
+from jetson_mamba.dispatch.apart import Apart
 from jetson_mamba.dispatch.memo import Memo
 from jetson_mamba.replay import captured
 from jetson_mamba.replay.captured import Captured
@@ -27,6 +28,16 @@ PACKAGE = Path(jetson_mamba.__file__).parent
 LOCKS = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Event", "Barrier"}
 
 needs_forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
+
+
+def test_the_thread_of_a_trial_has_ended_where_its_result_is_there() -> None:
+    """Python 3.12 warns who forks while there is another."""
+    for _ in range(20):
+        before = threading.active_count()
+        trial = Apart(threading.get_ident)
+        trial.start()
+        assert trial.result() != threading.get_ident()
+        assert threading.active_count() == before
 
 
 def in_child(function: Callable[[], bool], seconds: float = 20) -> bool:

@@ -27,10 +27,10 @@ class Module(torch.nn.Module):
             self.register_buffer(name, each)
         self.names, self.options = list(tensors), options
 
-    def forward(self, zxbcdt: Tensor) -> Any:
+    def forward(self, zxbcdt: Tensor, seq_idx: Tensor | None = None) -> Any:
         """Output and last state."""
         given = {name: getattr(self, name) for name in self.names}
-        given["zxbcdt"] = zxbcdt
+        given.update(zxbcdt=zxbcdt, seq_idx=seq_idx)
         return mixer(**given, **self.options, chunk_size=64, return_final_states=True)
 
 
@@ -41,22 +41,30 @@ def test_an_exported_mixer_is_right(case: str, seqlen: int, opset: int, sequence
     torch.manual_seed(0)
     tensors, options = mixer_case(case, seqlen)
     tensors = {name: each.float() for name, each in tensors.items()}
+    given = [tensors["zxbcdt"]]
     if sequences:
-        options["seq_idx"] = packed(seqlen).to(torch.int32)
+        given.append(packed(seqlen).to(torch.int32))
+    names = ["zxbcdt", "seq_idx"][: len(given)]
+    # Initial states are among the weights, and have a batch of their own.
+    free = {1: "seqlen"} if "initial_states" in tensors else {0: "batch", 1: "seqlen"}
     file: Any = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, of which torch says that it is old
         torch.onnx.export(
-            Module(tensors, options).eval(),
-            (tensors["zxbcdt"],),
-            file,
+            *(Module(tensors, options).eval(), tuple(given), file),
             dynamo=False,
             opset_version=opset,
+            input_names=names,
+            dynamic_axes=dict.fromkeys(names, free),
         )
     session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
-    x = torch.randn_like(tensors["zxbcdt"])
-    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    exact = {name: each.double() for name, each in {**tensors, "zxbcdt": x}.items()}
-    expected = ssd_mixer(**exact, **options)  # type: ignore[arg-type]
-    for actual, right in zip(found, expected):
-        assert relative_norm(torch.from_numpy(actual), right) < 1e-5
+    for length in (seqlen, 1, 64, 131):
+        batch = 3 if 0 in free and not sequences and length != seqlen else 2
+        x = torch.randn(batch, length, given[0].shape[2])
+        inputs = [x] if not sequences else [x, packed(length).to(torch.int32)]
+        found = session.run(None, {name: each.numpy() for name, each in zip(names, inputs)})
+        exact = {name: each.double() for name, each in {**tensors, "zxbcdt": x}.items()}
+        index = inputs[1] if sequences else None
+        expected = ssd_mixer(**exact, **options, seq_idx=index)  # type: ignore[arg-type]
+        for actual, right in zip(found, expected):
+            assert relative_norm(torch.from_numpy(actual), right) < 1e-5

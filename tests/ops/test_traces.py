@@ -18,6 +18,7 @@ from jetson_mamba.ops import (
     selective_scan_fn,
 )
 from jetson_mamba.ops.causal_conv1d import causal_conv1d_update
+from jetson_mamba.ops.selective_scan import composed
 from tests import interpreters
 from tests.references.tolerance import relative_norm
 
@@ -109,23 +110,48 @@ def agree(found: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize("recorded", [True, False])
 @each_function
-def test_a_trace_is_right_at_its_sizes_and_an_error_at_others(
-    function: Made, recorded: bool
-) -> None:
+def test_a_trace_is_right_at_its_sizes_and_at_others(function: Made, recorded: bool) -> None:
     call, made = function
-    sizes = (2, 6 if function is not FUNCTIONS["block"] else 70)
+    batch, seqlen = 2, 6 if function is not FUNCTIONS["block"] else 70
+    others = ((batch, seqlen + 1), (batch + 1, seqlen), (1, 1), (2 * batch, seqlen // 2), (1, 300))
     with torch.set_grad_enabled(recorded):
-        traced: Any = torch.jit.trace(call, made(*sizes))
+        traced: Any = torch.jit.trace(call, made(batch, seqlen))
         stored = io.BytesIO()
         torch.jit.save(traced, stored)
         stored.seek(0)
         for each in (traced, torch.jit.load(stored)):
-            given = made(*sizes)
-            agree(each(*given), call(*given))
-    batch, seqlen = sizes
-    for other in ((batch, seqlen + 1), (batch + 1, seqlen), (1, seqlen), (2 * batch, seqlen // 2)):
-        with pytest.raises(RuntimeError):
-            traced(*made(*other))
+            for size in ((batch, seqlen), *others):
+                given = made(*size)
+                agree(each(*given), call(*given))
+
+
+def test_a_trace_refuses_what_it_is_not_right_for_and_says_what_to_do() -> None:
+    x, states = drawn(2, DIM, 6), drawn(2, DIM, 3)
+
+    def convolution(x: Tensor, weight: Tensor, states: Tensor) -> Any:
+        return causal_conv1d_fn(x, weight, None, None, states)
+
+    traced: Any = torch.jit.trace(convolution, (x, drawn(DIM, 4), states))
+    with pytest.raises(torch.jit.Error, match=r"expected 4 on axis 1.*take another trace"):
+        traced(x, drawn(DIM, 3), states[..., :2])
+    index = torch.zeros(2, 6, dtype=torch.int32)
+    weight = drawn(DIM, 4)
+    packed: Any = torch.jit.trace(lambda x: causal_conv1d_fn(x, weight, None, index), (x,))
+    with pytest.raises(RuntimeError, match="expand"):
+        packed(x[:1])
+
+
+def test_a_trace_of_the_scan_refuses_more_steps_than_it_has_levels_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(composed, "TRACED_LEVELS", 1)
+    call, made = FUNCTIONS["scan"]
+    for seqlen, most in ((6, 16), (20, 256)):
+        traced: Any = torch.jit.trace(call, made(2, seqlen))
+        given = made(1, most)
+        agree(traced(*given), call(*given))
+        with pytest.raises(torch.jit.Error, match="take another trace"):
+            traced(*made(1, most + 1))
 
 
 @each_function
@@ -158,14 +184,25 @@ def test_onnx_by_a_trace(function: Made, tmp_path: Any) -> None:
             return call(*given)
 
     given, path = made(2, 40), str(tmp_path / "of.onnx")
+    names = [f"given{i}" for i in range(len(given))]
+    free = [name for name, each in zip(names, given) if each.shape[-1] == 40]
+    axes = {name: {0: "batch", each.dim() - 1: "seqlen"} for name, each in zip(names, given)}
+    axes = {name: each if name in free else {0: "batch"} for name, each in axes.items()}
     with torch.no_grad():
-        torch.onnx.export(Module(), given, path, dynamo=False, opset_version=17)
-        expected = call(*given)
+        torch.onnx.export(
+            *(Module(), given, path),
+            dynamo=False,
+            opset_version=17,
+            input_names=names,
+            dynamic_axes=axes,
+        )
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    names = [each.name for each in session.get_inputs()]
-    found = session.run(None, {name: each.numpy() for name, each in zip(names, given)})
-    expected = (expected,) if isinstance(expected, Tensor) else expected
-    agree([torch.from_numpy(each) for each in found], expected)
+    for size in ((2, 40), (1, 7), (3, 130)):
+        given = made(*size)
+        expected = call(*given)
+        found = session.run(None, {name: each.numpy() for name, each in zip(names, given)})
+        expected = (expected,) if isinstance(expected, Tensor) else expected
+        agree([torch.from_numpy(each) for each in found], expected)
 
 
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])

@@ -222,3 +222,19 @@ def test_copies_that_the_function_would_make_and_keep_are_made_before_it() -> No
     assert given[0].is_contiguous()
     assert len([each for each in packed if each.shape == (2, 4, 3)]) == 1
     torch.testing.assert_close(torch.autograd.grad(result, x)[0], 2 * x)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_autograd_takes_the_backward_pass_that_there_is() -> None:
+    """It traces what autograd runs, and knows no context but its own."""
+    dynamo: Any = pytest.importorskip("torch._dynamo")
+    enable: Any = getattr(dynamo, "compiled_autograd", None)
+    if not hasattr(enable, "_enable"):
+        pytest.skip("this torch has no compiled autograd")
+    x = torch.randn(3, requires_grad=True)
+    y = torch.randn(3, requires_grad=True)
+    with enable._enable(torch.compile(backend="eager")):
+        twice.apply(x, 2.0, y)[0].sin().sum().backward()
+    expected = torch.autograd.grad(composed(x, 2.0, y)[0].sin().sum(), (x, y))
+    torch.testing.assert_close((x.grad, y.grad), expected)
+    assert SEEN == [(True, False, True)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import silu as apply_silu
+from torch.nn import functional
 
 from jetson_mamba.dispatch import twice
 from jetson_mamba.dispatch.tracing import fixed, sizes
@@ -25,22 +25,26 @@ def forward(
     silu: bool,
 ) -> tuple[Tensor, Tensor]:
     """The output and the final states."""
-    x, weight = fixed(x), fixed(weight)
-    seq_idx, initial_states = fixed(seq_idx), fixed(initial_states)
-    (batch, dim, seqlen), width = sizes(x), sizes(weight)[1]
+    weight = fixed(weight, 1)
+    before = sizes(weight)[1] - 1
     if initial_states is None:
-        initial_states = x.new_zeros((batch, dim, width - 1))
-    inputs = torch.cat((initial_states, x), -1)
-    final_states = inputs[..., seqlen:]
+        inputs = functional.pad(x, (before, 0))
+    else:
+        inputs = torch.cat((fixed(initial_states, 2), x), -1)
+    final_states = inputs[..., x.shape[2] :]
 
     dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
     wide, taps = inputs.to(dtype), weight.to(dtype)
-    origins = None if seq_idx is None else _origins(seq_idx, width)
+    if seq_idx is not None:
+        seq_idx = seq_idx.expand(x.shape[0], -1)  # Which a trace refuses of a constant for others.
+    origins = None if seq_idx is None else _origins(seq_idx, before)
     z = None if bias is None else bias.to(dtype).unsqueeze(-1)
-    for column in range(width):
-        past = wide[..., column : column + seqlen]
+    for column in range(before + 1):
+        # As long as x, whatever length that has.
+        columns = slice(column, column - before or None)
+        past = wide[..., columns]
         if seq_idx is not None and origins is not None:
-            foreign = origins[:, column : column + seqlen] != seq_idx
+            foreign = origins[:, columns] != seq_idx
             past = past.masked_fill(foreign.unsqueeze(1), 0)
         tap = past * taps[:, column].unsqueeze(-1)
         z = tap if z is None else z + tap
@@ -48,7 +52,7 @@ def forward(
     if seq_idx is not None:
         # Before the activation, which leaves zero at zero: no gradient meets what stood there.
         z = z.masked_fill((seq_idx < 0).unsqueeze(1), 0)
-    out = (apply_silu(z) if silu else z).to(x.dtype)
+    out = (functional.silu(z) if silu else z).to(x.dtype)
     if x.stride(1) == 1 and x.stride(2) != 1:
         # With channels last, as what a kernel writes: a caller may view it in other shapes.
         out = out.transpose(1, 2).contiguous().transpose(1, 2)
@@ -68,7 +72,7 @@ def backward(
 ) -> Gradients:
     """The gradients, themselves differentiable; as :class:`~.contract.Backward` says."""
     if return_dinitial_states and initial_states is None:
-        initial_states = x.new_zeros((*sizes(x)[:2], sizes(weight)[1] - 1))
+        initial_states = x.new_zeros((*x.shape[:2], sizes(weight)[1] - 1))
     arguments = (x, weight, bias, seq_idx, initial_states, silu)
     needed = (True, True, bias is not None, False, return_dinitial_states, False)
     found = twice.gradients(forward, arguments, needed, (dout, dfinal_states))
@@ -87,38 +91,39 @@ def update(
     silu: bool,
 ) -> tuple[Tensor, Tensor]:
     """The output of further steps, and what ``conv_state`` is after them."""
-    x, conv_state = fixed(x), fixed(conv_state)
-    seqlen, length, before = sizes(x)[2], sizes(conv_state)[2], sizes(weight)[1] - 1
+    before = sizes(weight)[1] - 1
     state = conv_state
     if conv_state_indices is not None:
         state = conv_state.index_select(0, conv_state_indices.clamp(min=0))
-    # Only the last inputs fit.
-    kept = min(seqlen, length)
-    latest = x[..., seqlen - kept :]
     if cache_seqlens is None:
-        history = state[..., length - before :]
-        state = torch.cat((state[..., kept:], latest), -1)
+        history = state[..., state.shape[2] - before :]
+        state = torch.cat((state, x), -1)[..., x.shape[2] :]
     else:
+        x, state = fixed(x, 2), fixed(state, 2)
+        seqlen, length = sizes(x)[2], sizes(state)[2]
+        # Only the last inputs fit.
+        first = max(0, seqlen - length)
         history = state.gather(2, _ring(x, cache_seqlens, -before, 0, length))
-        state = state.scatter(2, _ring(x, cache_seqlens, seqlen - kept, seqlen, length), latest)
+        places = _ring(x, cache_seqlens, first, seqlen, length)
+        state = state.scatter(2, places, x[..., first:])
     out, _ = forward(x, weight, bias, None, history, silu)
     if conv_state_indices is None:
         return out, state
     used = conv_state_indices >= 0
     # Rows of padding go to an entry beyond the last, which is left out again.
-    entries = sizes(conv_state)[0]
+    entries = conv_state.shape[0]
     places = torch.where(used, conv_state_indices, entries)
     state = torch.cat((conv_state, conv_state[:1])).index_copy(0, places.long(), state)[:entries]
     return out.masked_fill(~used[:, None, None], 0), state
 
 
-def _origins(seq_idx: Tensor, width: int) -> Tensor:
+def _origins(seq_idx: Tensor, before: int) -> Tensor:
     """The sequence of each input, those before the first included: they are of its sequence."""
-    return torch.cat((seq_idx[:, :1].expand(-1, width - 1), seq_idx), 1)
+    return torch.cat((seq_idx[:, :1].expand(-1, before), seq_idx), 1)
 
 
 def _ring(x: Tensor, cache_seqlens: Tensor, start: int, stop: int, length: int) -> Tensor:
     """Places in a ring of the steps from ``start`` to ``stop``: (batch, dim, stop - start)."""
     steps = torch.arange(start, stop, device=x.device)
     places = (cache_seqlens.unsqueeze(1) + steps).remainder(length)
-    return places.unsqueeze(1).expand(-1, sizes(x)[1], -1)
+    return places.unsqueeze(1).expand(-1, x.shape[1], -1)

@@ -30,7 +30,7 @@ def update(step: Step) -> Tensor:
 def composed(step: Step) -> Tensor:
     """The output, for a trace too, in which what is expanded now need not be later."""
     states, x, dt, A, B, C, D, z, dt_bias, indices, dt_softplus = step
-    batch, nheads, _ = sizes(x)
+    nheads = sizes(x)[1]
     dtype = step.dtype
     inputs = x.to(dtype)
     steps = dt.to(dtype)
@@ -45,7 +45,7 @@ def composed(step: Step) -> Tensor:
 
     used = None
     if indices is None:
-        before = states[:batch]
+        before = states[: x.shape[0]]
         after = before.to(dtype)  # the state itself where it has that dtype
         after.mul_(decay).addcmul_(entering, B)
         if before.dtype != dtype:
@@ -76,9 +76,8 @@ def _rows(used: Tensor) -> Tensor:
     Two that write the same to one place do no harm, and no shape depends on values, which a graph
     could not hold.
     """
-    count = sizes(used)[0]
-    own = torch.arange(count, device=used.device)
-    if count == 0:
+    own = torch.arange(used.shape[0], device=used.device)
+    if sizes(used)[0] == 0:
         return own
     return torch.where(used, own, used.to(torch.int32).argmax())
 

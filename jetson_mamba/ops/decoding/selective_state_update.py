@@ -17,7 +17,7 @@ from torch.nn import Parameter
 from jetson_mamba.dispatch.backends import Op
 from jetson_mamba.dispatch.in_place import count_write, version
 from jetson_mamba.dispatch.paths import Way, way
-from jetson_mamba.dispatch.tracing import fixed, sizes, untraced
+from jetson_mamba.dispatch.tracing import sizes, untraced
 
 from .contract import Case, Implementation, Step
 from .pytorch import composed, update
@@ -66,9 +66,7 @@ def selective_state_update(
         )
     found = way(state, x, dt, A, B, C, D, z, dt_bias)
     # Only what is composed can be traced.
-    shape_of = _shape
-    if found is Way.COMPOSED:
-        state, x, shape_of = fixed(state), fixed(x), sizes
+    shape_of = sizes if found is Way.COMPOSED else _shape
     has_heads = axes == 4
     states = state if has_heads else state.unsqueeze(1)
     count, nheads, dim, dstate = shape_of(states)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from jetson_mamba.dispatch.paths import Way, may_replay, through_autograd, way
-from jetson_mamba.dispatch.tracing import sizes
+from jetson_mamba.dispatch.tracing import sizes, unflatten
 from jetson_mamba.dispatch.triton_runs import triton_runs_on
 
 from ..ssd.contract import compute_dtype
@@ -318,7 +318,7 @@ def _plain_gated(
     gate = None if z is None else functional.silu(z.to(dtype))
     if gate is not None and not norm_before_gate:
         wide = wide * gate
-    grouped = torch.unflatten(wide, -1, (-1, group_size))
+    grouped = unflatten(wide, -1, (-1, group_size))
     out = _affine(_normalised(grouped, eps, is_rms_norm).flatten(-2), weight, bias)
     if gate is not None and norm_before_gate:
         out = out * gate

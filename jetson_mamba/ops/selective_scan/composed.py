@@ -3,7 +3,8 @@
 Nothing is written in place and no address is taken, so any of torch's transforms applies, over
 any of the arguments. The recurrence ``h[t] = a[t] h[t-1] + v[t]`` is unrolled over blocks of
 steps, all blocks side by side; what the blocks hand on is the same recurrence over fewer steps.
-No decay is divided by, so that the strongest is as exact as in a loop.
+No decay is divided by, so that the strongest is as exact as in a loop. What is unrolled does not
+depend on the length, so that a trace is right at others.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.functional import silu, softplus
 
 from jetson_mamba.dispatch import twice
-from jetson_mamba.dispatch.tracing import fixed, sizes
+from jetson_mamba.dispatch.tracing import fixed, is_traced, missing, sizes, unflatten
 
 from .contract import CHUNK, Gradients, Scan
 
 BLOCK = 16
+# Of a trace: 65536 steps, and those that it was taken with.
+TRACED_LEVELS = 4
 SOFTPLUS_THRESHOLD = 20.0
 
 
@@ -32,14 +36,14 @@ def output(scan: Scan) -> tuple[Tensor, Tensor]:
 def forward(scan: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
     """``out``, ``x`` in upstream's form and ``out_z``: as ``contract.Scanned``."""
     out, states, out_z = _scanned(scan)
+    # The last step of each chunk.
     seqlen = states.shape[0]
-    ends = [*range(CHUNK - 1, seqlen - 1, CHUNK), seqlen - 1]
-    steps = _step_sizes(scan)
-    rows = []
-    for end in ends:
-        decay = torch.exp(steps[..., : end + 1].sum(-1).unsqueeze(-1) * scan.A)
-        rows.append(torch.stack((decay, _by_channel(states[end])), -1).flatten(-2))
-    return out, torch.stack(rows, 2), out_z
+    ends = torch.arange(CHUNK, seqlen + CHUNK, CHUNK, device=states.device).clamp(max=seqlen) - 1
+    sums = _step_sizes(scan).cumsum(-1).index_select(-1, ends)
+    decays = torch.exp(sums.transpose(1, 2).unsqueeze(-1) * scan.A)  # batch, chunks, dim, dstate
+    reached = states.index_select(0, ends).flatten(2, 3).transpose(0, 1)
+    pairs = torch.stack((decays, reached), -1).flatten(-2)
+    return out, pairs.transpose(1, 2), out_z
 
 
 def backward(scan: Scan, dout: Tensor) -> Gradients:
@@ -58,11 +62,9 @@ def backward(scan: Scan, dout: Tensor) -> Gradients:
 
 def _scanned(scan: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
     """``out``, the states (seqlen, batch, groups, channels, dstate), and ``out_z``."""
-    u, delta, A, B, C, D, z, delta_bias, delta_softplus = scan
-    u, delta, B, C, z = fixed(u), fixed(delta), fixed(B), fixed(C), fixed(z)
-    scan = Scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-    (batch, dim, seqlen), dstate = sizes(u), sizes(A)[1]
-    groups = next((sizes(weight)[1] for weight in (B, C) if weight.dim() == 4), 1)
+    u, A, B, C, D, z = scan.u, scan.A, scan.B, scan.C, scan.D, scan.z
+    (batch, dim, seqlen), dstate = u.shape, A.shape[1]
+    groups = next((weight.shape[1] for weight in (B, C) if weight.dim() == 4), 1)
     real = A.real.dtype if A.is_complex() else A.dtype
 
     signal = u.to(real)
@@ -103,40 +105,57 @@ def _by_channel(state: Tensor) -> Tensor:
 def _weight_by_step(weight: Tensor, groups: int, A: Tensor) -> Tensor:
     """B or C, to broadcast with (seqlen, batch, groups, channels, dstate)."""
     if weight.dim() == 2:
-        dim, dstate = sizes(weight)
+        dim, dstate = weight.shape
         return weight.reshape(groups, dim // groups, dstate)
     if A.is_complex():
-        batch, groups, dstate, width = sizes(weight)
+        batch, groups, dstate, width = weight.shape
         pairs = weight.to(A.real.dtype).reshape(batch, groups, dstate, width // 2, 2)
         weight = torch.view_as_complex(pairs.contiguous())
     return weight.to(A.dtype).permute(3, 0, 1, 2).unsqueeze(3)
 
 
-def _recurrence(decays: Tensor, inputs: Tensor) -> Tensor:
-    """``h[t] = decays[t] h[t-1] + inputs[t]`` along the first axis, from zero."""
-    shape = sizes(inputs)
-    steps, others = shape[0], shape[1:]
-    if steps <= BLOCK:
-        return torch.stack(_unrolled(decays.unbind(0), inputs.unbind(0)))
-    missing = -steps % BLOCK
-    if missing:
-        # Steps that keep the state.
-        decays = torch.cat((decays, torch.ones_like(decays[:missing])))
-        inputs = torch.cat((inputs, torch.zeros_like(inputs[:missing])))
-    blocks = ((steps + missing) // BLOCK, BLOCK, *others)
-    each_decay = decays.reshape(blocks).unbind(1)
-    inner = _unrolled(each_decay, inputs.reshape(blocks).unbind(1))
-    passed = [each_decay[0]]
-    for decay in each_decay[1:]:
-        passed.append(passed[-1] * decay)
-    ends = _recurrence(passed[-1], inner[-1])
-    before = torch.cat((torch.zeros_like(ends[:1]), ends[:-1]))
-    states = torch.stack(inner, 1) + torch.stack(passed, 1) * before.unsqueeze(1)
-    return states.flatten(0, 1)[:steps]
+def _recurrence(decays: Tensor, inputs: Tensor, levels: int | None = None) -> Tensor:
+    """``h[t] = decays[t] h[t-1] + inputs[t]`` along the first axis, from zero.
 
-
-def _unrolled(decays: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    states = [inputs[0]]
-    for decay, driven in zip(decays[1:], inputs[1:]):
+    The ends of blocks are the steps of the level above, of which the highest has one block.
+    """
+    steps = inputs.shape[0]
+    if levels is None:
+        levels = _levels(sizes(inputs)[0])
+    decays, inputs = _blocks(decays, 1.0), _blocks(inputs, 0.0)
+    each_decay, each_input = decays.unbind(1), inputs.unbind(1)
+    states = [each_input[0]]
+    for decay, driven in zip(each_decay[1:], each_input[1:]):
         states.append(decay * states[-1] + driven)
-    return states
+    found = torch.stack(states, 1)
+    if levels == 1:
+        found = fixed(found, 0)
+    else:
+        passed = [each_decay[0]]
+        for decay in each_decay[1:]:
+            passed.append(passed[-1] * decay)
+        ends = _recurrence(passed[-1], states[-1], levels - 1)
+        before = torch.cat((torch.zeros_like(ends[:1]), ends[:-1]))
+        found = found + torch.stack(passed, 1) * before.unsqueeze(1)
+    return found.flatten(0, 1)[:steps]
+
+
+def _levels(steps: int) -> int:
+    """How many levels so many steps have; in a trace those of the longest sequence it serves."""
+    levels = TRACED_LEVELS if is_traced() else 1
+    while BLOCK**levels < steps:
+        levels += 1
+    return levels
+
+
+def _blocks(signal: Tensor, filler: float) -> Tensor:
+    """(steps, ...) as (blocks, BLOCK, ...), ``filler`` being what is added at the end.
+
+    What is shorter than a block is one, unless a trace is taken.
+    """
+    if not is_traced() and signal.shape[0] <= BLOCK:
+        return signal.unsqueeze(0)
+    padding = missing(signal.shape[0], BLOCK)
+    if is_traced() or padding:
+        signal = functional.pad(signal, (0, 0) * (signal.dim() - 1) + (0, padding), value=filler)
+    return unflatten(signal, 0, (-1, BLOCK))

@@ -386,11 +386,12 @@ def _trial(implementation: Implementation, case: Case) -> None:
     x = torch.ones(1, 3, 1, headdim, device=case.device, dtype=number)
     B = torch.zeros(1, 3, 1, dstate, device=case.device, dtype=number)
     B[..., 0] = 1
-    A = torch.full((1,), -math.log(2.0), device=case.device)
-    D = torch.zeros(1, device=case.device)
+    # Of a dtype that is named: the default is the caller's.
+    A = torch.full((1,), -math.log(2.0), device=case.device, dtype=torch.float32)
+    D = torch.zeros(1, device=case.device, dtype=torch.float32)
     scan = Scan(x, x[..., 0], A, B, B, D, *(None,) * 5, 4, dt_softplus=False, dt_limit=(0, 1))
     out, *_ = implementation.scan_forward(scan)
-    expected = torch.tensor([1.0, 1.5, 1.75], device=case.device)
+    expected = torch.tensor([1.0, 1.5, 1.75], device=case.device, dtype=torch.float32)
     found = out.float().flatten(2)
     if not torch.allclose(found, expected[:, None].expand_as(found), rtol=1e-2):
         raise RuntimeError(f"expected {expected.tolist()}, found {found[0, :, 0].tolist()}")

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from jetson_mamba.dispatch.tracing import unflatten
+
 from .contract import compute_dtype
 
 
@@ -65,15 +67,15 @@ class GatedRMSNorm(NamedTuple):
         return self._normed(x)[1].flatten(0, -3).squeeze(-1).t().flatten()
 
     def _normed(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        grouped = torch.unflatten(x, -1, (-1, self.group_size))
+        grouped = unflatten(x, -1, (-1, self.group_size))
         rstd = torch.rsqrt(grouped.square().mean(-1, keepdim=True) + self.eps)
         return (grouped * rstd).flatten(-2), rstd
 
     def _norm_gradients(
         self, normed: Tensor, rstd: Tensor, dscaled: Tensor
     ) -> tuple[Tensor, Tensor]:
-        dnormed = torch.unflatten(dscaled * self.weight, -1, (-1, self.group_size))
-        grouped = torch.unflatten(normed, -1, (-1, self.group_size))
+        dnormed = unflatten(dscaled * self.weight, -1, (-1, self.group_size))
+        grouped = unflatten(normed, -1, (-1, self.group_size))
         along = (dnormed * grouped).mean(-1, keepdim=True)
         dweight = (dscaled * normed).flatten(0, -2).sum(0)
         return ((dnormed - grouped * along) * rstd).flatten(-2), dweight

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from jetson_mamba.dispatch.autocast import without_autocast
-from jetson_mamba.dispatch.tracing import sizes
+from jetson_mamba.dispatch.tracing import sizes, unflatten
 from jetson_mamba.ops.causal_conv1d import causal_conv1d_fn
 
 from .contract import Mixer, Scan
@@ -49,9 +49,9 @@ def split_heads(given: Mixer, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     group_columns = (sizes(given.conv1d_weight)[0] - dim) // 2
     x, B, C = torch.split(xBC, [dim, group_columns, group_columns], dim=-1)
     return (
-        torch.unflatten(x, -1, (-1, given.headdim)),
-        torch.unflatten(B, -1, (given.ngroups, -1)),
-        torch.unflatten(C, -1, (given.ngroups, -1)),
+        unflatten(x, -1, (-1, given.headdim)),
+        unflatten(B, -1, (given.ngroups, -1)),
+        unflatten(C, -1, (given.ngroups, -1)),
     )
 
 
@@ -77,7 +77,7 @@ def inner_scan(given: Mixer, columns: Columns, xBC: Tensor, *, gated: bool) -> S
         B=B,
         C=C,
         D=given.D,
-        z=torch.unflatten(columns.z, -1, (-1, given.headdim)) if gated else None,
+        z=unflatten(columns.z, -1, (-1, given.headdim)) if gated else None,
         dt_bias=given.dt_bias,
         initial_states=given.initial_states,
         seq_idx=given.seq_idx,

@@ -44,7 +44,8 @@ def finite(A: Tensor) -> Tensor:
 
 def resets_before(seq_idx: Tensor) -> Tensor:
     """How often the sequence has changed up to each step; before the first it is sequence 0."""
-    return (seq_idx != functional.pad(seq_idx[:, :-1], (1, 0))).cumsum(1)
+    changed = seq_idx != functional.pad(seq_idx[:, :-1], (1, 0))
+    return changed.cumsum(1, dtype=torch.int64)  # which ONNX asks for
 
 
 def _limits(scan: Scan) -> bool:
