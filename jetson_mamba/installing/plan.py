@@ -200,7 +200,12 @@ class _Chooser:
         why = "mamba_ssm generates text with it"
         if bound:
             why += f"; others switch torch {self.torch.version} off"
+        old = self._pip_knows_no_newer_wheels()
+        if old and "transformers" not in self.here.packages:
+            bound = together.TRANSFORMERS_WITHOUT_XET
         if self._need("transformers", bound, why):
+            if old:
+                self._need("huggingface-hub", together.HUB_WITHOUT_XET, "later ones are compiled")
             # What it brings: not named here, since it knows which it needs.
             if "numpy" not in self.here.packages:
                 numpy = together.numpy_for(self.torch.version)
@@ -228,6 +233,12 @@ class _Chooser:
         self.choices.append(
             Choice("triton", None, f"{wanted}, if there is one" if wanted else None, why)
         )
+
+    def _pip_knows_no_newer_wheels(self) -> bool:
+        """Whether pip would compile what has wheels for a newer glibc alone."""
+        tool = self.here.tool
+        old = tool is not None and tool.kind == "pip" and not at_least(tool.version, 20, 3)
+        return old and self.here.architecture == "aarch64"
 
     def held(self) -> list[str]:
         """The requirements that keep what is there."""

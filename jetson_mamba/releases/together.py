@@ -34,6 +34,11 @@ TRITON_OF_TORCH = {
     (2, 12): "3.7.0",
 }
 
+# huggingface-hub requires hf-xet from 0.32 on, which is in Rust and whose wheels for aarch64 are
+# manylinux_2_28: a tag that pip does not know before 20.3. These do without.
+HUB_WITHOUT_XET = "<0.32"
+TRANSFORMERS_WITHOUT_XET = "<4.47"
+
 
 def python_for(release: str) -> tuple[int, int]:
     """The oldest Python that a release of mamba-ssm takes: Requires-Python of its metadata."""

@@ -27,8 +27,8 @@ emulated (`qemu-user`), so the times are many times a board's.
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 ENDING = """
-`doctor` ends with exit code 1 in each of them, and is right: it finds that torch sees no GPU on \
-a board.
+`doctor` ends with exit code 1 where a board's files are there, and is right: it finds that torch \
+sees no GPU on a board.
 
 What an imitation cannot show: anything on a GPU, so neither CUDA kernels nor Triton's, and no \
 speed. Debian has no Python 3.8, 3.10 or 3.12 for aarch64: JetPack's Python is the nearest that it \
