@@ -2,9 +2,8 @@
 
 The two functions take the place of the functions of the same names in
 ``mamba_ssm.ops.triton.ssd_combined``, with the same parameters and results, wherever
-:func:`through_triton_autograd` is false: on devices without Triton or with the CUDA kernels, while
-something traces or transforms, where no gradient is recorded, and where another backend than
-``triton`` is named.
+:func:`through_triton_autograd` is false: on devices without Triton, while something traces or
+transforms, where no gradient is recorded, and where another backend than ``triton`` is named.
 """
 
 from __future__ import annotations
@@ -12,8 +11,6 @@ from __future__ import annotations
 import math
 import sys
 from contextlib import nullcontext
-from functools import lru_cache
-from importlib import import_module
 from typing import Any, cast
 
 import torch
@@ -26,7 +23,6 @@ from jetson_mamba.dispatch.projections import Modules, passed
 from jetson_mamba.dispatch.selection import register
 from jetson_mamba.dispatch.tracing import untraced
 from jetson_mamba.dispatch.triton_runs import triton_runs_on
-from jetson_mamba.errors import Unavailable
 from jetson_mamba.replay.captured import Captured, Weights
 
 from . import composed, pytorch
@@ -78,26 +74,14 @@ __all__ = [
 def through_triton_autograd(tensor: Tensor) -> bool:
     """Whether a call, of this tensor first, goes through upstream's autograd function.
 
-    Its Triton kernels are the backend ``triton``: where another is named for the op, or the CUDA
-    kernels come before it, the call goes to that.
+    Its Triton kernels are the backend ``triton``: where another is named for the op, the call goes
+    to that.
     """
     if not isinstance(tensor, Tensor) or not through_autograd(tensor):
         return False
     if op.selection is not None:
         return op.selection.backend == "triton" and triton_runs_on(tensor.device)
-    return triton_runs_on(tensor.device) and not _has_own_kernels(tensor.device)
-
-
-@lru_cache(maxsize=None)
-def _has_own_kernels(device: torch.device) -> bool:
-    """Whether the backend ``cuda`` is for a device; what of a call it serves is the op's to say."""
-    if device.type != "cuda":
-        return False
-    try:
-        import_module(f"{__name__}.cuda").load(Case(device, torch.float32, number=torch.float16))
-    except Unavailable:
-        return False
-    return True
+    return triton_runs_on(tensor.device)
 
 
 def mamba_chunk_scan_combined(
@@ -403,8 +387,8 @@ def _own_kernels() -> Implementation | None:
     return None if module is None else cast(Implementation, module.IMPLEMENTATION)
 
 
-# The CUDA kernels come first: on one H100 they took half the time of upstream's backward pass and
-# two thirds of the forward pass's, but for 29 against 27 us at 1x1024x24, where the calls, which
-# wait for a CPU, cost more than the kernels (`python -m benchmarks.kernels_ssd --upstream`).
-op: Op[Case, Implementation] = register(Op("ssd", __name__, ("cuda", "triton", "pytorch"), _trial))
+# The CUDA kernels take less than upstream's by themselves (`python -m benchmarks.kernels_ssd
+# --upstream`), but no GPU has run whole blocks on them yet: they serve where Triton does not run,
+# and where they are named.
+op: Op[Case, Implementation] = register(Op("ssd", __name__, ("triton", "cuda", "pytorch"), _trial))
 _OPERATORS = Operators(_implementation)
