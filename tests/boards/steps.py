@@ -71,7 +71,8 @@ def read(given: list[str], output: str) -> list[Step]:
         said, mark, ended = told.rpartition(f"{MARK} end ")
         seconds, code = ended.split()[:2] if mark else (began, "-1")
         lines = [line.strip() for line in (said if mark else told).splitlines() if line.strip()]
-        found.append(
-            Step(command, int(seconds) - int(began), int(code), lines[-1] if lines else "")
-        )
+        # A warning may be written after it.
+        verdicts = [line for line in lines if re.search(r"\d rows (pass|fail)", line)]
+        verdict = (verdicts or lines or [""])[-1]
+        found.append(Step(command, int(seconds) - int(began), int(code), verdict))
     return found
