@@ -73,6 +73,6 @@ def read(given: list[str], output: str) -> list[Step]:
         lines = [line.strip() for line in (said if mark else told).splitlines() if line.strip()]
         # A warning may be written after it.
         verdicts = [line for line in lines if re.search(r"\d rows (pass|fail)", line)]
-        verdict = (verdicts or lines or [""])[-1]
+        verdict = (verdicts or lines or [""])[-1].replace(f"{roots.FOLDER}/", "")
         found.append(Step(command, int(seconds) - int(began), int(code), verdict))
     return found
