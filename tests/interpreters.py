@@ -108,7 +108,8 @@ def _serve(modules: Sequence[str]) -> None:
         import_module(module)
     path = sys.path[1:]  # without this file's folder
     # Where there is no startup file, whatever runs activates the hook itself.
-    starts = "jetson_mamba.startup" in sys.modules
+    here = sys.modules.get("jetson_mamba")
+    starts = getattr(here, "activated_by", None) == "startup file"
     # Else every child would copy what its collector looks at.
     gc.freeze()
     answers = os.dup(1)
@@ -177,9 +178,9 @@ def _program(path: list[str], starts: bool, arguments: list[str]) -> None:
     for name in [each for each in sys.modules if each.partition(".")[0] == "jetson_mamba"]:
         del sys.modules[name]
     if starts:
-        import jetson_mamba.startup
+        from jetson_mamba import _finder
 
-        jetson_mamba.startup.main()
+        _finder.activated_by = "startup file"
     if form == "-c":
         main = ModuleType("__main__")
         sys.modules["__main__"] = main
