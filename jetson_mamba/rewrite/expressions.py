@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 class Expression(NamedTuple):
     """The expression ``of`` becomes ``becomes`` in every function that takes ``parameter``.
 
-    Only where the first name in it stands for the module of that name.
+    Only where the first name in it stands for the module of that name, or the parameter itself is
+    in it.
     """
 
     of: str
@@ -34,8 +35,9 @@ class Expression(NamedTuple):
     def find(self, draft: Draft) -> None:
         """Edit the expression wherever it stands in such a function."""
         wanted = nodes.expression(self.of)
-        name = next(each for each in ast.walk(wanted) if isinstance(each, ast.Name))
-        if draft.scopes.origin(name) != name.id:
+        names = [each for each in ast.walk(wanted) if isinstance(each, ast.Name)]
+        of_the_parameter = self.parameter in (each.id for each in names)
+        if not of_the_parameter and draft.scopes.origin(names[0]) != names[0].id:
             return
         for function in ast.walk(draft.tree):
             if not isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):

@@ -172,7 +172,9 @@ def _distance(actual: Any, expected: Any, largest: float = 0.0) -> float:
     if isinstance(actual, list) and isinstance(expected, list):
         each = [_distance(*pair) for pair in zip(actual, expected)]
         same_length = len(actual) == len(expected)
-        return median(each) if same_length and all(map(isfinite, each)) else float("inf")
+        if not same_length or not all(map(isfinite, each)):
+            return float("inf")
+        return median(each) if each else 0.0
     if isinstance(actual, Tensor) and isinstance(expected, Tensor):
         if not actual.numel() and actual.shape == expected.shape:
             return 0.0

@@ -137,13 +137,17 @@ COMPUTED: dict[str, Callable[[Any, Tensor], dict[str, Tensor]]] = {
 
 def count(calls: Counter[str]) -> None:
     """Count how often a call of each op has looked up its backend."""
-    lookup = Op.implementation
 
-    def counted(op: Any, case: Any) -> Any:
-        calls[op.name] += 1
-        return lookup(op, case)
+    def counted(lookup: Any) -> Any:
+        def look(op: Any, case: Any) -> Any:
+            found = lookup(op, case)
+            calls[op.name] += found is not None
+            return found
 
-    Op.implementation = counted  # type: ignore[assignment, method-assign]
+        return look
+
+    Op.implementation = counted(Op.implementation)  # type: ignore[method-assign]
+    Op.find = counted(Op.find)  # type: ignore[method-assign]
 
 
 def main() -> None:

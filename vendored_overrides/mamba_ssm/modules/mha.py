@@ -5,9 +5,11 @@ first step: each token attends to the first alone. It refuses a rotary embedding
 ours in the place of flash-attn's it takes the way that it takes with those.
 """
 
-from jetson_mamba.rewrite import Absent, ImportBeside, Override
+from jetson_mamba.rewrite import Absent, Expression, ImportBeside, Override
 
 BESIDE = "scaled_dot_product_attention"
+# Up to 2.2.x the way of flash-attn cuts the pair of caches where it means the first of them.
+PAIR = "inference_params.key_value_memory_dict[self.layer_idx]"
 
 OVERRIDE = Override(
     target="mamba_ssm.modules.mha",
@@ -22,6 +24,9 @@ OVERRIDE = Override(
             of="flash_attn.layers.rotary.RotaryEmbedding",
             becomes="jetson_mamba.ops.RotaryEmbedding",
             beside=BESIDE,
+        ),
+        Expression(
+            of=f"{PAIR}[:batch]", becomes=f"{PAIR}[0][:batch]", parameter="inference_params"
         ),
     ),
     required=False,
