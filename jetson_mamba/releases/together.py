@@ -41,7 +41,13 @@ TRANSFORMERS_WITHOUT_XET = "<4.47"
 
 
 def python_for(release: str) -> tuple[int, int]:
-    """The oldest Python that a release of mamba-ssm takes: Requires-Python of its metadata."""
+    """The oldest Python that a release of mamba-ssm takes: Requires-Python of its metadata.
+
+    2.3.2 says 3.9 and fails there as it is imported: ``ops/triton/mamba3/angle_dt.py`` has
+    annotations with ``|`` that Python evaluates.
+    """
+    if at_least(release, 2, 3, 2):
+        return (3, 10)
     return (3, 9) if at_least(release, 2, 2, 3) else (3, 8)
 
 

@@ -188,7 +188,7 @@ def test_one_that_does_not_is_obeyed_with_a_word() -> None:
     ("here", "asked", "reason", "instead"),
     [
         (JETPACK_5, "mamba-ssm==2.2.4", "2.2.4 needs Python 3.9, and this is 3.8", "2.2.2"),
-        (JETPACK_5, "mamba-ssm>=2.2.5", "needs Python 3.9", "2.2.2"),
+        (JETPACK_5, "mamba-ssm>=2.2.5", "needs Python 3.10", "2.2.2"),
         (PC, "mamba-ssm==2.0.1", "was published with files missing", together.NEWEST),
     ],
 )

@@ -179,6 +179,13 @@ def describe(target: str, difference: Difference) -> str:
             f"triton_autograd({first}) and {fused}": "past Triton's autograd function",
             f"norm_autograd({first})": "past Triton's autograd function",
         }[ast.unparse(copy.test).partition("jetson_mamba.ops.through_")[2]]
+    if target.endswith("modules.mha") and isinstance(copy, (ast.Subscript, ast.Constant)):
+        pair = "inference_params.key_value_memory_dict"
+        assert (ast.unparse(source), ast.unparse(copy)) in (
+            (pair, f"{pair}[self.layer_idx]"),
+            ("self.layer_idx", "0"),
+        )
+        return "the first of a pair"
     if isinstance(copy, ast.Subscript):
         assert ast.unparse(copy.slice) == ":3"
         copy = copy.value
@@ -278,6 +285,8 @@ def test_a_copy_differs_in_the_declared_places_only(version: str, target: str) -
             ("", "RotaryEmbedding where there is none"),
             ("", "flash_attn_with_kvcache where there is none"),
             ("", "import beside torch"),
+            *[("MHA._update_kvcache_attention", "the first of a pair")]
+            * (2 if b"[self.layer_idx][:batch]" in source else 0),
         ]
     elif target.startswith("mamba_ssm.modules."):
         block = BLOCKS[target.rpartition(".")[2]]
