@@ -323,7 +323,9 @@ def test_a_copy_differs_in_the_declared_places_only(version: str, target: str) -
     # As many as the rewriter says it made, no line moved, and nothing of an extension is left.
     appended = len([each for each in found if isinstance(each.source, ast.Module)])
     rewritten = rewritten_text(target, path)
-    assert len(rewritten.applied) == len(found)
+    # The pair's first is another index and what it is an index of: two differences.
+    pairs = sum(kind == "the first of a pair" for _, kind in kinds)
+    assert len(rewritten.applied) == len(found) - pairs // 2
     assert rewritten.left_out == ()
     assert len(rewritten.text.splitlines()) == len(source.splitlines()) + appended
     if target.startswith("mamba_ssm.modules."):
