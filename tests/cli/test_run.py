@@ -32,6 +32,8 @@ def run(*arguments: str, folder: Path, ours: bool = True) -> subprocess.Complete
         text=True,
         check=False,
         timeout=60,
+        # Whoever starts the tests in the background may have it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 

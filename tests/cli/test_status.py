@@ -133,10 +133,11 @@ def test_a_backend_that_is_named_is_told_before_and_after_a_call() -> None:
         assert found.selections == (Selected("causal_conv1d", "pytorch", "jetson_mamba.backend"),)
         assert named_rows(found) == ["causal_conv1d pytorch named by jetson_mamba.backend"]
         causal_conv1d_fn(torch.ones(1, 2, 5), torch.ones(2, 4))
-        (row,) = (row for row in jetson_mamba.status().backends if row.op == "causal_conv1d")
-        assert (row.backend, row.passed_over) == ("pytorch", ())
+        # Tests before this one may have met other cases.
+        rows = [row for row in jetson_mamba.status().backends if row.op == "causal_conv1d"]
+        assert {(row.backend, row.passed_over) for row in rows} == {("pytorch", ())}
         named = named_rows(jetson_mamba.status())
-        assert named == ["causal_conv1d cpu pytorch named by jetson_mamba.backend"]
+        assert set(named) == {"causal_conv1d cpu pytorch named by jetson_mamba.backend"}
     assert jetson_mamba.status().selections == ()
 
 
