@@ -29,7 +29,7 @@ help:
 	@echo 'make mutants [COUNT=1200] [SEED=0]        variants of every text, each held to what it means'
 	@echo 'make mutate [PART=hook|rewrite|ops|report] [COUNT=20] [SEED=0]'
 	@echo '                                          changes of this code, each of which a test is to notice'
-	@echo 'make joints                               what users of torch and transformers do (half an hour)'
+	@echo 'make joints                               what users of torch and transformers do (an hour or more)'
 	@echo 'make exports                              every kind of model to ONNX, by every way'
 	@echo 'make boards [BOARDS=jetpack-7]           the first steps on imitated boards (hours)'
 	@echo 'make peers [MAMBA=checkout] [CAUSAL_CONV1D=checkout] [PYTEST=options]'
