@@ -14,13 +14,24 @@ from tests.matrix.cells import (
     IMPORTABLE,
     NONE,
     after_cells,
+    bare_cells,
     before_cells,
     failing_cells,
     without_cells,
 )
 from tests.matrix.picture import draw
 from tests.matrix.workers import run_all, workers
+from tests.without_triton.environment import Bare
 from tools.releases import CAUSAL_CONV1D
+
+BARE = "none, no Triton"
+COLUMNS = (*CAUSAL_CONV1D, NONE, BARE)
+
+
+def column(cell: Cell) -> str:
+    """Where a cell stands in the picture, if it is shown: of those without Triton, BARE is."""
+    beside = cell.causal_conv1d or NONE
+    return beside if cell.triton else f"{beside}, no Triton"
 
 
 def main() -> int:
@@ -31,6 +42,7 @@ def main() -> int:
         "after": after_cells(),
         "without": without_cells(),
         "failing": failing_cells(),
+        "without triton": bare_cells(),
     }
     cells = [cell for group in groups.values() for cell in group]
     outcomes: dict[Cell, Outcome] = {}
@@ -46,8 +58,11 @@ def main() -> int:
         if cell.hook and not outcome.works:
             print(f"{cell}: {outcome}", flush=True)
 
-    with tempfile.TemporaryDirectory() as cache, workers(Path(cache)) as started:
-        run_all(cells, started, done)
+    with tempfile.TemporaryDirectory() as kept:
+        for triton in (True, False):
+            bare = None if triton else Bare(Path(kept) / "bare")
+            with workers(Path(kept) / "cache", bare=bare) as started:
+                run_all([cell for cell in cells if cell.triton is triton], started, done)
     counts = {
         name: (sum(outcomes[cell].works for cell in group), len(group))
         for name, group in groups.items()
@@ -75,16 +90,17 @@ def main() -> int:
     )
     before, after = (
         {
-            (cell.mamba_ssm, cell.causal_conv1d or NONE): outcomes[cell].works
+            (cell.mamba_ssm, column(cell)): outcomes[cell].works
             for name in names
             for cell in groups[name]
+            if column(cell) in COLUMNS
         }
-        for names in (("before",), ("after", "without"))
+        for names in (("before",), ("after", "without", "without triton"))
     )
     draw(
         folder / "matrix.png",
         IMPORTABLE,
-        (*CAUSAL_CONV1D, NONE),
+        COLUMNS,
         before,
         after,
         f"make matrix, {today}: compiled extensions emulated call by call, float32 on a CPU",
@@ -93,7 +109,7 @@ def main() -> int:
         print(f"{name}: {works} of {of}")
     for cell in quiet:
         print(f"{cell}: expected one warning for each op, found {outcomes[cell].warnings}")
-    expected = all(counts[name][0] == counts[name][1] for name in ("after", "without", "failing"))
+    expected = all(works == of for name, (works, of) in counts.items() if name != "before")
     return 0 if expected and not quiet else 1
 
 
