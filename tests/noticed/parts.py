@@ -1,8 +1,7 @@
 """The parts of the package, and for each file the tests that are to notice a change of it.
 
 A folder's or file's own tests come first, by the names below, or those that are called as it is;
-then what else runs its code. The first that fails ends the run, so the quick ones stand before the
-slow ones.
+then what else runs its code.
 """
 
 from __future__ import annotations
@@ -90,7 +89,7 @@ ALL = {
     "releases/test_copies.py rewrite/test_kept.py mutants releases/test_unknown_texts.py",
     "ops": "ops export emulated compile "
     "releases/test_blocks.py releases/test_past_targets.py releases/test_decoding.py",
-    "report": "cli doctor docs",
+    "report": "cli doctor docs installing",
 }
 
 
@@ -112,10 +111,25 @@ def _called(name: str) -> list[str]:
     return sorted(path.as_posix() for path in found if path.parts[0] != "gpu")
 
 
-def tests(part: str, file: Path) -> list[list[str]]:
-    """What should notice a change of a file: its own tests, and then the rest of its part's."""
+def tests(part: str, file: Path) -> tuple[list[str], list[str]]:
+    """The files of what should notice a change: its own tests, and then the rest of its part's."""
     name = "/".join(file.parts[1:])
     own = max((each for each in OWN if name.startswith(each)), key=len, default="")
     like = " ".join(_called(file.stem)) if not own else OWN[own]
-    stages = [[f"tests/{each}" for each in text.split()] for text in (like, ALL[part])]
-    return [[each for each in stage if (REPOSITORY / each).exists()] for stage in stages if stage]
+    first = _files(like)
+    return first, [each for each in _files(ALL[part]) if each not in first]
+
+
+def all_tests(part: str) -> list[str]:
+    """The files of every test that should notice a change of a part."""
+    found = (each for file in files(part) for stage in tests(part, file) for each in stage)
+    return sorted(set(found))
+
+
+def _files(names: str) -> list[str]:
+    folder = REPOSITORY / "tests"
+    found: list[Path] = []
+    for name in names.split():
+        path = folder / name
+        found += sorted(path.rglob("test_*.py")) if path.is_dir() else [path]
+    return [each.relative_to(REPOSITORY).as_posix() for each in dict.fromkeys(found)]
