@@ -47,7 +47,6 @@ def main() -> None:
         tree = Path(folder) / "tree"
         copy(tree)
         for part in parts.PARTS if chosen.part == "all" else [chosen.part]:
-            executed.record(tree, parts.all_tests(part))
             generator = random.Random(f"{chosen.seed} {part}")
             ended &= survey(tree, part, generator, chosen)
     raise SystemExit(0 if ended else 1)
@@ -59,6 +58,8 @@ def survey(tree: Path, part: str, generator: random.Random, chosen: argparse.Nam
     # A file gets changes in proportion to its length.
     lengths = [len((parts.REPOSITORY / each).read_text("utf-8")) for each in files]
     drawn = generator.choices(files, lengths, k=chosen.count)
+    stages = {file: stages_of(part, file, chosen.own) for file in set(drawn)}
+    executed.record(tree, (each for stage in stages.values() for each in sum(stage, [])))
     noticed, missed, harmless = 0, [], 0
     for file in sorted(set(drawn)):
         text = (parts.REPOSITORY / file).read_text("utf-8")
@@ -67,7 +68,7 @@ def survey(tree: Path, part: str, generator: random.Random, chosen: argparse.Nam
                 harmless += 1
                 continue
             start = time.monotonic()
-            by = noticing(tree, file, each, *to_run(part, file, each, chosen.own))
+            by = noticing(tree, file, each, *to_run(stages[file], file, each))
             print(f"{f'noticed by {by}' if by else 'MISSED'}, {time.monotonic() - start:.0f} s")
             print(f"  {file}:{each.line}\n    {each.before}\n    {each.after}", flush=True)
             noticed += bool(by)
@@ -102,10 +103,18 @@ def copy(tree: Path) -> None:
     (tree / ".venv").symlink_to(parts.REPOSITORY / ".venv")
 
 
-def to_run(part: str, file: Path, change: Change, own: bool) -> tuple[list[str], float]:
-    """The tests that should notice a change, or files of such, and how long they may take."""
+def stages_of(part: str, file: Path, own: bool) -> tuple[list[str], list[str]]:
+    """The files of what should notice a change; of those of its part none where ``own``."""
     first, rest = parts.tests(part, file)
-    tests = executed.executing(dict.fromkeys(first if own else first + rest), file, change)
+    return first, [] if own and first else rest
+
+
+def to_run(
+    stages: tuple[list[str], list[str]], file: Path, change: Change
+) -> tuple[list[str], float]:
+    """The tests that should notice a change, or files of such, and how long they may take."""
+    first, rest = stages
+    tests = executed.executing(first + rest, file, change)
     names = executed.ordered(tests, first, SECONDS)
     if not names:
         return first or rest, START + TIMES * SECONDS

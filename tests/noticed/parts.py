@@ -120,12 +120,6 @@ def tests(part: str, file: Path) -> tuple[list[str], list[str]]:
     return first, [each for each in _files(ALL[part]) if each not in first]
 
 
-def all_tests(part: str) -> list[str]:
-    """The files of every test that should notice a change of a part."""
-    found = (each for file in files(part) for stage in tests(part, file) for each in stage)
-    return sorted(set(found))
-
-
 def _files(names: str) -> list[str]:
     folder = REPOSITORY / "tests"
     found: list[Path] = []
