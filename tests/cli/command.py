@@ -49,6 +49,11 @@ def jetson_mamba(
     )
 
 
+def kept() -> dict[str, str]:
+    """The cache of copies of all of a run, for where copies are not what is looked at."""
+    return {"JETSON_MAMBA_CACHE": str(interpreters.copies())}
+
+
 def shadow(folder: Path, module: str, code: str) -> Path:
     """A folder for the path, in which ``module`` is a package with that code."""
     (folder / "shadows" / module).mkdir(parents=True)

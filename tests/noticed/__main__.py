@@ -59,7 +59,7 @@ def survey(tree: Path, part: str, generator: random.Random, chosen: argparse.Nam
     lengths = [len((parts.REPOSITORY / each).read_text("utf-8")) for each in files]
     drawn = generator.choices(files, lengths, k=chosen.count)
     stages = {file: stages_of(part, file, chosen.own) for file in set(drawn)}
-    executed.record(tree, (each for stage in stages.values() for each in sum(stage, [])))
+    executed.record(tree, (each for pair in stages.values() for stage in pair for each in stage))
     noticed, missed, harmless = 0, [], 0
     for file in sorted(set(drawn)):
         text = (parts.REPOSITORY / file).read_text("utf-8")
