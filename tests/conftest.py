@@ -6,6 +6,7 @@ when the others are done would make the run as long as that.
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Iterator
 
@@ -24,6 +25,15 @@ LONG = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort the items; those of a file stay together, in their order."""
     items.sort(key=lambda item: rank(item.path))
+
+
+def pytest_collection_finish() -> None:
+    """Let the collector pass over all that is there before the first test.
+
+    Tests that ask what is freed collect, and would go through all of torch each time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def rank(path: Path) -> int:
