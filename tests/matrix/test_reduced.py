@@ -10,7 +10,7 @@ import pytest
 from tests import emulated, interpreters
 from tests.forks import Workers
 from tests.matrix.cell import Cell, Outcome
-from tests.matrix.cells import distinct_texts, reduced_cells
+from tests.matrix.cells import GENERATIONS, distinct_texts, reduced_cells
 from tests.matrix.workers import run_all, workers
 from tests.without_triton.environment import Bare
 
@@ -35,12 +35,15 @@ def test_each_text_works_with_each_generation_and_with_none(started: Workers) ->
 
 
 def test_the_same_where_there_is_no_triton(tmp_path: Path) -> None:
+    # The generations differ in calls that have nothing to do with it: the oldest and the newest.
+    ends = (GENERATIONS[0], GENERATIONS[-1], None)
+    cells = [each for each in reduced_cells() if each.causal_conv1d in ends]
     # Without the hook the texts that import it are not imported at all.
     alone = Cell("2.2.4", "1.5.0.post8", False)
     with workers(interpreters.copies(), processes=1, bare=Bare(tmp_path / "bare")) as started:
-        outcomes = outcomes_of([*reduced_cells(), alone], started)
+        outcomes = outcomes_of([*cells, alone], started)
     assert "No module named 'triton'" in str(outcomes.pop(alone).raised)
-    assert len(outcomes) == 6 * len(distinct_texts())
+    assert len(outcomes) == len(ends) * len(distinct_texts())
     assert {cell: outcome for cell, outcome in outcomes.items() if not outcome.works} == {}
     assert {cell: outcome.warnings for cell, outcome in outcomes.items() if outcome.warnings} == {}
 
