@@ -14,7 +14,7 @@ from jetson_mamba import advice
 from jetson_mamba.releases import get_torch
 from jetson_mamba.report import installed
 from jetson_mamba.report.facts import Facts, Unserved
-from jetson_mamba.report.findings import commands, findings
+from jetson_mamba.report.findings import commands, findings, the_hook
 from jetson_mamba.report.findings.with_triton import PTXAS
 from jetson_mamba.report.hook import NOT_WHOLE
 from jetson_mamba.report.packages import Package
@@ -373,3 +373,77 @@ def test_torch_for_a_board_is_the_boards(healthy: Facts) -> None:
     assert "no-gpu" not in symptoms(neither)
     nameless = changed(facts, machine__={"board": None})
     assert "no GPU on the board" in the("cpu-torch", nameless).what
+
+
+def test_an_extension_whose_package_is_gone_is_installed_with_the_newest(healthy: Facts) -> None:
+    facts = changed(served(healthy), mamba_ssm=(), scan=FAILS)
+    assert the("undefined-symbol", facts).command == "jetson-mamba install mamba-ssm"
+    unrecorded = changed(facts, mamba_ssm=(replace(MAMBA, distribution=None),))
+    assert the("undefined-symbol", unrecorded).command == "jetson-mamba install mamba-ssm"
+
+
+def test_a_convolution_without_its_extension_is_taken_away(healthy: Facts) -> None:
+    found = the("no-causal-conv1d", changed(served(healthy), convolution=NOT_THERE))
+    assert found.command == commands.uninstall("causal-conv1d")
+    assert "causal_conv1d 1.6.1 imports causal_conv1d_cuda, which is not" in found.what
+
+
+def test_one_of_two_mamba_ssm_that_pip_knows_is_uninstalled(
+    healthy: Facts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Known:
+        folder = str(tmp_path.resolve())
+
+    known, other = (replace(MAMBA, path=str(each / "mamba_ssm")) for each in (tmp_path, Path("/x")))
+    monkeypatch.setattr(installed, "distributions", lambda *_: [Known])
+    assert commands.remove(known, healthy) == commands.uninstall("mamba-ssm")
+    assert commands.remove(other, healthy) == "mv /x/mamba_ssm /x/mamba_ssm.aside"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "major"), [("12", "12"), ("12.6", "12"), ("13.0.1", "13"), ("11.8", ""), (None, "")]
+)
+def test_the_compiler_is_that_of_the_major_version_of_cuda(
+    cuda: str | None, major: str, healthy: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 10, 0))
+    facts = changed(healthy, torch__={"cuda": cuda})
+    assert commands.compiler(facts) == commands.COMPILERS.get(major)
+    assert commands.compiler(changed(facts, torch=None)) is None
+
+
+@pytest.mark.parametrize(
+    ("torch", "bound"), [("2.5.0", "'transformers<5'"), ("2.8.0", "transformers")]
+)
+def test_a_transformers_that_is_missing_is_one_for_this_torch(
+    torch: str, bound: str, healthy: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installed, "find", lambda *_: None)
+    needed = {"required": {"transformers.generation": "a.py", "einops": "b.py"}}
+    facts = changed(healthy, asks=needed, torch__={"version": torch})
+    found = [each.command for each in findings(facts) if each.symptom == "no-dependency"]
+    assert found == [commands.install("einops"), commands.install(bound)]
+
+
+def test_the_startup_file_that_imports_too_early_is_named(
+    healthy: Facts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [str(tmp_path / "nowhere"), str(tmp_path / "site")]
+    monkeypatch.setattr(the_hook, "startup_folders", lambda: folders)
+    (tmp_path / "site").mkdir()
+    for name, text in (
+        *(("a.txt", "import mamba_ssm"), ("b.pth", "import os")),
+        ("jetson_mamba.pth", "import mamba_ssm"),
+    ):
+        (tmp_path / "site" / name).write_text(text)
+    facts = changed(healthy, hook__={"too_late": ("mamba_ssm.x",)})
+    found = the("bypassed", facts)
+    assert found.command == "python -X importtime -c pass"
+    assert found.why == "another startup file imports it" and "mamba_ssm.x is" in found.what
+    starter = tmp_path / "site" / "c.pth"
+    starter.write_bytes(b"# \xff\nimport mamba_ssm\n")
+    found = the("bypassed", facts)
+    assert found.command == f"mv {starter} {starter}.aside"
+    assert found.why == f"{starter} imports it"
+    taken = the("bypassed", changed(healthy, hook__={"taken_by": "other.Finder"}))
+    assert taken.command == "jetson-mamba run SCRIPT" and "other.Finder" in taken.what

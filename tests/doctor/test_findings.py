@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from jetson_mamba.report.facts import Facts
+from jetson_mamba.report.findings import findings
 from jetson_mamba.report.status import PassedOver
 from tests.doctor.facts import (
     BARE,
@@ -114,4 +115,6 @@ def passing(*numbers: int) -> dict[str, Any]:
 def test_what_is_found_is_what_is_wrong_and_nothing_else(
     changes: dict[str, Any], expected: str, healthy: Facts
 ) -> None:
-    assert symptoms(changed(healthy, **changes)) == set(expected.split())
+    facts = changed(healthy, **changes)
+    assert symptoms(facts) == set(expected.split())
+    assert all(each.what and each.why for each in findings(facts))
