@@ -49,9 +49,9 @@ def jetson_mamba(
     )
 
 
-def kept() -> dict[str, str]:
+def kept() -> str:
     """The cache of copies of all of a run, for where copies are not what is looked at."""
-    return {"JETSON_MAMBA_CACHE": str(interpreters.copies())}
+    return str(interpreters.copies())
 
 
 def shadow(folder: Path, module: str, code: str) -> Path:

@@ -30,7 +30,7 @@ def test_a_bare_machine_is_examined(bare: Bare) -> None:
 def test_a_machine_with_torch_is_examined(tmp_path: Path) -> None:
     """This environment and a release of mamba-ssm, of which a block of each kind runs."""
     path = (release_path("2.3.2.post1"),)
-    done = jetson_mamba("doctor", "--json", folder=tmp_path, path=path, **kept())
+    done = jetson_mamba("doctor", "--json", folder=tmp_path, path=path, JETSON_MAMBA_CACHE=kept())
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     found = json.loads(done.stdout)
     validate(found, SCHEMA)
