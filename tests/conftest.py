@@ -1,4 +1,4 @@
-"""The order of the tests: what takes long comes first.
+"""The order of the tests, in which what takes long comes first, and that none depends on it.
 
 Processes that run tests side by side take them from each other; one that is left with a long test
 when the others are done would make the run as long as that.
@@ -6,9 +6,13 @@ when the others are done would make the run as long as that.
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
+from typing import Iterator
 
 import pytest
+
+from tests import process
 
 TESTS = Path(__file__).resolve().parent
 # Files and folders with tests that take many seconds each, the longest first.
@@ -23,7 +27,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: rank(item.path))
 
 
+def pytest_collection_finish() -> None:
+    """Let the collector pass over all that is there before the first test.
+
+    Tests that ask what is freed collect, and would go through all of torch each time.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 def rank(path: Path) -> int:
     """The place of a file among those that are long, or one after all of them."""
     inside = path.relative_to(TESTS).as_posix() if TESTS in path.parents else ""
     return next((place for place, each in enumerate(LONG) if inside.startswith(each)), len(LONG))
+
+
+@pytest.fixture(autouse=True)
+def _shared_with_other_tests() -> Iterator[None]:
+    before = process.states()
+    yield
+    changed = process.changed(before)
+    assert not changed, f"left changed for the tests that follow: {changed}"

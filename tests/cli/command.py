@@ -49,6 +49,11 @@ def jetson_mamba(
     )
 
 
+def kept() -> str:
+    """The cache of copies of all of a run, for where copies are not what is looked at."""
+    return str(interpreters.copies())
+
+
 def shadow(folder: Path, module: str, code: str) -> Path:
     """A folder for the path, in which ``module`` is a package with that code."""
     (folder / "shadows" / module).mkdir(parents=True)

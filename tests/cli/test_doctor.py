@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.bare import Bare
-from tests.cli.command import jetson_mamba, shadow
+from tests.cli.command import jetson_mamba, kept, shadow
 from tests.doctor.sandbox import SCHEMA, validate
 from tools.releases import release_path
 
@@ -30,7 +30,7 @@ def test_a_bare_machine_is_examined(bare: Bare) -> None:
 def test_a_machine_with_torch_is_examined(tmp_path: Path) -> None:
     """This environment and a release of mamba-ssm, of which a block of each kind runs."""
     path = (release_path("2.3.2.post1"),)
-    done = jetson_mamba("doctor", "--json", folder=tmp_path, path=path)
+    done = jetson_mamba("doctor", "--json", folder=tmp_path, path=path, JETSON_MAMBA_CACHE=kept())
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     found = json.loads(done.stdout)
     validate(found, SCHEMA)

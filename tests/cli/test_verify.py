@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from jetson_mamba.report import recurrences, verify
-from tests.cli.command import jetson_mamba, shadow
+from tests.cli.command import jetson_mamba, kept, shadow
 from tests.references.selective_scan import selective_scan_reference
 from tests.references.ssd import ssd_mixer
 from tools.releases import release_path
@@ -33,7 +33,9 @@ def transformers(tmp_path: Path) -> Path:
 
 def test_a_release_with_both_models_passes_in_every_row(tmp_path: Path, transformers: Path) -> None:
     path = (transformers, release_path("2.3.2.post1"))
-    done = jetson_mamba("verify", "--device", "cpu", "--json", folder=tmp_path, path=path)
+    done = jetson_mamba(
+        "verify", "--device", "cpu", "--json", folder=tmp_path, path=path, JETSON_MAMBA_CACHE=kept()
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["passed"] and found["device"] == "cpu"
@@ -63,7 +65,9 @@ def test_a_backend_that_is_wrong_fails_the_rows_that_use_it(
         "ops.causal_conv1d_fn = lambda x, weight, bias=None, **rest: right(x, weight, **rest)\n"
     )
     path = (tmp_path, transformers, release_path("1.2.0"))
-    done = jetson_mamba("verify", "--device", "cpu", folder=tmp_path, path=path)
+    done = jetson_mamba(
+        "verify", "--device", "cpu", folder=tmp_path, path=path, JETSON_MAMBA_CACHE=kept()
+    )
     assert done.returncode == 1, done.stderr
     assert "9 of 18 rows fail." in done.stdout
     assert done.stdout.count("fail") == 9 + 1

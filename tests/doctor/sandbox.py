@@ -19,6 +19,7 @@ from textwrap import dedent
 from typing import Any
 
 from jetson_mamba.report import doctor as report
+from tests import interpreters
 from tools.releases import release_path
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -184,7 +185,7 @@ class Machine:
                 "HOME": str(self.folder),
                 "CUDA_HOME": str(self.root),
                 "PYTHONPATH": os.pathsep.join(map(str, self.path)),
-                "JETSON_MAMBA_CACHE": str(self.folder / "cache"),
+                "JETSON_MAMBA_CACHE": str(interpreters.copies()),
                 "OMP_NUM_THREADS": "1",
                 **self.environment,
             },

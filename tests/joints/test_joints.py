@@ -6,6 +6,7 @@ from typing import Iterator
 
 import pytest
 
+from tests import interpreters
 from tests.joints.declared import BLOCKS, joints
 from tests.joints.page import PAGE
 from tests.joints.rows import Judge
@@ -32,8 +33,8 @@ ROWS = chosen()
 
 
 @pytest.fixture(scope="module")
-def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judge]:
-    with Judge(tmp_path_factory.mktemp("joints")) as judge:
+def judge() -> Iterator[Judge]:
+    with Judge(interpreters.copies()) as judge:
         yield judge
 
 

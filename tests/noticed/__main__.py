@@ -1,29 +1,32 @@
 """Changes the package's own code in one place at a time, and prints what no test noticed.
 
 ``python -m tests.noticed --part hook --count 20 --seed 0``. The changes are made in a copy of the
-tree, never in the checkout. For each, the tests of its file run until one fails
-(``tests/noticed/parts.py`` says which); a change that makes them hang is noticed too. Ends with
-exit code 1 where more was missed than ``--allowed`` percent.
+tree, never in the checkout. For each, the tests that execute what is changed run until one fails,
+among those of its file and its part (``tests/noticed/parts.py``; ``tests/noticed/executed.py``
+knows which execute a line); a change that makes them hang is noticed too. Ends with exit code 1
+where more was missed than ``--allowed`` percent.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 
 from tests import interpreters
-from tests.noticed import parts
+from tests.noticed import executed, parts
 from tests.noticed.changes import Change, sample
 from tests.noticed.harmless import HARMLESS
 
-MODULES = (*interpreters.TORCH, "pytest", "_pytest.assertion.rewrite", "einops")
-SECONDS = 900
+# What tests take where nothing is changed, and how many times as long they may take.
+SECONDS, TIMES, START = 120.0, 8, 60
 NO_TESTS = 5
 # How pytest begins a line about a test that does not pass.
 FAILED = ("FAILED ", "ERROR ")
@@ -55,6 +58,8 @@ def survey(tree: Path, part: str, generator: random.Random, chosen: argparse.Nam
     # A file gets changes in proportion to its length.
     lengths = [len((parts.REPOSITORY / each).read_text("utf-8")) for each in files]
     drawn = generator.choices(files, lengths, k=chosen.count)
+    stages = {file: stages_of(part, file, chosen.own) for file in set(drawn)}
+    executed.record(tree, (each for pair in stages.values() for stage in pair for each in stage))
     noticed, missed, harmless = 0, [], 0
     for file in sorted(set(drawn)):
         text = (parts.REPOSITORY / file).read_text("utf-8")
@@ -63,8 +68,7 @@ def survey(tree: Path, part: str, generator: random.Random, chosen: argparse.Nam
                 harmless += 1
                 continue
             start = time.monotonic()
-            stages = parts.tests(part, file)
-            by = noticing(tree, file, each, stages[:1] if chosen.own else stages)
+            by = noticing(tree, file, each, *to_run(stages[file], file, each))
             print(f"{f'noticed by {by}' if by else 'MISSED'}, {time.monotonic() - start:.0f} s")
             print(f"  {file}:{each.line}\n    {each.before}\n    {each.after}", flush=True)
             noticed += bool(by)
@@ -99,48 +103,76 @@ def copy(tree: Path) -> None:
     (tree / ".venv").symlink_to(parts.REPOSITORY / ".venv")
 
 
-def noticing(tree: Path, file: Path, change: Change, stages: list[list[str]]) -> str | None:
-    """The test that fails with a change, or how one stage ends otherwise; None where all pass."""
+def stages_of(part: str, file: Path, own: bool) -> tuple[list[str], list[str]]:
+    """The files of what should notice a change; of those of its part none where ``own``."""
+    first, rest = parts.tests(part, file)
+    return first, [] if own and first else rest
+
+
+def to_run(
+    stages: tuple[list[str], list[str]], file: Path, change: Change
+) -> tuple[list[str], float]:
+    """The tests that should notice a change, or files of such, and how long they may take."""
+    first, rest = stages
+    tests = executed.executing(first + rest, file, change)
+    names = executed.ordered(tests, first, SECONDS)
+    if not names:
+        return first or rest, START + TIMES * SECONDS
+    usual = {each.name: each.seconds for each in tests}
+    return names, START + TIMES * sum(usual[each] for each in names)
+
+
+def noticing(tree: Path, file: Path, change: Change, chosen: list[str], limit: float) -> str | None:
+    """The test that fails with a change, or how their run ends otherwise; None where all pass."""
     path = tree / file
     before = path.read_text("utf-8")
-    try:
-        write(path, change.text)
-        found = (failing(tree, chosen) for chosen in stages if chosen)
-        by = next((each for each in found if each is not None), None)
-    finally:
-        write(path, before)
-    if by is not None and by not in _passing and by.startswith(FAILED):
+    while True:
+        left = [each for each in chosen if each not in _failing]
+        try:
+            write(path, change.text)
+            by = failing(tree, left, limit)
+        finally:
+            write(path, before)
+        if by is None or by in _passing or not by.startswith(FAILED):
+            return by
         test = by.partition(" ")[2]
-        if failing(tree, [test]) is not None:
+        if failing(tree, [test], limit) is None:
+            _passing.add(by)
+            return by
+        if test not in chosen:
             raise RuntimeError(f"{test} fails without a change")
-        _passing.add(by)
-    return by
+        print(f"{test} fails without a change")
+        _failing.add(test)
 
 
-# Tests that have noticed something, and pass where nothing is changed.
+# Tests that have noticed something and pass where nothing is changed, and those that do not pass.
 _passing: set[str] = set()
+_failing: set[str] = set()
 
 
-def failing(tree: Path, chosen: list[str]) -> str | None:
-    """The first test that fails of those chosen."""
+def failing(tree: Path, chosen: list[str], limit: float) -> str | None:
+    """The first test that fails of those chosen, which are files, or tests in their order."""
+    if not chosen:
+        return None
+    options = ["-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider"]
+    settings = executed.environment(tree)
+    if any("::" in each for each in chosen):
+        names = tree.parent / "chosen.json"
+        names.write_text(json.dumps(chosen), "utf-8")
+        settings["NOTICED_CHOSEN"] = str(names)
+        options += ["-p", "tests.noticed.chosen"]
+    files = dict.fromkeys(each.partition("::")[0] for each in chosen)
     done = interpreters.run(
-        [
-            *("-m", "pytest", "-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider"),
-            *chosen,
-        ],
-        env={
-            **{name: value for name, value in os.environ.items() if "JETSON_MAMBA" not in name},
-            # Before the checkout, which the environment has installed.
-            "PYTHONPATH": str(tree),
-            "JETSON_MAMBA_CACHE": str(tree.parent / "cache"),
-            "OMP_NUM_THREADS": "1",
-        },
+        ["-m", "pytest", *options, *files],
+        env=settings,
         cwd=tree,
-        timeout=SECONDS,
-        modules=MODULES,
+        timeout=limit,
+        modules=executed.MODULES,
     )
     if done.returncode == 0:
         return None
+    if done.returncode == -signal.SIGALRM:
+        return f"the time, more than {limit:.0f} s"
     if done.returncode < 0:
         return f"a process that ends by signal {-done.returncode}"
     if done.returncode == NO_TESTS:

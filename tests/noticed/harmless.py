@@ -21,6 +21,12 @@ class Harmless(NamedTuple):
 
 HARMLESS = (
     Harmless(
+        "jetson_mamba/report/findings/the_hook.py",
+        'with open(path, encoding="utf-8", errors="replace") as file:',
+        'with open(path, encoding="UTF-8", errors="replace") as file:',
+        "another name of the same encoding",
+    ),
+    Harmless(
         "jetson_mamba/rewrite/draft.py",
         'for token in tokenize.generate_tokens(io.StringIO(text, newline="").readline)',
         "for token in tokenize.generate_tokens(io.StringIO(text, newline=None).readline)",

@@ -1,8 +1,7 @@
 """The parts of the package, and for each file the tests that are to notice a change of it.
 
 A folder's or file's own tests come first, by the names below, or those that are called as it is;
-then what else runs its code. The first that fails ends the run, so the quick ones stand before the
-slow ones.
+then what else runs its code.
 """
 
 from __future__ import annotations
@@ -28,9 +27,7 @@ OWN = {
     "hook/unserved": "hook/test_unserved.py",
     "hook/loader": "hook/test_loaders.py hook/test_import.py",
     "hook/finder": "hook/test_import.py hook/test_other_packages.py",
-    "rewrite": "rewrite/test_proof.py rewrite/test_extents.py rewrite/test_names.py "
-    "rewrite/test_ways_past.py rewrite/test_closure.py rewrite/test_placeholder.py "
-    "hook/test_rewrite.py",
+    "rewrite": "rewrite hook/test_rewrite.py",
     "texts": "rewrite/test_closure.py hook/test_names_beside.py",
     "cache": "hook/test_cache_folder.py faults/test_cache.py",
     "forks": "ops/test_forks.py",
@@ -51,6 +48,8 @@ OWN = {
     "ops/mamba3": "ops/test_mamba3.py",
     "export": "export",
     "ops/any_form": "ops/test_any_form.py",
+    "ops/attention": "ops/test_attention.py",
+    "call_forms": "ops/test_any_form.py rewrite/test_extents.py",
     "dispatch/apart": "ops/test_forks.py ops/test_backends.py",
     "dispatch/paths": "ops/test_transforms.py ops/test_traces.py",
     "dispatch/tracing": "ops/test_traces.py",
@@ -71,16 +70,19 @@ OWN = {
     "replay/blocks": "ops/test_blocks.py",
     "replay/cuda_graph": "ops/test_cuda_graph.py",
     "kernels": "kernels/test_compiler.py ops/test_backends.py",
-    "report/doctor": "doctor",
-    "report/findings": "doctor",
-    "report/machine": "doctor/test_machine.py",
+    "report": "doctor cli/test_doctor.py",
+    "report/findings": "doctor/test_findings.py doctor/test_advised.py",
+    "report/changes": "cli/test_diff.py",
+    "report/kept_copies": "cli/test_copies.py",
+    "report/machine": "doctor/test_machine.py doctor/test_symptoms.py",
     "report/verify": "cli/test_verify.py",
     "report/bench": "cli/test_bench.py",
     "report/timing": "cli/test_bench.py",
     "report/recurrences": "cli/test_bench.py cli/test_verify.py",
     "report/status": "cli/test_status.py",
     "cli/install": "cli/test_install.py",
-    "installer": "cli/test_install.py",
+    "installing": "installing cli/test_install.py",
+    "releases": "installing",
     "demo": "cli/test_demo.py",
 }
 ALL = {
@@ -90,7 +92,7 @@ ALL = {
     "releases/test_copies.py rewrite/test_kept.py mutants releases/test_unknown_texts.py",
     "ops": "ops export emulated compile "
     "releases/test_blocks.py releases/test_past_targets.py releases/test_decoding.py",
-    "report": "cli doctor docs",
+    "report": "cli doctor docs installing",
 }
 
 
@@ -112,10 +114,19 @@ def _called(name: str) -> list[str]:
     return sorted(path.as_posix() for path in found if path.parts[0] != "gpu")
 
 
-def tests(part: str, file: Path) -> list[list[str]]:
-    """What should notice a change of a file: its own tests, and then the rest of its part's."""
+def tests(part: str, file: Path) -> tuple[list[str], list[str]]:
+    """The files of what should notice a change: its own tests, and then the rest of its part's."""
     name = "/".join(file.parts[1:])
     own = max((each for each in OWN if name.startswith(each)), key=len, default="")
     like = " ".join(_called(file.stem)) if not own else OWN[own]
-    stages = [[f"tests/{each}" for each in text.split()] for text in (like, ALL[part])]
-    return [[each for each in stage if (REPOSITORY / each).exists()] for stage in stages if stage]
+    first = _files(like)
+    return first, [each for each in _files(ALL[part]) if each not in first]
+
+
+def _files(names: str) -> list[str]:
+    folder = REPOSITORY / "tests"
+    found: list[Path] = []
+    for name in names.split():
+        path = folder / name
+        found += sorted(path.rglob("test_*.py")) if path.is_dir() else [path]
+    return [each.relative_to(REPOSITORY).as_posix() for each in dict.fromkeys(found)]

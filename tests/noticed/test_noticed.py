@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.noticed import __main__ as noticed
-from tests.noticed import parts
+from tests.noticed import executed, parts
 from tests.noticed.changes import change, sample
 from tests.noticed.harmless import HARMLESS
 
@@ -81,10 +81,10 @@ def test_a_change_is_noticed_by_the_test_that_fails_and_undone(tmp_path: Path) -
     (tmp_path / "test_second.py").write_text(
         "import package\n\n\ndef test_three():\n    assert package.three() == 3\n"
     )
-    stages = [["test_first.py"], ["test_second.py"]]
+    tests = ["test_second.py::test_three", "test_first.py::test_passes"]
     text = (tmp_path / file).read_text()
     for new, by in (("4", "FAILED test_second.py::test_three"), ("3 ", None), ("5", "FAILED")):
-        found = noticed.noticing(tmp_path, file, change(text, text.replace("3", new)), stages)
+        found = noticed.noticing(tmp_path, file, change(text, text.replace("3", new)), tests, 60)
         assert found is None if by is None else found is not None and found.startswith(by)
         assert (tmp_path / file).read_text() == text
 
@@ -94,7 +94,7 @@ def test_a_test_that_fails_without_a_change_notices_nothing(tmp_path: Path) -> N
     (tmp_path / "test_it.py").write_text("def test_it():\n    raise ValueError\n")
     changed = change("x = 1\n", "x = 2\n")
     with pytest.raises(RuntimeError, match=r"test_it\.py::test_it fails without"):
-        noticed.noticing(tmp_path, Path("package.py"), changed, [["test_it.py"]])
+        noticed.noticing(tmp_path, Path("package.py"), changed, ["test_it.py"], 60)
 
 
 def test_the_copy_is_of_the_tree_and_apart_from_it(tmp_path: Path) -> None:
@@ -103,3 +103,123 @@ def test_the_copy_is_of_the_tree_and_apart_from_it(tmp_path: Path) -> None:
         source, copied = parts.REPOSITORY / name, tmp_path / "tree" / name
         assert copied.read_bytes() == source.read_bytes()
         assert not copied.samefile(source)
+
+
+PACKAGE = '''"""A package."""
+
+import os
+import sys
+
+LIMIT = 3
+
+
+def chosen(number):
+    """One of two."""
+    if number > LIMIT:
+        return "much"
+    return "little"
+
+
+def other():
+    return (
+        1,
+        2,
+    )
+
+
+class _finder:
+    pass
+'''
+TESTS = """\
+import os, subprocess, sys
+
+import pytest
+
+CODE = "import jetson_mamba; jetson_mamba.chosen(9); jetson_mamba.other()"
+
+
+@pytest.fixture(scope="module")
+def shared():
+    import jetson_mamba
+
+    return jetson_mamba.other()
+
+
+def test_little():
+    import jetson_mamba
+
+    assert jetson_mamba.chosen(1) == "little"
+
+
+def test_much_in_a_process():
+    subprocess.run([sys.executable, "-c", CODE], check=True, env={"PYTHONPATH": os.getcwd()})
+
+
+def test_with_what_is_shared(shared):
+    assert len(shared) == 2
+
+
+def test_of_nothing():
+    pass
+"""
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small project whose tests were recorded; the folder of its copy."""
+    monkeypatch.setattr(parts, "REPOSITORY", tmp_path / "tree")
+    monkeypatch.setattr(executed, "KEPT", tmp_path / "kept")
+    for name, text in (("jetson_mamba/__init__.py", PACKAGE), ("tests/test_it.py", TESTS)):
+        file = tmp_path / "tree" / name
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    executed.record(tmp_path / "tree", ["tests/test_it.py"])
+    return tmp_path / "tree"
+
+
+def test_what_executes_a_line_is_known_wherever_it_runs(recorded: Path) -> None:
+    module = Path("jetson_mamba/__init__.py")
+    assert (recorded / module).read_text() == PACKAGE
+    little, much, shares = "test_little", "test_much_in_a_process", "test_with_what_is_shared"
+    for before, after, by in (
+        ('return "little"', "return", [little]),
+        ('return "much"', "return", [much]),
+        ("if number > LIMIT:", "if False:", [little, much]),
+        # A docstring whose function does nothing any more, and an element on a line of its own.
+        ('"""One of two."""', "pass", [little, much]),
+        # A fixture of the whole file is every later test's.
+        ("        2,\n", "", [little, much, shares, "test_of_nothing"]),
+        # What runs at import is everybody's who calls something.
+        ("LIMIT = 3", "LIMIT = 4", [little, much, shares, "test_of_nothing"]),
+    ):
+        changed = change(PACKAGE, PACKAGE.replace(before, after))
+        found = executed.executing(["tests/test_it.py"], module, changed)
+        assert [each.name for each in found] == [f"tests/test_it.py::{each}" for each in by]
+
+
+def test_a_record_is_kept_until_its_tests_change(
+    recorded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (kept,) = executed.KEPT.iterdir()
+    runs: list[list[str]] = []
+    monkeypatch.setattr(executed, "_run", lambda tree, files, folder: runs.append(files))
+    executed.record(recorded, ["tests/test_it.py"])
+    assert runs == [] and kept.exists()
+    (recorded / "tests" / "test_it.py").write_text(f"{TESTS}\n# changed\n")
+    executed.record(recorded, ["tests/test_it.py"])
+    assert runs == [["tests/test_it.py"]] and not kept.exists()
+
+
+def test_the_own_and_the_quick_come_first_and_one_of_each_function() -> None:
+    tests = [
+        *(executed.Timed(f"tests/own.py::test_a[{number}]", 1.0 + number) for number in range(3)),
+        executed.Timed("tests/own.py::test_b", 5.0),
+        executed.Timed("tests/other.py::test_slow", 50.0),
+        executed.Timed("tests/third.py::test_quick", 0.1),
+    ]
+    own = [f"tests/own.py::test_{each}" for each in ("a[0]", "b", "a[1]", "a[2]")]
+    others = ["tests/third.py::test_quick", "tests/other.py::test_slow"]
+    assert executed.ordered(tests, ["tests/own.py"], 100) == [*own, *others]
+    assert executed.ordered(tests, ["tests/own.py"], 7) == [*own[:2], others[0]]
+    # One that takes longer than may be is better than none.
+    assert executed.ordered(tests[4:5], ["tests/own.py"], 7) == ["tests/other.py::test_slow"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Iterator
 
 import pytest
@@ -11,6 +12,13 @@ from jetson_mamba.replay import captured
 from tests.ops.imitated import Imitated
 
 real_stream = captured._stream
+
+
+@pytest.fixture(autouse=True, scope="module")
+def collected() -> None:
+    """Let the collector pass over what other files have imported, where tests ask what is freed."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

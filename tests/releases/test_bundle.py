@@ -9,6 +9,7 @@ import subprocess
 import sys
 from functools import lru_cache
 from pathlib import Path
+from typing import Iterator
 
 import pytest
 
@@ -19,8 +20,16 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "copies")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def made_once() -> Iterator[None]:
+    """All copies take long to make, and are the same each time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundle, "contents", lru_cache(maxsize=None)(bundle.contents))
+        yield
+
+
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(made_once: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the two packages as a wheel holds them, bundled copies included."""
     site = tmp_path_factory.mktemp("site")
     for package in ("jetson_mamba", "vendored_overrides"):
@@ -76,11 +85,7 @@ def test_every_release_is_bundled_once_for_each_text_and_what_it_reaches(site: P
         assert provenance[path.name]["source sha256"] in text
 
 
-def test_the_check_finds_what_is_not_made_afresh(
-    tmp_path: Path, site: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Afresh once: it takes long, and is the same each time.
-    monkeypatch.setattr(bundle, "contents", lru_cache(maxsize=None)(bundle.contents))
+def test_the_check_finds_what_is_not_made_afresh(tmp_path: Path, site: Path) -> None:
     folder = tmp_path / "copies"
     shutil.copytree(site / "vendored_overrides" / "copies", folder)
     assert bundle.check(folder) == 0

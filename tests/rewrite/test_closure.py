@@ -168,6 +168,9 @@ def test_what_decides_the_numbers_decides_the_digest(
         (MAIN, "import triton.language as tl", "from triton import language as tl"),
         (MAIN, "from .helpers import", "from mamba_ssm.ops.triton.helpers import"),
         (MAIN, "import math\n", "import math\nimport os\n"),
+        (MAIN, "import math\n", "import math\nown, (more) = 1, 2\n"),
+        (MAIN, "import math\n", "import math\nown: int = 1\nown += 1\n[a, b] = own, 2\n"),
+        (MAIN, "import math\n", "import math\nif True:\n    own = 1\n"),
         (KERNELS, "def unused(x):\n    return x", "def unused(x):\n    return -x"),
         (
             KERNELS,

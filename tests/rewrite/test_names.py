@@ -85,6 +85,10 @@ DEFINED = "causal_conv1d_fn = lambda *a, **k: 'mine'"
         f"from causal_conv1d_cuda import {FUNCTION}\ndef f(): return {FUNCTION}(1, 2, 3, True)",
         f"from causal_conv1d_cuda import {FUNCTION} as g\ndef f(): return g(1, 2, 3, True)",
         "from causal_conv1d import causal_conv1d_fn as g\ndef f(): return g(1, 2, 3, 'silu')",
+        "import causal_conv1d.cpp_functions as p\n"
+        "def f(): return p.causal_conv1d_fwd_function(1, 2, 3, True)",
+        "import causal_conv1d.cpp_functions\n"
+        "def f(): return causal_conv1d.cpp_functions.causal_conv1d_fwd_function(1, 2, 3, True)",
         "from causal_conv1d import cpp_functions as p\n"
         "def f(): return p.causal_conv1d_fwd_function(1, 2, 3, True)",
         "import importlib\nc = importlib.import_module('causal_conv1d_cuda')\n"
@@ -200,6 +204,38 @@ def test_of_two_imports_the_one_that_works_serves() -> None:
     assert reached(fallback.format("not_there")) == "op"
 
 
+@pytest.mark.parametrize(
+    "failure",
+    ["ImportError", "ModuleNotFoundError", "Exception", "BaseException", "(OSError, Exception)"],
+)
+def test_a_handler_of_failed_imports_hides_no_import(failure: str) -> None:
+    """Whatever it says: with an op in its place the import does not fail."""
+    text = (
+        "try:\n    {}\n    import causal_conv1d_cuda\n"
+        f"except {failure}:\n    causal_conv1d_cuda = None\n{RETURNED}"
+    )
+    assert reached(text.format("import selective_scan_cuda")) == "op"
+    # What else may fail before it keeps the handler's binding.
+    assert reached(text.format("import math")) == "op"
+    with pytest.raises(AttributeError):
+        reached(text.format("import not_there"))
+
+
+@pytest.mark.parametrize(
+    "binding",
+    [
+        "{0} = None",
+        "{0}, _ = None, None",
+        "if True:\n    {0} = None",
+        "try:\n    import not_there\nexcept ImportError:\n    {0} = None",
+    ],
+)
+def test_a_name_that_is_none_after_its_import_is_none(binding: str) -> None:
+    for name in ("causal_conv1d_fn", "causal_conv1d_cuda"):
+        text = f"{CUDA}{IMPORTED}{binding.format(name)}\ndef f(): return {name}"
+        assert reached(text) is None
+
+
 def test_a_module_under_the_name_of_an_extension_is_not_the_extension() -> None:
     assert reached(f"import mine as causal_conv1d_cuda\n{RETURNED}") == "mine"
 
@@ -246,3 +282,26 @@ def test_names_that_are_not_known_are_imported_after_those_that_are() -> None:
     assert rewrite(text, OVERRIDE).text == (
         "import jetson_mamba.ops; from causal_conv1d import causal_conv1d_ref as r\n"
     )
+    # In whatever order: what fails must not keep the others from being there.
+    known, unknown = "causal_conv1d_fn", "causal_conv1d_ref as r"
+    for names in (f"{known}, {unknown}", f"{unknown}, {known}"):
+        text = f"from causal_conv1d import {names}\nkept = [causal_conv1d_fn]\n"
+        assert rewrite(text, OVERRIDE).text == (
+            "from jetson_mamba.ops.any_form.causal_conv1d import causal_conv1d_fn; "
+            "from causal_conv1d import causal_conv1d_ref as r\nkept = [causal_conv1d_fn]\n"
+        )
+
+
+def test_a_function_of_torch_is_replaced_by_a_keyword_where_an_extension_is_used() -> None:
+    """In a text without extensions its results are nobody's but torch's."""
+    uses, call = "import selective_scan_cuda\n", "def f(a): return {}(a, a, a{})\n"
+    for statement, function in (
+        *(("import torch", "torch.addmm"), ("import torch as t", "t.addmm")),
+        *(("from torch import addmm", "addmm"), ("from torch import addmm as m", "m")),
+    ):
+        text = f"{statement}\n{call.format(function, ', out=a')}"
+        assert "jetson_mamba.ops.addmm(a, a, a, out=a)" in rewrite(uses + text, OVERRIDE).text
+        with pytest.raises(Refused, match="nothing in it"):
+            rewrite(text, OVERRIDE)
+        without = f"{uses}{statement}\n{call.format(function, '')}"
+        assert f" {function}(a, a, a)" in rewrite(without, OVERRIDE).text

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import interpreters
 from tools.releases import release_path
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -85,7 +86,7 @@ class Bare:
             env={
                 **{name: value for name, value in os.environ.items() if "JETSON_MAMBA" not in name},
                 **self.environment(release),
-                "JETSON_MAMBA_CACHE": str(self.folder.parent / "cache"),
+                "JETSON_MAMBA_CACHE": str(interpreters.copies()),
                 "OMP_NUM_THREADS": "1",
                 **environment,
             },

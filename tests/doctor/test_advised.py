@@ -1,0 +1,449 @@
+"""What a finding says, and the command that it advises, for each cause that it may have."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jetson_mamba import advice
+from jetson_mamba.releases import get_torch
+from jetson_mamba.report import installed
+from jetson_mamba.report.facts import Facts, Unserved
+from jetson_mamba.report.findings import commands, findings, the_hook
+from jetson_mamba.report.findings.with_triton import PTXAS
+from jetson_mamba.report.hook import NOT_WHOLE
+from jetson_mamba.report.packages import Package
+from jetson_mamba.report.status import Backend, PassedOver, Selected
+from jetson_mamba.report.torch_build import lacks_kernels_for
+from tests.doctor.facts import (
+    FAILS,
+    LIBRARY,
+    MAMBA,
+    NO_CUDA,
+    NOT_THERE,
+    ORIN,
+    SCAN,
+    THOR,
+    TORCH,
+    changed,
+    served,
+    symptoms,
+    the,
+)
+
+
+@pytest.mark.parametrize(
+    ("hook", "command", "cured"),
+    [
+        ({"active": False}, "jetson-mamba enable", False),
+        ({"active": False, "mode": "off"}, "unset JETSON_MAMBA", False),
+        ({"active": True}, commands.uninstall("causal-conv1d"), True),
+        ({"active": True, "refused": {"a": "b"}}, commands.uninstall("causal-conv1d"), False),
+        ({"active": True, "too_late": ("a",)}, commands.uninstall("causal-conv1d"), False),
+    ],
+)
+def test_what_the_hook_gets_around_is_mended_by_it_and_else_by_removing_the_cause(
+    hook: dict[str, Any], command: str, cured: bool, healthy: Facts
+) -> None:
+    found = the("undefined-symbol", changed(healthy, convolution=FAILS, hook__=hook))
+    assert (found.command, found.cured) == (command, cured)
+    # And what it does not get around keeps its command.
+    broken = the("torch-broken", changed(healthy, torch__={"error": "x"}, hook__=hook))
+    assert (broken.command, broken.cured) == (get_torch.command("6.2", again=True), False)
+
+
+@pytest.mark.parametrize(
+    ("takes", "release"), [(4, "==1.0.1"), (5, "==1.1.4"), (7, "==2.2.4"), (8, ">=2.2.5"), (6, "")]
+)
+def test_a_call_of_another_form_names_the_release_that_makes_the_one_that_fits(
+    takes: int, release: str, healthy: Facts
+) -> None:
+    parameters = {"causal_conv1d_fwd": takes, "causal_conv1d_bwd": 9}
+    calls = {"causal_conv1d_fwd": (3, 2), "causal_conv1d_bwd": (1,)}
+    facts = changed(served(healthy), asks={"calls": calls}, convolution={"parameters": parameters})
+    found = the("call-form", facts)
+    assert f"passes causal_conv1d_fwd 3 and 2 arguments, and it takes {takes}" in found.what
+    assert shlex.split(found.command) == ["jetson-mamba", "install", f"mamba-ssm{release}"]
+
+
+def test_functions_that_are_none_say_what_of_the_convolution_is_missing(healthy: Facts) -> None:
+    facts = served(healthy)
+    absent = Package("causal_conv1d", None, None, ())
+    old = replace(facts.causal_conv1d, version="1.4.0", path="/nowhere")
+    for changes, why in (
+        ({"causal_conv1d": absent}, "causal_conv1d is not installed"),
+        ({"convolution": NOT_THERE}, "causal_conv1d_cuda, is not installed"),
+        ({"convolution": FAILS}, "undefined symbol"),
+        ({"causal_conv1d": old}, "causal-conv1d 1.4.0 has no cpp_functions"),
+    ):
+        found = the("none-called", changed(facts, **changes))
+        assert why in found.why
+        assert found.command == commands.install(
+            *("--no-build-isolation", "--no-deps", "--force-reinstall", "causal-conv1d")
+        )
+        no_compiler = changed(facts, **changes, machine__={"nvcc": None})
+        assert the("none-called", no_compiler).command == ""
+    only_the_package = {"mentioned": frozenset({"causal_conv1d"})}
+    assert symptoms(changed(facts, causal_conv1d=old, asks=only_the_package)) == set()
+    # Where it cannot be imported without, nothing is set to None.
+    needed = {"required": {"causal_conv1d": "a.py"}, "mentioned": frozenset({"causal_conv1d"})}
+    facts = changed(facts, causal_conv1d=absent, asks=needed, convolution=NOT_THERE)
+    assert symptoms(facts) == {"no-causal-conv1d"}
+    assert "imports causal_conv1d, which is not" in the("no-causal-conv1d", facts).what
+
+
+def test_a_wheel_for_another_platform_is_told_by_its_tags_or_its_file(healthy: Facts) -> None:
+    tags = ("cp310-cp310-linux_x86_64",)
+    for changes, words, command in (
+        (
+            {"mamba_ssm": (replace(MAMBA, platforms=tags),), "scan": NOT_THERE},
+            "selective_scan_cuda is for another platform: the wheel's tags are cp310-cp310-linux",
+            "jetson-mamba install mamba-ssm==2.3.2.post1",
+        ),
+        (
+            {
+                "causal_conv1d": replace(healthy.causal_conv1d, platforms=tags),
+                "convolution": NOT_THERE,
+            },
+            "causal_conv1d_cuda is for another platform: the wheel's tags are cp310-cp310-linux",
+            commands.uninstall("causal-conv1d"),
+        ),
+        (
+            {"scan": {**NOT_THERE, "misfits": ("a.so: built for another Python", "b.so: …")}},
+            "another platform: a.so: built for another Python; b.so: …",
+            "jetson-mamba install mamba-ssm==2.3.2.post1",
+        ),
+    ):
+        facts = changed(served(healthy), **changes)
+        found = the("other-platform", facts)
+        assert words in found.what and found.command == command
+        assert "not for Python 3.10.12 on aarch64" in found.why
+    for fits in (("py3-none-any",), ("cp310-cp310-linux_aarch64",), (*tags, "py3-none-any")):
+        facts = changed(healthy, mamba_ssm=(replace(MAMBA, platforms=fits),), scan=NOT_THERE)
+        assert "other-platform" not in symptoms(facts)
+
+
+def test_a_library_that_is_missing_belongs_to_torch_or_to_another_cuda(healthy: Facts) -> None:
+    found = the("missing-library", changed(served(healthy), scan=LIBRARY))
+    assert "this is torch 2.8.0, for CUDA 12.6" in found.why and found.cured
+    found = the("missing-library", changed(served(healthy), scan=LIBRARY, torch__={"cuda": None}))
+    assert "for CUDA none" in found.why
+    for torch in (None, replace(TORCH, error="ImportError")):
+        found = the("missing-library", changed(served(healthy), scan=LIBRARY, torch=torch))
+        assert "belongs to torch, which cannot be imported" in found.why and not found.cured
+        assert found.command == get_torch.command("6.2", again=torch is not None)
+
+
+def test_an_extension_that_ends_its_process_is_not_gotten_around(healthy: Facts) -> None:
+    for error, cured in (("the process ended with signal SIGSEGV", False), ("OSError: x", True)):
+        facts = changed(served(healthy), scan={"loads": False, "error": error})
+        found = the("extension-broken", facts)
+        assert error in found.what and found.cured == cured and SCAN.path in found.why.split()
+
+
+def test_an_extension_without_kernels_is_told_once_each(healthy: Facts) -> None:
+    reason = "RuntimeError: no kernel image is available for execution on the device"
+    rows = tuple(
+        Backend(op, {"device": "cuda:0"}, "cuda", (PassedOver(name, reason),))
+        for op, name in (
+            *(("causal_conv1d", "package"), ("causal_conv1d", "package")),
+            ("selective_scan", "extension"),
+        )
+    )
+    facts = changed(served(healthy), backends=rows)
+    found = [each for each in findings(facts) if each.symptom == "no-kernel-image"]
+    assert [each.what.split()[0] for each in found] == ["causal_conv1d_cuda", "selective_scan_cuda"]
+    assert all("for cuda:0" in each.what and each.cured for each in found)
+    assert [each.command for each in found] == [
+        commands.uninstall("causal-conv1d"),
+        "jetson-mamba install mamba-ssm==2.3.2.post1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "lacks"),
+    [
+        ((), "8.7", False),
+        (("sm_87",), "8.7", False),
+        (("sm_80",), "8.7", False),
+        (("sm_89",), "8.7", True),
+        (("sm_72",), "8.7", True),
+        (("compute_72",), "8.7", False),
+        (("compute_90",), "8.7", True),
+        (("sm_90", "sm_110a"), "11.0", False),
+        (("sm_100f",), "11.0", True),
+        (("sm_72", "gfx90a"), "8.7", False),
+    ],
+)
+def test_machine_code_serves_its_major_version_and_ptx_all_later(
+    architectures: tuple[str, ...], capability: str, lacks: bool
+) -> None:
+    assert lacks_kernels_for(replace(TORCH, architectures=architectures), capability) == lacks
+
+
+def test_a_gpu_without_kernels_of_torch_is_told_once(healthy: Facts) -> None:
+    others = (replace(ORIN, capability=None), ORIN, replace(ORIN, name="another"))
+    facts = changed(
+        healthy, machine__={"gpus": others}, torch__={"architectures": ("sm_72", "sm_90")}
+    )
+    found = the("no-kernel-image", facts)
+    assert "for the Orin, of compute capability 8.7" in found.what
+    assert found.why == "it was built for sm_72, sm_90"
+    assert found.command == get_torch.command("6.2", again=True)
+
+
+def test_two_mamba_ssm_lose_the_one_that_is_not_wanted(
+    healthy: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installed, "distributions", lambda *_: [])
+    fork = replace(MAMBA, path="/fork/mamba_ssm", version=None, fork_parameters=("bimamba_type",))
+    other = replace(MAMBA, path="/other/mamba_ssm", version="1.0.1")
+    for both, what, gone in (
+        ((MAMBA, fork), "/site/mamba_ssm (2.3.2.post1) hides /fork/mamba_ssm (a fork, with", MAMBA),
+        ((fork, MAMBA), "(a fork, with bimamba_type) hides /site/mamba_ssm (2.3.2.post1)", MAMBA),
+        ((MAMBA, other), "hides /other/mamba_ssm (1.0.1)", other),
+        ((MAMBA, other, fork), "hides /fork/mamba_ssm", MAMBA),
+        ((MAMBA, replace(other, version=None)), "hides /other/mamba_ssm (no version)", other),
+    ):
+        found = the("two-mamba-ssm", changed(healthy, mamba_ssm=both))
+        assert what in found.what
+        assert found.command == f"mv {gone.path} {gone.path}.aside"
+
+
+def test_a_backend_that_is_named_and_serves_nothing_is_told(healthy: Facts) -> None:
+    named = (Selected("ssd", "triton", "JETSON_MAMBA_BACKEND"),)
+    unserved = (
+        *(Unserved("ssd", "cuda:0", "first"), Unserved("ssd", "cpu", "last")),
+        Unserved("selective_scan", "cpu", "another"),
+    )
+    found = the("backend-named", changed(healthy, selections=named, unserved=unserved))
+    assert "every call of ssd fails: JETSON_MAMBA_BACKEND names the backend 'triton'" in found.what
+    assert (found.why, found.command) == ("last", "unset JETSON_MAMBA_BACKEND")
+    somewhere = (Backend("ssd", {"device": "cpu"}, "triton", ()),)
+    for others in ({"unserved": unserved[2:]}, {"unserved": unserved, "backends": somewhere}):
+        assert symptoms(changed(healthy, selections=named, **others)) == set()
+
+
+@pytest.mark.parametrize(
+    ("reason", "symptom", "upgrade"),
+    [
+        ("NVRTC is not installed", "no-nvrtc", []),
+        ("RuntimeError: no such instruction", "kernels-broken", ["--upgrade"]),
+    ],
+)
+def test_kernels_that_do_not_run_name_what_compiles_for_this_cuda(
+    reason: str, symptom: str, upgrade: list[str], healthy: Facts
+) -> None:
+    row = Backend("ssd", {"device": "cuda:0"}, "pytorch", (PassedOver("cuda", reason),))
+    named = Selected("ssd", "cuda", "JETSON_MAMBA_BACKEND")
+    unserved = (Unserved("ssd", "cuda:0", reason),)
+    ways: list[dict[str, Any]] = [
+        {"backends": (row,)},
+        {"selections": (named,), "unserved": unserved},
+    ]
+    for way in ways:
+        for cuda in ("12.6", "13.0"):
+            facts = changed(healthy, **way, torch__={"cuda": cuda})
+            assert symptoms(facts) - {"backend-named"} == {symptom}
+            found = the(symptom, facts)
+            assert reason in found.what
+            expected = commands.install(*upgrade, commands.COMPILERS[cuda[:2]])
+            assert found.command == expected
+    for other in (
+        {"selections": (replace(named, backend="triton"),), "unserved": unserved},
+        {"selections": (named,), "unserved": (replace(unserved[0], device="cpu"),)},
+        {"selections": (replace(named, op="selective_scan"),), "unserved": unserved},
+    ):
+        assert symptoms(changed(healthy, **other)) - {"backend-named"} == set()
+
+
+def test_no_compiler_is_named_for_a_python_that_cuda_core_does_not_have(
+    healthy: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version, found in (((3, 9, 18), None), ((3, 10, 0), commands.COMPILERS["12"])):
+        monkeypatch.setattr(sys, "version_info", version)
+        assert commands.compiler(healthy) == found
+
+
+def test_a_triton_that_does_not_know_thor_takes_the_ptxas_of_cuda(
+    healthy: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thor = {"gpus": (THOR,), "ptxas": "/usr/local cuda/ptxas"}
+    facts = changed(served(healthy), machine__=thor, torch__={"architectures": ("sm_110",)})
+    found = the("triton-launch", facts)
+    assert found.command == f"export {PTXAS}='/usr/local cuda/ptxas'" and "sm_110a" in found.why
+    assert the("triton-launch", changed(facts, machine__={"ptxas": None})).command == ""
+    failed = changed(facts, triton_launch_error="RuntimeError: x", machine__={"gpus": (ORIN,)})
+    assert the("triton-launch", failed).command == ""
+    assert "PyTorch, which is slower" in the("triton-launch", failed).why
+    failed = changed(failed, triton_launch_error="RuntimeError: ptxas fatal")
+    assert the("triton-launch", failed).command == found.command
+    monkeypatch.setenv(PTXAS, "/elsewhere/ptxas")
+    assert symptoms(facts) == set()
+
+
+def test_without_triton_the_installer_brings_it_where_there_is_a_gpu(healthy: Facts) -> None:
+    facts = changed(served(healthy), triton__={"path": None, "version": None})
+    assert the("no-triton", facts).command == "jetson-mamba install"
+    assert "triton, which is not installed" in the("no-triton", facts).what
+    for other in ({"torch": None}, {"torch__": NO_CUDA}):
+        assert the("no-triton", changed(facts, **other)).command == ""
+    facts = changed(served(healthy), triton_error="ImportError: libtriton")
+    assert the("no-triton", facts).command == commands.uninstall("triton")
+    assert "fails: ImportError: libtriton" in the("no-triton", facts).what
+
+
+def test_a_triton_that_is_too_old_names_a_release_for_it(healthy: Facts) -> None:
+    found = the("triton-old", changed(served(healthy), triton__={"version": "3.3.1"}))
+    release = advice.known_release("3.3.1")
+    assert found.command == f"jetson-mamba install mamba-ssm=={release}"
+    assert "needs 3.4 or later" in found.why and "Triton 3.3.1 is too old" in found.what
+
+
+def test_transformers_is_read_for_the_names_and_the_torch_that_it_has(healthy: Facts) -> None:
+    folder = Path(str(healthy.transformers.path))
+    (folder / "generation").mkdir(parents=True)
+    (folder / "utils").mkdir()
+    names, text = folder / "generation" / "__init__.py", folder / "utils" / "import_utils.py"
+    names.write_text("First = Second = object\n")
+    asks = {"generation_names": ("First", "Gone", "Second", "Away")}
+    found = the("transformers-names", changed(served(healthy), asks=asks))
+    assert found.what == "transformers 4.57.6 has no Gone, Away"
+    assert found.command == "jetson-mamba install 'mamba-ssm>=2.3.0'"
+    assert symptoms(changed(healthy, asks={"generation_names": ("First",)})) == set()
+    for wanted, expected in (("2.9", True), ("2.8", False), ("2.8.1", True), ("1.13", False)):
+        text.write_text(f"'PyTorch >= {wanted} is required but found'\n")
+        assert ("transformers-torch" in symptoms(healthy)) == expected
+    text.write_text("'PyTorch >= 2.9 is required but found'\n")
+    found = the("transformers-torch", healthy)
+    assert "switches torch 2.8.0 off" in found.what and "takes torch 2.9 or later" in found.why
+    assert symptoms(changed(healthy, torch=None)) == {"no-torch"}
+
+
+def test_a_copy_that_is_refused_names_a_release_or_the_files_that_are_missing(
+    healthy: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = changed(healthy, hook__={"refused": {"mamba_ssm.x": "its text is not known"}})
+    for release, command in (
+        ("2.3.1", "jetson-mamba install mamba-ssm==2.3.1"),
+        (None, "export JETSON_MAMBA=off"),
+    ):
+        monkeypatch.setattr(advice, "replacement", lambda path, release=release: release)
+        assert the("copy-refused", facts).command == command
+    facts = changed(healthy, hook__={"refused": {"mamba_ssm.x": f"{NOT_WHOLE}: edits.py"}})
+    for again in ("git checkout", None):
+        monkeypatch.setattr(advice, "again", lambda again=again: again)
+        found = the("copy-refused", facts)
+        assert found.why == "files of this package are missing"
+        assert found.command == (again or "export JETSON_MAMBA=off")
+
+
+def test_a_block_that_fails_under_a_hook_that_is_off_is_told_to_switch_it_on(
+    healthy: Facts,
+) -> None:
+    facts = changed(healthy, trial_error="RuntimeError: x")
+    assert the("block-fails", facts).command == "jetson-mamba install"
+    assert "2.3.2.post1 does not work here: RuntimeError: x" in the("block-fails", facts).what
+    off = changed(facts, hook__={"mode": "off"})
+    assert the("block-fails", off).command == "unset JETSON_MAMBA"
+
+
+def test_torch_for_a_board_is_the_boards(healthy: Facts) -> None:
+    none = the("no-torch", changed(healthy, torch=None))
+    assert none.command == get_torch.command("6.2")
+    assert none.why == "mamba_ssm runs on it, and PyPI's is not the one for the Jetson AGX Orin"
+    elsewhere = changed(healthy, torch=None, machine__={"jetpack": None})
+    assert the("no-torch", elsewhere).why == "mamba_ssm runs on it"
+    assert the("no-torch", elsewhere).command == get_torch.command(None)
+    for cuda, words in (("13.0", "is built for CUDA 13.0"), (None, "is built without CUDA")):
+        facts = changed(healthy, torch__={"cuda": cuda, "cuda_available": False})
+        found = the("cpu-torch", facts)
+        assert f"torch 2.8.0 {words}, and sees no GPU on the Jetson AGX Orin" in found.what
+        reason = "torch 2.8.0 sees no GPU" if cuda else "this torch was built without CUDA"
+        assert the("no-gpu", facts).why == reason
+        assert the("no-gpu", served(facts)).command.endswith("mamba-ssm==2.3.2.post1")
+        convolution = changed(served(facts), scan=NOT_THERE)
+        assert the("no-gpu", convolution).command == commands.uninstall("causal-conv1d")
+    neither = changed(facts, scan={"loads": False}, convolution={"loads": False})
+    assert "no-gpu" not in symptoms(neither)
+    nameless = changed(facts, machine__={"board": None})
+    assert "no GPU on the board" in the("cpu-torch", nameless).what
+
+
+def test_an_extension_whose_package_is_gone_is_installed_with_the_newest(healthy: Facts) -> None:
+    facts = changed(served(healthy), mamba_ssm=(), scan=FAILS)
+    assert the("undefined-symbol", facts).command == "jetson-mamba install mamba-ssm"
+    unrecorded = changed(facts, mamba_ssm=(replace(MAMBA, distribution=None),))
+    assert the("undefined-symbol", unrecorded).command == "jetson-mamba install mamba-ssm"
+
+
+def test_a_convolution_without_its_extension_is_taken_away(healthy: Facts) -> None:
+    found = the("no-causal-conv1d", changed(served(healthy), convolution=NOT_THERE))
+    assert found.command == commands.uninstall("causal-conv1d")
+    assert "causal_conv1d 1.6.1 imports causal_conv1d_cuda, which is not" in found.what
+
+
+def test_one_of_two_mamba_ssm_that_pip_knows_is_uninstalled(
+    healthy: Facts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Known:
+        folder = str(tmp_path.resolve())
+
+    known, other = (replace(MAMBA, path=str(each / "mamba_ssm")) for each in (tmp_path, Path("/x")))
+    monkeypatch.setattr(installed, "distributions", lambda *_: [Known])
+    assert commands.remove(known, healthy) == commands.uninstall("mamba-ssm")
+    assert commands.remove(other, healthy) == "mv /x/mamba_ssm /x/mamba_ssm.aside"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "major"), [("12", "12"), ("12.6", "12"), ("13.0.1", "13"), ("11.8", ""), (None, "")]
+)
+def test_the_compiler_is_that_of_the_major_version_of_cuda(
+    cuda: str | None, major: str, healthy: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 10, 0))
+    facts = changed(healthy, torch__={"cuda": cuda})
+    assert commands.compiler(facts) == commands.COMPILERS.get(major)
+    assert commands.compiler(changed(facts, torch=None)) is None
+
+
+@pytest.mark.parametrize(
+    ("torch", "bound"), [("2.5.0", "'transformers<5'"), ("2.8.0", "transformers")]
+)
+def test_a_transformers_that_is_missing_is_one_for_this_torch(
+    torch: str, bound: str, healthy: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installed, "find", lambda *_: None)
+    needed = {"required": {"transformers.generation": "a.py", "einops": "b.py"}}
+    facts = changed(healthy, asks=needed, torch__={"version": torch})
+    found = [each.command for each in findings(facts) if each.symptom == "no-dependency"]
+    assert found == [commands.install("einops"), commands.install(bound)]
+
+
+def test_the_startup_file_that_imports_too_early_is_named(
+    healthy: Facts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [str(tmp_path / "nowhere"), str(tmp_path / "site")]
+    monkeypatch.setattr(the_hook, "startup_folders", lambda: folders)
+    (tmp_path / "site").mkdir()
+    for name, text in (
+        *(("a.txt", "import mamba_ssm"), ("b.pth", "import os")),
+        ("jetson_mamba.pth", "import mamba_ssm"),
+    ):
+        (tmp_path / "site" / name).write_text(text)
+    facts = changed(healthy, hook__={"too_late": ("mamba_ssm.x",)})
+    found = the("bypassed", facts)
+    assert found.command == "python -X importtime -c pass"
+    assert found.why == "another startup file imports it" and "mamba_ssm.x is" in found.what
+    starter = tmp_path / "site" / "c.pth"
+    starter.write_bytes(b"# \xff\nimport mamba_ssm\n")
+    found = the("bypassed", facts)
+    assert found.command == f"mv {starter} {starter}.aside"
+    assert found.why == f"{starter} imports it"
+    taken = the("bypassed", changed(healthy, hook__={"taken_by": "other.Finder"}))
+    assert taken.command == "jetson-mamba run SCRIPT" and "other.Finder" in taken.what
