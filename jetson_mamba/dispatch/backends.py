@@ -132,6 +132,11 @@ class Op(Generic[Case, Implementation]):
         """Every case met so far under the selection in force, and what was chosen for it."""
         return {case: outcome.choice for case, outcome in self._chosen.items()}
 
+    def forget(self) -> None:
+        """Decide for every case anew, at its next call."""
+        for remembered in [*self._remembered.values()]:
+            remembered.clear()
+
     @property
     def selection(self) -> Selection | None:
         """The backend that serves every case because it was named; None where none was."""

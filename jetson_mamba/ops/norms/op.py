@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from jetson_mamba.dispatch.arguments import check_alike
 from jetson_mamba.dispatch.autocast import compute_dtype
 from jetson_mamba.dispatch.paths import Way, may_replay, through_autograd, way
 from jetson_mamba.dispatch.tracing import sizes, unflatten
@@ -88,12 +89,12 @@ def layer_norm(
     shape = sizes(x)
     dim = shape[-1]
     for name, tensor in (("x1", x1), ("residual", residual)):
-        _expect(name, tensor, shape, "the shape of x")
+        check_alike(name, tensor, shape, "the shape of x")
     for name, tensor in (
         *(("weight", weight), ("bias", bias)),
         *(("weight1", weight1), ("bias1", bias1)),
     ):
-        _expect(name, tensor, (dim,), "(dim,)")
+        check_alike(name, tensor, (dim,), "(dim,)")
     if rowscale is not None and x1 is not None:
         raise ValueError("rowscale: expected None beside x1, found a tensor")
     wide = compute_dtype(x, weight, bias, residual, x1, weight1, bias1)
@@ -274,9 +275,9 @@ def layernorm_fn(
     """
     shape = sizes(x)
     dim = shape[-1]
-    _expect("z", z, shape, "the shape of x")
-    _expect("weight", weight, (dim,), "(dim,)")
-    _expect("bias", bias, (dim,), "(dim,)")
+    check_alike("z", z, shape, "the shape of x")
+    check_alike("weight", weight, (dim,), "(dim,)")
+    check_alike("bias", bias, (dim,), "(dim,)")
     group_size = dim if group_size is None else group_size
     if group_size < 1 or dim % group_size:
         raise ValueError(f"group_size: expected a divisor of dim={dim}, found {group_size}")
@@ -396,8 +397,3 @@ def _dropout(x: Tensor, p: float) -> tuple[Tensor, Tensor | None]:
         raise ValueError(f"dropout_p: expected at least 0 and less than 1, found {p}")
     kept = torch.rand_like(x) >= p
     return x.masked_fill(~kept, 0.0) / (1.0 - p), kept
-
-
-def _expect(name: str, tensor: Tensor | None, shape: tuple[int, ...], meaning: str) -> None:
-    if tensor is not None and sizes(tensor) != shape:
-        raise ValueError(f"{name}: expected {meaning}, {shape}, found {sizes(tensor)}")

@@ -37,6 +37,8 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 
+from jetson_mamba.dispatch.fields import Fields
+
 CHUNK = 2048
 
 
@@ -65,6 +67,9 @@ class Scan(NamedTuple):
     def chunks(self) -> int:
         """The rows of ``x`` in upstream's form."""
         return upstream_rows(int(self.u.shape[2]))
+
+
+SCAN = Fields(Scan)
 
 
 class Scanned(NamedTuple):
