@@ -1,4 +1,4 @@
-"""Checks of an op's arguments: each error names the argument, what it is and should be."""
+"""Checks of an op's arguments: an error names one, with what was found beside what fits."""
 
 from __future__ import annotations
 

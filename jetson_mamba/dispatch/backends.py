@@ -1,4 +1,4 @@
-"""Which backend an op uses for a call, and why the ones before it were passed over.
+"""Which backend an op uses for a call, with the reason for each that was passed over.
 
 A backend is one implementation of an op: ``package`` (the Python wrapper of causal-conv1d),
 ``extension`` (a compiled module, called directly), ``cuda`` (this project's own kernels) and

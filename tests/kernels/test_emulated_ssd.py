@@ -42,7 +42,7 @@ def on_the_cpu(libraries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     emulate(monkeypatch, libraries)
     for module in (cuda_forward, cuda_backward):
         monkeypatch.setattr(module, "_plans", Memo(8))
-    monkeypatch.setattr(cuda_forward, "processors", lambda index: 1)
+        monkeypatch.setattr(module, "processors", lambda index: 1)
 
 
 def cut(monkeypatch: pytest.MonkeyPatch) -> None:

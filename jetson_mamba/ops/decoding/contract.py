@@ -1,4 +1,4 @@
-"""What a backend of a decoding step is given and gives back."""
+"""The interface of a backend of a decoding step: what it is given, what it gives back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A decoding step by the project's own CUDA kernel: the states are read and written once.
+"""A decoding step by the project's own CUDA kernel, which goes through the states once.
 
 ``docs/kernels.md`` says how it is cut. How a call is served is decided once, in a plan, for calls
 whose tensors differ in nothing but their addresses.

@@ -1,4 +1,4 @@
-"""The norms by the project's own CUDA kernels: one pass over memory forward, and one backward.
+"""The norms by the project's own CUDA kernels, in one pass over memory for each direction.
 
 A row stays in the registers of the threads that share it, so it is read once whatever is computed
 of it. The gradients of weight and bias are summed by each block over the rows that it goes through,

@@ -1,4 +1,4 @@
-"""The norms around and inside the blocks, past upstream's autograd functions.
+"""The norms around or inside the blocks, past upstream's autograd functions.
 
 They take the place of the functions of the same names in ``mamba_ssm.ops.triton.layer_norm``
 (``layernorm`` in 1.x) and ``layernorm_gated`` wherever :func:`through_norm_autograd` is false.

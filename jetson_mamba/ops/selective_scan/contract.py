@@ -1,6 +1,6 @@
-"""What a backend of the selective scan is given and gives back.
+"""The interface of a backend of the selective scan: what it is given, what it gives back.
 
-This stands in a module of its own so that the op (``__init__``) and its backends can both
+This stands in a module of its own so that the op and its backends can both
 import it. The op checks the arguments and evens out their dtypes, so that a backend meets only
 what is described here and holds the numerics alone.
 

@@ -1,7 +1,7 @@
 """The ssd op by upstream's own Triton kernels, past its autograd functions.
 
 The kernels take any strides, and compute in float32 whatever the dtypes. What they launch for a
-call without gradients is repeated where a call is like one before: see ``ops/launches.py``.
+call without gradients is repeated where a call is like one before: see ``replay/launches.py``.
 """
 
 from __future__ import annotations
