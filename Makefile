@@ -19,11 +19,12 @@ DEMO_BASE  = .demo/base-$(shell echo '$(TORCH) $(TRITON)' | cksum | cut -d ' ' -
 DEMO_MAMBA = .demo/mamba-ssm-$(MAMBA_SSM)
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint matrix mutants mutate joints exports boards peers copies release docs sanitize clean
+.PHONY: help demo test hook lint matrix mutants mutate joints exports boards peers copies release docs sanitize clean
 
 help:
 	@echo 'make demo [MAMBA_SSM=2.2.4] [TEXT=file]   train two small models here, nothing compiled'
 	@echo 'make test                                 lint, types and the test suite'
+	@echo 'make hook [HOOK_PYTHON=3.8]               the tests of the hook, by a Python without torch'
 	@echo 'make lint                                 lint and types only'
 	@echo 'make matrix                               every release with every release (half an hour)'
 	@echo 'make mutants [COUNT=1200] [SEED=0]        variants of every text, each held to what it means'
@@ -60,6 +61,15 @@ $(DEMO_MAMBA): $(DEMO_BASE) pyproject.toml
 # Two tests at a time, each on one thread: more of either only makes them wait for each other.
 test: lint .releases/ready
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist worksteal
+
+# The hook alone, by a Python that has no torch; uv brings one that is not here.
+HOOK_PYTHON ?= 3.8
+
+hook: .venv/ready .releases/ready
+	.venv/bin/uv venv --quiet --clear --seed build/hook \
+	    --python "$$(.venv/bin/python -m tests.hook.pythons $(HOOK_PYTHON))"
+	build/hook/$(PIP) pytest hypothesis packaging importlib-resources
+	build/hook/bin/python -m pytest -p no:cacheprovider tests/hook
 
 lint: .venv/ready
 	.venv/bin/ruff check .

@@ -1,2 +1,1 @@
-"""Which backend computes a call, and which way the call goes: through kernels, operators or plain
-tensor operations."""
+"""Decides by which backend a call is computed: through kernels, operators or tensor operations."""

@@ -1,4 +1,4 @@
-"""Which backend an op uses for a call, and why the ones before it were passed over.
+"""Which backend an op uses for a call, with the reason for each that was passed over.
 
 A backend is one implementation of an op: ``package`` (the Python wrapper of causal-conv1d),
 ``extension`` (a compiled module, called directly), ``cuda`` (this project's own kernels) and
@@ -131,6 +131,11 @@ class Op(Generic[Case, Implementation]):
     def choices(self) -> dict[Case, Choice]:
         """Every case met so far under the selection in force, and what was chosen for it."""
         return {case: outcome.choice for case, outcome in self._chosen.items()}
+
+    def forget(self) -> None:
+        """Decide for every case anew, at its next call."""
+        for remembered in [*self._remembered.values()]:
+            remembered.clear()
 
     @property
     def selection(self) -> Selection | None:

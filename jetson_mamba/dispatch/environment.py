@@ -1,4 +1,4 @@
-"""Whatever decides the numbers of a call and is set elsewhere, in one place.
+"""Whatever is set elsewhere but decides the numbers of a call, in one place.
 
 What was made of one call serves another only where all of this is as it was: how products are
 rounded, what must be deterministic, autocast, the backends that are named. Each torch has other

@@ -1,4 +1,4 @@
-"""Results that are written into a given tensor: in a form that a graph can hold, and counted."""
+"""Results that are written into a given tensor, in a form that a graph can hold."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class Memo(Generic[Key, Value]):
 
     def put(
         self, key: Key, value: Value, bytes: int = 0, while_there_are: Iterable[object] = ()
-    ) -> None:
+    ) -> Value:
         """Remember a value, which takes that many bytes of what the memory is to be told.
 
         It goes when any of ``while_there_are`` does, to which ``value`` must not refer.
@@ -90,6 +90,7 @@ class Memo(Generic[Key, Value]):
         # What goes with them may take long, or come back here.
         del gone
         self._settle()
+        return value
 
     def drop_idle(self, uses: int) -> bool:
         """Forget the value that was used least recently, if not within so many uses of others."""

@@ -1,4 +1,4 @@
-"""Modules that a fused call goes past: which ones they are, and which have to be called.
+"""Modules that a fused call goes past: which of them have to be called.
 
 ``mamba_inner_fn`` and ``mamba_split_conv1d_scan_combined`` are given the weights of projections
 and of a norm, not the modules. That is the same for a ``torch.nn.Linear`` that is nothing else. An

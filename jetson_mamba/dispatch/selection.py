@@ -1,4 +1,4 @@
-"""Lets a user name the backend of an op: ``JETSON_MAMBA_BACKEND``, and a context manager.
+"""Lets a user name the backend of an op, by ``JETSON_MAMBA_BACKEND`` or in a ``with`` block.
 
 The variable holds for a whole process: ``cuda`` names that backend for every op that has it,
 ``causal_conv1d=package,selective_scan=cuda`` one for each op that is listed. It is read once,

@@ -16,6 +16,7 @@ import torch
 from jetson_mamba import kernel_packages
 from jetson_mamba.dispatch.triton_runs import counts_while_compiling, triton_runs_on
 
+from .launchers import hand_over, leads_past
 from .passing import passing
 from .paths import Way, is_batched, is_compiling, way
 
@@ -36,6 +37,7 @@ def where_triton_runs(
     While a graph is traced by ``torch.compile``, which what Triton is asked would break,
     ``counts_while_compiling`` says whether kernels are part of it.
     """
+    hand_over(function, otherwise)
     return _dispatched(function, otherwise, counts_while_compiling, triton_runs_on, function)
 
 
@@ -118,4 +120,5 @@ def _dispatched(
             )
         return (where_it_runs if runs else otherwise)(*arguments, **keywords)
 
+    leads_past(where_it_runs, dispatched)
     return dispatched

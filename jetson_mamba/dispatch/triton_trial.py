@@ -1,4 +1,4 @@
-"""A small Triton kernel, which shows whether one can be compiled, loaded and launched at all.
+"""A small Triton kernel, which shows whether any can be launched at all.
 
 Triton reads its source from this file, and keeps what it compiled of it as that of any kernel.
 """

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from jetson_mamba.dispatch.triton_runs import counts_while_compiling, triton_runs_on
 
+from .launchers import hand_over, leads_past
 from .operators import is_compiling
 
 # What may be compared with a default without asking a tensor.
@@ -39,6 +40,7 @@ def unchecked(
     """
     if not callable(own):
         return own
+    hand_over(own, op)
     module = sys._getframe(1).f_globals.get("__name__", "")
     parameters = _parameters(own)
     by_position = [
@@ -79,6 +81,7 @@ def unchecked(
         _say(name, module, device.type)
         return op(**{each: value for each, value in given.items() if each in taken})
 
+    leads_past(own, dispatched)
     return dispatched
 
 

@@ -1,4 +1,4 @@
-"""Compiles the package's CUDA C++ with NVRTC, keeps the cubins and launches them from torch.
+"""The package's CUDA C++ on its way from source, by NVRTC, to launches on torch's streams.
 
 NVRTC and the driver are reached through NVIDIA's ``cuda-bindings`` and ``cuda-core``: nothing
 here is compiled against torch, so no ABI can mismatch. A kernel is specialised by preprocessor

@@ -1,1 +1,1 @@
-"""Calls that are launched again as they were: CUDA graphs of calls and blocks, Triton launches."""
+"""Calls that are launched again as they were, by CUDA graphs or by launches of Triton."""

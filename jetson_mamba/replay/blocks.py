@@ -1,4 +1,4 @@
-"""Launches a whole block by a CUDA graph: its projections and its Python with it.
+"""Launches a whole block by a CUDA graph, all of its Python with it.
 
 What a block does around its scan is upstream's own Python, and takes a CPU longer than the scan's
 launches. Where no gradient is recorded and the call is small, its method runs twice; from then on

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jetson_mamba.dispatch.environment import environment_key
+from jetson_mamba.dispatch.launchers import own_of
 from jetson_mamba.dispatch.memo import Memo
 from jetson_mamba.dispatch.passing import passing
 from jetson_mamba.dispatch.paths import may_replay
@@ -296,6 +297,7 @@ class _Observing:
         """The copy of a function, and of the functions of its package that it calls."""
         from triton.runtime.jit import KernelInterface
 
+        function = own_of(function)
         if not isinstance(function, FunctionType):
             raise Unrepeatable(f"{function!r} is no function")
         if function in self._rebound:

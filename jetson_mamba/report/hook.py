@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from typing import Any
 
-import jetson_mamba
-from jetson_mamba.hook import copies
+from jetson_mamba.hook import copies, snapshot
 from jetson_mamba.hook.finder import TARGETS
 from jetson_mamba.report.installed import module_file
 from jetson_mamba.report.status import Target, outcome_of, with_copy
@@ -44,13 +43,13 @@ def hook(package: str | None) -> Hook:
     """The hook as it is in this process, and what it would do with the mamba_ssm in a folder."""
     refused: dict[str, str] = {}
     targets = tuple(_target(name, package, refused) for name in TARGETS) if package else ()
-    at_start = jetson_mamba.activated_by == "startup file"
+    found = snapshot.hook()
     return Hook(
-        active=at_start and jetson_mamba.is_active(),
+        active=found.activated_by == "startup file",
         mode=os.environ.get("JETSON_MAMBA") or "on",
         startup_files=tuple(files.installed()),
         finders=tuple(_name(finder) for finder in sys.meta_path),
-        taken_by=_taken_by(package),
+        taken_by=_taken_by(package, found.before),
         too_late=tuple(
             name
             for name in TARGETS
@@ -78,13 +77,12 @@ def _target(name: str, package: str, refused: dict[str, str]) -> Target:
     return with_copy(name, "not imported", modified)
 
 
-def _taken_by(package: str | None) -> str | None:
-    """A finder before ours that has a spec for the first target."""
-    if package is None or not jetson_mamba.is_active():
+def _taken_by(package: str | None, finders: tuple[object, ...]) -> str | None:
+    """One of the finders before ours that has a spec for the first target."""
+    if package is None:
         return None
-    own = sys.meta_path.index(jetson_mamba._finder)
     folder = os.path.dirname(module_file(package, TARGETS[0]))
-    for finder in sys.meta_path[:own]:
+    for finder in finders:
         find_spec: Any = getattr(finder, "find_spec", None)
         try:
             spec: ModuleSpec | None = find_spec(TARGETS[0], [folder], None) if find_spec else None

@@ -15,6 +15,7 @@ from typing import Any
 import jetson_mamba
 from jetson_mamba.hook import copies
 from jetson_mamba.hook.finder import TARGETS, is_a, loader_of
+from jetson_mamba.hook.snapshot import hook
 from jetson_mamba.rewrite import Refused
 from jetson_mamba.startup.files import StartupFile, installed
 
@@ -104,12 +105,12 @@ def status(look_ahead: bool = False) -> Status:
     ``look_ahead`` finds out, without importing mamba_ssm, which copy each target that is not
     imported would get; like an import, that keeps a copy which has to be made.
     """
-    active = jetson_mamba.is_active()
+    found = hook()
     return Status(
         version=jetson_mamba.__version__,
-        active=active,
-        activated_by=jetson_mamba.activated_by if active else None,
-        mode=jetson_mamba._finder.mode,
+        active=found.active,
+        activated_by=found.activated_by,
+        mode=found.mode,
         startup_files=tuple(installed()),
         targets=(*(_target(name, look_ahead) for name in TARGETS), *_of_other_packages()),
         backend_variable=os.environ.get("JETSON_MAMBA_BACKEND") or None,
@@ -140,7 +141,7 @@ def _target(name: str, look_ahead: bool) -> Target:
     if outcome is None and loader_of(module) is None:
         outcome = "what is imported under its name is no module of a file"
     if outcome is None:
-        remembered = jetson_mamba._finder.outcomes.get(name)
+        remembered = hook().outcomes.get(name)
         outcome = remembered if isinstance(remembered, str) else None
     reason = str(outcome or "it was imported while jetson_mamba was not active")
     path = getattr(module, "__file__", None)

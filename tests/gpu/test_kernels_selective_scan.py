@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from jetson_mamba.dispatch.memo import Memo
 from jetson_mamba.ops.selective_scan import cuda, plans
 from jetson_mamba.ops.selective_scan.contract import Returning, Scan
 from tests.references.selective_scan import selective_scan_reference
@@ -47,8 +48,8 @@ def unwritten_memory_is_nan() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def no_plans(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans hold what a test replaces."""
-    monkeypatch.setattr(cuda, "_forward_plans", {})
-    monkeypatch.setattr(cuda, "_backward_plans", {})
+    monkeypatch.setattr(cuda, "_forward_plans", Memo(8))
+    monkeypatch.setattr(cuda, "_backward_plans", Memo(8))
 
 
 def drawn(

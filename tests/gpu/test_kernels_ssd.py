@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from jetson_mamba.dispatch.memo import Memo
 from jetson_mamba.ops.ssd import cuda_backward, cuda_forward
 from jetson_mamba.ops.ssd.contract import Scan
 from tests.gpu.ssd_cases import BRAIN, CASES, FLOAT, HALF, backward_errors, drawn, forward_errors
@@ -42,8 +43,8 @@ def unwritten_memory_is_nan() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def no_plans(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans hold what a test replaces."""
-    monkeypatch.setattr(cuda_forward, "_plans", {})
-    monkeypatch.setattr(cuda_backward, "_plans", {})
+    monkeypatch.setattr(cuda_forward, "_plans", Memo(8))
+    monkeypatch.setattr(cuda_backward, "_plans", Memo(8))
 
 
 def cut(monkeypatch: pytest.MonkeyPatch) -> None:

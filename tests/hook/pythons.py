@@ -25,7 +25,18 @@ def interpreters() -> tuple[str, ...]:
     return tuple(found.values())
 
 
+def named(version: str) -> str:
+    """The Python of a version such as 3.8, or that version, where this machine has none."""
+    names = (sys.executable, *interpreters())
+    name = f"python{version}"
+    return next((each for each in names if os.path.basename(each) == name), version)
+
+
 def oldest_own_newest() -> list[str]:
     """The Python of these tests, and the two between which the others lie."""
     found = interpreters()
     return list(dict.fromkeys([sys.executable, *found[:1], *found[-1:]]))
+
+
+if __name__ == "__main__":
+    print(named(sys.argv[1]))

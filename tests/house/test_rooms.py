@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,46 @@ def test_no_file_is_too_long_to_be_read() -> None:
         if (count := len(path.read_text(encoding="utf-8").splitlines())) > 500
     }
     assert long == {}
+
+
+OPS = rooms.ROOT / rooms.PACKAGE / "ops"
+OF_ONE_SHAPE = sorted(each for each in OPS.iterdir() if each.is_dir() and each.name[0] not in "_.")
+
+
+@pytest.mark.parametrize("op", OF_ONE_SHAPE, ids=lambda op: op.name)
+def test_an_op_is_a_package_with_a_face_that_only_imports(op: Path) -> None:
+    if op.name == "any_form":  # what other packages import in place of extensions
+        return
+    assert (op / "op.py").exists()
+    text = (op / "__init__.py").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 50
+    docstring, *body = ast.parse(text).body
+    assert isinstance(docstring, ast.Expr)
+    assert all(
+        isinstance(each, ast.ImportFrom)
+        or (isinstance(each, ast.Assign) and ast.unparse(each.targets[0]) == "__all__")
+        for each in body
+    )
+
+
+def test_ops_lie_in_packages() -> None:
+    assert [each.name for each in OPS.glob("*.py")] == ["__init__.py"]
+
+
+def test_ops_look_for_no_module_of_upstream() -> None:
+    for path in OPS.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert not node.value.startswith("mamba_ssm."), path
+        assert not any(
+            each.partition(".")[0] == "mamba_ssm" for each in rooms.imported("x", path)
+        ), path
+
+
+@pytest.mark.parametrize("name", ["dispatch", "kernels", "ops", "replay"])
+def test_a_module_does_one_thing(name: str) -> None:
+    """Its first sentence says what without an "and"."""
+    for path in (rooms.ROOT / rooms.PACKAGE / name).rglob("*.py"):
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        first = re.split(r"(?<=\.)\s", docstring, maxsplit=1)[0]
+        assert first and " and " not in first.replace("\n", " "), path

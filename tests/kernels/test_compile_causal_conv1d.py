@@ -14,6 +14,7 @@ import torch
 
 from jetson_mamba.errors import Unavailable
 from jetson_mamba.kernels import compiler
+from jetson_mamba.kernels.tensors import NUMBERS
 from jetson_mamba.ops.causal_conv1d import cuda
 from jetson_mamba.ops.causal_conv1d.contract import Case
 
@@ -40,7 +41,7 @@ class Variant(NamedTuple):
 
 def variants() -> Iterator[Variant]:
     """All that the backend may ask for, with SiLU and weights of the input's dtype."""
-    for dtype, width in itertools.product(cuda.TYPES, cuda.WIDTHS):
+    for dtype, width in itertools.product(NUMBERS, cuda.WIDTHS):
         yield Variant(dtype, width, "sum", False, False, ())
         yield Variant(dtype, width, "update", False, False, ())
         forms: list[tuple[str, tuple[int, ...]]] = [
@@ -89,7 +90,7 @@ def test_kernels_compile_without_spills_and_within_shared_memory(architecture: s
     assert not failures, "\n".join(failures)
 
 
-@pytest.mark.parametrize("dtype", cuda.TYPES)
+@pytest.mark.parametrize("dtype", NUMBERS)
 def test_weights_of_another_dtype_and_no_activation_compile(dtype: torch.dtype) -> None:
     try:
         architecture = sorted(compiler.supported_architectures())[0]

@@ -13,6 +13,7 @@ import torch
 
 from jetson_mamba.errors import Unavailable
 from jetson_mamba.kernels import compiler
+from jetson_mamba.kernels.tensors import NUMBERS
 from jetson_mamba.ops.decoding import cuda as decoding
 from jetson_mamba.ops.decoding.contract import Case
 from jetson_mamba.ops.norms import cuda as norms
@@ -86,7 +87,7 @@ def test_the_heaviest_kernels_compile_for_every_architecture(architecture: str) 
 
 
 @pytest.mark.parametrize("gate", Gate)
-@pytest.mark.parametrize("dtype", norms.TYPES)
+@pytest.mark.parametrize("dtype", NUMBERS)
 def test_norms_compile_for_each_dtype_and_gate(dtype: torch.dtype, gate: Gate) -> None:
     vector = 16 // torch.empty((), dtype=dtype).element_size()
     compiled("norm_forward", forward(1536, vector, gate, dtype=dtype), "sm_87")
@@ -105,7 +106,7 @@ def test_norms_compile_for_each_length_and_alignment(vector: int, few: bool) -> 
         )
 
 
-@pytest.mark.parametrize("state", decoding.TYPES)
+@pytest.mark.parametrize("state", NUMBERS)
 @pytest.mark.parametrize("tied", [False, True])
 def test_steps_compile_for_each_dtype_of_the_state(state: torch.dtype, tied: bool) -> None:
     case = Case(torch.device("cuda"), state, NARROW, NARROW, WIDE)

@@ -13,6 +13,7 @@ import torch
 
 from jetson_mamba.errors import Unavailable
 from jetson_mamba.kernels import compiler
+from jetson_mamba.kernels.tensors import NUMBERS
 from jetson_mamba.ops.selective_scan import cuda, plans
 
 ARCHITECTURES = ("sm_72", "sm_80", "sm_87", "sm_90", "sm_110")
@@ -97,7 +98,7 @@ def skip_unless_supported(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("dtype", plans.NUMBERS, ids=str)
+@pytest.mark.parametrize("dtype", NUMBERS, ids=str)
 def test_sixteen_states_compile_for_every_architecture(
     dtype: torch.dtype, architecture: str
 ) -> None:

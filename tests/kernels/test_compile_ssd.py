@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from jetson_mamba.kernels import compiler
-from jetson_mamba.ops.ssd.cuda_forward import NUMBERS, Variant
+from jetson_mamba.kernels.tensors import NUMBERS
+from jetson_mamba.ops.ssd.cuda_forward import Variant
 from tests.kernels.test_compile_selective_scan import skip_unless_supported
 
 # What a block may have of shared memory.

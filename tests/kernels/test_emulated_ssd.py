@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from jetson_mamba.dispatch.memo import Memo
 from jetson_mamba.ops.ssd import cuda, cuda_backward, cuda_forward, trial
 from jetson_mamba.ops.ssd.contract import Case, Mixer
 from tests.gpu.ssd_cases import BRAIN, FLOAT, backward_errors, drawn, forward_errors
@@ -40,8 +41,8 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def on_the_cpu(libraries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     emulate(monkeypatch, libraries)
     for module in (cuda_forward, cuda_backward):
-        monkeypatch.setattr(module, "_plans", {})
-    monkeypatch.setattr(cuda_forward, "processors", lambda index: 1)
+        monkeypatch.setattr(module, "_plans", Memo(8))
+        monkeypatch.setattr(module, "processors", lambda index: 1)
 
 
 def cut(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
+from jetson_mamba.dispatch import triton_dispatch
 from jetson_mamba.replay import launches
 from jetson_mamba.replay.launches import Repeatable
 
@@ -146,6 +147,19 @@ def test_from_the_third_call_on_a_function_is_not_called() -> None:
     for calls in (1, 2, 2, 2):
         assert_gives(repeatable, torch.randn(5), torch.randn(5))
         assert function.calls == calls
+
+
+def test_a_launcher_that_its_copy_leads_past_triton_is_repeated_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(triton_dispatch, "triton_runs_on", lambda device: True)
+    led = triton_dispatch.where_triton_runs(launch_sums, expected)
+    function = Counted(sums)
+    repeatable = Repeatable(function, (led,))
+    for calls in (1, 2, 2, 2):
+        assert_gives(repeatable, torch.randn(5), torch.randn(5))
+        assert function.calls == calls
+    assert repeatable.refused() == []
 
 
 def test_results_of_one_call_are_not_those_of_another() -> None:

@@ -17,10 +17,10 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from jetson_mamba.dispatch.paths import Way
-from jetson_mamba.ops import causal_conv1d as convolution
 from jetson_mamba.ops import causal_conv1d_fn, mamba_inner_fn, selective_scan_fn
-from jetson_mamba.ops import selective_scan as scan
 from jetson_mamba.ops.causal_conv1d import causal_conv1d_update
+from jetson_mamba.ops.causal_conv1d import op as convolution
+from jetson_mamba.ops.selective_scan import op as scan
 from tests.ops.ways import going
 from tests.references.causal_conv1d import convolve
 from tests.references.selective_scan import selective_scan_reference

@@ -165,6 +165,8 @@ def split_conv1d_scan_without_gradients() -> Iterator[tuple[str, float]]:
 
 def ssd_on_triton() -> Iterator[tuple[str, float]]:
     """The op ``ssd`` by its backend ``triton``, called as where nothing is dispatched to it."""
+    import mamba_ssm.ops.triton.ssd_combined  # noqa: F401 - whose copy hands over the kernels
+
     from jetson_mamba.ops import ssd
 
     tensors, options = small_mixer()

@@ -52,7 +52,7 @@ def test_whatever_decides_what_is_in_a_copy_is_in_its_name(tmp_path: Path) -> No
         left_out = shutil.ignore_patterns("__pycache__", "copies")
         shutil.copytree(REPOSITORY / package, tmp_path / package, ignore=left_out)
     (tmp_path / "vendored_overrides" / "added_later.py").touch()
-    files = [*deciding(tmp_path), tmp_path / "jetson_mamba" / "ops" / "swiglu.py"]
+    files = [*deciding(tmp_path), tmp_path / "jetson_mamba" / "ops" / "swiglu" / "op.py"]
     assert len(files) > 35
     done = subprocess.run(
         [sys.executable, "-S", "-c", PROGRAM],

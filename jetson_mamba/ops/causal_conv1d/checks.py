@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
-
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
-DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
-_REAL = "float16, bfloat16, float32 or float64"
+from jetson_mamba.dispatch.arguments import FLOATING, check_all, check_device, check_dtype
+
+_INT32 = (torch.int32,)
 
 
 def is_silu(activation: str | None) -> bool:
@@ -29,11 +27,10 @@ def check(
     initial_states: Tensor | None,
 ) -> None:
     """Raise unless the arguments fit each other."""
-    # What has none of these dtypes is looked at again, to be told by its right name.
-    if getattr(x, "dtype", None) not in DTYPES:
-        _refuse("x", x)
-    if getattr(weight, "dtype", None) not in DTYPES:
-        _refuse("weight", weight)
+    if getattr(x, "dtype", None) not in FLOATING:
+        check_dtype("x", x)
+    if getattr(weight, "dtype", None) not in FLOATING:
+        check_dtype("weight", weight)
     # Asked for once: to ask a tensor costs as much as all that is done with the answer.
     shape, taps, device = x.shape, weight.shape, x.device
     if len(shape) != 3:
@@ -44,19 +41,13 @@ def check(
             f"weight: expected shape (dim, width) = ({dim}, 2 or more), found {tuple(taps)}"
         )
     if weight.device != device:
-        raise ValueError(f"weight: expected device {device}, as x, found {weight.device}")
+        check_device("weight", weight, device, "x")
     if bias is not None:
-        expect("bias", bias, (dim,), "(dim,)", DTYPES, device)
+        check_all("bias", bias, (dim,), "(dim,)", FLOATING, device, "x")
     if seq_idx is not None:
-        expect("seq_idx", seq_idx, (batch, seqlen), "(batch, seqlen)", torch.int32, device)
+        check_all("seq_idx", seq_idx, (batch, seqlen), "(batch, seqlen)", _INT32, device, "x")
     if initial_states is not None:
         check_states("initial_states", initial_states, x, weight)
-
-
-def _refuse(name: str, tensor: object) -> NoReturn:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a tensor, found {type(tensor).__name__}")
-    raise TypeError(f"{name}: expected {_REAL}, found {tensor.dtype}")
 
 
 def check_backward(
@@ -71,9 +62,9 @@ def check_backward(
 ) -> None:
     """Raise unless the arguments of a backward pass fit each other."""
     check(x, weight, bias, seq_idx, initial_states)
-    expect("dout", dout, tuple(x.shape), "(batch, dim, seqlen) of x", x.dtype, x.device)
+    check_all("dout", dout, tuple(x.shape), "(batch, dim, seqlen) of x", (x.dtype,), x.device, "x")
     if dx is not None:
-        expect("dx", dx, tuple(x.shape), "(batch, dim, seqlen) of x", x.dtype, x.device)
+        check_all("dx", dx, tuple(x.shape), "(batch, dim, seqlen) of x", (x.dtype,), x.device, "x")
     if dfinal_states is not None:
         check_states("dfinal_states", dfinal_states, x, weight)
 
@@ -90,45 +81,20 @@ def check_update(
     check(steps, weight, bias, None, None)
     batch, dim, _ = steps.shape
     least = weight.shape[1] - 1
-    if not isinstance(conv_state, Tensor):
-        raise TypeError(f"conv_state: expected a tensor, found {type(conv_state).__name__}")
+    check_dtype("conv_state", conv_state)
     found = conv_state.shape
     entries = found[0] if conv_state_indices is not None and found else batch
     shape = (entries, dim, max(found[-1], least) if found else least)
     meaning = f"(batch or entries, dim, {least} or more)"
-    expect("conv_state", conv_state, shape, meaning, DTYPES, steps.device)
+    check_all("conv_state", conv_state, shape, meaning, FLOATING, steps.device, "x")
     if cache_seqlens is not None:
-        expect("cache_seqlens", cache_seqlens, (batch,), "(batch,)", torch.int32, steps.device)
+        check_all("cache_seqlens", cache_seqlens, (batch,), "(batch,)", _INT32, steps.device, "x")
     if conv_state_indices is not None:
         of = "conv_state_indices"
-        expect(of, conv_state_indices, (batch,), "(batch,)", torch.int32, steps.device)
+        check_all(of, conv_state_indices, (batch,), "(batch,)", _INT32, steps.device, "x")
 
 
 def check_states(name: str, states: Tensor, x: Tensor, weight: Tensor) -> None:
     """Raise unless states before or after the inputs are of their shape."""
     shape = (x.shape[0], x.shape[1], weight.shape[1] - 1)
-    expect(name, states, shape, "(batch, dim, width - 1)", DTYPES, x.device)
-
-
-def expect(
-    name: str,
-    tensor: Tensor,
-    shape: tuple[int, ...],
-    meaning: str,
-    dtype: torch.dtype | frozenset[torch.dtype],
-    device: torch.device,
-) -> None:
-    """Raise unless a tensor is of the shape, of the dtype or one of them, and on the device."""
-    if type(tensor) is not Parameter and not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a tensor, found {type(tensor).__name__}")
-    found = tensor.shape
-    if found != shape:
-        raise ValueError(f"{name}: expected shape {meaning} = {shape}, found {tuple(found)}")
-    of = tensor.dtype
-    if dtype is DTYPES:
-        if of not in DTYPES:
-            raise TypeError(f"{name}: expected {_REAL}, found {of}")
-    elif of != dtype:
-        raise TypeError(f"{name}: expected dtype {dtype}, found {of}")
-    if tensor.device != device:
-        raise ValueError(f"{name}: expected device {device}, as x, found {tensor.device}")
+    check_all(name, states, shape, "(batch, dim, width - 1)", FLOATING, x.device, "x")

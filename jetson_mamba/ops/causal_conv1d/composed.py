@@ -1,4 +1,4 @@
-"""The convolution as plain tensor operations, which torch traces, transforms and differentiates.
+"""The convolution as plain tensor operations, on which every transform of torch works.
 
 Nothing is written in place and no address is taken, so any of torch's transforms applies, over
 any of the arguments. ``contract`` says what is computed.

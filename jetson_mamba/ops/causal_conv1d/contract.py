@@ -1,6 +1,6 @@
-"""What a backend of the convolution is given and gives back.
+"""The interface of a backend of the convolution: what it is given, what it gives back.
 
-This stands in a module of its own so that the op (``__init__``) and its backends can both
+This stands in a module of its own so that the op and its backends can both
 import it. The op checks every argument, so a backend meets only what is described here.
 
 Sizes: batch, dim, seqlen; width taps for each channel, ``states = width - 1`` inputs of the past.

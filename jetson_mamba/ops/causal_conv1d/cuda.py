@@ -15,19 +15,26 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from jetson_mamba.dispatch.memo import Memo
 from jetson_mamba.errors import Unavailable
 from jetson_mamba.kernels import compiler
+from jetson_mamba.kernels.tensors import (
+    MAXIMUM_GRID,
+    MOST_PLANS,
+    NUMBERS,
+    VECTOR_BYTES,
+    address,
+    index_of,
+    packed,
+    processors,
+    strides_of,
+)
 
 from .contract import Case, Gradients, Implementation
 
-TYPES = {torch.float32: "float", torch.float16: "half_t", torch.bfloat16: "bfloat16_t"}
 WIDTHS = (2, 3, 4)
-# Of a grid's second and third dimension.
-MAXIMUM_GRID = 65535
 WARPS = 4
 UPDATE_THREADS = 64
-VECTOR_BYTES = 16
-MOST_PLANS = 256
 
 
 class Walk(NamedTuple):
@@ -73,7 +80,7 @@ def load(case: Case) -> Implementation:
     if case.width not in WIDTHS:
         raise Unavailable(f"the kernels are for widths 2 to 4, not {case.width}")
     for dtype in (case.dtype, case.weight_dtype):
-        if dtype not in TYPES:
+        if dtype not in NUMBERS:
             raise Unavailable(f"the kernels are for float32, float16 and bfloat16, not {dtype}")
     kernels = _Kernels(case)
     return Implementation(kernels.forward, kernels.backward, kernels.update)
@@ -99,12 +106,11 @@ class _Kernels:
     """The kernels of one case, each loaded when it is first needed."""
 
     def __init__(self, case: Case) -> None:
-        index = case.device.index
-        self._index = torch.cuda.current_device() if index is None else index
+        self._index = index_of(case.device)
         self._case = case
-        self._processors = torch.cuda.get_device_properties(self._index).multi_processor_count
+        self._processors = processors(self._index)
         self._size = torch.empty((), dtype=case.dtype).element_size()
-        self._plans: dict[tuple[Any, ...], Plan] = {}
+        self._plans: Memo[tuple[Any, ...], Plan] = Memo(MOST_PLANS)
         self._kernel("forward_channels", False, False, False, FORWARD_WALK[case.dtype])
 
     def forward(
@@ -128,18 +134,18 @@ class _Kernels:
         if initial_states is not None and final_states_out is not None:
             # One block reads the first while another writes the second.
             initial_states = initial_states.clone()
-        weight, bias, seq_idx = weight.contiguous(), _packed(bias), _packed(seq_idx)
+        weight, bias, seq_idx = weight.contiguous(), packed(bias), packed(seq_idx)
         addresses: tuple[int, ...] = (
             x.data_ptr(),
             weight.data_ptr(),
-            _address(bias),
-            _address(seq_idx),
+            address(bias),
+            address(seq_idx),
             out.data_ptr(),
         )
         states: tuple[Tensor | None, ...] = ()
         if initial_states is not None or final_states_out is not None:
             states = (initial_states, final_states_out)
-            addresses += (_address(initial_states), _address(final_states_out))
+            addresses += (address(initial_states), address(final_states_out))
         key = (
             "forward",
             silu,
@@ -147,13 +153,15 @@ class _Kernels:
             seq_idx is None,
             x.shape,
             x.stride(),
-            *map(_strides, states),
+            *map(strides_of, states),
         )
-        plan = self._plans.get(key)
-        if plan is None:
-            plan = self._remember(
-                key, self._forward_plan(x, out, seq_idx is not None, states, silu)
-            )
+        known = self._plans.find(key)
+        if known is None:
+            made = self._forward_plan(x, out, seq_idx is not None, states, silu)
+            plan = self._plans.put(key, made)
+        else:
+            known.used = self._plans.clock()
+            plan = known.value
         plan.launch(compiler.current_stream(index), *addresses, *plan.constants)
         return out
 
@@ -187,7 +195,7 @@ class _Kernels:
             dinitial = x.new_empty((batch, self._case.width - 1, dim)).transpose(1, 2)
         if not (initial_states is None and dfinal_states is None and dinitial is None):
             states = (initial_states, dfinal_states, dinitial)
-        weight, bias, seq_idx = weight.contiguous(), _packed(bias), _packed(seq_idx)
+        weight, bias, seq_idx = weight.contiguous(), packed(bias), packed(seq_idx)
         key = (
             "backward",
             silu,
@@ -197,19 +205,21 @@ class _Kernels:
             x.stride(),
             dout.stride(),
             target.stride(),
-            *map(_strides, states),
+            *map(strides_of, states),
         )
-        plan = self._plans.get(key)
-        if plan is None:
-            packed = self._walked_alike(x, dout)
-            if packed is not dout:
+        known = self._plans.find(key)
+        if known is None:
+            alike = self._walked_alike(x, dout)
+            if alike is not dout:
                 return self.backward(
-                    *(x, weight, bias, packed, seq_idx, initial_states, dfinal_states, dx),
+                    *(x, weight, bias, alike, seq_idx, initial_states, dfinal_states, dx),
                     *(return_dinitial_states, silu),
                 )
-            plan = self._remember(
-                key, self._backward_plan(x, dout, target, seq_idx is not None, states, silu)
-            )
+            made = self._backward_plan(x, dout, target, seq_idx is not None, states, silu)
+            plan = self._plans.put(key, made)
+        else:
+            known.used = self._plans.clock()
+            plan = known.value
         written = target if plan.writes_dx else torch.empty_like(x)
         partial = torch.empty(plan.partial_shape, dtype=torch.float32, device=x.device)
         dweight = torch.empty_like(weight)
@@ -219,12 +229,12 @@ class _Kernels:
             stream,
             x.data_ptr(),
             weight.data_ptr(),
-            _address(bias),
-            _address(seq_idx),
+            address(bias),
+            address(seq_idx),
             dout.data_ptr(),
             written.data_ptr(),
             partial.data_ptr(),
-            *map(_address, states),
+            *map(address, states),
             *plan.constants,
         )
         assert plan.sum_launch is not None
@@ -232,7 +242,7 @@ class _Kernels:
             stream,
             partial.data_ptr(),
             dweight.data_ptr(),
-            _address(dbias),
+            address(dbias),
             *plan.sum_constants,
         )
         if written is not target:
@@ -257,37 +267,33 @@ class _Kernels:
                     x, conv_state, weight, bias, cache_seqlens, conv_state_indices, silu
                 )
         out = torch.empty_like(x)
-        weight, bias = weight.contiguous(), _packed(bias)
-        cache_seqlens, conv_state_indices = _packed(cache_seqlens), _packed(conv_state_indices)
+        weight, bias = weight.contiguous(), packed(bias)
+        cache_seqlens, conv_state_indices = packed(cache_seqlens), packed(conv_state_indices)
         key = ("update", silu, x.shape, x.stride(), conv_state.shape, conv_state.stride())
-        plan = self._plans.get(key)
-        if plan is None:
-            plan = self._remember(key, self._update_plan(x, conv_state, out, silu))
+        known = self._plans.find(key)
+        if known is None:
+            plan = self._plans.put(key, self._update_plan(x, conv_state, out, silu))
+        else:
+            known.used = self._plans.clock()
+            plan = known.value
         plan.launch(
             compiler.current_stream(index),
             x.data_ptr(),
             conv_state.data_ptr(),
             weight.data_ptr(),
-            _address(bias),
-            _address(cache_seqlens),
-            _address(conv_state_indices),
+            address(bias),
+            address(cache_seqlens),
+            address(conv_state_indices),
             out.data_ptr(),
             *plan.constants,
         )
         return out
 
-    def _remember(self, key: tuple[Any, ...], plan: Plan) -> Plan:
-        # A caller with ever new lengths starts over.
-        if len(self._plans) >= MOST_PLANS:
-            self._plans.clear()
-        self._plans[key] = plan
-        return plan
-
     def _forward_plan(
         self, x: Tensor, out: Tensor, sequences: bool, states: tuple[Tensor | None, ...], silu: bool
     ) -> Plan:
         batch, dim, seqlen = x.shape
-        rest = [stride for state in states for stride in _strides(state)]
+        rest = [stride for state in states for stride in strides_of(state)]
         if _time_contiguous(x, dim) and out.stride(2) == 1:
             aligned = _aligned(self._size, seqlen, (x, out))
             form = (int(aligned), FORWARD_BLOCKS[x.dtype])
@@ -321,7 +327,7 @@ class _Kernels:
         silu: bool,
     ) -> Plan:
         batch, dim, seqlen = x.shape
-        rest = [stride for state in states for stride in _strides(state)]
+        rest = [stride for state in states for stride in strides_of(state)]
         in_time = _time_contiguous(x, dim)
         written = target
         if (in_time or x.stride(1) == 1) and target.stride(2 if in_time else 1) != 1:
@@ -405,10 +411,10 @@ def variant(
     case: Case, kind: str, silu: bool, sequences: bool, stateful: bool, form: tuple[int, ...]
 ) -> tuple[str, tuple[tuple[str, str], ...]]:
     """The entry and the definitions of a kernel; ``form`` is its shape, by kind of kernel."""
-    defines = [("WIDTH", str(case.width)), ("WEIGHT", TYPES[case.weight_dtype])]
+    defines = [("WIDTH", str(case.width)), ("WEIGHT", NUMBERS[case.weight_dtype])]
     if kind != "sum":
         defines += [
-            ("INPUT", TYPES[case.dtype]),
+            ("INPUT", NUMBERS[case.dtype]),
             ("SILU", str(int(silu))),
             ("SEQ_IDX", str(int(sequences))),
             ("STATES", str(int(stateful))),
@@ -452,15 +458,3 @@ def _cut(seqlen: int, span: int) -> tuple[int, int]:
 def _even(length: int, most: int) -> int:
     """The size, ``most`` or less, of the fewest equal parts that make up ``length``."""
     return -(-length // -(-length // most))
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _strides(tensor: Tensor | None) -> tuple[int, ...]:
-    return (0, 0, 0) if tensor is None else tensor.stride()
-
-
-def _packed(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()

@@ -1,4 +1,4 @@
-"""The convolution as operations of a graph that leaves batch and length open.
+"""The convolution as operations of a graph in which no size of the input is fixed.
 
 An exported program that is decomposed holds these in place of the operators: see
 ``dispatch/operators.py``. ``composed`` computes the same, for graphs of one size.

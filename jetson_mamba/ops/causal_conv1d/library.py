@@ -1,4 +1,4 @@
-"""The convolution as operators of ``torch.library``: see ``ops/operators.py``."""
+"""The convolution as operators of ``torch.library``: see ``dispatch/operators.py``."""
 
 from __future__ import annotations
 
@@ -160,7 +160,8 @@ def _keep_again(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _differentiate_again(ctx: Any, *dgradients: Tensor) -> tuple[Tensor | None, ...]:
     arguments = (*ctx.saved_tensors, ctx.return_dinitial_states, ctx.silu)
-    needed = (*ctx.needs_input_grad[:7], False, False)
+    *of_tensors, _, _ = ctx.needs_input_grad
+    needed = (*of_tensors, False, False)
     return twice.gradients(_composed_backward, arguments, needed, dgradients)
 
 

@@ -226,12 +226,15 @@ def causal_conv1d_bwd(
         found = (dx, *found[1:])
     if taken is given:
         return found
-    of = (x, weight, bias, initial_states)
-    gradients: Any = [
-        gradient if gradient is None or each is None else gradient.to(each.dtype)
-        for gradient, each in zip(found, of)
-    ]
-    return (found[0], *gradients[1:])
+    written, dweight, dbias, dinitial_states = found
+    return (
+        written,
+        dweight.to(weight.dtype),
+        None if bias is None or dbias is None else dbias.to(bias.dtype),
+        dinitial_states
+        if initial_states is None or dinitial_states is None
+        else dinitial_states.to(initial_states.dtype),
+    )
 
 
 def causal_conv1d_update(

@@ -1,4 +1,4 @@
-"""What a backend of a decoding step is given and gives back."""
+"""The interface of a backend of a decoding step: what it is given, what it gives back."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from jetson_mamba.dispatch.autocast import compute_dtype
+from jetson_mamba.dispatch.fields import Fields
 
 
 class Step(NamedTuple):
@@ -36,6 +37,9 @@ class Step(NamedTuple):
         return compute_dtype(
             *(self.states, self.x, self.dt, self.A, self.B, self.C, self.D, self.z, self.dt_bias)
         )
+
+
+STEP = Fields(Step)
 
 
 class Case(NamedTuple):

@@ -1,4 +1,4 @@
-"""A decoding step by the project's own CUDA kernel: the states are read and written once.
+"""A decoding step by the project's own CUDA kernel, which goes through the states once.
 
 ``docs/kernels.md`` says how it is cut. How a call is served is decided once, in a plan, for calls
 whose tensors differ in nothing but their addresses.
@@ -11,16 +11,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from jetson_mamba.dispatch.memo import Memo
 from jetson_mamba.errors import Unavailable
 from jetson_mamba.kernels import compiler
+from jetson_mamba.kernels.tensors import (
+    MAXIMUM_GRID,
+    MOST_PLANS,
+    NUMBERS,
+    VECTOR_BYTES,
+    address,
+    index_of,
+    processors,
+    strides_of,
+)
 
-from .contract import Case, Implementation, Step
+from .contract import STEP, Case, Implementation, Step
 
-TYPES = {torch.float32: "float", torch.float16: "half_t", torch.bfloat16: "bfloat16_t"}
 INDICES = {torch.int32: "int", torch.int64: "long long"}
-VECTOR_BYTES = 16
-MAXIMUM_GRID = 65535
-MOST_PLANS = 256
 WARPS = 4
 # Runs of states that a thread has of a row, at most.
 MOST_ROUNDS = 8
@@ -34,8 +41,8 @@ def load(case: Case) -> Implementation:
     """The kernel for a case; raises :class:`Unavailable` where it does not apply."""
     if case.device.type != "cuda":
         raise Unavailable("the kernel runs on CUDA devices only")
-    for dtype in case[1:]:
-        if dtype not in TYPES:
+    for dtype in (case.state_dtype, case.dtype, case.step_dtype, case.weight_dtype):
+        if dtype not in NUMBERS:
             raise Unavailable(f"the kernel is for float32, float16 and bfloat16, not {dtype}")
     return _Kernel(case).update
 
@@ -63,11 +70,10 @@ class _Kernel:
     """The kernel of one case, loaded in each form when that is first needed."""
 
     def __init__(self, case: Case) -> None:
-        index = case.device.index
-        self._index = torch.cuda.current_device() if index is None else index
+        self._index = index_of(case.device)
         self._case = case
-        self._processors = torch.cuda.get_device_properties(self._index).multi_processor_count
-        self._plans: dict[tuple[Any, ...], Plan | None] = {}
+        self._processors = processors(self._index)
+        self._plans: Memo[tuple[Any, ...], Plan | None] = Memo(MOST_PLANS)
 
     def update(self, step: Step) -> Tensor | None:
         """The output of a step, None where its strides or dtypes are none of the kernel's."""
@@ -75,17 +81,18 @@ class _Kernel:
             with torch.cuda.device(self._index):
                 return self.update(step)
         key = tuple(map(_traits, step))
-        if key not in self._plans:
-            if len(self._plans) >= MOST_PLANS:
-                self._plans.clear()
-            self._plans[key] = self._plan(step)
-        plan = self._plans[key]
+        known = self._plans.find(key)
+        if known is None:
+            plan = self._plans.put(key, self._plan(step))
+        else:
+            known.used = self._plans.clock()
+            plan = known.value
         if plan is None:
             return None
         out = torch.empty(step.x.shape, dtype=step.x.dtype, device=step.x.device)
         plan.launch(
             compiler.current_stream(self._index),
-            *map(_address, step[:10]),
+            *map(address, STEP.tensors(step)),
             out.data_ptr(),
             *plan.constants,
         )
@@ -111,15 +118,15 @@ class _Kernel:
         grid = (-(-dim // rows), nheads, min(batch, MAXIMUM_GRID))
         sizes = (batch, dim, dstate, nheads // step.B.shape[1])
         strides = (
-            *step.states.stride()[:3],
+            *step.states.stride()[:-1],
             *step.x.stride(),
             *step.dt.stride(),
             *step.A.stride(),
             *step.B.stride(),
             *step.C.stride(),
-            *_strides(step.D, 2),
-            *_strides(step.z, 3),
-            *_strides(step.dt_bias, 2),
+            *strides_of(step.D, 2),
+            *strides_of(step.z, 3),
+            *strides_of(step.dt_bias, 2),
             *(nheads * dim, dim),
         )
         return Plan(
@@ -147,7 +154,7 @@ def form_of(step: Step, processors: int) -> Form | None:
     rounds = -(-dstate // (lanes * vector))
     if rounds > MOST_ROUNDS:
         return None
-    tied = step.dt.stride(2) == 0 and step.A.stride()[1:] == (0, 0)
+    tied = step.dt.stride(2) == 0 and not any(step.A.stride()[1:])
     tied = tied and (step.dt_bias is None or step.dt_bias.stride(1) == 0)
     rows = tiles = 1
     warps = batch * nheads * -(-dim // (32 // lanes))
@@ -164,10 +171,10 @@ def variant(
 ) -> tuple[str, tuple[tuple[str, str], ...]]:
     """The entry and the definitions of the kernel."""
     defines = {
-        "STATE": TYPES[case.state_dtype],
-        "INPUT": TYPES[case.dtype],
-        "STEP": TYPES[case.step_dtype],
-        "WEIGHT": TYPES[case.weight_dtype],
+        "STATE": NUMBERS[case.state_dtype],
+        "INPUT": NUMBERS[case.dtype],
+        "STEP": NUMBERS[case.step_dtype],
+        "WEIGHT": NUMBERS[case.weight_dtype],
         "INDEX": INDICES[torch.int32 if indices is None else indices.dtype],
         "WARPS": str(WARPS),
         **{name.upper(): str(int(value)) for name, value in form._asdict().items()},
@@ -194,11 +201,3 @@ def _traits(field: Any) -> Any:
     if not isinstance(field, Tensor):
         return field
     return field.dtype, field.shape, field.stride(), field.data_ptr() % VECTOR_BYTES
-
-
-def _strides(tensor: Tensor | None, count: int) -> tuple[int, ...]:
-    return (0,) * count if tensor is None else tensor.stride()
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()

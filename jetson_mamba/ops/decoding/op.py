@@ -12,8 +12,8 @@ from typing import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
+from jetson_mamba.dispatch.arguments import check_dtype
 from jetson_mamba.dispatch.backends import Op
 from jetson_mamba.dispatch.in_place import count_write, version
 from jetson_mamba.dispatch.paths import Way, way
@@ -21,8 +21,6 @@ from jetson_mamba.dispatch.tracing import sizes, untraced
 
 from .contract import Case, Implementation, Step
 from .pytorch import composed, update
-
-_OPTIONAL = ("D", "z", "dt_bias")
 
 
 @torch.no_grad()
@@ -57,7 +55,11 @@ def selective_state_update(
 
     Raises ValueError or TypeError for arguments that do not fit together.
     """
-    _check_dtypes(state=state, x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias)
+    for name, each in (("state", state), ("x", x), ("dt", dt), ("A", A), ("B", B), ("C", C)):
+        check_dtype(name, each)
+    for name, other in (("D", D), ("z", z), ("dt_bias", dt_bias)):
+        if other is not None:
+            check_dtype(name, other)
     axes = state.dim()
     if axes not in (3, 4):
         raise ValueError(
@@ -199,14 +201,3 @@ def _fitted(
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
     return tensor.shape
-
-
-def _check_dtypes(**tensors: Tensor | None) -> None:
-    """Raise unless all are floating tensors, or None where they may be."""
-    for name, tensor in tensors.items():
-        if tensor is None and name in _OPTIONAL:
-            continue
-        if type(tensor) is not Parameter and not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: expected a tensor, found {type(tensor).__name__}")
-        if not tensor.dtype.is_floating_point:
-            raise TypeError(f"{name}: expected a floating dtype, found {tensor.dtype}")

@@ -1,4 +1,4 @@
-"""A decoding step as tensor operations, on every device and for whatever looks at each of them."""
+"""A decoding step as tensor operations, for every device, also where something looks at each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mamba-3: its scan over whole sequences and its steps of decoding, as its block calls them."""
+"""Mamba-3 as its block calls it: the scan over whole sequences, the steps of decoding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a scan of Mamba-3 is given and gives back, with one input and output a step or several.
+"""The interface of a scan of Mamba-3, with one input a step or with several.
 
 ``rank`` is the number of inputs and outputs of a step: 1 where the op is SISO.
 """

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from jetson_mamba.dispatch.arguments import check_shape, check_tensors, dims
 from jetson_mamba.dispatch.autocast import without_autocast
 
 from . import composed
-from .checks import boundaries, check_heads, check_shape, check_tensors, dims
+from .checks import boundaries, check_heads
 from .contract import Scan, States
 
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from jetson_mamba.dispatch.arguments import check_shape, check_tensors, dims
 from jetson_mamba.dispatch.autocast import compute_dtype, without_autocast
 
-from .checks import check_heads, check_shape, check_tensors, dims
+from .checks import check_heads
 from .composed import turned
 
 

@@ -1,4 +1,4 @@
-"""What a backend of the norms is given and gives back.
+"""The interface of a backend of the norms: what it is given, what it gives back.
 
 A norm is taken of the rows of x, or of ``x + residual``, each row or each run of ``group`` of its
 columns by itself, and with z the result is gated. Statistics are in float32.

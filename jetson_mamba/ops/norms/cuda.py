@@ -1,4 +1,4 @@
-"""The norms by the project's own CUDA kernels: one pass over memory forward, and one backward.
+"""The norms by the project's own CUDA kernels, in one pass over memory for each direction.
 
 A row stays in the registers of the threads that share it, so it is read once whatever is computed
 of it. The gradients of weight and bias are summed by each block over the rows that it goes through,
@@ -13,15 +13,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from jetson_mamba.dispatch.memo import Memo
 from jetson_mamba.errors import Unavailable
 from jetson_mamba.kernels import compiler
+from jetson_mamba.kernels.tensors import (
+    MOST_PLANS,
+    NUMBERS,
+    VECTOR_BYTES,
+    address,
+    index_of,
+    processors,
+)
 
 from .contract import Case, Gradients, Implementation, Normed, Options
-
-TYPES = {torch.float32: "float", torch.float16: "half_t", torch.bfloat16: "bfloat16_t"}
-VECTOR_BYTES = 16
-MAXIMUM_GRID = 65535
-MOST_PLANS = 256
 
 # Threads of a block where rows are short enough for several.
 BLOCK_THREADS = 128
@@ -41,7 +45,7 @@ def load(case: Case) -> Implementation:
     if case.device.type != "cuda":
         raise Unavailable("the kernels run on CUDA devices only")
     for dtype in (case.dtype, case.weight_dtype):
-        if dtype not in TYPES:
+        if dtype not in NUMBERS:
             raise Unavailable(f"the kernels are for float32, float16 and bfloat16, not {dtype}")
     kernels = _Kernels(case)
     return Implementation(kernels.forward, kernels.backward)
@@ -99,11 +103,10 @@ class _Kernels:
     """The kernels of one case, each loaded when it is first needed."""
 
     def __init__(self, case: Case) -> None:
-        index = case.device.index
-        self._index = torch.cuda.current_device() if index is None else index
+        self._index = index_of(case.device)
         self._case = case
-        self._processors = torch.cuda.get_device_properties(self._index).multi_processor_count
-        self._plans: dict[tuple[Any, ...], Plan] = {}
+        self._processors = processors(self._index)
+        self._plans: Memo[tuple[Any, ...], Plan] = Memo(MOST_PLANS)
 
     def forward(
         self,
@@ -136,7 +139,7 @@ class _Kernels:
         plan = self._plan("forward", tensors, options)
         plan.launch(
             compiler.current_stream(self._index),
-            *map(_address, (*tensors, rstd)),
+            *map(address, (*tensors, rstd)),
             *plan.constants,
         )
         return Normed(out, total, rstd)
@@ -182,13 +185,13 @@ class _Kernels:
         dweight = torch.empty_like(weight)
         dbias = None if bias is None else torch.empty_like(bias)
         stream = compiler.current_stream(self._index)
-        plan.launch(stream, *map(_address, (*tensors, partial)), *plan.constants)
+        plan.launch(stream, *map(address, (*tensors, partial)), *plan.constants)
         assert plan.sum_launch is not None
         plan.sum_launch(
             stream,
             partial.data_ptr(),
             dweight.data_ptr(),
-            _address(dbias),
+            address(dbias),
             *(plan.parts, columns, dim),
         )
         if residual_dtype is not None and dresidual is None:
@@ -199,13 +202,12 @@ class _Kernels:
         first = tensors[0]
         assert first is not None
         key = (kind, options, first.shape, *map(_traits, tensors))
-        plan = self._plans.get(key)
-        if plan is None:
-            if len(self._plans) >= MOST_PLANS:
-                self._plans.clear()
+        known = self._plans.find(key)
+        if known is None:
             make = self._forward_plan if kind == "forward" else self._backward_plan
-            plan = self._plans[key] = make(tensors, options)
-        return plan
+            return self._plans.put(key, make(tensors, options))
+        known.used = self._plans.clock()
+        return known.value
 
     def _forward_plan(self, tensors: tuple[Tensor | None, ...], options: Options) -> Plan:
         x, residual, z, weight, _, out, total = tensors
@@ -250,7 +252,7 @@ class _Kernels:
         blocks = min(-(-rows // span.rows), max(1, resident // groups))
         strides = map(_row_stride, (source, z, dout, dtotal, dx, dresidual, dz))
         columns = dim if bias is None else 2 * dim
-        sum_kernel = self._kernel("norm_sum", (("WEIGHT", TYPES[weight.dtype]),))
+        sum_kernel = self._kernel("norm_sum", (("WEIGHT", NUMBERS[weight.dtype]),))
         return Plan(
             compiler.Launch(kernel, (blocks, groups, 1), (span.threads, span.rows, 1)),
             (rows, options.group, *strides, _bits(options.eps)),
@@ -328,7 +330,7 @@ def _shared(span: Span, options: Options) -> tuple[tuple[str, str], ...]:
 
 
 def _types(**dtypes: torch.dtype) -> tuple[tuple[str, str], ...]:
-    return tuple((name, TYPES[dtype]) for name, dtype in dtypes.items())
+    return tuple((name, NUMBERS[dtype]) for name, dtype in dtypes.items())
 
 
 def _numbers(**values: int) -> tuple[tuple[str, str], ...]:
@@ -362,10 +364,6 @@ def _dtype(tensor: Tensor | None, other: Tensor) -> torch.dtype:
 def _row_stride(tensor: Tensor | None) -> int:
     """Elements from row to row; 0 for what has none."""
     return 0 if tensor is None or tensor.dim() < 2 else tensor.stride(0)
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _cloned(tensor: Tensor | None) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""A norm and the projection after it, past upstream's autograd function.
+"""A norm with the projection after it, past upstream's autograd function.
 
 Takes the place of the function of the same name in ``mamba_ssm.ops.triton.layer_norm``
 (``layernorm`` in 1.x) wherever ``norms.through_norm_autograd`` is false.

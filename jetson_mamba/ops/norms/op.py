@@ -1,4 +1,4 @@
-"""The norms around and inside the blocks, past upstream's autograd functions.
+"""The norms around or inside the blocks, past upstream's autograd functions.
 
 They take the place of the functions of the same names in ``mamba_ssm.ops.triton.layer_norm``
 (``layernorm`` in 1.x) and ``layernorm_gated`` wherever :func:`through_norm_autograd` is false.
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from jetson_mamba.dispatch.arguments import check_alike
 from jetson_mamba.dispatch.autocast import compute_dtype
 from jetson_mamba.dispatch.paths import Way, may_replay, through_autograd, way
 from jetson_mamba.dispatch.tracing import sizes, unflatten
@@ -87,17 +88,17 @@ def layer_norm(
     out_dtype = x.dtype if dtype is None else dtype
     shape = sizes(x)
     dim = shape[-1]
-    _expect("weight", weight, (dim,), "(dim,)")
+    check_alike("weight", weight, (dim,), "(dim,)")
     if residual is not None:
-        _expect("residual", residual, shape, "the shape of x")
+        check_alike("residual", residual, shape, "the shape of x")
     if bias is not None:
-        _expect("bias", bias, (dim,), "(dim,)")
+        check_alike("bias", bias, (dim,), "(dim,)")
     if x1 is not None:
-        _expect("x1", x1, shape, "the shape of x")
+        check_alike("x1", x1, shape, "the shape of x")
     if weight1 is not None:
-        _expect("weight1", weight1, (dim,), "(dim,)")
+        check_alike("weight1", weight1, (dim,), "(dim,)")
     if bias1 is not None:
-        _expect("bias1", bias1, (dim,), "(dim,)")
+        check_alike("bias1", bias1, (dim,), "(dim,)")
     if rowscale is not None and x1 is not None:
         raise ValueError("rowscale: expected None beside x1, found a tensor")
     wide = compute_dtype(x, weight, bias, residual, x1, weight1, bias1)
@@ -279,10 +280,10 @@ def layernorm_fn(
     shape = sizes(x)
     dim = shape[-1]
     if z is not None:
-        _expect("z", z, shape, "the shape of x")
-    _expect("weight", weight, (dim,), "(dim,)")
+        check_alike("z", z, shape, "the shape of x")
+    check_alike("weight", weight, (dim,), "(dim,)")
     if bias is not None:
-        _expect("bias", bias, (dim,), "(dim,)")
+        check_alike("bias", bias, (dim,), "(dim,)")
     group_size = dim if group_size is None else group_size
     if group_size < 1 or dim % group_size:
         raise ValueError(f"group_size: expected a divisor of dim={dim}, found {group_size}")
@@ -406,9 +407,3 @@ def _dropout(x: Tensor, p: float) -> tuple[Tensor, Tensor | None]:
         raise ValueError(f"dropout_p: expected at least 0 and less than 1, found {p}")
     kept = torch.rand_like(x) >= p
     return x.masked_fill(~kept, 0.0) / (1.0 - p), kept
-
-
-def _expect(name: str, tensor: Tensor, shape: tuple[int, ...], meaning: str) -> None:
-    found = sizes(tensor)
-    if found != shape:
-        raise ValueError(f"{name}: expected {meaning}, {shape}, found {found}")

@@ -1,4 +1,4 @@
-"""Which norms the CUDA kernels serve, and which backend that is found to be.
+"""Which backend serves a norm: the CUDA kernels, where they can.
 
 A norm that they do not serve is plain tensor operations, which torch differentiates.
 """
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from jetson_mamba.dispatch.backends import Op
 from jetson_mamba.dispatch.paths import Way, way
+from jetson_mamba.kernels.tensors import MAXIMUM_GRID, NUMBERS, rows
 
 from . import cuda, pytorch
 from .contract import Case, Gate, Implementation, Options
@@ -31,9 +32,9 @@ def kernels_for(
     """
     if not x.is_cuda or way(x, weight, *others) is not Way.KERNELS or x.numel() == 0:
         return None
-    if not cuda.takes(group, needs_backward) or x.shape[-1] // group > cuda.MAXIMUM_GRID:
+    if not cuda.takes(group, needs_backward) or x.shape[-1] // group > MAXIMUM_GRID:
         return None
-    if any(each is not None and each.dtype not in cuda.TYPES for each in (x, weight, *others)):
+    if any(each is not None and each.dtype not in NUMBERS for each in (x, weight, *others)):
         return None
     found = OP.implementation(Case(x.device, x.dtype, weight.dtype))
     return None if found is pytorch.IMPLEMENTATION else found
@@ -41,8 +42,7 @@ def kernels_for(
 
 def rows_of(tensor: Tensor) -> Tensor:
     """(..., dim) as (rows, dim) with columns that are contiguous; a copy only where it must be."""
-    rows = tensor.reshape(-1, tensor.shape[-1])
-    return rows if rows.stride(1) == 1 else rows.contiguous()
+    return rows(tensor.reshape(-1, tensor.shape[-1]))
 
 
 @torch.no_grad()
@@ -64,7 +64,7 @@ def _trial(implementation: Implementation, case: Case) -> None:
     options = Options(1e-5, 8, True, Gate.INPUT)
     results = [
         (
-            *each.forward(x, None, z, weight, None, None, case.dtype, options, False)[:1],
+            each.forward(x, None, z, weight, None, None, case.dtype, options, False).out,
             *each.backward(x, z, weight, None, dout, None, None, options, None),
         )
         for each in (implementation, pytorch.IMPLEMENTATION)

@@ -1,22 +1,22 @@
 """The norms by upstream's Triton kernels where no gradient is recorded, past autograd functions.
 
-Their launches are repeated where a call is like one before: see ``launches``.
+Their launches are repeated where a call is like one before: see ``replay/launches.py``.
 """
 
 from __future__ import annotations
 
-import sys
 from typing import Any, Callable
 
 import torch
 from torch import Tensor
 
+from jetson_mamba.dispatch.launchers import launchers_of
 from jetson_mamba.replay.launches import Repeatable
 
-# A copy of one of these is what leads here, so it is there; the second is that of 1.x.
-MODULES = ("mamba_ssm.ops.triton.layer_norm", "mamba_ssm.ops.triton.layernorm")
-GATED_MODULES = ("mamba_ssm.ops.triton.layernorm_gated",)
-_repeatable: dict[tuple[str, ...], Repeatable] = {}
+# By the ops that stand in for the launcher, of the releases from 2.0 on and of 1.x.
+NORMS = ("norm_forward", "norm_forward_of_1")
+GATED_NORMS = ("gated_norm_forward",)
+_repeatable: dict[Any, Repeatable] = {}
 
 
 def norm(
@@ -27,7 +27,7 @@ def norm(
     ``tensors`` are x, weight, bias, residual, x1, weight1, bias1 and rowscale; ``options`` are eps
     and whether it is an RMSNorm. None where no upstream is there.
     """
-    repeatable = _find(MODULES, _norm)
+    repeatable = _find(NORMS, _norm)
     return None if repeatable is None else repeatable(tensors, residual_dtype, *options)
 
 
@@ -35,18 +35,20 @@ def gated_norm(tensors: tuple[Tensor | None, ...], *options: Any) -> Tensor | No
     """The output. ``tensors`` are x, weight, bias and z; ``options`` are eps, group_size, whether
     the norm is before the gate, and whether it is an RMSNorm. None where no upstream is there.
     """
-    repeatable = _find(GATED_MODULES, _gated_norm)
+    repeatable = _find(GATED_NORMS, _gated_norm)
     return None if repeatable is None else repeatable(tensors, *options)[0]
 
 
-def _find(modules: tuple[str, ...], function: Callable[..., Any]) -> Repeatable | None:
-    if modules not in _repeatable:
-        for name in modules:
-            launcher = getattr(sys.modules.get(name), "_layer_norm_fwd", None)
-            if launcher is not None:
-                _repeatable[modules] = Repeatable(function, (launcher,))
-                break
-    return _repeatable.get(modules)
+def _find(ops: tuple[str, ...], function: Callable[..., Any]) -> Repeatable | None:
+    for op in ops:
+        names = launchers_of(op)
+        if names is not None:
+            launcher = names["_layer_norm_fwd"]
+            found = _repeatable.get(launcher)
+            if found is None:
+                found = _repeatable[launcher] = Repeatable(function, (launcher,))
+            return found
+    return None
 
 
 def _rows(tensor: Tensor | None) -> Tensor | None:

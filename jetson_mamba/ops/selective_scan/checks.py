@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from contextlib import nullcontext, suppress
 from operator import is_
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from jetson_mamba.dispatch.arguments import ANY, COMPLEX, FLOATING, check_device, check_dtype
+from jetson_mamba.dispatch.memo import Memo
 from jetson_mamba.dispatch.paths import Way
 from jetson_mamba.dispatch.tracing import untraced
 
-from .contract import Case, Scan, real_dtype, weight_dtype
-
-REAL_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-COMPLEX_DTYPES = (torch.complex64, torch.complex128)
+from .contract import SCAN, Case, Scan, real_dtype, weight_dtype
 
 
 def checked(
@@ -45,13 +44,14 @@ def checked(
             key = tuple(
                 [
                     None if each is None else (each.shape, each.dtype, each.device)
-                    for each in (*scan[:8], *others)
+                    for each in (*SCAN.tensors(scan), *others)
                 ]
             )
-            passed = _passed.get(key)
+            passed = _passed.find(key)
             signature = key
             if passed is not None:
-                case, fits = passed
+                passed.used = _passed.clock()
+                case, fits = passed.value
                 return (scan if fits else _converted(scan, case)), case
     if signature is None:
         with untraced() if chosen is Way.COMPOSED else nullcontext():
@@ -60,23 +60,20 @@ def checked(
     # A mode that sees functions of torch is shown the same at the first call as at the next.
     with torch._C.DisableTorchFunction():
         case = _check(scan, others)
-        fits = all(map(is_, scan[:8], _converted(scan, case)))
-    if len(_passed) >= MAXIMUM_PASSED:
-        _passed.clear()
-    _passed[signature] = (case, fits)
+        fits = all(map(is_, SCAN.tensors(scan), _converted(scan, case)))
+    _passed.put(signature, (case, fits))
     return (scan if fits else _converted(scan, case)), case
 
 
 # By shape, dtype and device of every argument: the case, and whether the dtypes are right as they
-# are. A caller with ever new lengths starts over.
-_passed: dict[tuple[Any, ...], tuple[Case, bool]] = {}
-MAXIMUM_PASSED = 1024
+# are.
+_passed: Memo[tuple[Any, ...], tuple[Case, bool]] = Memo(1024)
 
 
 def _check(scan: Scan, others: tuple[Tensor, ...]) -> Case:
     """The case of a scan; raises as :func:`selective_scan_fwd` says."""
     u, delta, A, B, C, D, z, delta_bias, _ = scan
-    check_tensor("u", u, u, REAL_DTYPES)
+    check_tensor("u", u, u)
     if u.dim() != 3:
         raise ValueError(f"u: expected 3 dimensions, (batch, dim, seqlen), found {tuple(u.shape)}")
     _batch, dim, seqlen = u.shape
@@ -85,7 +82,7 @@ def _check(scan: Scan, others: tuple[Tensor, ...]) -> Case:
     check_signal("delta", delta, u)
     if z is not None:
         check_signal("z", z, u)
-    check_tensor("A", A, u, REAL_DTYPES + COMPLEX_DTYPES)
+    check_tensor("A", A, u, ANY)
     if A.dim() != 2 or A.shape[0] != dim or A.shape[1] < 1:
         raise ValueError(
             f"A: expected shape (dim={dim}, dstate of at least 1), found {tuple(A.shape)}"
@@ -96,7 +93,7 @@ def _check(scan: Scan, others: tuple[Tensor, ...]) -> Case:
         raise ValueError(f"C: expected the {B.shape[1]} groups of B, found {C.shape[1]}")
     for name, vector in (("D", D), ("delta_bias", delta_bias)):
         if vector is not None:
-            check_tensor(name, vector, u, REAL_DTYPES)
+            check_tensor(name, vector, u)
             check_shape(name, vector, (dim,))
 
     dtype = u.dtype
@@ -126,15 +123,12 @@ def _converted(scan: Scan, case: Case) -> Scan:
     )
 
 
-def check_tensor(name: str, tensor: object, u: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
+def check_tensor(
+    name: str, tensor: object, u: Tensor, dtypes: frozenset[torch.dtype] = FLOATING
+) -> None:
     """Raise unless it is a tensor of one of the dtypes on u's device."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a tensor, found {type(tensor).__name__}")
-    if tensor.dtype not in dtypes:
-        names = ", ".join(str(dtype).replace("torch.", "") for dtype in dtypes)
-        raise TypeError(f"{name}: expected one of {names}, found {tensor.dtype}")
-    if tensor.device != u.device:
-        raise ValueError(f"{name}: expected the device of u, {u.device}, found {tensor.device}")
+    check_dtype(name, tensor, dtypes)
+    check_device(name, cast(Tensor, tensor), u.device, "u")
 
 
 def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
@@ -145,7 +139,7 @@ def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
 
 def check_signal(name: str, signal: Tensor, u: Tensor) -> None:
     """Raise unless it is a real tensor of u's shape and device."""
-    check_tensor(name, signal, u, REAL_DTYPES)
+    check_tensor(name, signal, u)
     if signal.shape != u.shape:
         raise ValueError(
             f"{name}: expected the shape of u, {tuple(u.shape)}, found {tuple(signal.shape)}"
@@ -158,10 +152,10 @@ def _check_weight(name: str, weight: Tensor, u: Tensor, A: Tensor) -> None:
     dstate = A.shape[1]
     width = 2 * seqlen if A.is_complex() else seqlen
     if isinstance(weight, Tensor) and weight.dim() == 2:
-        check_tensor(name, weight, u, COMPLEX_DTYPES if A.is_complex() else REAL_DTYPES)
+        check_tensor(name, weight, u, COMPLEX if A.is_complex() else FLOATING)
         check_shape(name, weight, (dim, dstate))
         return
-    check_tensor(name, weight, u, REAL_DTYPES)
+    check_tensor(name, weight, u)
     found = tuple(weight.shape)
     fits = len(found) == 4 and found == (batch, found[1], dstate, width)
     if not fits or found[1] < 1 or dim % found[1]:

@@ -1,4 +1,4 @@
-"""The selective scan as plain tensor operations, which torch traces, transforms and differentiates.
+"""The selective scan as plain tensor operations, on which every transform of torch works.
 
 Nothing is written in place and no address is taken, so any of torch's transforms applies, over
 any of the arguments. The recurrence ``h[t] = a[t] h[t-1] + v[t]`` is unrolled over blocks of
@@ -19,7 +19,7 @@ from torch.nn.functional import silu, softplus
 from jetson_mamba.dispatch import twice
 from jetson_mamba.dispatch.tracing import fixed, is_traced, missing, sizes, unflatten
 
-from .contract import CHUNK, Gradients, Scan
+from .contract import CHUNK, SCAN, Gradients, Scan
 
 BLOCK = 16
 # Of a trace: 65536 steps, and those that it was taken with.
@@ -50,13 +50,12 @@ def backward(scan: Scan, dout: Tensor) -> Gradients:
     """Every gradient of the scan, itself differentiable; ``out_z`` with z, asked for or not."""
 
     def final(*tensors: Any) -> Tensor:
-        fields: list[Any] = [*tensors, scan.delta_softplus]
-        return output(Scan(*fields))[0]
+        return output(SCAN.pack(tensors, SCAN.options(scan)))[0]
 
-    needed = [tensor is not None for tensor in scan[:8]]
-    found: Any = twice.gradients(final, scan[:8], needed, (dout,))
+    needed = [tensor is not None for tensor in SCAN.tensors(scan)]
+    found: Any = twice.gradients(final, SCAN.tensors(scan), needed, (dout,))
     du, ddelta, dA, dB, dC, dD, dz, ddelta_bias = found
-    out_z = None if scan.z is None else final(*scan[:8])
+    out_z = None if scan.z is None else final(*SCAN.tensors(scan))
     return Gradients(du, ddelta, dA, dB, dC, dD, ddelta_bias, dz, out_z)
 
 

@@ -1,6 +1,6 @@
-"""What a backend of the selective scan is given and gives back.
+"""The interface of a backend of the selective scan: what it is given, what it gives back.
 
-This stands in a module of its own so that the op (``__init__``) and its backends can both
+This stands in a module of its own so that the op and its backends can both
 import it. The op checks the arguments and evens out their dtypes, so that a backend meets only
 what is described here and holds the numerics alone.
 
@@ -37,6 +37,8 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 
+from jetson_mamba.dispatch.fields import Fields
+
 CHUNK = 2048
 
 
@@ -65,6 +67,9 @@ class Scan(NamedTuple):
     def chunks(self) -> int:
         """The rows of ``x`` in upstream's form."""
         return upstream_rows(int(self.u.shape[2]))
+
+
+SCAN = Fields(Scan)
 
 
 class Scanned(NamedTuple):

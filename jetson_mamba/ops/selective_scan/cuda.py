@@ -11,18 +11,18 @@ upstream's. An ``x`` of another shape is made again.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from jetson_mamba.dispatch.memo import Memo
 from jetson_mamba.errors import Unavailable
+from jetson_mamba.kernels import compiler
+from jetson_mamba.kernels.tensors import MOST_PLANS, NUMBERS, VECTOR_BYTES, rows
 
-from ...kernels import compiler
 from .contract import Case, Gradients, Implementation, Returning, Scan, Scanned
 from .plans import (
-    NUMBERS,
-    VECTOR_BYTES,
     BackwardPlan,
     ForwardPlan,
     backward_plan,
@@ -30,9 +30,7 @@ from .plans import (
     layout_of,
 )
 
-Plan = TypeVar("Plan")
 MAXIMUM_DSTATE = 256
-MOST_PLANS = 256
 
 
 def load(case: Case) -> Implementation:
@@ -49,8 +47,8 @@ def load(case: Case) -> Implementation:
     return Implementation(forward, backward, output, lambda seqlen: (seqlen + step - 1) // step)
 
 
-_forward_plans: dict[tuple[Any, ...], ForwardPlan] = {}
-_backward_plans: dict[tuple[Any, ...], BackwardPlan] = {}
+_forward_plans: Memo[tuple[Any, ...], ForwardPlan] = Memo(MOST_PLANS)
+_backward_plans: Memo[tuple[Any, ...], BackwardPlan] = Memo(MOST_PLANS)
 
 
 def forward(scan: Scan) -> Scanned:
@@ -89,12 +87,15 @@ def _scanned(scan: Scan, kept: bool) -> tuple[Tensor | None, Tensor | None, Tens
         (addresses[0] | addresses[1] | addresses[3] | addresses[4] | addresses[6]) % VECTOR_BYTES
     )
     key = (kept, is_aligned, index, *_likeness(scan))
-    plan = _forward_plans.get(key)
-    if plan is None:
+    known = _forward_plans.find(key)
+    if known is None:
         packed = _packed(scan)
         if packed is not scan:
             return _scanned(packed, kept)
-        plan = _remember(_forward_plans, key, forward_plan(scan, kept, is_aligned, index))
+        plan = _forward_plans.put(key, forward_plan(scan, kept, is_aligned, index))
+    else:
+        known.used = _forward_plans.clock()
+        plan = known.value
     out = x = out_z = scratch = None
     if kept or z is None:
         out = torch.empty_like(delta, memory_format=plan.out_format)
@@ -168,14 +169,16 @@ def backward(scan: Scan, returning: Returning) -> Gradients:
         None if out is None else out.stride(),
         None if dz is None else dz.stride(),
     )
-    plan = _backward_plans.get(key)
-    if plan is None:
+    known = _backward_plans.find(key)
+    if known is None:
         packed = _packed(scan)
-        rows = returning._replace(dout=_rows(dout), out=None if out is None else _rows(out))
-        if packed is not scan or rows.dout is not dout or rows.out is not out:
-            return backward(packed, rows)
-        made = backward_plan(scan, rows, is_aligned, index)
-        plan = _remember(_backward_plans, key, made)
+        given = returning._replace(dout=rows(dout), out=None if out is None else rows(out))
+        if packed is not scan or given.dout is not dout or given.out is not out:
+            return backward(packed, given)
+        plan = _backward_plans.put(key, backward_plan(scan, given, is_aligned, index))
+    else:
+        known.used = _backward_plans.clock()
+        plan = known.value
     if x is None or x.shape != plan.x_shape or not x.is_contiguous():
         x = forward(scan._replace(D=None, z=None)).x
     du = torch.empty_like(u, memory_format=torch.contiguous_format)
@@ -262,14 +265,6 @@ def _likeness(scan: Scan) -> tuple[Any, ...]:
     )
 
 
-def _remember(plans: dict[tuple[Any, ...], Plan], key: tuple[Any, ...], plan: Plan) -> Plan:
-    # A caller with ever new lengths starts over.
-    if len(plans) >= MOST_PLANS:
-        plans.clear()
-    plans[key] = plan
-    return plan
-
-
 def _floats(like: Tensor, count: int) -> Tensor:
     return like.new_empty((count,), dtype=torch.float32)
 
@@ -278,27 +273,22 @@ def _packed(scan: Scan) -> Scan:
     """The scan with rows and weights as the kernels read them; itself where they are."""
     u, delta, A, B, C, D, z, delta_bias, delta_softplus = scan
     packed = Scan(
-        _rows(u),
-        _rows(delta),
+        rows(u),
+        rows(delta),
         A.contiguous(),
         _matrix(B),
         _matrix(C),
         None if D is None else D.contiguous(),
-        None if z is None else _rows(z),
+        None if z is None else rows(z),
         None if delta_bias is None else delta_bias.contiguous(),
         delta_softplus,
     )
     return scan if all(one is other for one, other in zip(scan, packed)) else packed
 
 
-def _rows(tensor: Tensor) -> Tensor:
-    """``tensor`` with its last dimension packed: a copy only where it is not."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
-
-
 def _matrix(tensor: Tensor) -> Tensor:
     """B or C with packed rows where it varies along time, packed throughout where it does not."""
-    return _rows(tensor) if tensor.dim() == 4 else tensor.contiguous()
+    return rows(tensor) if tensor.dim() == 4 else tensor.contiguous()
 
 
 def _weight(gradient: Tensor, like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The selective scan as operations of a graph that leaves batch and length open.
+"""The selective scan as operations of a graph in which no size of the input is fixed.
 
 An exported program that is decomposed holds these in place of the operators: see
 ``dispatch/operators.py``. As in ``composed``, ``h[t] = a[t] h[t-1] + v[t]`` is unrolled over

@@ -16,7 +16,7 @@ from torch import Tensor
 from jetson_mamba.dispatch.compiled import compiled_module
 from jetson_mamba.errors import Unavailable
 
-from .contract import Case, Gradients, Implementation, Returning, Scan, Scanned, upstream_rows
+from .contract import SCAN, Case, Gradients, Implementation, Returning, Scan, Scanned, upstream_rows
 
 MODULE = "selective_scan_cuda"
 MAX_DSTATE = 256
@@ -84,7 +84,7 @@ class _Calls:
             x = self.forward(scan._replace(D=None, z=None)).x if scan.chunks > 1 else None
         given = dz if dz is not None and _is_good(dz) else None
         found = self._bwd(
-            *_good(scan)[:8],
+            *SCAN.tensors(_good(scan)),
             _rows(dout),
             None if x is None else x.contiguous(),
             None if out is None else _rows(out),

@@ -1,4 +1,4 @@
-"""The selective scan as operators of ``torch.library``: see ``ops/operators.py``."""
+"""The selective scan as operators of ``torch.library``: see ``dispatch/operators.py``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from jetson_mamba.dispatch.operators import define, forward_to, or_empty, real_t
 
 from . import composed, decomposed
 from .contract import (
+    SCAN,
     Case,
     Gradients,
     Implementation,
@@ -73,7 +74,7 @@ class Operators:
             _fake_backward,
             _keep_again,
             _differentiate_again,
-            lambda *given: _composed_backward(*given[:10], given[12]),
+            _composed_whole_backward,
         )
         self._output = define(
             f"selective_scan_output({_ARGUMENTS}) -> Tensor",
@@ -156,8 +157,7 @@ class Operators:
         return self._choose(_case(scan)).output(scan).contiguous()
 
     def _run_backward(self, *arguments: Any) -> tuple[Tensor, ...]:
-        scan = Scan(*arguments[:9])
-        dout, x, out, recompute_out_z = arguments[9:]
+        scan, (dout, x, out, recompute_out_z) = SCAN.split(arguments)
         if x is None:
             implementation = self._choose(_case(scan))
         else:
@@ -210,7 +210,7 @@ def _fake_output(*arguments: Any) -> Tensor:
 
 
 def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
-    scan = Scan(*arguments[:9])
+    scan, (_, _, _, recompute_out_z) = SCAN.split(arguments)
     signal = scan.u.new_empty(scan.u.shape)
     vectors = (scan.D, scan.delta_bias)
     return (
@@ -225,7 +225,7 @@ def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
         ),
         *(
             torch.empty_like(signal) if wanted else scan.u.new_empty(0)
-            for wanted in (scan.z is not None, arguments[12])
+            for wanted in (scan.z is not None, recompute_out_z)
         ),
     )
 
@@ -248,7 +248,8 @@ def _keep_again(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -
 def _differentiate_again(ctx: Any, *dgradients: Tensor) -> tuple[Tensor | None, ...]:
     *tensors, dout = ctx.saved_tensors
     arguments = (*tensors, ctx.delta_softplus, dout, ctx.recompute_out_z)
-    needed = (*ctx.needs_input_grad[:8], False, ctx.needs_input_grad[9], False)
+    needs, (of_dout, *_) = SCAN.split(ctx.needs_input_grad)
+    needed: Any = (*needs, of_dout, False)
     *found, _ = twice.gradients(_composed_backward, arguments, needed, dgradients)
     return (*found, None, None, None)
 
@@ -271,6 +272,11 @@ def _composed_backward(*arguments: Any) -> tuple[Tensor, ...]:
     if not recompute_out_z:
         found = found._replace(out_z=None)
     return tuple(or_empty(gradient, dout) for gradient in found)
+
+
+def _composed_whole_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    scan, (dout, _, _, recompute_out_z) = SCAN.split(arguments)
+    return _composed_backward(*scan, dout, recompute_out_z)
 
 
 def _refuse_in_onnx() -> None:

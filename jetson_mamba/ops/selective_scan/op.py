@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from jetson_mamba.dispatch import twice
+from jetson_mamba.dispatch.arguments import ANY
 from jetson_mamba.dispatch.backends import Op
 from jetson_mamba.dispatch.in_place import count_write, version
 from jetson_mamba.dispatch.paths import Way, is_batched, way, way_back
@@ -37,8 +38,6 @@ from jetson_mamba.dispatch.selection import register
 from . import composed
 from .autograd import composed_output, differentiable
 from .checks import (
-    COMPLEX_DTYPES,
-    REAL_DTYPES,
     check_shape,
     check_signal,
     check_tensor,
@@ -117,7 +116,7 @@ def selective_scan_bwd(
     scan, case = checked(*arguments, delta_softplus, dout, chosen=chosen)
     check_signal("dout", dout, u)
     if x is not None:
-        check_tensor("x", x, u, REAL_DTYPES + COMPLEX_DTYPES)
+        check_tensor("x", x, u, ANY)
         rows = x.shape[2] if x.dim() == 4 else 1
         check_shape("x", x, (u.shape[0], u.shape[1], rows, 2 * A.shape[1]))
         if x.is_complex() != A.is_complex():

@@ -13,17 +13,16 @@ import torch
 from torch import Tensor
 
 from jetson_mamba.kernels import compiler
+from jetson_mamba.kernels.tensors import NUMBERS, VECTOR_BYTES, processors
 
 from .contract import Returning, Scan
 
-NUMBERS = {torch.float32: "float", torch.float16: "half_t", torch.bfloat16: "bfloat16_t"}
 # Segments of time below these would spend more on their carries than they gain.
 SHORTEST_FORWARD = 256
 SHORTEST_BACKWARD = 128
 MOST_SEGMENTS = 16
 SUM_STEPS = 32
 WARPS = 4
-VECTOR_BYTES = 16
 
 
 class Variant(NamedTuple):
@@ -278,18 +277,12 @@ def _variant(scan: Scan, aligned: bool, segmented: bool) -> Variant:
     )
 
 
-@lru_cache(maxsize=None)
-def _processors(index: int) -> int:
-    return int(torch.cuda.get_device_properties(index).multi_processor_count)
-
-
 @lru_cache(maxsize=1024)
 def _segments(seqlen: int, blocks: int, index: int, step: int, shortest: int) -> tuple[int, int]:
     """Length and number of the segments of time: one where the channels fill the GPU."""
-    processors = _processors(index)
     wanted = 1
-    if 2 * blocks < 3 * processors:
-        wanted = min(MOST_SEGMENTS, 3 * processors // blocks, seqlen // shortest)
+    if 2 * blocks < 3 * processors(index):
+        wanted = min(MOST_SEGMENTS, 3 * processors(index) // blocks, seqlen // shortest)
     length = -(-max(1, seqlen // max(1, wanted)) // step) * step
     return length, -(-seqlen // length)
 
@@ -301,7 +294,7 @@ def _slots(sets: int, channels: int, width: int, others: int, index: int) -> int
     than four times a float32 input, blocks take several sets, as many as keep the GPU busy.
     """
     affordable = sets * 16 * channels // (8 * width)
-    busy = -(-4 * _processors(index) // others)
+    busy = -(-4 * processors(index) // others)
     return max(1, min(sets, max(affordable, busy)))
 
 

@@ -1,4 +1,4 @@
-"""The selective scan in plain PyTorch, forward and backward, on any device.
+"""The selective scan in plain PyTorch, in both directions, on any device.
 
 The recurrence (Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces",
 section 3.2) for one channel, its states as vectors:

@@ -1,4 +1,4 @@
-"""Some chunks of a sequence that are worked on at once: what each pass multiplies, and how.
+"""Some chunks of a sequence that are worked on at once: what each pass multiplies.
 
 On a GPU the time of a chunked scan is that of its passes over memory, more than that of its matrix
 products. So what decides here is how often something large is read and written. The largest, a

@@ -1,4 +1,4 @@
-"""Checks of the ssd op's arguments: each error names the argument, what it is and should be."""
+"""Which arguments of Mamba-2's scan fit together, or of its mixer."""
 
 from __future__ import annotations
 
@@ -7,13 +7,22 @@ from typing import Any, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from jetson_mamba.dispatch.arguments import (
+    FLOATING,
+    INTEGER,
+    boundaries,
+    check_boundaries,
+    check_dtype,
+    check_groups,
+    check_shape,
+    check_steps,
+    check_tensors,
+    dims,
+)
 from jetson_mamba.dispatch.autocast import autocast_dtype
 from jetson_mamba.dispatch.tracing import sizes
 
 from .contract import Mixer, Scan
-
-FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-INTEGER = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def check_scan(scan: Scan) -> None:
@@ -23,11 +32,11 @@ def check_scan(scan: Scan) -> None:
         required=("x", "dt", "A", "B", "C"),
         optional=("D", "z", "dt_bias", "initial_states", "seq_idx"),
     )
-    batch, seqlen, nheads, headdim = _dims("x", scan.x, ("batch", "seqlen", "nheads", "headdim"))
-    _dims("B", scan.B, ("batch", "seqlen", "ngroups", "dstate"))
+    batch, seqlen, nheads, headdim = dims("x", scan.x, ("batch", "seqlen", "nheads", "headdim"))
+    dims("B", scan.B, ("batch", "seqlen", "ngroups", "dstate"))
     ngroups, dstate = scan.B.shape[2:]
-    _check_steps(seqlen, "x")
-    _check_groups(nheads, ngroups, "B: its third axis, ngroups,")
+    check_steps("x", seqlen)
+    check_groups(ngroups, nheads, "B: its third axis, ngroups,")
     _check_shapes(
         tensors,
         {
@@ -62,12 +71,12 @@ def check_mixer(mixer: Mixer) -> None:
             "seq_idx",
         ),
     )
-    batch, seqlen, width = _dims("zxbcdt", mixer.zxbcdt, ("batch", "seqlen", "columns"))
-    channels, _ = _dims("conv1d_weight", mixer.conv1d_weight, ("channels", "width"))
+    batch, seqlen, width = dims("zxbcdt", mixer.zxbcdt, ("batch", "seqlen", "columns"))
+    channels, _ = dims("conv1d_weight", mixer.conv1d_weight, ("channels", "width"))
     nheads = mixer.D.shape[0]
     dim = nheads * mixer.headdim
-    _check_steps(seqlen, "zxbcdt")
-    _check_groups(nheads, mixer.ngroups, "ngroups:")
+    check_steps("zxbcdt", seqlen)
+    check_groups(mixer.ngroups, nheads, "ngroups:")
     dstate = (channels - dim) // (2 * mixer.ngroups)
     if dstate < 1 or channels != dim + 2 * mixer.ngroups * dstate:
         raise ValueError(
@@ -97,7 +106,7 @@ def check_mixer(mixer: Mixer) -> None:
             f"activation: expected None, 'silu' or 'swish', found {mixer.activation!r}"
         )
     if mixer.outproj_weight is not None:
-        out_dim, inner = _dims("outproj_weight", mixer.outproj_weight, ("out_dim", "dim"))
+        out_dim, inner = dims("outproj_weight", mixer.outproj_weight, ("out_dim", "dim"))
         if inner != mlp + dim:
             raise ValueError(
                 f"outproj_weight: expected {mlp + dim} columns (of the gated MLP and of the "
@@ -105,15 +114,18 @@ def check_mixer(mixer: Mixer) -> None:
             )
         _check_shapes(tensors, {"outproj_bias": {"out_dim": out_dim}})
         if autocast_dtype(mixer.zxbcdt.device) is None:
-            _check_dtypes(tensors, ("outproj_weight", "outproj_bias"), mixer.zxbcdt.dtype)
+            for name in ("outproj_weight", "outproj_bias"):
+                if tensors[name] is not None:
+                    dtype = mixer.zxbcdt.dtype
+                    words = f"{dtype}, as zxbcdt, outside autocast"
+                    check_dtype(name, tensors[name], (dtype,), words)
     elif mixer.outproj_bias is not None:
         raise ValueError("outproj_bias: expected None where outproj_weight is None, found a tensor")
 
 
 def head_size(D: Tensor, headdim: int | None) -> int:
     """The headdim that D says, or that has to be given beside it."""
-    if not isinstance(D, Tensor):
-        raise TypeError(f"D: expected a tensor, found {type(D).__name__}")
+    check_dtype("D", D)
     if D.dim() == 2:
         return sizes(D)[1]
     if D.dim() != 1:
@@ -156,89 +168,27 @@ def check_sequences(scan: Scan, look_at_values: bool) -> None:
     cu_seqlens = scan.cu_seqlens
     if cu_seqlens is None:
         raise ValueError("cu_seqlens: expected a tensor with return_varlen_states, found None")
-    if not isinstance(cu_seqlens, Tensor):
-        raise TypeError(f"cu_seqlens: expected a tensor, found {type(cu_seqlens).__name__}")
-    if cu_seqlens.dtype not in INTEGER:
-        raise TypeError(f"cu_seqlens: expected an integer dtype, found {cu_seqlens.dtype}")
-    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
-        raise ValueError(
-            f"cu_seqlens: expected shape (sequences + 1,), found {tuple(cu_seqlens.shape)}"
-        )
     batch, seqlen = scan.x.shape[:2]
-    if batch != 1:
-        raise ValueError(f"x: expected batch 1 with return_varlen_states, found {batch}")
-    if not look_at_values:
-        return
-    ends: list[int] = cu_seqlens.tolist()
-    if ends[0] < 0 or ends[-1] > seqlen or any(a > b for a, b in zip(ends, ends[1:])):
-        raise ValueError(
-            f"cu_seqlens: expected boundaries that do not fall, from 0 to seqlen={seqlen}, "
-            f"found {ends}"
-        )
+    check_boundaries(cu_seqlens, "x", batch, "return_varlen_states")
+    if look_at_values:
+        boundaries(cu_seqlens, seqlen)
 
 
 def _tensors(
-    arguments: Scan | Mixer,
-    required: tuple[str, ...],
-    optional: tuple[str, ...],
-) -> Mapping[str, Tensor]:
-    """The tensors that were given, by name, of a dtype that fits and on one device."""
-    given: dict[str, Tensor] = {}
-    for name in (*required, *optional):
-        value = getattr(arguments, name)
-        if value is None and name not in required:
-            continue
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: expected a tensor, found {type(value).__name__}")
-        given[name] = value
-        if name == "seq_idx":
-            if value.dtype not in INTEGER:
-                raise TypeError(f"seq_idx: expected an integer dtype, found {value.dtype}")
-        elif value.dtype not in FLOATING:
-            raise TypeError(
-                f"{name}: expected float16, bfloat16, float32 or float64, found {value.dtype}"
-            )
-        device = given[required[0]].device
-        if value.device != device:
-            raise ValueError(
-                f"{name}: expected the device of {required[0]}, {device}, found {value.device}"
-            )
+    arguments: Scan | Mixer, required: tuple[str, ...], optional: tuple[str, ...]
+) -> Mapping[str, Tensor | None]:
+    """The tensors by name, of dtypes that fit and on one device."""
+    given = {name: getattr(arguments, name) for name in (*required, *optional)}
+    check_tensors(given, optional, {"seq_idx": INTEGER})
     return given
-
-
-def _dims(name: str, tensor: Tensor, axes: tuple[str, ...]) -> tuple[int, ...]:
-    if tensor.dim() != len(axes):
-        raise ValueError(f"{name}: expected shape ({', '.join(axes)}), found {tuple(tensor.shape)}")
-    return tuple(tensor.shape)
 
 
 def _states(batch: int, nheads: int, headdim: int, dstate: int) -> Mapping[str, int]:
     return {"batch": batch, "nheads": nheads, "headdim": headdim, "dstate": dstate}
 
 
-def _check_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, Mapping[str, int]]) -> None:
-    for name, wanted in expected.items():
-        if name in tensors and tuple(tensors[name].shape) != tuple(wanted.values()):
-            axes = ", ".join(f"{axis}={size}" for axis, size in wanted.items())
-            raise ValueError(f"{name}: expected shape ({axes}), found {tuple(tensors[name].shape)}")
-
-
-def _check_dtypes(
-    tensors: Mapping[str, Tensor], names: tuple[str, ...], dtype: torch.dtype
+def _check_shapes(
+    tensors: Mapping[str, Tensor | None], expected: Mapping[str, Mapping[str, int]]
 ) -> None:
-    for name in names:
-        if name in tensors and tensors[name].dtype != dtype:
-            raise TypeError(
-                f"{name}: expected {dtype}, as zxbcdt, outside autocast, "
-                f"found {tensors[name].dtype}"
-            )
-
-
-def _check_steps(seqlen: int, name: str) -> None:
-    if seqlen < 1:
-        raise ValueError(f"{name}: expected a seqlen of at least 1, found {seqlen}")
-
-
-def _check_groups(nheads: int, ngroups: int, what: str) -> None:
-    if ngroups < 1 or nheads % ngroups:
-        raise ValueError(f"{what} expected a divisor of nheads={nheads}, found {ngroups}")
+    for name, wanted in expected.items():
+        check_shape(name, tensors[name], wanted)

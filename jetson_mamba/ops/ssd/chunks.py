@@ -1,4 +1,4 @@
-"""Mamba-2's scan, forward and backward, as matrix products over chunks of the sequence.
+"""Mamba-2's scan, in both directions, as matrix products over chunks of the sequence.
 
 For each head, with a state ``h`` of shape (headdim, dstate) and steps ``dt``::
 

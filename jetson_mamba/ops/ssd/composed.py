@@ -1,4 +1,4 @@
-"""Mamba-2's scan and mixer as plain tensor operations, for whatever looks at each of them.
+"""Mamba-2's scan, also its mixer, as plain tensor operations for whatever looks at each.
 
 Exporters and ``torch.jit.trace`` record them, ``torch.func`` transforms them, autograd takes
 derivatives of any order and in both directions. So nothing here is written in place or depends on

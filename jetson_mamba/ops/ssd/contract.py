@@ -1,6 +1,6 @@
-"""What a backend of the ssd op is given and gives back.
+"""The interface of a backend of Mamba-2's scan: what it is given, what it gives back.
 
-This stands in a module of its own so that the op (``__init__``) and its backends can both
+This stands in a module of its own so that the op and its backends can both
 import it. The op checks the arguments; a backend meets only those that fit together.
 """
 

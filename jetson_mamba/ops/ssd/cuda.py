@@ -17,6 +17,7 @@ from jetson_mamba.dispatch.computation import Computation
 from jetson_mamba.dispatch.fields import Tensors
 from jetson_mamba.errors import Unavailable
 from jetson_mamba.kernels import compiler
+from jetson_mamba.kernels.tensors import NUMBERS
 
 from . import chunks, composed, core, cuda_backward, cuda_forward, gated_norm
 from .contract import (
@@ -56,7 +57,7 @@ def load(case: Case) -> Implementation:
         raise Unavailable(f"made for CUDA devices, not for {device.type}")
     if torch.version.hip is not None:
         raise Unavailable("made for NVIDIA GPUs")
-    if case.dtype != torch.float32 or number not in cuda_forward.NUMBERS:
+    if case.dtype != torch.float32 or number not in NUMBERS:
         raise Unavailable(f"made for float32, float16 and bfloat16, not for {case.dtype}")
     if case.rounds_states:
         raise Unavailable("keeps no states between chunks that could be rounded")

@@ -14,7 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...kernels import compiler
+from jetson_mamba.dispatch.memo import Memo
+from jetson_mamba.kernels import compiler
+from jetson_mamba.kernels.tensors import MOST_PLANS, VECTOR_BYTES, address, processors
+
 from . import cuda_forward as forward
 from .contract import Scan, ScanGradients
 
@@ -54,7 +57,7 @@ class BackwardPlan(NamedTuple):
     sum_constants: tuple[int, ...]
 
 
-_plans: dict[tuple[Any, ...], BackwardPlan] = {}
+_plans: Memo[tuple[Any, ...], BackwardPlan] = Memo(MOST_PLANS)
 
 
 def backward(
@@ -66,7 +69,7 @@ def backward(
         with torch.cuda.device(index):
             return backward(given, dout, dstate, targets)
     scan = forward.prepared(given._replace(z=None))
-    x, dt, A, B, C, D, _, dt_bias, first, seq_idx = scan[:10]
+    x, dt, A, B, C, first = scan.x, scan.dt, scan.A, scan.B, scan.C, scan.initial_states
     dout = forward.rows(dout, x.dtype)
     dlast = None if dstate is None else dstate.float().contiguous()
     if targets is None:
@@ -86,7 +89,7 @@ def backward(
     )
     is_aligned = not (
         (addresses[0] | addresses[1] | addresses[4] | addresses[5] | targets.x.data_ptr())
-        % forward.VECTOR_BYTES
+        % VECTOR_BYTES
     )
     key = (
         is_aligned,
@@ -96,10 +99,12 @@ def backward(
         *forward.likeness(scan),
         *(each for target in targets for each in (target.stride(), target.dtype)),
     )
-    plan = _plans.get(key)
-    if plan is None:
-        made = _plan(scan, dout, dlast, targets, is_aligned, index)
-        plan = forward.remember(_plans, key, made)
+    known = _plans.find(key)
+    if known is None:
+        plan = _plans.put(key, _plan(scan, dout, dlast, targets, is_aligned, index))
+    else:
+        known.used = _plans.clock()
+        plan = known.value
     written = targets
     if not plan.writes_targets:
         written = Targets(
@@ -128,20 +133,20 @@ def backward(
     weights = slot_sums + 4 * plan.slot_sums
     steps = weights + 4 * plan.weights
     stream = compiler.current_stream(index)
-    bias, sequence = forward.address(dt_bias), forward.address(seq_idx)
-    starts = (forward.address(first), forward.address(dlast))
+    bias, sequence = address(scan.dt_bias), address(scan.seq_idx)
+    starts = (address(first), address(dlast))
     if plan.pass_launch is None:
-        states = (*starts, 0, 0, kept.data_ptr(), steps, forward.address(dfirst))
+        states = (*starts, 0, 0, kept.data_ptr(), steps, address(dfirst))
         plan.states_launch(stream, *addresses, bias, sequence, *states, *plan.states_constants)
     else:
         states = (0, 0, ends, decays, 0, steps, 0)
         plan.states_launch(stream, *addresses, bias, sequence, *states, *plan.states_constants)
-        passed = (*starts, ends, decays, kept.data_ptr(), forward.address(dfirst))
+        passed = (*starts, ends, decays, kept.data_ptr(), address(dfirst))
         plan.pass_launch(stream, *passed, *plan.pass_constants)
     plan.launch(
         stream,
         *(*addresses[:2], *addresses[3:]),
-        forward.address(D),
+        address(scan.D),
         kept.data_ptr(),
         steps,
         *(each.data_ptr() for each in written),
@@ -163,9 +168,11 @@ def backward(
             target.copy_(each)
     dA, ddt_bias, dD = total.split_with_sizes(plan.pieces)
     return ScanGradients(
-        *targets[:2],
+        targets.x,
+        targets.dt,
         dA.to(given.A.dtype),
-        *targets[2:],
+        targets.B,
+        targets.C,
         None if given.D is None else dD.view(given.D.shape).to(given.D.dtype),
         None if given.dt_bias is None else ddt_bias.to(given.dt_bias.dtype),
         None
@@ -182,7 +189,7 @@ def _plan(
     is_aligned: bool,
     index: int,
 ) -> BackwardPlan:
-    x, dt, _, B, C, D, _, _, _, seq_idx = scan[:10]
+    x, dt, B, C, D, seq_idx = scan.x, scan.dt, scan.B, scan.C, scan.D, scan.seq_idx
     batch, seqlen, nheads, headdim = x.shape
     groups, dstate = B.shape[2:]
     writes_targets = all(
@@ -256,10 +263,10 @@ def _plan(
 @lru_cache(maxsize=1024)
 def walks_along_time(chunks: int, blocks: int, index: int) -> bool:
     """Whether blocks go from chunk to chunk, there being enough; else each has its own."""
-    return chunks == 1 or 2 * blocks >= forward.processors(index)
+    return chunks == 1 or 2 * blocks >= processors(index)
 
 
 @lru_cache(maxsize=1024)
 def slots_of(heads: int, blocks: int, index: int) -> int:
     """Blocks that share the heads of a group, so that the GPU is filled."""
-    return max(1, min(heads, forward.processors(index) // blocks))
+    return max(1, min(heads, processors(index) // blocks))

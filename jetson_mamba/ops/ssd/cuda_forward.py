@@ -9,23 +9,29 @@ from __future__ import annotations
 
 import struct
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...kernels import compiler
-from .contract import Scan
+from jetson_mamba.dispatch.memo import Memo
+from jetson_mamba.kernels import compiler
+from jetson_mamba.kernels.tensors import (
+    MOST_PLANS,
+    NUMBERS,
+    VECTOR_BYTES,
+    address,
+    packed,
+    processors,
+)
+from jetson_mamba.kernels.tensors import rows as packed_rows
 
-Plan = TypeVar("Plan")
+from .contract import SCAN, Scan
 
-NUMBERS = {torch.float32: "float", torch.float16: "half_t", torch.bfloat16: "bfloat16_t"}
 # The numbers that the kernels know the dtypes of small tensors by.
 KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 THREADS = 160
 PASS_THREADS = 256
-VECTOR_BYTES = 16
-MOST_PLANS = 256
 # States up to which the kernels have room for more.
 WIDE = 128
 SOFTPLUS = 1 << 8
@@ -169,7 +175,7 @@ class ForwardPlan(NamedTuple):
     constants: tuple[int, ...]
 
 
-_plans: dict[tuple[Any, ...], ForwardPlan] = {}
+_plans: Memo[tuple[Any, ...], ForwardPlan] = Memo(MOST_PLANS)
 
 
 def forward(given: Scan) -> tuple[Tensor, Tensor]:
@@ -179,27 +185,30 @@ def forward(given: Scan) -> tuple[Tensor, Tensor]:
         with torch.cuda.device(index):
             return forward(given)
     scan = prepared(given)
-    x, dt, A, B, C, D, z, dt_bias, first, seq_idx = scan[:10]
+    x, dt, A, B, C = scan.x, scan.dt, scan.A, scan.B, scan.C
     addresses = (
         x.data_ptr(),
         dt.data_ptr(),
         A.data_ptr(),
         B.data_ptr(),
         C.data_ptr(),
-        address(D),
-        address(z),
-        address(dt_bias),
-        address(seq_idx),
+        address(scan.D),
+        address(scan.z),
+        address(scan.dt_bias),
+        address(scan.seq_idx),
     )
     is_aligned = not (addresses[0] | addresses[3] | addresses[4] | addresses[6]) % VECTOR_BYTES
     key = (is_aligned, index, *likeness(scan))
-    plan = _plans.get(key)
-    if plan is None:
-        plan = remember(_plans, key, _plan(scan, is_aligned, index))
+    known = _plans.find(key)
+    if known is None:
+        plan = _plans.put(key, _plan(scan, is_aligned, index))
+    else:
+        known.used = _plans.clock()
+        plan = known.value
     batch, _, nheads, headdim = x.shape
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     state = torch.empty((batch, nheads, headdim, B.shape[3]), dtype=torch.float32, device=x.device)
-    starts = address(first)
+    starts = address(scan.initial_states)
     stream = compiler.current_stream(index)
     if plan.states_launch is not None and plan.pass_launch is not None:
         scratch = torch.empty((plan.carried + plan.decays,), dtype=torch.float32, device=x.device)
@@ -218,7 +227,7 @@ def forward(given: Scan) -> tuple[Tensor, Tensor]:
 
 
 def _plan(scan: Scan, is_aligned: bool, index: int) -> ForwardPlan:
-    x, dt, _, B, C, _, z, _, _, seq_idx = scan[:10]
+    x, dt, B, C, z, seq_idx = scan.x, scan.dt, scan.B, scan.C, scan.z, scan.seq_idx
     batch, seqlen, nheads, _ = x.shape
     variant = variant_of(scan, is_aligned, index)
     chunks = -(-seqlen // variant.chunk)
@@ -267,28 +276,28 @@ def prepared(scan: Scan) -> Scan:
     x, B, C and z have one dtype and rows that are packed; the small ones are packed, the initial
     states in float32 and seq_idx in int32.
     """
-    x, _, A, B, C, D, z, dt_bias, first, seq_idx = scan[:10]
+    x, B, C, z = scan.x, scan.B, scan.C, scan.z
+    first, seq_idx = scan.initial_states, scan.seq_idx
     dtype = x.dtype
     if B.dtype != dtype or C.dtype != dtype or (z is not None and z.dtype != dtype):
         dtype = torch.float32
-    fit = scan._replace(
+    return scan._replace(
         x=rows(x, dtype),
-        A=A.contiguous(),
+        A=scan.A.contiguous(),
         B=rows(B, dtype),
         C=rows(C, dtype),
-        D=None if D is None else D.contiguous(),
+        D=packed(scan.D),
         z=None if z is None else rows(z, dtype),
-        dt_bias=None if dt_bias is None else dt_bias.contiguous(),
+        dt_bias=packed(scan.dt_bias),
         initial_states=None if first is None else first.float().contiguous(),
         seq_idx=None if seq_idx is None else seq_idx.to(torch.int32),
+        cu_seqlens=None,
     )
-    return fit
 
 
 def rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """``tensor`` in a dtype, with its last dimension packed: a copy only where it is not."""
-    tensor = tensor if tensor.dtype == dtype else tensor.to(dtype)
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+    return packed_rows(tensor if tensor.dtype == dtype else tensor.to(dtype))
 
 
 def variant_of(scan: Scan, is_aligned: bool, index: int) -> Variant:
@@ -320,9 +329,9 @@ def aligned(*tensors: Tensor) -> bool:
 
 
 def likeness(scan: Scan) -> tuple[Any, ...]:
-    """All of a scan that decides how it is done, but the addresses and the device."""
+    """Dtypes, shapes, strides and options of a scan: what its plan depends on beside alignment."""
     result: list[Any] = [scan.dt_softplus, scan.dt_limit]
-    for tensor in scan[:10]:
+    for tensor in SCAN.tensors(scan):
         result += (None,) if tensor is None else (tensor.shape, tensor.stride(), tensor.dtype)
     return tuple(result)
 
@@ -341,25 +350,6 @@ def limits_of(scan: Scan) -> tuple[int, int]:
     """The bits of the limits as doubles: all parameters of a kernel are integers."""
     low, high = struct.unpack("2q", struct.pack("2d", *scan.dt_limit))
     return low, high
-
-
-def address(tensor: Tensor | None) -> int:
-    """Where a tensor lies, 0 where there is none."""
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def remember(plans: dict[tuple[Any, ...], Plan], key: tuple[Any, ...], plan: Plan) -> Plan:
-    """Keep a plan; a caller with ever new lengths starts over."""
-    if len(plans) >= MOST_PLANS:
-        plans.clear()
-    plans[key] = plan
-    return plan
-
-
-@lru_cache(maxsize=None)
-def processors(index: int) -> int:
-    """The multiprocessors of a device."""
-    return int(torch.cuda.get_device_properties(index).multi_processor_count)
 
 
 @lru_cache(maxsize=None)

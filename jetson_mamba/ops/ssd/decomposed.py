@@ -1,4 +1,4 @@
-"""Mamba-2's scan as operations of a graph that leaves batch and length open.
+"""Mamba-2's scan as operations of a graph in which no size of the input is fixed.
 
 An exported program that is decomposed holds these in place of the operators: see
 ``dispatch/operators.py``. As in ``composed``, a chunk is multiplication by a masked matrix, and a

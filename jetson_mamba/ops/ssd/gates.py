@@ -1,4 +1,4 @@
-"""What surrounds the scan in a Mamba-2 block: gated RMSNorm and the gated MLP, with gradients.
+"""What surrounds the scan in a Mamba-2 block, with gradients: gated RMSNorm, the gated MLP.
 
 Both are short chains of elementwise steps; their gradients are written out so that a block keeps
 only their inputs. They compute in at least float32 and return that dtype.

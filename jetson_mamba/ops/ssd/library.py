@@ -1,4 +1,4 @@
-"""The scan, and the core of a mixer, as operators of ``torch.library``: see ``ops/operators.py``.
+"""Mamba-2 as operators of ``torch.library``: the scan, the core of a mixer.
 
 The scan takes no z: the gate is one elementwise step, which a compiler fuses with what follows. So
 nothing has to be kept for its backward pass but the arguments, whichever backend serves. What torch
@@ -220,15 +220,14 @@ def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
 def _fake_backward(dout: Tensor, dfinal_states: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     given = _scan(*arguments)
 
-    def room(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.new_empty(tensor.shape)
+    return _present(_like(ScanGradients, given), given.x)
 
-    return _present(
-        ScanGradients(
-            *(given.x.new_empty(each.shape, dtype=each.dtype) for each in given[:5]),
-            *(room(each) for each in (given.D, given.dt_bias, given.initial_states)),
-        ),
-        given.x,
+
+def _like(kind: Any, given: Scan | Mixer) -> Any:
+    """Gradients of a kind, empty, of what they belong to."""
+    tensors = {name: getattr(given, name) for name in kind._fields}
+    return kind(
+        **{name: None if x is None else x.new_empty(x.shape) for name, x in tensors.items()}
     )
 
 
@@ -317,7 +316,10 @@ def _pulled_back(
 
 def _composed_gradients(dout: Tensor, dfinal_states: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return _pulled_back(
-        lambda *given: composed.scan(_scan(*given))[:2], arguments, (dout, dfinal_states), 8
+        lambda *given: composed.scan(_scan(*given))[:2],
+        arguments,
+        (dout, dfinal_states),
+        len(ScanGradients._fields),
     )
 
 
@@ -340,7 +342,7 @@ def _composed_core_gradients(
         lambda *given: composed.mixer(_mixer(*given), None),
         arguments,
         (dout, dfinal_states),
-        _CORE_TENSORS - 1,
+        len(CoreGradients._fields),
     )
 
 
@@ -381,7 +383,4 @@ def _fake_core_backward(
     *arguments: Any,
 ) -> tuple[Tensor, ...]:
     given = _mixer(*arguments)
-    tensors = (*given[:6], given.rmsnorm_weight)
-    return _all_present(
-        CoreGradients(*(None if x is None else x.new_empty(x.shape) for x in tensors))  # type: ignore[arg-type]
-    )
+    return _all_present(_like(CoreGradients, given))

@@ -1,4 +1,4 @@
-"""A Mamba-2 mixer around its scan: what stands where in its input, and the steps beside the scan.
+"""A Mamba-2 mixer around its scan: the parts of its input, the steps beside the scan.
 
 Every step is made of operations that PyTorch differentiates, so that :func:`compose` is a whole
 mixer with gradients, given a scan that has them. Backends that fuse more take the steps one by

@@ -1,4 +1,4 @@
-"""Mamba-2's scan, and the whole mixer around the scan, past upstream's autograd functions.
+"""Mamba-2's scan, alone or in its whole mixer, past upstream's autograd functions.
 
 The two functions take the place of the functions of the same names in
 ``mamba_ssm.ops.triton.ssd_combined``, with the same parameters and results, wherever

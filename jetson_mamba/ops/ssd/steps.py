@@ -1,4 +1,4 @@
-"""The steps that a scan takes and where its sequences change, before any cut into chunks."""
+"""The steps that a scan takes, its sequences told apart, before any cut into chunks."""
 
 from __future__ import annotations
 

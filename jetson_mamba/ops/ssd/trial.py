@@ -31,7 +31,17 @@ def trial(implementation: Implementation, case: Case) -> None:
     # Of a dtype that is named: the default is the caller's.
     A = torch.full((1,), -math.log(2.0), device=case.device, dtype=torch.float32)
     D = torch.zeros(1, device=case.device, dtype=torch.float32)
-    scan = Scan(x, x[..., 0], A, B, B, D, *(None,) * 5, 4, dt_softplus=False, dt_limit=(0, 1))
+    scan = Scan(
+        *(x, x[..., 0], A, B, B, D),
+        z=None,
+        dt_bias=None,
+        initial_states=None,
+        seq_idx=None,
+        cu_seqlens=None,
+        chunk_size=4,
+        dt_softplus=False,
+        dt_limit=(0, 1),
+    )
     out, *_ = implementation.scan_forward(scan)
     expected = torch.tensor([1.0, 1.5, 1.75], device=case.device, dtype=torch.float32)
     found = out.float().flatten(2)

@@ -1,23 +1,22 @@
 """The ssd op by upstream's own Triton kernels, past its autograd functions.
 
 The kernels take any strides, and compute in float32 whatever the dtypes. What they launch for a
-call without gradients is repeated where a call is like one before: see ``ops/launches.py``.
+call without gradients is repeated where a call is like one before: see ``replay/launches.py``.
 """
 
 from __future__ import annotations
 
 import inspect
 from functools import lru_cache
-from importlib import import_module
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
 
 from jetson_mamba.dispatch.autocast import autocast_dtype, without_autocast
-from jetson_mamba.dispatch.backends import first_line
 from jetson_mamba.dispatch.computation import Computation
 from jetson_mamba.dispatch.fields import Tensors
+from jetson_mamba.dispatch.launchers import launchers_of
 from jetson_mamba.dispatch.triton_runs import triton_runs_on
 from jetson_mamba.errors import Unavailable
 from jetson_mamba.replay.launches import Repeatable
@@ -38,7 +37,9 @@ from .contract import (
 from .gates import GatedRMSNorm, gate, swiglu
 from .mixer import Columns, compose, convolved, inner_scan, norm_of, project, split_columns
 
-MODULE = "mamba_ssm.ops.triton.ssd_combined"
+MODULE = "ssd_combined of mamba_ssm"
+# The op that stands in for a function of that module, whose copy tells it so.
+HANDED_OVER_TO = "chunk_scan_combined_backward"
 _SCAN = (
     *("x", "dt", "A", "B", "C", "chunk_size", "D", "z", "dt_bias", "initial_states", "seq_idx"),
     *("dt_softplus", "dt_limit"),
@@ -64,27 +65,23 @@ def load(case: Case) -> Implementation:
         raise Unavailable(f"Triton has no kernels for {case.device}")
     if case.dtype != torch.float32:
         raise Unavailable(f"upstream's kernels compute in float32, not in {case.dtype}")
-    backend = _backend()
-    if case.rounds_states and not _knows_state_dtype():
+    names = launchers_of(HANDED_OVER_TO)
+    if names is None:
+        raise Unavailable(f"no {MODULE} is imported")
+    forward, backward, *norms = [names.get(name) for name in _PARAMETERS]
+    implementation = _backend(forward, backward, *norms)
+    if case.rounds_states and not all(map(_knows_state_dtype, (forward, backward))):
         raise Unavailable("the kernels of this release know no state_dtype")
-    return backend
+    return implementation
 
 
-@lru_cache(maxsize=None)
-def _backend() -> Implementation:
-    try:
-        module = import_module(MODULE)
-    except Exception as error:  # whatever keeps an installed upstream from being imported
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise Unavailable(f"{MODULE} cannot be imported ({reason})") from error
-    functions = []
-    for name, parameters in _PARAMETERS.items():
-        function = getattr(module, name, None)
+@lru_cache(maxsize=8)
+def _backend(*functions: Any) -> Implementation:
+    for function, (name, parameters) in zip(functions, _PARAMETERS.items()):
         missing = set(parameters) - set(inspect.signature(function).parameters) if function else {}
         if function is None or missing:
             what = f"{name} without {', '.join(sorted(missing))}" if missing else f"no {name}"
             raise Unavailable(f"{MODULE} has {what}")
-        functions.append(function)
     backend = _Backend(_Upstream(*functions))
     return Implementation(
         backend.scan,
@@ -97,12 +94,8 @@ def _backend() -> Implementation:
     )
 
 
-def _knows_state_dtype() -> bool:
-    module = import_module(MODULE)
-    return all(
-        "state_dtype" in inspect.signature(getattr(module, name)).parameters
-        for name in ("_mamba_chunk_scan_combined_fwd", "_mamba_chunk_scan_combined_bwd")
-    )
+def _knows_state_dtype(function: Any) -> bool:
+    return "state_dtype" in inspect.signature(function).parameters
 
 
 class _Upstream(NamedTuple):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from jetson_mamba.dispatch.arguments import check_alike
 from jetson_mamba.dispatch.tracing import sizes
 
 from ..ssd import gates
@@ -41,8 +42,7 @@ def swiglu_backward(
     ValueError for shapes that do not fit.
     """
     _check(xy, {"dout": dout, "out": out if recompute_output else None})
-    if dxy is not None and sizes(dxy) != sizes(xy):
-        raise ValueError(f"dxy: expected the shape of xy, {sizes(xy)}, found {sizes(dxy)}")
+    check_alike("dxy", dxy, sizes(xy), "the shape of xy")
     gradient, output = gates.swiglu_backward(xy, dout)
     gradient = _written(gradient, dxy, xy.dtype)
     return (gradient, _written(output, out, xy.dtype)) if recompute_output else gradient
@@ -58,5 +58,4 @@ def _check(xy: Tensor, halves: dict[str, Tensor | None]) -> None:
         raise ValueError(f"xy: expected two halves on its last axis, found shape {shape}")
     expected = (*shape[:-1], shape[-1] // 2)
     for name, tensor in halves.items():
-        if tensor is not None and sizes(tensor) != expected:
-            raise ValueError(f"{name}: expected half of xy, {expected}, found {sizes(tensor)}")
+        check_alike(name, tensor, expected, "half of xy")

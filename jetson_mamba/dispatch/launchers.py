@@ -1,0 +1,42 @@
+"""What the modified copies hand over: the modules in which upstream launches its kernels.
+
+An op that takes the place of a function of upstream is told whose, while the copy is imported; so
+no op looks for mamba_ssm by itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Mapping
+
+from .selection import OPS
+
+_OWN = "_jetson_mamba_own"
+_handed_over: dict[str, Mapping[str, Any]] = {}
+
+
+def hand_over(function: Callable[..., Any], op: Callable[..., Any]) -> None:
+    """Let an op have what the module of ``function`` has, which it stands in for.
+
+    The first module is kept, also where that is loaded anew. What was decided without it is
+    decided again.
+    """
+    names = getattr(function, "__globals__", None)
+    if names is not None and _handed_over.setdefault(op.__name__, names) is names:
+        for each in OPS.values():
+            if "triton" in each.order:
+                each.forget()
+
+
+def leads_past(function: Callable[..., Any], leading: Callable[..., Any]) -> None:
+    """Note that ``leading`` is ``function`` wherever Triton runs."""
+    setattr(leading, _OWN, function)
+
+
+def own_of(function: Any) -> Any:
+    """The function of upstream that one of its copy's leads past Triton elsewhere, or itself."""
+    return getattr(function, _OWN, function)
+
+
+def launchers_of(op: str) -> Mapping[str, Any] | None:
+    """The names of the module that was handed over to the op of a name; None if none was."""
+    return _handed_over.get(op)
