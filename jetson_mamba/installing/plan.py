@@ -125,7 +125,7 @@ def _release(here: Situation, specifier: str) -> tuple[Choice, bool]:
         return chosen(None, "is asked for")
     able = [each for each in asked if _cannot(here, each) is None]
     if not able:
-        other = _best([each for each in together.MAMBA_SSM if _cannot(here, each) is None], here)
+        other = together.newest(here.python, here.packages.get("triton"))
         raise CannotRun(
             f"mamba-ssm{specifier} cannot work here: {_cannot(here, asked[-1])}; this can: "
             f"jetson-mamba install mamba-ssm=={other}"
@@ -147,13 +147,7 @@ def _best(releases: list[str], here: Situation) -> str:
 
 def _cannot(here: Situation, release: str) -> str | None:
     """Why a release cannot be installed or imported here."""
-    if release in together.INCOMPLETE:
-        return f"{release} was published with files missing"
-    python = together.python_for(release)
-    if here.python < python:
-        needs, has = (".".join(map(str, each)) for each in (python, here.python))
-        return f"{release} needs Python {needs}, and this is {has}"
-    return None
+    return together.cannot_be_imported(release, here.python)
 
 
 def _beside_triton(here: Situation, release: str) -> str | None:
