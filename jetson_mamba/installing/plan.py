@@ -95,9 +95,10 @@ def _torch(here: Situation) -> Torch:
             f"one for this machine: {get_torch.command(jetpack)}"
         )
     if here.torch.error:
+        mends = get_torch.instead_of_a_broken_one(here.torch.error, jetpack)
         raise CannotRun(
-            f"torch {here.torch.version} cannot be imported ({here.torch.error}); install the one "
-            f"for this machine: {get_torch.command(jetpack, again=True)}"
+            f"torch {here.torch.version} cannot be imported ({here.torch.error}); what mends it "
+            f"here: {mends}"
         )
     return here.torch
 

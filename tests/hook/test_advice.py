@@ -127,11 +127,12 @@ def test_a_checkout_is_checked_out_again_by_a_command_that_works(
 @pytest.mark.parametrize("triton", [None, "2.1.0", "3.1.0", "3.3.1", "3.4.0", "3.6.0"])
 @pytest.mark.parametrize("python", [(3, minor) for minor in range(8, 16)])
 def test_the_release_named_is_the_one_that_the_installer_would_choose(
-    python: tuple[int, int], triton: str | None, monkeypatch: pytest.MonkeyPatch
+    python: tuple[int, int], triton: str | None
 ) -> None:
     """Else the one refuses what the other advises: 2.3.2 fails on Python 3.9, 2.2.3 on 3.8."""
-    monkeypatch.setattr(sys, "version_info", (*python, 0, "final", 0))
-    named = instead.known_release(triton)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "version_info", (*python, 0, "final", 0))
+        named = instead.known_release(triton)
     packages = {"triton": triton} if triton else {}
     here = Situation(python, "aarch64", Torch("2.8.0"), packages, tool=tool())
     assert plan(here).mamba == plan(here, f"mamba-ssm=={named}").mamba == f"mamba-ssm=={named}"
