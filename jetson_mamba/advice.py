@@ -72,6 +72,20 @@ def has_pip() -> bool:
     return PathFinder.find_spec("pip") is not None
 
 
+def version_of_pip() -> str:
+    """The pip of this interpreter, read from its text: importing it changes the process."""
+    import re
+    from importlib.machinery import PathFinder
+
+    spec = PathFinder.find_spec("pip")
+    try:
+        with open(str(spec and spec.origin), encoding="utf-8", errors="replace") as file:
+            match = re.search(r"^__version__ = [\"']([^\"']+)", file.read(), re.MULTILINE)
+    except OSError:
+        return "0"
+    return match[1] if match else "0"
+
+
 def installed(name: str) -> Any:
     """The metadata of a distribution; None where there is none."""
     from importlib import metadata

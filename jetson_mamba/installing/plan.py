@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from jetson_mamba.errors import CannotRun
 from jetson_mamba.installing import environments
 from jetson_mamba.installing.situation import Situation, Torch
-from jetson_mamba.releases import get_torch, together
+from jetson_mamba.releases import get_torch, needed, together
 from jetson_mamba.releases.versions import allows, at_least, is_specifier, key
 
 REQUIREMENT = re.compile(r"mamba[-_.]ssm\s*(?P<specifier>[^;@\[\]]*)", re.IGNORECASE)
@@ -191,16 +191,19 @@ class _Chooser:
     def what_is_imported(self) -> None:
         """What mamba_ssm imports besides."""
         self._need("einops", "", "mamba_ssm imports it")
+        tool = self.here.tool
+        pip = tool.version if tool is not None and tool.kind == "pip" else None
+        old = needed.old_pip(pip, self.here.architecture)
         bound = together.transformers_for(self.torch.version)
         why = "mamba_ssm generates text with it"
         if bound:
             why += f"; others switch torch {self.torch.version} off"
-        old = self._pip_knows_no_newer_wheels()
-        if old and "transformers" not in self.here.packages:
-            bound = together.TRANSFORMERS_WITHOUT_XET
-        if self._need("transformers", bound, why):
-            if old:
-                self._need("huggingface-hub", together.HUB_WITHOUT_XET, "later ones are compiled")
+        found = self.here.packages.get("transformers")
+        if found is None or (found and not allows(bound, found)):
+            brought, *with_it = needed.requirements("transformers", self.torch.version, old)
+            self._need("transformers", brought[len("transformers") :], why)
+            for hub in with_it:
+                self._need("huggingface-hub", hub[len("huggingface-hub") :], "later ones compile")
             # What it brings: not named here, since it knows which it needs.
             if "numpy" not in self.here.packages:
                 numpy = together.numpy_for(self.torch.version)
@@ -228,12 +231,6 @@ class _Chooser:
         self.choices.append(
             Choice("triton", None, f"{wanted}, if there is one" if wanted else None, why)
         )
-
-    def _pip_knows_no_newer_wheels(self) -> bool:
-        """Whether pip would compile what has wheels for a newer glibc alone."""
-        tool = self.here.tool
-        old = tool is not None and tool.kind == "pip" and not at_least(tool.version, 20, 3)
-        return old and self.here.architecture == "aarch64"
 
     def held(self) -> list[str]:
         """The requirements that keep what is there."""
