@@ -21,7 +21,7 @@ BEGINNING = """\
 `make boards` builds a user space for aarch64 of the board's kind, lays down its files \
 (`/etc/nv_tegra_release`, the name in the device tree), its pip and a torch of its version, and \
 then runs the commands of [the first steps](first-steps.md) as they stand there. The processor is \
-emulated (`qemu-user`), so the times are many times a board's.
+emulated (`qemu-user`, a Cortex-A76), so the times are many times a board's.
 
 | imitation | Python | torch | pip | Triton | mamba-ssm | verify | minutes | on |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |

@@ -32,6 +32,10 @@ NEEDS = {
     "qemu-aarch64-static": "qemu-user-static",
     "dpkg-deb": "dpkg",
 }
+# The nearest that QEMU has to a board's: ARMv8.2 without bfloat16, as Orin's Cortex-A78AE and
+# Xavier's Carmel. Its own choice has everything, and there torch 2.4 multiplies batches of float32
+# matrices in bfloat16, and torch 2.1 finds no product in 16 bits.
+PROCESSOR = "cortex-a76"
 DEVICES = {"null": (1, 3), "zero": (1, 5), "random": (1, 8), "urandom": (1, 9)}
 # Named, since pip would judge for this machine which of them another one needs.
 NEEDED_BY_TORCH = (
@@ -115,7 +119,7 @@ def command(board: Board, root: Path, script: str) -> list[str]:
     if not board.suite:
         own = [f"PATH={root}/venv/bin:/usr/bin:/bin", f"HOME={root}/root", "LANG=C.UTF-8", trusted]
         return ["env", "-i", *own, "bash", f"{root}/tmp/{script}"]
-    variables = [path, "HOME=/root", "LANG=C.UTF-8", trusted]
+    variables = [path, "HOME=/root", "LANG=C.UTF-8", trusted, f"QEMU_CPU={PROCESSOR}"]
     return ["env", "-i", *variables, CHROOT, str(root), "/bin/bash", f"/tmp/{script}"]
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from jetson_mamba.releases import get_torch, libraries
 from jetson_mamba.releases.get_torch import FOR_JETPACK
+from tests.boards.steps import FIRST_STEPS
 
 LOADER = "{}: cannot open shared object file: No such file or directory"
 
@@ -42,6 +43,14 @@ def test_a_wheel_for_one_python_is_given_to_that_python(
     assert ("--no-deps" in named) == (again and wanted is not None)
     wheels = [word for word in named if word.endswith(".whl")]
     assert all(f"-cp{(wanted or '').replace('.', '')}-" in wheel for wheel in wheels)
+
+
+@pytest.mark.parametrize("language", ["first-steps.md", "first-steps.zh.md"])
+@pytest.mark.parametrize("jetpack", ["5", "6", "7"])
+def test_the_first_steps_name_the_same_torch(jetpack: str, language: str) -> None:
+    text = (FIRST_STEPS.parent / language).read_text(encoding="utf-8")
+    python, *what = FOR_JETPACK[jetpack]
+    assert f"python{python or 3} -m pip install {' '.join(what)}`" in text
 
 
 def test_jetpack_6_0_has_another_cuda_than_the_rest_of_6() -> None:
