@@ -7,7 +7,8 @@ import shlex
 import sys
 
 from jetson_mamba import advice
-from jetson_mamba.releases import get_torch
+from jetson_mamba.releases import get_torch, together
+from jetson_mamba.releases.versions import allows
 from jetson_mamba.report import installed
 from jetson_mamba.report.extensions import Extension
 from jetson_mamba.report.facts import Facts
@@ -24,6 +25,15 @@ COMPILERS = {
 def install(*words: str) -> str:
     """The command that installs requirements, which are quoted where a shell needs it."""
     return f"{advice.pip()} install {' '.join(words)}"
+
+
+def release(specifier: str) -> str:
+    """The command that brings a release of mamba-ssm within bounds, if this Python has one."""
+    here = sys.version_info[:2]
+    for each in together.MAMBA_SSM:
+        if allows(specifier, each) and together.cannot_be_imported(each, here) is None:
+            return f"jetson-mamba install {shlex.quote(f'mamba-ssm{specifier}')}"
+    return NOTHING
 
 
 def uninstall(name: str) -> str:

@@ -64,7 +64,7 @@ def _transformers_names(facts: Facts) -> Iterator[Cause]:
         yield Cause(
             f"transformers {facts.transformers.version} has no {', '.join(gone)}",
             f"mamba_ssm {facts.mamba.version} is older, and imports it",
-            "jetson-mamba install 'mamba-ssm>=2.3.0'",
+            commands.release(">=2.3.0"),
             served=True,
         )
 

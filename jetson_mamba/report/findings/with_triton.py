@@ -94,5 +94,5 @@ def _triton_log1p(facts: Facts) -> Iterator[Cause]:
             f"the kernels of mamba_ssm {facts.mamba.version} do not compile with Triton "
             f"{facts.triton.version}",
             "they use tl.math.log1p, which Triton 3 does not have",
-            "jetson-mamba install 'mamba-ssm>=2.1.0'",
+            commands.release(">=2.1.0"),
         )
