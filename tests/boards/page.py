@@ -47,13 +47,14 @@ def page(results: dict[str, Any]) -> str:
             continue
         said = {step["command"]: step["last"] for step in result["steps"]}
         verify = next((text for command, text in said.items() if "verify" in command), "")
+        imported = next((text for command, text in said.items() if "torch.__ver" in command), "")
+        torch = imported.partition(" ")[0] or board.label
         release = re.search(r"mamba-ssm ([\w.]+)", verify)
-        verdict = re.search(r"(All \d+ rows pass|\d+ of \d+ rows fail)", verify)
         minutes = sum(step["seconds"] for step in result["steps"]) / 60
         rows.append(
-            f"| {board.name} | {board.python} | {board.label} | {board.pip or 'its own'} "
+            f"| {board.name} | {board.python} | {torch} | {board.pip or 'its own'} "
             f"| {board.triton or 'none'} | {release[1] if release else ''} "
-            f"| {verdict[1] if verdict else _failed(result)} | {minutes:.0f} "
+            f"| {_came_to(verify, board, result)} | {minutes:.0f} "
             f"| {result['date']}{_in_one_go(result)} |"
         )
     return BEGINNING + "\n".join(rows) + "\n" + ENDING
@@ -91,6 +92,16 @@ def passed(board: Board, result: dict[str, Any]) -> bool:
     wanted = steps.commands(board.section)
     ended = all(step["code"] == 0 or "doctor" in step["command"] for step in done)
     return [step["command"] for step in done] == wanted and ended
+
+
+def _came_to(verify: str, board: Board, result: dict[str, Any]) -> str:
+    """What verify found, and where the steps ended if that was before their end."""
+    verdict = re.search(r"(All \d+ rows pass|\d+ of \d+ rows fail)", verify)
+    told = [verdict[1]] if verdict else []
+    unsupported = re.search(r"(\d+) more are not supported", verify)
+    told += [f"{unsupported[1]} not supported by this torch"] if unsupported else []
+    told += [] if passed(board, result) else [_failed(result)]
+    return "; ".join(told) or "passed"
 
 
 def _in_one_go(result: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from tests.boards.declared import Board
 FIRST_STEPS = roots.REPOSITORY / "docs" / "first-steps.md"
 MARK = "jetson-mamba-step"
 SECONDS = 5400
+VERDICT = re.compile(r"\d rows (pass|fail)|\d more are not supported")
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def read(given: list[str], output: str) -> list[Step]:
         seconds, code = ended.split()[:2] if mark else (began, "-1")
         lines = [line.strip() for line in (said if mark else told).splitlines() if line.strip()]
         # A warning may be written after it.
-        verdicts = [line for line in lines if re.search(r"\d rows (pass|fail)", line)]
-        verdict = (verdicts or lines or [""])[-1].replace(f"{roots.FOLDER}/", "")
+        verdicts = [line for line in lines if VERDICT.search(line)]
+        verdict = " ".join(verdicts or lines[-1:]).replace(f"{roots.FOLDER}/", "")
         found.append(Step(command, int(seconds) - int(began), int(code), verdict))
     return found

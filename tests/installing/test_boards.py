@@ -31,11 +31,15 @@ def said(*told: tuple[str, int]) -> str:
 
 
 def test_a_log_tells_what_each_step_came_to() -> None:
-    log = said(("one", 0), ("All 36 rows pass on cpu.\na warning", 0), ("two", 3))
+    log = said(
+        ("one", 0),
+        ("All 26 rows pass on cpu.\n10 more are not supported.\na warning", 0),
+        ("two", 3),
+    )
     log += f"{steps.MARK} begin 40\nhalf"
     assert steps.read(["a", "b", "c", "d"], log) == [
         steps.Step("a", 7, 0, "one"),
-        steps.Step("b", 7, 0, "All 36 rows pass on cpu."),
+        steps.Step("b", 7, 0, "All 26 rows pass on cpu. 10 more are not supported."),
         steps.Step("c", 7, 3, "two"),
         steps.Step("d", 0, -1, "half"),
     ]
