@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import jetson_mamba
+from jetson_mamba import advice
 from jetson_mamba.errors import CannotRun
 
 from . import states
@@ -123,7 +124,7 @@ def _check_possible(model: nn.Module, target: str) -> None:
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
         raise CannotRun(
-            f"{error.name} is not installed; python -m pip install 'jetson-mamba[export]'"
+            f"{error.name} is not installed; {advice.pip()} install onnx onnxruntime onnxscript"
         ) from error
     if model.training:
         raise CannotRun("model: expected one in evaluation, found one in training; model.eval()")

@@ -21,7 +21,7 @@ BEGINNING = """\
 `make boards` builds a user space for aarch64 of the board's kind, lays down its files \
 (`/etc/nv_tegra_release`, the name in the device tree), its pip and a torch of its version, and \
 then runs the commands of [the first steps](first-steps.md) as they stand there. The processor is \
-emulated (`qemu-user`), so the times are many times a board's.
+emulated (`qemu-user`, a Cortex-A76), so the times are many times a board's.
 
 | imitation | Python | torch | pip | Triton | mamba-ssm | verify | minutes | on |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -47,13 +47,15 @@ def page(results: dict[str, Any]) -> str:
             continue
         said = {step["command"]: step["last"] for step in result["steps"]}
         verify = next((text for command, text in said.items() if "verify" in command), "")
+        imported = next((text for command, text in said.items() if "torch.__ver" in command), "")
+        torch = imported.partition(" ")[0] or board.label
         release = re.search(r"mamba-ssm ([\w.]+)", verify)
-        verdict = re.search(r"(All \d+ rows pass|\d+ of \d+ rows fail)", verify)
         minutes = sum(step["seconds"] for step in result["steps"]) / 60
         rows.append(
-            f"| {board.name} | {board.python} | {board.label} | {board.pip or 'its own'} "
+            f"| {board.name} | {board.python} | {torch} | {board.pip or 'its own'} "
             f"| {board.triton or 'none'} | {release[1] if release else ''} "
-            f"| {verdict[1] if verdict else _failed(result)} | {minutes:.0f} | {result['date']} |"
+            f"| {_came_to(verify, board, result)} | {minutes:.0f} "
+            f"| {result['date']}{_in_one_go(result)} |"
         )
     return BEGINNING + "\n".join(rows) + "\n" + ENDING
 
@@ -73,7 +75,9 @@ def result(board: Board) -> dict[str, Any]:
     text = log(board).read_text(encoding="utf-8", errors="replace")
     done = steps.read(steps.commands(board.section), text)
     day = datetime.date.fromtimestamp(log(board).stat().st_mtime)
-    return {"date": day.isoformat(), "steps": [vars(step) for step in done]}
+    told = {"date": day.isoformat(), "steps": [vars(step) for step in done]}
+    again = dict.fromkeys(steps.resumed(text))
+    return {**told, "resumed": [done[each].command for each in again if each < len(done)]}
 
 
 def keep(results: dict[str, Any]) -> None:
@@ -88,6 +92,22 @@ def passed(board: Board, result: dict[str, Any]) -> bool:
     wanted = steps.commands(board.section)
     ended = all(step["code"] == 0 or "doctor" in step["command"] for step in done)
     return [step["command"] for step in done] == wanted and ended
+
+
+def _came_to(verify: str, board: Board, result: dict[str, Any]) -> str:
+    """What verify found, and where the steps ended if that was before their end."""
+    verdict = re.search(r"(All \d+ rows pass|\d+ of \d+ rows fail)", verify)
+    told = [verdict[1]] if verdict else []
+    unsupported = re.search(r"(\d+) more are not supported", verify)
+    told += [f"{unsupported[1]} not supported by this torch"] if unsupported else []
+    told += [] if passed(board, result) else [_failed(result)]
+    return "; ".join(told) or "passed"
+
+
+def _in_one_go(result: dict[str, Any]) -> str:
+    """Where a run was taken up again after something had been mended."""
+    again = [f"`{command}`" for command in result.get("resumed", ())]
+    return f", taken up again at {', '.join(again)}" if again else ""
 
 
 def _failed(result: dict[str, Any]) -> str:

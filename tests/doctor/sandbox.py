@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,11 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+from packaging.requirements import Requirement
+
+from jetson_mamba.installing.plan import plan
+from jetson_mamba.installing.situation import Situation, Torch
+from jetson_mamba.installing.tools import tool
 from jetson_mamba.report import doctor as report
 from tests import interpreters
 from tools.releases import release_path
@@ -36,6 +42,7 @@ EXAMINE = (
     "print(json.dumps([report.as_json(), served]))\n"
     "assert not {'torch', 'mamba_ssm', 'causal_conv1d'} & set(sys.modules)\n"
 )
+COMMANDS = ("enable", "install", "run")
 STARTUP = "import jetson_mamba.startup; jetson_mamba.startup.main()\n"
 
 TORCH = '''
@@ -199,12 +206,29 @@ class Machine:
         found: dict[str, Any]
         found, self.findings_if_served = json.loads(done.stdout)
         validate(found, SCHEMA)
+        for finding in (*found["findings"], *self.findings_if_served):
+            check_command(finding["command"])
         return found
 
     def findings(self, *, hook: bool = False, first: str = "") -> dict[str, dict[str, Any]]:
         """The findings by their symptoms."""
         found = self.examine(hook=hook, first=first)["findings"]
         return {each["symptom"]: each for each in found}
+
+
+def check_command(command: str) -> None:
+    """Fail for advice that is refused when it is typed: by pip's grammar or by the installer."""
+    program, *words = shlex.split(command, comments=True) or [""]
+    if program == "jetson-mamba":
+        assert words[0] in COMMANDS, command
+        if words[0] == "install":
+            here = Situation(sys.version_info[:2], "x86_64", Torch("2.8.0"), {}, tool())
+            for requirement in words[1:]:
+                plan(here, requirement)
+    elif words[:3] == ["-m", "pip", "install"]:
+        for word in words[3 : words.index("--index-url") if "--index-url" in words else None]:
+            if not word.startswith(("-", "/", "https://")):
+                Requirement(word)
 
 
 def healthy(machine: Machine, version: str = "2.3.2.post1") -> Machine:

@@ -7,7 +7,8 @@ import shlex
 import sys
 
 from jetson_mamba import advice
-from jetson_mamba.releases import get_torch
+from jetson_mamba.releases import get_torch, together
+from jetson_mamba.releases.versions import allows
 from jetson_mamba.report import installed
 from jetson_mamba.report.extensions import Extension
 from jetson_mamba.report.facts import Facts
@@ -26,6 +27,15 @@ def install(*words: str) -> str:
     return f"{advice.pip()} install {' '.join(words)}"
 
 
+def release(specifier: str) -> str:
+    """The command that brings a release of mamba-ssm within bounds, if this Python has one."""
+    here = sys.version_info[:2]
+    for each in together.MAMBA_SSM:
+        if allows(specifier, each) and together.cannot_be_imported(each, here) is None:
+            return f"jetson-mamba install {shlex.quote(f'mamba-ssm{specifier}')}"
+    return NOTHING
+
+
 def uninstall(name: str) -> str:
     """The command that takes a distribution away."""
     yes = "--yes " if advice.pip().endswith("-m pip") else ""  # uv does not ask
@@ -33,7 +43,9 @@ def uninstall(name: str) -> str:
 
 
 def torch(facts: Facts) -> str:
-    """The command that brings the torch for this machine, in place of one that is there."""
+    """The command that brings the torch for this machine, or what one that is there lacks."""
+    if facts.torch and facts.torch.error:
+        return get_torch.instead_of_a_broken_one(facts.torch.error, facts.machine.jetpack)
     return get_torch.command(facts.machine.jetpack, again=facts.torch is not None)
 
 

@@ -50,7 +50,7 @@ def _call_form(facts: Facts) -> Iterator[Cause]:
         yield Cause(
             f"mamba_ssm passes {name} {passes} arguments, and it takes {takes}",
             "mamba-ssm and causal-conv1d are of releases that do not fit together",
-            f"jetson-mamba install 'mamba-ssm{fitting}'",
+            commands.release(fitting),
             served=True,
         )
         return
@@ -94,7 +94,7 @@ def _strides(facts: Facts) -> Iterator[Cause]:
             f"the Mamba2 of mamba_ssm {facts.mamba.version} fails for some sizes, such as a "
             "number of heads that is no multiple of 8",
             "it hands causal_conv1d_cuda the strides that it has; mamba-ssm 2.2.5 evens them out",
-            "jetson-mamba install 'mamba-ssm>=2.2.5'",
+            commands.release(">=2.2.5"),
             served=True,
         )
 

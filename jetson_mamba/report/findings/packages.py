@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from typing import Iterator
 
-from jetson_mamba.releases import together
+from jetson_mamba.releases import needed
 from jetson_mamba.releases.versions import at_least
 from jetson_mamba.report import installed
 from jetson_mamba.report.facts import Facts
@@ -65,7 +64,7 @@ def _transformers_names(facts: Facts) -> Iterator[Cause]:
         yield Cause(
             f"transformers {facts.transformers.version} has no {', '.join(gone)}",
             f"mamba_ssm {facts.mamba.version} is older, and imports it",
-            "jetson-mamba install 'mamba-ssm>=2.3.0'",
+            commands.release(">=2.3.0"),
             served=True,
         )
 
@@ -96,11 +95,10 @@ def _no_dependency(facts: Facts) -> Iterator[Cause]:
         if not facts.mamba or not requires(facts.mamba, module):
             continue
         if installed.find(module, facts.path) is None:
-            bound = together.transformers_for(torch) if name == "transformers" and torch else ""
             yield Cause(
                 f"{name} is not installed",
                 f"mamba_ssm {facts.mamba.version} imports it",
-                commands.install(shlex.quote(name + bound)),
+                needed.command(name, torch),
             )
 
 
@@ -125,7 +123,7 @@ def _transformers_without_torch(facts: Facts) -> Iterator[Cause]:
         yield Cause(
             f"transformers {facts.transformers.version} switches torch {torch} off",
             f"it takes torch {needs} or later, and mamba_ssm generates text with it",
-            commands.install(shlex.quote(f"transformers{together.transformers_for(torch)}")),
+            needed.command("transformers", torch),
         )
 
 

@@ -6,8 +6,7 @@ import os
 import shlex
 from typing import Iterator
 
-from jetson_mamba import advice
-from jetson_mamba.releases import together
+from jetson_mamba.releases import instead, together
 from jetson_mamba.releases.versions import at_least
 from jetson_mamba.report.facts import Facts
 from jetson_mamba.report.findings import commands
@@ -49,7 +48,7 @@ def _an_old_triton(facts: Facts) -> Iterator[Cause]:
         f"Triton {triton} is too old for mamba_ssm {mamba.version}",
         f"it needs {'.'.join(map(str, oldest))} or later; without its kernels the operations of "
         "this package serve, with PyTorch",
-        f"jetson-mamba install mamba-ssm=={advice.known_release(triton)}",
+        f"jetson-mamba install mamba-ssm=={instead.known_release(triton)}",
         served=True,
     )
 
@@ -95,5 +94,5 @@ def _triton_log1p(facts: Facts) -> Iterator[Cause]:
             f"the kernels of mamba_ssm {facts.mamba.version} do not compile with Triton "
             f"{facts.triton.version}",
             "they use tl.math.log1p, which Triton 3 does not have",
-            "jetson-mamba install 'mamba-ssm>=2.1.0'",
+            commands.release(">=2.1.0"),
         )
