@@ -60,10 +60,12 @@ def _show(report: Report) -> None:
 
 
 def _what_to_do(finding: Finding) -> str:
-    if not finding.command:
+    if finding.command:
+        return f"[bold]{escape(finding.command)}[/]"
+    if not finding.option:
         return "nothing"
-    optional = "nothing; this removes the cause: " if finding.cured else ""
-    return f"{optional}[bold]{escape(finding.command)}[/]"
+    gain = "compiles CUDA, for minutes to hours" if finding.compiles else "removes the cause"
+    return f"nothing; if you like, this {gain}: {escape(finding.option)}"
 
 
 def _lines(facts: Facts) -> Iterator[Tuple[str, str]]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import jetson_mamba
+from jetson_mamba import advice
 from jetson_mamba.errors import CannotRun
 
 from . import states
@@ -122,9 +123,7 @@ def _check_possible(model: nn.Module, target: str) -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
-        raise CannotRun(
-            f"{error.name} is not installed; python -m pip install 'jetson-mamba[export]'"
-        ) from error
+        raise CannotRun(f"{error.name} is not installed; {advice.extra('export')}") from error
     if model.training:
         raise CannotRun("model: expected one in evaluation, found one in training; model.eval()")
     devices = {each.device.type for each in (*model.parameters(), *model.buffers())} - {"cpu"}
