@@ -11,16 +11,13 @@ from pathlib import Path
 
 from tests.matrix.cell import Cell, Outcome
 from tests.matrix.cells import (
-    IMPORTABLE,
-    NONE,
     after_cells,
     before_cells,
     failing_cells,
     without_cells,
 )
-from tests.matrix.picture import draw
+from tests.matrix.picture import draw_again
 from tests.matrix.workers import run_all, workers
-from tools.releases import CAUSAL_CONV1D
 
 
 def main() -> int:
@@ -73,22 +70,7 @@ def main() -> int:
         )
         + "\n"
     )
-    before, after = (
-        {
-            (cell.mamba_ssm, cell.causal_conv1d or NONE): outcomes[cell].works
-            for name in names
-            for cell in groups[name]
-        }
-        for names in (("before",), ("after", "without"))
-    )
-    draw(
-        folder / "matrix.png",
-        IMPORTABLE,
-        (*CAUSAL_CONV1D, NONE),
-        before,
-        after,
-        f"make matrix, {today}: compiled extensions emulated call by call, float32 on a CPU",
-    )
+    draw_again(folder)
     for name, (works, of) in counts.items():
         print(f"{name}: {works} of {of}")
     for cell in quiet:
