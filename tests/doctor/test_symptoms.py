@@ -80,7 +80,8 @@ def test_a_machine_with_nothing_on_it_lacks_torch(machine: Machine) -> None:
 
 
 def with_nvcc(machine: Machine) -> None:
-    """Put the CUDA compiler where it is looked for."""
+    """Put the CUDA compiler where it is looked for, and one of C++ on the path."""
+    (machine.folder / "bin" / "c++").touch(mode=0o755)
     nvcc = machine.root / "bin" / "nvcc"
     nvcc.parent.mkdir()
     nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.6, V12.6.68'\n")
