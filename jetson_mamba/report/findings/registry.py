@@ -27,13 +27,15 @@ class Finding:
 
 class Cause(NamedTuple):
     """What a detector has found. ``command`` removes the cause; ``served`` says that the hook
-    gets around it where it is active.
+    gets around it where it is active. ``seen`` are the words that people see here, where the
+    symptom's are an example of them.
     """
 
     what: str
     why: str
     command: str
     served: bool = False
+    seen: str = ""
 
 
 Detector = Callable[[Facts], Iterator[Cause]]
@@ -65,5 +67,6 @@ def findings(facts: Facts) -> tuple[Finding, ...]:
             if cause.served and not facts.hook.active:
                 off = facts.hook.mode == "off"
                 command = "unset JETSON_MAMBA" if off else "jetson-mamba enable"
-            found.append(Finding(symptom, SYMPTOMS[symptom], cause.what, cause.why, command, cured))
+            seen = cause.seen or SYMPTOMS[symptom]
+            found.append(Finding(symptom, seen, cause.what, cause.why, command, cured))
     return tuple(found)
