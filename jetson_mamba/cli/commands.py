@@ -7,14 +7,17 @@ way. So what a command raises of these passes it wrapped, and :func:`carry_out` 
 from __future__ import annotations
 
 import functools
+import inspect
+import os
 from typing import Any, Callable, Sequence
 
 import typer
+from typer import completion as typers_completion
 
 import jetson_mamba
 from jetson_mamba.cli import run
 from jetson_mamba.cli.bench import bench
-from jetson_mamba.cli.completion import completion
+from jetson_mamba.cli.completion import COMPLETE, completion
 from jetson_mamba.cli.copies import copies, diff
 from jetson_mamba.cli.demo import demo
 from jetson_mamba.cli.doctor import doctor
@@ -53,6 +56,9 @@ def _past_typer(command: Callable[..., None]) -> Callable[..., None]:
         except (KeyboardInterrupt, OSError) as error:
             raise Stopped from error
 
+    # Else the lines of the help would end where those of the text here do.
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    wrapped.__doc__ = "\n\n".join(" ".join(each.split()) for each in paragraphs)
     return wrapped
 
 
@@ -83,6 +89,8 @@ def _options(
 
 def program() -> Any:
     """The group of commands, as typer makes it of ``app``; every one knows ``--version``."""
+    if COMPLETE in os.environ:
+        typers_completion.completion_init()  # type: ignore[attr-defined]
     group: Any = typer.main.get_command(app)
     version = next(each for each in group.params if each.name == "version")
     for each in group.commands.values():

@@ -13,6 +13,8 @@ class Shell(str, Enum):
     fish = "fish"
 
 
+# What asks the command line for completions.
+COMPLETE = "_JETSON_MAMBA_COMPLETE"
 # What a line in the shell's own startup file would be.
 LINES = {
     Shell.bash: 'eval "$(jetson-mamba completion bash)"  # in ~/.bashrc',
@@ -31,6 +33,6 @@ def completion(shell: Shell = typer.Argument(..., help="bash, zsh or fish.")) ->
     print(f"# {LINES[shell]}")
     print(
         typers.get_completion_script(  # type: ignore[attr-defined]
-            prog_name="jetson-mamba", complete_var="_JETSON_MAMBA_COMPLETE", shell=shell.value
+            prog_name="jetson-mamba", complete_var=COMPLETE, shell=shell.value
         )
     )

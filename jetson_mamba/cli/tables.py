@@ -74,8 +74,7 @@ class Records:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         table.title, table.title_justify = self._title or None, "left"
         for label, size in zip(self._labels, natural):
-            justify = "right" if label in self._right else "left"
-            table.add_column(label, width=size, justify=justify, overflow="ignore")  # type: ignore[arg-type]
+            table.add_column(label, width=size, justify="right" if label in self._right else "left")
         for row in self._rows:
             table.add_row(*row)
         return table
