@@ -29,7 +29,12 @@ def export(
         help="The axes of an argument whose size is left open; once for each, or for all.",
         show_default=False,
     ),
-    target: str = typer.Option("onnxruntime", "--for", help="onnxruntime or tensorrt."),
+    target: str = typer.Option(
+        "onnxruntime",
+        "--for",
+        help="onnxruntime or tensorrt.",
+        autocompletion=lambda: ["onnxruntime", "tensorrt"],
+    ),
     step: bool = typer.Option(False, "--step", help="Token by token, with states in and out."),
 ) -> None:
     """Write a model to ONNX, run it at other sizes than it was made at, and compare.
@@ -52,9 +57,11 @@ def export(
             torch.manual_seed(0)
             args = [_argument(found, each) for each in shapes]
             files = [room.onnx(found, args, file, dynamic=opened, target=target)]
-    shown = tables.table("file", "nodes", "form", "largest error", "runtime", "eager")
+    shown = tables.Records(
+        "file", "nodes", "form", "largest error", "runtime", "eager", wraps=("form",)
+    )
     for each in files:
-        shown.add_row(
+        shown.add(
             each.path.name,
             str(each.nodes),
             ", ".join(f"{name} {form}" for name, form in each.forms.items()) or "none to choose",
@@ -62,7 +69,7 @@ def export(
             f"{each.times.runtime * 1e3:.2f} ms",
             f"{each.times.eager * 1e3:.2f} ms",
         )
-    console.print(shown)
+    shown.show(console)
     sizes = [
         " ".join(f"{name}={size}" for name, size in run.sizes.items()) for run in files[0].compared
     ]

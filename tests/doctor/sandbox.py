@@ -18,11 +18,12 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
-from jetson_mamba.report import doctor as report
+from jetson_mamba.cli.schema import DOCUMENTS
+from jetson_mamba.report.schema import schema
 from tools.releases import release_path
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-SCHEMA = json.loads((Path(report.__file__).parent / "doctor.schema.json").read_text())
+SCHEMA = schema("doctor", *DOCUMENTS["doctor"])
 validate: Any = import_module("jsonschema").validate  # which has no types
 # The report, and then what the findings would be if the startup file were there.
 EXAMINE = (

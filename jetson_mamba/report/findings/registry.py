@@ -31,7 +31,8 @@ class Finding:
 
 class Cause(NamedTuple):
     """What a detector has found. ``command`` removes the cause; ``served`` says that the hook
-    gets around it where it is active, ``compiles`` that the command compiles CUDA.
+    gets around it where it is active, ``compiles`` that the command compiles CUDA. ``seen`` are
+    the words that people see here, where the symptom's are an example of them.
     """
 
     what: str
@@ -39,6 +40,7 @@ class Cause(NamedTuple):
     command: str
     served: bool = False
     compiles: bool = False
+    seen: str = ""
 
 
 Detector = Callable[[Facts], Iterator[Cause]]
@@ -70,16 +72,9 @@ def findings(facts: Facts) -> tuple[Finding, ...]:
             if cause.served and not facts.hook.active:
                 off = facts.hook.mode == "off"
                 command = "unset JETSON_MAMBA" if off else "jetson-mamba enable"
+            seen = cause.seen or SYMPTOMS[symptom]
+            compiles = cause.compiles and bool(option)
             found.append(
-                Finding(
-                    symptom,
-                    SYMPTOMS[symptom],
-                    cause.what,
-                    cause.why,
-                    command,
-                    cured,
-                    option,
-                    cause.compiles and bool(option),
-                )
+                Finding(symptom, seen, cause.what, cause.why, command, cured, option, compiles)
             )
     return tuple(found)
