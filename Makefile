@@ -19,7 +19,7 @@ DEMO_BASE  = .demo/base-$(shell echo '$(TORCH) $(TRITON)' | cksum | cut -d ' ' -
 DEMO_MAMBA = .demo/mamba-ssm-$(MAMBA_SSM)
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint matrix mutants mutate joints exports boards peers copies release docs sanitize clean
+.PHONY: help demo test lint matrix mutants mutate joints exports boards peers copies release docs docs-check sanitize clean
 
 help:
 	@echo 'make demo [MAMBA_SSM=2.2.4] [TEXT=file]   train two small models here, nothing compiled'
@@ -38,6 +38,7 @@ help:
 	@echo 'make release                              wheel and sdist, in dist, tried as published'
 	@echo 'make sanitize                             the CUDA kernels under compute-sanitizer, on a GPU'
 	@echo 'make docs                                 the documentation, in build/site'
+	@echo 'make docs-check                           its pages in a browser, and the commands that install'
 	@echo 'make clean                                remove what these made'
 
 demo: $(DEMO_MAMBA)
@@ -121,6 +122,11 @@ release: .venv/ready .releases/ready
 docs: .venv/docs-ready
 	.venv/bin/python -m tests.faults
 	.venv/bin/mkdocs build --strict
+
+# Needs Chromium, and a network for pip.
+docs-check: docs .releases/ready
+	.venv/bin/python -m tools.docs_check
+	.venv/bin/python -m pytest tests/docs --slow
 
 .venv/docs-ready: requirements-docs.txt .venv/ready
 	.venv/$(PIP) --requirement requirements-docs.txt

@@ -72,7 +72,9 @@ def _command(name: str, command: Any, above: Any) -> Iterator[str]:
     for each in command.params:
         if getattr(each, "hidden", False) or each.name == "version":
             continue
-        spelled = each.opts if each.param_type_name == "option" else [each.metavar or each.name.upper()]
+        spelled = (
+            each.opts if each.param_type_name == "option" else [each.metavar or each.name.upper()]
+        )
         words = getattr(each, "help", None) or ""
         default = each.default() if callable(each.default) else each.default
         plain = isinstance(default, (int, str, float)) and not isinstance(default, bool)

@@ -1,8 +1,8 @@
 """Looks at every page of the built site as a phone and a desk show it: ``make docs-check``.
 
 A headless Chromium loads each page in a frame of 390 and of 1280 px. What reaches beyond the frame
-and cannot be scrolled by itself, and a name in a table that is broken across lines, are printed,
-and the exit code is 1. With ``--pictures FOLDER`` it draws each page, for a person to look at.
+and cannot be scrolled by itself, a message or command that is cut, and a name in a table that is
+broken across lines, are printed, and the exit code is 1. With ``--pictures FOLDER`` it draws each page, for a person to look at.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ async function look(page, width) {
   for (const each of view.document.querySelectorAll("td code, th code"))
     if (!/[\\s-]/.test(each.textContent.trim()) && each.getClientRects().length > 1)
       say("a name in a table is broken", each);
+  for (const each of view.document.querySelectorAll(".language-text code, .language-bash code"))
+    if (each.scrollWidth > each.clientWidth + 1) say("a message or command is cut", each);
   return 1;
 }
 (async () => {
