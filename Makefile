@@ -126,7 +126,7 @@ docs: .venv/docs-ready
 # Needs Chromium, and a network for pip.
 docs-check: docs .releases/ready
 	.venv/bin/python -m tools.docs_check
-	.venv/bin/python -m pytest tests/docs --slow
+	.venv/bin/python -m tests.docs
 
 .venv/docs-ready: requirements-docs.txt .venv/ready
 	.venv/$(PIP) --requirement requirements-docs.txt

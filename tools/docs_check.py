@@ -2,7 +2,8 @@
 
 A headless Chromium loads each page in a frame of 390 and of 1280 px. What reaches beyond the frame
 and cannot be scrolled by itself, a message or command that is cut, and a name in a table that is
-broken across lines, are printed, and the exit code is 1. With ``--pictures FOLDER`` it draws each page, for a person to look at.
+broken across lines, are printed, and the exit code is 1. With ``--pictures FOLDER`` it draws each
+page, for a person to look at.
 """
 
 from __future__ import annotations
