@@ -562,7 +562,25 @@ def test_what_is_missing_besides(machine: Machine) -> None:
     healthy(machine)
     shutil.rmtree(machine.site / "einops")
     finding = machine.findings()["no-dependency"]
-    assert finding["command"].endswith("pip install einops")
+    assert finding["what"] == "einops is not installed"
+    assert finding["message"] == "No module named 'einops'"
+    assert finding["command"] == "jetson-mamba install"
+
+
+def test_all_that_is_missing_is_one_finding_with_the_modules_that_are(machine: Machine) -> None:
+    healthy(machine)
+    for name in ("transformers", "huggingface_hub"):
+        shutil.rmtree(machine.site / name)
+    (finding,) = (each for each in machine.examine()["findings"] if not each["cured"])
+    assert finding["symptom"] == "no-dependency"
+    assert finding["what"] == "transformers and huggingface-hub are not installed"
+    assert finding["message"] == "No module named 'transformers', 'huggingface_hub'"
+    assert finding["command"] == "jetson-mamba install"
+    # Where pip knows nothing of the mamba_ssm, an installer would put another beside it.
+    shutil.rmtree(next(machine.site.glob("mamba_ssm-*.dist-info")))
+    (finding,) = (each for each in machine.examine()["findings"] if not each["cured"])
+    assert "pip install transformers" in finding["command"]
+    assert finding["command"].endswith(" huggingface-hub")
 
 
 def test_a_torch_that_raises(machine: Machine) -> None:
