@@ -7,72 +7,7 @@ import shlex
 import sys
 from typing import Any
 
-# The newest release of mamba-ssm whose text is known, and the newest that an old Python or an old
-# Triton can run: 2.2.3 wants Python 3.9, and 2.3.2 what Triton has from 3.4 on.
-NEWEST_KNOWN = "2.3.2.post1"
-FOR_AN_OLD_TRITON = "2.3.1"
-FOR_AN_OLD_PYTHON = "2.2.2"
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-
-def known_release(triton: str | None = None) -> str:
-    """The release of mamba-ssm to install here, beside a ``triton``, of which None is unknown."""
-    if sys.version_info < (3, 9):
-        return FOR_AN_OLD_PYTHON
-    major, _, rest = (triton or "").partition(".")
-    minor = rest.partition(".")[0]
-    old = major.isdigit() and minor.isdigit() and (int(major), int(minor)) < (3, 4)
-    return FOR_AN_OLD_TRITON if old else NEWEST_KNOWN
-
-
-def for_a_text(path: object) -> str:
-    """What to do about a target whose text, in the file ``path``, is not understood."""
-    release = replacement(path)
-    install = f"install a release that is known (jetson-mamba install mamba-ssm=={release}), "
-    text = path if isinstance(path, str) else "its text"
-    return (
-        f"{install if release else ''}report {text} to the authors of jetson_mamba, or set "
-        "JETSON_MAMBA=off to silence this"
-    )
-
-
-def replacement(path: object) -> str | None:
-    """The release to install in place of one whose text, in the file ``path``, is not understood.
-
-    None where that would be the same text again, or where the text is a fork's or a checkout's,
-    which its user wants.
-    """
-    distribution = _installed("mamba-ssm")
-    if distribution is None or not isinstance(path, str):
-        return None
-    folder = os.path.realpath(str(distribution.locate_file("")))
-    relative = os.path.relpath(os.path.realpath(path), folder)
-    recorded = {os.path.normpath(str(each)): each for each in distribution.files or ()}
-    if relative not in recorded:
-        return None
-    release = known_release(_version("triton"))
-    published = not distribution.read_text("direct_url.json")
-    if published and _numbers(distribution.version) <= _numbers(NEWEST_KNOWN):
-        return distribution.version if _altered(path, recorded[relative].hash) else None
-    return release
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    import re
-
-    return tuple(map(int, re.findall(r"\d+", version)))
-
-
-def _altered(path: str, recorded: Any) -> bool:
-    """Whether a file is another one than was installed, as far as that is recorded."""
-    if recorded is None or recorded.mode != "sha256":
-        return False
-    import base64
-    import hashlib
-
-    with open(path, "rb") as file:
-        digest = hashlib.sha256(file.read()).digest()
-    return bool(base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != recorded.value)
 
 
 # Whether an index has this project: then, and only then, its name alone is a requirement.
@@ -124,7 +59,7 @@ def origin() -> tuple[str, str | None]:
     told = _direct_url()
     url = told.get("url", "")
     if not url:  # by its name, or by a pip that does not record it
-        version = _version("jetson-mamba")
+        version = getattr(installed("jetson-mamba"), "version", None)
         return "index", f"jetson-mamba=={version}" if ON_AN_INDEX else None
     vcs = told.get("vcs_info", {})
     if vcs:
@@ -143,11 +78,11 @@ def origin() -> tuple[str, str | None]:
 def _editable() -> bool:
     """Whether the files that run are those of a folder that somebody works in."""
     told = _direct_url()
-    return _installed("jetson-mamba") is None or bool(told.get("dir_info", {}).get("editable"))
+    return installed("jetson-mamba") is None or bool(told.get("dir_info", {}).get("editable"))
 
 
 def _direct_url() -> dict[str, Any]:
-    distribution = _installed("jetson-mamba")
+    distribution = installed("jetson-mamba")
     if distribution is None:
         return {}
     import json
@@ -182,15 +117,25 @@ def has_pip() -> bool:
     return PathFinder.find_spec("pip") is not None
 
 
-def _installed(name: str) -> Any:
+def version_of_pip() -> str:
+    """The pip of this interpreter, read from its text: importing it changes the process."""
+    import re
+    from importlib.machinery import PathFinder
+
+    spec = PathFinder.find_spec("pip")
+    try:
+        with open(str(spec and spec.origin), encoding="utf-8", errors="replace") as file:
+            match = re.search(r"^__version__ = [\"']([^\"']+)", file.read(), re.MULTILINE)
+    except OSError:
+        return "0"
+    return match[1] if match else "0"
+
+
+def installed(name: str) -> Any:
+    """The metadata of a distribution; None where there is none."""
     from importlib import metadata
 
     try:
         return metadata.distribution(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _version(name: str) -> str | None:
-    distribution = _installed(name)
-    return distribution.version if distribution is not None else None

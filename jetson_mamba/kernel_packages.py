@@ -12,7 +12,7 @@ from functools import lru_cache
 from importlib import import_module
 from typing import NamedTuple
 
-from jetson_mamba import triton_there
+from jetson_mamba import advice, triton_there
 
 TRITON = "triton"
 
@@ -120,7 +120,7 @@ def _reason(name: str) -> str | None:
 def _warn(name: str, reason: str) -> None:
     warnings.warn(
         f"{reason}, so what Mamba-3's kernels in it would compute is computed by jetson_mamba "
-        f"where it can. What to do: pip install --upgrade {KINDS[name].install}.",
+        f"where it can. What to do: {advice.pip()} install --upgrade {KINDS[name].install}.",
         RuntimeWarning,
         stacklevel=3,
     )

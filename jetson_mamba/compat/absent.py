@@ -10,7 +10,7 @@ import functools
 import inspect
 from typing import Any, NoReturn
 
-from jetson_mamba import kernel_packages
+from jetson_mamba import advice, kernel_packages
 
 
 class Absent:
@@ -74,9 +74,9 @@ class NoKernel(RuntimeError):
         self.kernel, self.kind = kernel, kind
 
     def __str__(self) -> str:
-        install = kernel_packages.KINDS[self.kind].install
+        install = f"{advice.pip()} install {kernel_packages.KINDS[self.kind].install}"
         return (
             f"{self.kernel} is a kernel in {self.kind}, which cannot be imported here, and "
-            f"jetson_mamba has nothing that takes its place. What to do: pip install {install}, on "
-            "a GPU that it has kernels for, or call the function of mamba_ssm that launches it."
+            f"jetson_mamba has nothing that takes its place. What to do: {install}, on a GPU that "
+            "it has kernels for, or call the function of mamba_ssm that launches it."
         )

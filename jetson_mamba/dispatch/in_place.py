@@ -20,6 +20,17 @@ def addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, out: Tensor) -> Tensor:
     return torch.addmm(input, mat1, mat2, out=out)
 
 
+# Before torch 2.2 addcmul fails on a CPU where it is to write to a tensor of another dtype.
+_CONVERTS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 2)
+
+
+def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, out: Tensor | None) -> Tensor:
+    """``out = input + tensor1 * tensor2``, where asked for into a tensor of any dtype."""
+    if _CONVERTS or out is None or out.dtype == input.dtype or not out.is_cpu:
+        return torch.addcmul(input, tensor1, tensor2, out=out)
+    return out.copy_(torch.addcmul(input, tensor1, tensor2))
+
+
 def _bump(tensor: Tensor) -> None:
     # No element, and a write all the same.
     tensor.detach()[:0].zero_()

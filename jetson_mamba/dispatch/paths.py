@@ -83,8 +83,10 @@ _function_modes: Callable[[], int] = torch._C._len_torch_function_stack
 
 def _has_batched_key(tensor: Tensor) -> bool:
     keys: Any = torch._C
-    # By its name: the enumeration of torch 2.2 has no attribute for it.
-    return bool(keys._dispatch_keys(tensor).has(keys._parse_dispatch_key("Batched")))
+    # By its name: the enumeration of torch 2.2 has no attribute for it. So that finds it in 2.2,
+    # and what went before in 2.0 and 2.1.
+    parse = getattr(keys, "_parse_dispatch_key", None) or keys._dispatch_key_parse
+    return bool(keys._dispatch_keys(tensor).has(parse("Batched")))
 
 
 _is_batched: Callable[[Tensor], bool] = getattr(

@@ -317,8 +317,9 @@ def _reason_and_advice(error: Exception, loader: Any) -> tuple[str, str]:
         reason = f"jetson_mamba failed on it ({type(error).__name__}: {error})"
     try:
         from jetson_mamba import advice
+        from jetson_mamba.releases import instead
 
         path = getattr(loader, "path", None)
-        return reason, advice.for_a_text(path) if whole else advice.repair()
+        return reason, instead.for_a_text(path) if whole else advice.repair()
     except Exception:  # that half is gone as well, or the metadata cannot be read
         return reason, "install jetson_mamba again, or set JETSON_MAMBA=off to silence this"

@@ -6,7 +6,9 @@ so the error passes the loader whichever module wants it.
 
 from __future__ import annotations
 
-from jetson_mamba import advice
+import sys
+
+from jetson_mamba.releases import needed
 
 # What mamba_ssm's metadata names, or its modules import, beyond torch and Triton.
 PACKAGES = ("einops", "huggingface_hub", "packaging", "transformers")
@@ -23,9 +25,14 @@ def explain(error: ModuleNotFoundError) -> None:
         return
     error.msg = (
         f"No module named {error.name!r}, which {_importer(error)} imports; install it with: "
-        f"{advice.pip()} install {error.name}"
+        f"{needed.command(_torch(), error.name.replace('_', '-'))}"
     )
     error.args = (error.msg,)
+
+
+def _torch() -> str:
+    """The version of the torch that has been imported, as mamba_ssm does first; "" of none."""
+    return str(getattr(sys.modules.get("torch"), "__version__", ""))
 
 
 def _importer(error: ModuleNotFoundError) -> str:

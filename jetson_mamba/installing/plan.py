@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from jetson_mamba.errors import CannotRun
 from jetson_mamba.installing import environments
 from jetson_mamba.installing.situation import Situation, Torch
-from jetson_mamba.releases import get_torch, together
+from jetson_mamba.releases import get_torch, needed, together
 from jetson_mamba.releases.versions import allows, at_least, is_specifier, key
 
 REQUIREMENT = re.compile(r"mamba[-_.]ssm\s*(?P<specifier>[^;@\[\]]*)", re.IGNORECASE)
@@ -109,9 +109,10 @@ def _torch(here: Situation) -> Torch:
             f"one for this machine: {get_torch.command(jetpack)}"
         )
     if here.torch.error:
+        mends = get_torch.instead_of_a_broken_one(here.torch.error, jetpack)
         raise CannotRun(
-            f"torch {here.torch.version} cannot be imported ({here.torch.error}); install the one "
-            f"for this machine: {get_torch.command(jetpack, again=True)}"
+            f"torch {here.torch.version} cannot be imported ({here.torch.error}); what mends it "
+            f"here: {mends}"
         )
     return here.torch
 
@@ -139,7 +140,7 @@ def _release(here: Situation, specifier: str) -> tuple[Choice, bool]:
         return chosen(None, "is asked for")
     able = [each for each in asked if _cannot(here, each) is None]
     if not able:
-        other = _best([each for each in together.MAMBA_SSM if _cannot(here, each) is None], here)
+        other = together.newest(here.python, here.packages.get("triton"))
         raise CannotRun(
             f"mamba-ssm{specifier} cannot work here: {_cannot(here, asked[-1])}; this can: "
             f"jetson-mamba install mamba-ssm=={other}"
@@ -161,13 +162,7 @@ def _best(releases: list[str], here: Situation) -> str:
 
 def _cannot(here: Situation, release: str) -> str | None:
     """Why a release cannot be installed or imported here."""
-    if release in together.INCOMPLETE:
-        return f"{release} was published with files missing"
-    python = together.python_for(release)
-    if here.python < python:
-        needs, has = (".".join(map(str, each)) for each in (python, here.python))
-        return f"{release} needs Python {needs}, and this is {has}"
-    return None
+    return together.cannot_be_imported(release, here.python)
 
 
 def _beside_triton(here: Situation, release: str) -> str | None:
@@ -210,16 +205,19 @@ class _Chooser:
     def what_is_imported(self) -> None:
         """What mamba_ssm imports besides."""
         self._need("einops", "", "mamba_ssm imports it")
+        tool = self.here.tool
+        pip = tool.version if tool is not None and tool.kind == "pip" else None
+        old = needed.old_pip(pip, self.here.architecture)
         bound = together.transformers_for(self.torch.version)
         why = "mamba_ssm generates text with it"
         if bound:
             why += f"; others switch torch {self.torch.version} off"
-        old = self._pip_knows_no_newer_wheels()
-        if old and "transformers" not in self.here.packages:
-            bound = together.TRANSFORMERS_WITHOUT_XET
-        if self._need("transformers", bound, why):
-            if old:
-                self._need("huggingface-hub", together.HUB_WITHOUT_XET, "later ones are compiled")
+        found = self.here.packages.get("transformers")
+        if found is None or (found and not allows(bound, found)):
+            brought, *with_it = needed.requirements("transformers", self.torch.version, old)
+            self._need("transformers", brought[len("transformers") :], why)
+            for hub in with_it:
+                self._need("huggingface-hub", hub[len("huggingface-hub") :], "later ones compile")
             # What it brings: not named here, since it knows which it needs.
             if "numpy" not in self.here.packages:
                 numpy = together.numpy_for(self.torch.version)
@@ -247,12 +245,6 @@ class _Chooser:
         self.choices.append(
             Choice("triton", None, f"{wanted}, if there is one" if wanted else None, why)
         )
-
-    def _pip_knows_no_newer_wheels(self) -> bool:
-        """Whether pip would compile what has wheels for a newer glibc alone."""
-        tool = self.here.tool
-        old = tool is not None and tool.kind == "pip" and not at_least(tool.version, 20, 3)
-        return old and self.here.architecture == "aarch64"
 
     def held(self) -> list[str]:
         """The requirements that keep what is there."""

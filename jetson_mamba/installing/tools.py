@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib.machinery import PathFinder
 from importlib.util import find_spec
 
 from jetson_mamba import advice
@@ -74,7 +73,7 @@ def tool(python: str = sys.executable) -> Tool | None:
     if advice.has_pip():
         # "install" comes last, so that options of that command can follow.
         command = (python, "-m", "pip", "--disable-pip-version-check", "install")
-        return Tool("pip", _version_of_pip(), command)
+        return Tool("pip", advice.version_of_pip(), command)
     uv = os.environ.get("UV") or shutil.which("uv")
     if uv:
         return Tool("uv", "", (uv, "pip", "install", "--python", python))
@@ -88,17 +87,6 @@ def tool(python: str = sys.executable) -> Tool | None:
         command = (python, "-m", "pip", "--disable-pip-version-check", "install")
         return Tool("pip", _bundled(), command, (python, "-m", "ensurepip"))
     return None
-
-
-def _version_of_pip() -> str:
-    """The pip of this interpreter, read from its text: importing it changes the process."""
-    spec = PathFinder.find_spec("pip")
-    try:
-        with open(str(spec and spec.origin), encoding="utf-8", errors="replace") as file:
-            match = re.search(r"^__version__ = [\"']([^\"']+)", file.read(), re.MULTILINE)
-    except OSError:
-        return "0"
-    return match[1] if match else "0"
 
 
 def _bundled() -> str:

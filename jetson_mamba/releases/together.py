@@ -74,6 +74,24 @@ def goes_with_triton(release: str, triton: str) -> bool:
     return at_least(triton, *oldest) and not (before_3 and at_least(triton, 3))
 
 
+def cannot_be_imported(release: str, python: tuple[int, int]) -> str | None:
+    """Why nobody can import a release in a Python, whatever else is there."""
+    if release in INCOMPLETE:
+        return f"{release} was published with files missing"
+    oldest = python_for(release)
+    if python < oldest:
+        needs, has = (".".join(map(str, each)) for each in (oldest, python))
+        return f"{release} needs Python {needs}, and this is {has}"
+    return None
+
+
+def newest(python: tuple[int, int], triton: str | None) -> str:
+    """The newest release that can work in a Python, beside a Triton where one is known."""
+    able = [each for each in MAMBA_SSM if cannot_be_imported(each, python) is None]
+    beside = [each for each in able if not triton or goes_with_triton(each, triton)]
+    return (beside or able)[-1]
+
+
 def triton_for(torch: str) -> str | None:
     """The Triton that a torch was built beside; None for one that is newer than this table."""
     numbers = (*key(torch)[0], 0)[:2]

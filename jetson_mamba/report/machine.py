@@ -15,8 +15,12 @@ import sys
 import sysconfig
 from dataclasses import dataclass
 
-# JetPack is numbered for its major release of Jetson Linux (L4T).
-JETPACK_OF_L4T = {"32": "4", "34": "5", "35": "5", "36": "6", "38": "7", "39": "7"}
+# JetPack is numbered for its major release of Jetson Linux (L4T); 6.0 has another CUDA than the
+# rest of 6.
+JETPACK_OF_L4T = {
+    **{"32": "4.x", "34": "5.x", "35": "5.x", "36": "6.x", "38": "7.x", "39": "7.x"},
+    **{"36.2": "6.0", "36.3": "6.0"},
+}
 # By the names in the device tree.
 CAPABILITY_OF_BOARD = (
     ("thor", "11.0"),
@@ -168,8 +172,9 @@ def _jetpack(root: str, l4t: str | None) -> str | None:
             version = re.search(r"^Version: ([\d.]+)", paragraph, re.MULTILINE)
             if version:
                 return version[1]
-    major = JETPACK_OF_L4T.get(l4t.partition(".")[0])
-    return f"{major}.x" if major else None
+    major, _, rest = l4t.partition(".")
+    release = f"{major}.{rest.partition('.')[0]}"
+    return JETPACK_OF_L4T.get(release, JETPACK_OF_L4T.get(major))
 
 
 def _bytes(meminfo: str | None, name: str) -> int | None:

@@ -15,6 +15,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(b.name for b in BOARDS))
     parser.add_argument("--page", action="store_true", help="write the page from the last runs")
+    parser.add_argument(
+        "--from",
+        dest="first",
+        metavar="TEXT",
+        help="go on in what was built, at the first command with this text in it",
+    )
     given = parser.parse_args()
     known = {board.name: board for board in BOARDS}
     strange = [name for name in given.names if name not in known]
@@ -28,9 +34,15 @@ def main() -> int:
     failed = False
     for name in () if given.page else given.names or known:
         board = known[name]
-        print(f"{name}: building", flush=True)
-        root = roots.build(board)
-        steps.carry_out(board, root, roots.FOLDER / f"{name}.log")
+        first = 0
+        if given.first:
+            try:
+                first = steps.place(steps.commands(board.section), given.first)
+            except ValueError as error:
+                parser.error(str(error))
+        print(f"{name}: {'going on' if first else 'building'}", flush=True)
+        root = roots.renew(board) if first else roots.build(board)
+        steps.carry_out(board, root, page.log(board), first)
         result = page.result(board)
         for step in result["steps"]:
             print("{seconds:5d} s, exit code {code}: {command}".format(**step), flush=True)

@@ -11,8 +11,9 @@ class Board(NamedTuple):
     ``suite`` is Debian's, for the Python that it has; where there is none, this machine's own
     interpreter of that version runs in an environment, without emulation and without a board's
     files. ``section`` is the heading of the first steps that are taken; ``torch`` a release on
-    PyPI, and ``label`` the version that its record is given in place of PyPI's; ``triton`` is one
-    that is there already; ``pip`` the board's own, and ``packages`` what else is there.
+    PyPI, and ``label`` the version that it is given in place of PyPI's: that of the vendor's wheel,
+    in whose record it stands without the leading zeros; ``triton`` is one that is there already;
+    ``pip`` the board's own, and ``packages`` what else is there.
     """
 
     name: str
@@ -38,12 +39,12 @@ R38 = "# R38 (release), REVISION: 2.0, GCID: 41844464, BOARD: generic, EABI: aar
 BOARDS = (
     Board(
         *("jetpack-5", "JetPack 5", "bullseye", "3.9", XAVIER, R35, "20.0.2"),
-        *("2.2.2", "2.2.0a0+6a974be.nv23.11"),
+        *("2.1.2", "2.1.0a0+41361538.nv23.06"),
         packages=("numpy==1.24.4", "setuptools==45.2.0"),
     ),
     Board(
         *("jetpack-6-torch-2.4", "JetPack 6", "bookworm", "3.11", ORIN, R36, "22.0.2"),
-        *("2.4.1", "2.4.0a0+07cecf4168.nv24.5"),
+        *("2.4.1", "2.4.0a0+07cecf4168.nv24.05"),
         packages=("numpy==1.26.4", "setuptools==59.6.0"),
     ),
     Board(
@@ -57,12 +58,12 @@ BOARDS = (
     ),
     Board(
         *("x86-64-python-3.8", "JetPack 5", "", "3.8", "", "", "20.0.2"),
-        *("2.2.2", "2.2.0a0+6a974be.nv23.11"),
+        *("2.1.2", "2.1.0a0+41361538.nv23.06"),
         packages=("numpy==1.24.4", "setuptools==45.2.0"),
     ),
     Board(
         *("x86-64-python-3.10", "JetPack 6", "", "3.10", "", "", "22.0.2"),
-        *("2.4.1", "2.4.0a0+07cecf4168.nv24.5"),
+        *("2.4.1", "2.4.0a0+07cecf4168.nv24.05"),
         packages=("numpy==1.26.4", "setuptools==59.6.0"),
     ),
 )

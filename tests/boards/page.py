@@ -53,7 +53,8 @@ def page(results: dict[str, Any]) -> str:
         rows.append(
             f"| {board.name} | {board.python} | {board.label} | {board.pip or 'its own'} "
             f"| {board.triton or 'none'} | {release[1] if release else ''} "
-            f"| {verdict[1] if verdict else _failed(result)} | {minutes:.0f} | {result['date']} |"
+            f"| {verdict[1] if verdict else _failed(result)} | {minutes:.0f} "
+            f"| {result['date']}{_in_one_go(result)} |"
         )
     return BEGINNING + "\n".join(rows) + "\n" + ENDING
 
@@ -73,7 +74,9 @@ def result(board: Board) -> dict[str, Any]:
     text = log(board).read_text(encoding="utf-8", errors="replace")
     done = steps.read(steps.commands(board.section), text)
     day = datetime.date.fromtimestamp(log(board).stat().st_mtime)
-    return {"date": day.isoformat(), "steps": [vars(step) for step in done]}
+    told = {"date": day.isoformat(), "steps": [vars(step) for step in done]}
+    again = dict.fromkeys(steps.resumed(text))
+    return {**told, "resumed": [done[each].command for each in again if each < len(done)]}
 
 
 def keep(results: dict[str, Any]) -> None:
@@ -88,6 +91,12 @@ def passed(board: Board, result: dict[str, Any]) -> bool:
     wanted = steps.commands(board.section)
     ended = all(step["code"] == 0 or "doctor" in step["command"] for step in done)
     return [step["command"] for step in done] == wanted and ended
+
+
+def _in_one_go(result: dict[str, Any]) -> str:
+    """Where a run was taken up again after something had been mended."""
+    again = [f"`{command}`" for command in result.get("resumed", ())]
+    return f", taken up again at {', '.join(again)}" if again else ""
 
 
 def _failed(result: dict[str, Any]) -> str:

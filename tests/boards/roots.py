@@ -11,6 +11,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+from packaging.version import Version
+
 from tests.boards.declared import Board
 from tests.hook.pythons import interpreters
 
@@ -67,8 +69,42 @@ def build(board: Board) -> Path:
     _files_of_the_board(board, root)
     site = _site(board, root)
     _put(board, site)
+    _compile(board, root)
     _checkout(root)
     return root
+
+
+def renew(board: Board) -> Path:
+    """A root that is there already, with the project as it is now, also where it is installed."""
+    root = FOLDER / board.name
+    shutil.rmtree(root / CHECKOUT, ignore_errors=True)
+    _checkout(root)
+    for record in root.rglob("jetson_mamba-*.dist-info"):
+        for package in ("jetson_mamba", "vendored_overrides"):
+            there = record.parent / package
+            shutil.rmtree(there, ignore_errors=True)
+            shutil.copytree(root / CHECKOUT / package, there)
+    return root
+
+
+def _compile(board: Board, root: Path) -> None:
+    """Compile what is there to bytecode, as the scripts of its packages do where they are run.
+
+    Done by this machine's own interpreter of that version, where there is one: bytecode is the
+    same for every processor, and under emulation this takes longer than all that follows.
+    """
+    python = interpreter(board)
+    if python is not None:
+        folders = [root / "usr/lib/python3", root / f"usr/lib/python{board.python}"]
+        folders.append(root / "usr/local/lib" / f"python{board.python}")
+        named = ["-s", str(root), "-p", "/", "-q", "-q", *map(str, folders)]
+        # What it cannot compile, such as a template, Debian's scripts pass over too.
+        subprocess.run([python, "-m", "compileall", *named], check=False)
+
+
+def interpreter(board: Board) -> str | None:
+    """This machine's own interpreter of the board's version."""
+    return next((each for each in interpreters() if each.endswith(board.python)), None)
 
 
 def command(board: Board, root: Path, script: str) -> list[str]:
@@ -88,7 +124,7 @@ def _environment(board: Board) -> Path:
     root = FOLDER / board.name
     python = root / "venv" / "bin" / "python"
     if not python.exists():
-        found = next((each for each in interpreters() if each.endswith(board.python)), None)
+        found = interpreter(board)
         if found is None:
             raise SystemExit(
                 f"{board.name}: needs python{board.python}, on the path or under pyenv"
@@ -138,6 +174,10 @@ def _files_of_the_board(board: Board, root: Path) -> None:
     (root / "proc" / "device-tree" / "model").write_text(board.model + "\0")
     for name in ("cpuinfo", "meminfo"):
         (root / "proc" / name).write_text((Path("/proc") / name).read_text())
+    processors = root / "sys" / "devices" / "system" / "cpu"
+    processors.mkdir(parents=True, exist_ok=True)
+    for name in ("possible", "present"):
+        (processors / name).write_text((Path("/sys/devices/system/cpu") / name).read_text())
     (root / "etc" / "nv_tegra_release").write_text(board.l4t + "\n")
     for name in ("etc/resolv.conf", "etc/ssl/certs/ca-certificates.crt"):
         shutil.copyfile(f"/{name}", root / name)
@@ -180,19 +220,20 @@ def _put(board: Board, site: Path) -> None:
 
 
 def _relabel(site: Path, board: Board) -> None:
-    """Give torch's record the version that the vendor's build has."""
+    """Give torch and its record the version that the vendor's build has."""
     (record,) = site.glob("torch-*.dist-info")
     text = (record / "METADATA").read_text(encoding="utf-8")
-    text = re.sub(r"^Version: .*$", f"Version: {board.label}", text, count=1, flags=re.MULTILINE)
+    # As it was written there: the nv24.05 of the module is nv24.5 in the record.
+    recorded = str(Version(board.label))
+    text = re.sub(r"^Version: .*$", f"Version: {recorded}", text, count=1, flags=re.MULTILINE)
     # A vendor's wheel names no packages of NVIDIA's.
     text = re.sub(r"^Requires-Dist: (nvidia|triton).*\n", "", text, flags=re.MULTILINE)
     (record / "METADATA").write_text(text, encoding="utf-8")
-    if not record.name.startswith(f"torch-{board.label}."):
-        record.rename(record.with_name(f"torch-{board.label}.dist-info"))
-        version = site / "torch" / "version.py"
-        text = version.read_text()
-        text = re.sub(r"__version__ = '[^']*'", f"__version__ = '{board.label}'", text)
-        version.write_text(text)
+    if not record.name.startswith(f"torch-{recorded}."):
+        record.rename(record.with_name(f"torch-{recorded}.dist-info"))
+    version = site / "torch" / "version.py"
+    text = version.read_text()
+    version.write_text(re.sub(r"__version__ = '[^']*'", f"__version__ = '{board.label}'", text))
 
 
 def _checkout(root: Path) -> None:

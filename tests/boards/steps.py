@@ -38,10 +38,16 @@ def commands(section: str, text: str | None = None) -> list[str]:
     return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
 
 
-def carry_out(board: Board, root: Path, log: Path) -> None:
-    """Run a section's commands in one shell until one fails; ``log`` gets what they say."""
+def carry_out(board: Board, root: Path, log: Path, first: int = 0) -> None:
+    """Run a section's commands in one shell until one fails; ``log`` gets what they say.
+
+    With ``first``, those before it are taken from the log of an earlier run, and of them only what
+    changes the shell itself is done again.
+    """
+    given = commands(board.section)
     lines = ["cd ~/jetson-mamba"]
-    for command in commands(board.section):
+    lines += [command for command in given[:first] if command.startswith((". ", "export "))]
+    for command in given[first:]:
         # The doctor finds that there is no GPU, which is so.
         go_on = ":" if "doctor" in command else "[ $code = 0 ] || exit $code"
         lines += [
@@ -52,7 +58,10 @@ def carry_out(board: Board, root: Path, log: Path) -> None:
         ]
     script = root / "tmp" / "first-steps.sh"
     script.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    before = _before(first, log) if first else ""
     with log.open("w", encoding="utf-8") as stream:
+        stream.write(before)
+        stream.flush()
         subprocess.run(
             roots.command(board, root, script.name),
             stdin=subprocess.DEVNULL,
@@ -63,9 +72,33 @@ def carry_out(board: Board, root: Path, log: Path) -> None:
         )
 
 
+def place(given: list[str], text: str) -> int:
+    """Which of the commands has a text in it; ValueError where none has."""
+    for index, command in enumerate(given):
+        if text in command:
+            return index
+    raise ValueError(f"{text!r}: expected a part of one of: {'; '.join(given)}")
+
+
+def _before(first: int, log: Path) -> str:
+    """What a log says of the steps before one, and that the run goes on there."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    begins = [match.start() for match in re.finditer(rf"^{MARK} begin ", text, re.MULTILINE)]
+    if len(begins) < first:
+        raise ValueError(f"{log}: tells of {len(begins)} steps, and {first} were to be before")
+    kept = text[: begins[first]] if len(begins) > first else text
+    return f"{kept}{MARK} resumed {first}\n"
+
+
+def resumed(output: str) -> list[int]:
+    """The steps from which on a run was taken up again, as a log tells."""
+    return [int(each) for each in re.findall(rf"^{MARK} resumed (\d+)$", output, re.MULTILINE)]
+
+
 def read(given: list[str], output: str) -> list[Step]:
     """The steps that a log tells of."""
     found = []
+    output = re.sub(rf"^{MARK} resumed \d+\n", "", output, flags=re.MULTILINE)
     parts = re.split(rf"^{MARK} begin (\d+)\n", output, flags=re.MULTILINE)[1:]
     for command, began, told in zip(given, parts[::2], parts[1::2]):
         said, mark, ended = told.rpartition(f"{MARK} end ")

@@ -28,6 +28,7 @@ def no_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("# R35 (release), REVISION: 4.1, GCID: 33958178, BOARD: t186ref", "35.4.1", "5.x"),
         ("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic", "36.4.3", "6.x"),
+        ("# R36 (release), REVISION: 3.0, GCID: 36191598, BOARD: generic", "36.3.0", "6.0"),
         ("# R38 (release), REVISION: 2.0, GCID: 41844464, BOARD: generic", "38.2.0", "7.x"),
         ("something else", None, None),
     ],

@@ -9,11 +9,15 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from jetson_mamba import advice
+from jetson_mamba.installing.plan import plan
+from jetson_mamba.installing.situation import Situation, Torch
 from jetson_mamba.installing.tools import tool
+from jetson_mamba.releases import instead, together
 from tests.faults.environment import copy_package
 from tests.hook.sandbox import Sandbox
 from tests.hook.test_import import UNKNOWN_FORM, stub_extensions
@@ -97,7 +101,7 @@ def test_by_its_name_where_an_index_has_it_and_only_there(monkeypatch: pytest.Mo
     monkeypatch.setattr(advice, "_direct_url", dict)
     assert advice.origin() == ("index", None) and advice.again() is None
     monkeypatch.setattr(advice, "ON_AN_INDEX", True)
-    monkeypatch.setattr(advice, "_version", lambda name: "0.1.0")
+    monkeypatch.setattr(advice, "installed", lambda name: SimpleNamespace(version="0.1.0"))
     assert advice.again() == f"{PIP} jetson-mamba==0.1.0"
 
 
@@ -154,11 +158,22 @@ def test_a_checkout_is_checked_out_again_by_a_command_that_works(
     assert lost.exists()
 
 
-def test_the_releases_named_are_published_ones_the_newest_first() -> None:
-    assert MAMBA_SSM[-1] == advice.NEWEST_KNOWN
-    assert {advice.FOR_AN_OLD_TRITON, advice.FOR_AN_OLD_PYTHON} < set(MAMBA_SSM)
-    assert advice.known_release("3.6.0") == advice.known_release() == advice.NEWEST_KNOWN
-    assert advice.known_release("3.1.0") == advice.known_release("2.1") == advice.FOR_AN_OLD_TRITON
+@pytest.mark.parametrize("triton", [None, "2.1.0", "3.1.0", "3.3.1", "3.4.0", "3.6.0"])
+@pytest.mark.parametrize("python", [(3, minor) for minor in range(8, 16)])
+def test_the_release_named_is_the_one_that_the_installer_would_choose(
+    python: tuple[int, int], triton: str | None
+) -> None:
+    """Else the one refuses what the other advises: 2.3.2 fails on Python 3.9, 2.2.3 on 3.8."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "version_info", (*python, 0, "final", 0))
+        named = instead.known_release(triton)
+    packages = {"triton": triton} if triton else {}
+    here = Situation(python, "aarch64", Torch("2.8.0"), packages, tool=tool())
+    assert plan(here).mamba == plan(here, f"mamba-ssm=={named}").mamba == f"mamba-ssm=={named}"
+
+
+def test_the_newest_release_named_is_the_newest_that_these_tests_know() -> None:
+    assert MAMBA_SSM[-1] == together.NEWEST
 
 
 # A text that is refused.
@@ -180,11 +195,11 @@ def published(sandbox: Sandbox, version: str, text: str, direct_url: str | None 
 @pytest.mark.parametrize(
     ("version", "altered", "direct_url", "release"),
     [
-        ("9.0", False, None, advice.NEWEST_KNOWN),  # the next release
-        (advice.NEWEST_KNOWN, False, None, None),  # the same text again
+        ("9.0", False, None, together.NEWEST),  # the next release
+        (together.NEWEST, False, None, None),  # the same text again
         ("2.2.4", False, None, None),  # one that should be understood
         ("2.2.4", True, None, "2.2.4"),  # somebody edited it
-        (advice.NEWEST_KNOWN, False, "{}", advice.NEWEST_KNOWN),  # from a repository
+        (together.NEWEST, False, "{}", together.NEWEST),  # from a repository
         (None, False, None, None),  # a fork on the path
     ],
 )
@@ -213,7 +228,7 @@ def test_advice_that_cannot_be_had_is_no_error(tmp_path: Path) -> None:
     sandbox = Sandbox(tmp_path)
     stub_extensions(sandbox)
     sandbox.interface.write_text(UNKNOWN_FORM)
-    broken = "from jetson_mamba import advice\nadvice.for_a_text = advice.repair = None\n"
+    broken = "from jetson_mamba.releases import instead\ninstead.for_a_text = None\n"
     done = sandbox.run(broken + f"import {TARGET} as module\nprint(module.__file__)")
     assert done.stdout.strip() == str(sandbox.interface)
     assert "What to do: install jetson_mamba again, or set JETSON_MAMBA=off" in done.stderr

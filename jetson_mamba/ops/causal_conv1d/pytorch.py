@@ -15,6 +15,8 @@ from typing import Iterator
 import torch
 from torch import Tensor
 
+from jetson_mamba.dispatch.in_place import addcmul
+
 from .contract import Case, Gradients, Implementation
 
 # Elements of a block of channels on a CPU: 1 MiB in float32. Smaller ones spend their time on
@@ -205,7 +207,7 @@ def _convolve(
     if offset is None:
         torch.mul(x, taps[:, -1], out=z)
     else:
-        torch.addcmul(offset, x, taps[:, -1], out=z)
+        addcmul(offset, x, taps[:, -1], out=z)
     for lag in range(1, width):
         tap = taps[:, width - 1 - lag]
         inside = max(seqlen - lag, 0)

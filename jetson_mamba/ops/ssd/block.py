@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from jetson_mamba.dispatch.in_place import addcmul
+
 from .contract import Scan
 from .steps import finite
 
@@ -248,8 +250,8 @@ class Local:
         terms = (inside.permute(0, 1, 4, 2, 3, 5), read, self.along(self.enter))
         D = self.channels_of_d()
         if D is None:
-            return torch.addcmul(*terms, out=out)
-        return torch.addcmul(torch.addcmul(*terms), self.x, D, out=out)
+            return addcmul(*terms, out=out)
+        return addcmul(torch.addcmul(*terms), self.x, D, out=out)
 
     def heads(self, values: Tensor) -> Tensor:
         """(k, b, g, q, r p) as a view (k, b, q, g, r, p)."""

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from jetson_mamba.dispatch.in_place import addcmul
+
 from .block import Local, blocks, operand_dtype, product, weighted
 from .contract import Scan
 from .gates import silu_and_slope
@@ -150,9 +152,9 @@ def backward(
         dstate = found.dstate
         D = local.channels_of_d()
         if D is None:
-            torch.addcmul(*found.dx, out=local.view(targets.x))
+            addcmul(*found.dx, out=local.view(targets.x))
         else:
-            torch.addcmul(torch.addcmul(*found.dx), dy, D, out=local.view(targets.x))
+            addcmul(torch.addcmul(*found.dx), dy, D, out=local.view(targets.x))
         if D is None and scan.D is not None:
             dD[..., 0] += found.dD
         elif D is not None:

@@ -30,7 +30,9 @@ def uninstall(name: str) -> str:
 
 
 def torch(facts: Facts) -> str:
-    """The command that brings the torch for this machine, in place of one that is there."""
+    """The command that brings the torch for this machine, or what one that is there lacks."""
+    if facts.torch and facts.torch.error:
+        return get_torch.instead_of_a_broken_one(facts.torch.error, facts.machine.jetpack)
     return get_torch.command(facts.machine.jetpack, again=facts.torch is not None)
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from typing import Iterator
 
-from jetson_mamba.releases import together
+from jetson_mamba.releases import needed
 from jetson_mamba.releases.versions import at_least
 from jetson_mamba.report import installed
 from jetson_mamba.report.facts import Facts
@@ -100,15 +99,11 @@ def _no_dependency(facts: Facts) -> Iterator[Cause]:
     if not mamba or not missing:
         return
     torch = (facts.torch and facts.torch.version) or ""
-    bound = together.transformers_for(torch) if torch else ""
-    wanted = [name + bound if name == "transformers" else name for name in missing.values()]
     yield Cause(
         f"{' and '.join(missing.values())} {'is' if len(missing) == 1 else 'are'} not installed",
         f"mamba_ssm {mamba.version} imports {'it' if len(missing) == 1 else 'them'}",
         # Of a mamba_ssm that pip knows nothing of, an installer would put another beside it.
-        "jetson-mamba install"
-        if mamba.distribution
-        else commands.install(*map(shlex.quote, wanted)),
+        "jetson-mamba install" if mamba.distribution else needed.command(torch, *missing.values()),
         seen=f"No module named {', '.join(map(repr, missing))}",
     )
 
@@ -134,7 +129,7 @@ def _transformers_without_torch(facts: Facts) -> Iterator[Cause]:
         yield Cause(
             f"transformers {facts.transformers.version} switches torch {torch} off",
             f"it takes torch {needs} or later, and mamba_ssm generates text with it",
-            commands.install(shlex.quote(f"transformers{together.transformers_for(torch)}")),
+            needed.command(torch, "transformers"),
         )
 
 

@@ -6,6 +6,7 @@ import os
 from typing import Iterator
 
 from jetson_mamba import advice
+from jetson_mamba.releases import instead
 from jetson_mamba.report.facts import Facts
 from jetson_mamba.report.findings import commands
 from jetson_mamba.report.findings.registry import Cause, finds
@@ -22,7 +23,7 @@ def _copy_refused(facts: Facts) -> Iterator[Cause]:
         if reason.startswith(NOT_WHOLE):
             yield Cause(what, "files of this package are missing", advice.again() or off)
             continue
-        release = advice.replacement(paths.get(target))
+        release = instead.replacement(paths.get(target))
         yield Cause(
             what,
             f"the text of this mamba_ssm, {paths.get(target)}, is not one that is understood",

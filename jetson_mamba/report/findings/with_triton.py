@@ -6,8 +6,7 @@ import os
 import shlex
 from typing import Iterator
 
-from jetson_mamba import advice
-from jetson_mamba.releases import together
+from jetson_mamba.releases import instead, together
 from jetson_mamba.releases.versions import at_least
 from jetson_mamba.report.facts import Facts
 from jetson_mamba.report.findings import commands
@@ -49,7 +48,7 @@ def _an_old_triton(facts: Facts) -> Iterator[Cause]:
         f"Triton {triton} is too old for mamba_ssm {mamba.version}",
         f"it needs {'.'.join(map(str, oldest))} or later; without its kernels the operations of "
         "this package serve, with PyTorch",
-        f"jetson-mamba install mamba-ssm=={advice.known_release(triton)}",
+        f"jetson-mamba install mamba-ssm=={instead.known_release(triton)}",
         served=True,
     )
 
