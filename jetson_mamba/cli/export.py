@@ -31,6 +31,12 @@ def export(
     ),
     target: str = typer.Option("onnxruntime", "--for", help="onnxruntime or tensorrt."),
     step: bool = typer.Option(False, "--step", help="Token by token, with states in and out."),
+    plugins: Optional[str] = typer.Option(
+        None,
+        metavar="sm_87",
+        help="For TensorRT 10.9 and later: Mamba's scan as a plugin with this project's kernel.",
+        show_default=False,
+    ),
 ) -> None:
     """Write a model to ONNX, run it at other sizes than it was made at, and compare.
 
@@ -46,12 +52,12 @@ def export(
     found = _model(model)
     with console.status("exporting"):
         if step:
-            files = room.step(found, file, target=target)
+            files = room.step(found, file, target=target, plugins=plugins)
         else:
             shapes, opened = _given(found, shape, dynamic)
             torch.manual_seed(0)
             args = [_argument(found, each) for each in shapes]
-            files = [room.onnx(found, args, file, dynamic=opened, target=target)]
+            files = [room.onnx(found, args, file, dynamic=opened, target=target, plugins=plugins)]
     shown = tables.table("file", "nodes", "form", "largest error", "runtime", "eager")
     for each in files:
         shown.add_row(
@@ -63,6 +69,9 @@ def export(
             f"{each.times.eager * 1e3:.2f} ms",
         )
     console.print(shown)
+    for each in files:
+        if each.plugins:
+            console.print(f"TensorRT's Python is to import {each.plugins.name} before it parses.")
     sizes = [
         " ".join(f"{name}={size}" for name, size in run.sizes.items()) for run in files[0].compared
     ]
