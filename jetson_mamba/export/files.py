@@ -126,6 +126,10 @@ def _check_possible(model: nn.Module, target: str, plugins: str | None) -> None:
         raise CannotRun(f"target: expected onnxruntime or tensorrt, found {target!r}")
     if plugins and target != "tensorrt":
         raise CannotRun(f"plugins: expected the target tensorrt, found {target}; leave plugins out")
+    if plugins:
+        from .plugins import check_architecture
+
+        check_architecture(plugins)
     if not has_operators or not hasattr(getattr(torch.onnx, "ops", None), "symbolic_multi_out"):
         raise CannotRun(f"torch: expected 2.8 or later, found {torch.__version__}")
     try:

@@ -57,15 +57,24 @@ def plugins_of(model: Any) -> list[Plugin]:
     return list({each.name: each for each in found if each is not None}.values())
 
 
-def text(plugins: Sequence[Plugin], model: str, architecture: str) -> str:
-    """The file of some plugins for an architecture (``sm_87``) and those after it.
-
-    Raises CannotRun where NVRTC is missing, or knows no such architecture.
-    """
+def check_architecture(name: str) -> None:
+    """Raise CannotRun where NVRTC is missing, or does not compile for ``name``."""
     try:
-        codes = [compiler.ptx(each.source, each.defines, architecture) for each in plugins]
+        known = compiler.supported_architectures()
     except Unavailable as reason:
-        raise CannotRun(f"plugins: expected NVRTC, and what it compiles for; {reason}") from reason
+        raise CannotRun(
+            f"plugins: {reason}; python -m pip install 'jetson-mamba[cuda13]'"
+        ) from reason
+    if name not in known:
+        raise CannotRun(
+            f"plugins: expected what NVRTC {compiler.nvrtc_version()} compiles for, "
+            f"{', '.join(sorted(known))}, found {name}"
+        )
+
+
+def text(plugins: Sequence[Plugin], model: str, architecture: str) -> str:
+    """The file of some plugins for an architecture (``sm_87``) and those after it."""
+    codes = [compiler.ptx(each.source, each.defines, architecture) for each in plugins]
     written = _HEAD.format(
         model=model,
         architecture=architecture,

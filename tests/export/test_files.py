@@ -124,13 +124,18 @@ def test_what_tensorrt_takes_is_in_its_table(model: Block, graph: Any, tmp_path:
         assert set(names) < set(forms.FORMS[recurrence])
     written = forms.written(graph, {"selective_scan": "blocks"})
     assert tensorrt.not_taken(written) == []
+    assert list(tensorrt.TABLES) == ["10.1", "10.15"]
+    assert len(tensorrt.TABLES["10.1"]) == 150 and "Attention" in tensorrt.TABLES["10.15"]
+    later = written.clone()
+    later.opset_imports[""] = 21
+    assert tensorrt.not_taken(later) == ["opset 21"]
     assert tensorrt.not_taken(forms.written(graph, {"selective_scan": "scan"})) == ["Scan"]
     marked = [node for node in written.graph if "jetson_mamba.precision" in node.metadata_props]
     assert {"Exp", "Mul", "Softplus"} <= {node.op_type for node in marked}
     args = [torch.randn(2, 70, 4)]
     found = export.onnx(model, args, tmp_path / "m.onnx", dynamic=OPEN, target="tensorrt")
     assert found.forms == {"selective_scan": "blocks"}
-    with pytest.raises(CannotRun, match=r"operators that TensorRT 10\.1 takes, found Scan"):
+    with pytest.raises(CannotRun, match=r"TensorRT takes from 10\.1 on, found Scan"):
         export.onnx(
             model,
             args,

@@ -58,11 +58,10 @@ def _write(model: ir.Model, node: ir.Node, chosen: Mapping[str, str]) -> None:
         results = convolution(writer, x, weight, bias, first, returned, silu)
     elif node.op_type == "selective_scan":
         last = node.outputs[1]
-        scan = selective_scan.SelectiveScan(
-            *_filled(node, 8),
-            delta_softplus=bool(options["delta_softplus"]),
-            longest=options["longest"] or None,
-            returns_state=bool(last.uses()) or last.is_graph_output(),
+        returns_state = bool(last.uses()) or last.is_graph_output()
+        softplus, longest = bool(options["delta_softplus"]), options["longest"] or None
+        scan = selective_scan.SelectiveScan._make(
+            [*_filled(node, 8), softplus, longest, returns_state]
         )
         results = _form(node.op_type, chosen)(writer, scan)
     else:

@@ -77,7 +77,11 @@ def selective_scan(write: Writer, given: SelectiveScan) -> tuple[Any, Any]:
         )
 
     def cast(value: Value, to: ir.DataType) -> Value:
-        return value if value is None or value.dtype == to else write.Cast(value, to=to.value)
+        if value is None or value.dtype == to:
+            return value
+        made = write.Cast(value, to=to.value)
+        made.type = ir.TensorType(to)
+        return made
 
     def weight(value: Value) -> Value:
         return cast(value, kind if len(value.shape) == 4 else ir.DataType.FLOAT)
