@@ -1,6 +1,7 @@
 """Models leave Python, and compute in ONNX Runtime what they compute here.
 
-A few of each kind; ``make exports`` takes all of them.
+Every model through this package, a few through torch's exporter as well; ``make exports`` takes all
+both ways.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.export import models
 from tests.releases.test_blocks import python
 
 pytest.importorskip("onnxruntime")
@@ -26,11 +28,23 @@ RELEASE = "2.3.2.post1"
 TOLERANCE = 1e-5
 
 
-def test_models_are_right_at_sizes_that_they_were_not_exported_at(tmp_path: Path) -> None:
-    cases = ("Mamba/torch", "functions/tensorrt", "Mamba2, groups/torch")
+# Those that torch exports here: one of each operator, and of what calls it.
+BY_TORCH = ("Mamba", "Mamba2, groups", "functions", "chunks", "MambaLMHeadModel of Mamba")
+# Tests that run side by side.
+PARTS = 3
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_models_are_right_at_sizes_that_they_were_not_exported_at(
+    part: int, tmp_path: Path
+) -> None:
+    assert set(BY_TORCH) < set(models.CASES)
+    names = list(models.CASES)[part::PARTS]
+    cases = [name if name in BY_TORCH else f"{name}/package" for name in names]
     printed = python(RELEASE, tmp_path, "-W", "ignore", "-m", "tests.export.models", *cases)
     errors = dict(line.rsplit(" ", 1) for line in printed.splitlines())
-    assert errors.keys() == set(cases)
+    made = {f"{name}/{target}" for name in names for target in ("onnxruntime", "tensorrt")}
+    assert errors.keys() == made | {f"{name}/torch" for name in names if name in BY_TORCH}
     assert {name: error for name, error in errors.items() if not float(error) <= TOLERANCE} == {}
 
 

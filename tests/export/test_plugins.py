@@ -27,9 +27,10 @@ import onnx_ir
 from jetson_mamba import export
 from jetson_mamba.errors import CannotRun, Unavailable
 from jetson_mamba.export import capture, forms, plugins
+from jetson_mamba.export.forms.plugins import Plugin
 from jetson_mamba.kernels import compiler
 from jetson_mamba.ops import mamba_chunk_scan_combined, selective_scan_fn
-from jetson_mamba.ops.selective_scan.plans import layout_of
+from jetson_mamba.ops.selective_scan.plans import Variant, layout_of
 from tests.kernels.test_compile_selective_scan import STATIC_SHARED_BYTES
 
 BATCH, DIM, GROUPS, DSTATE, SEQLEN = 2, 96, 2, 16, 70
@@ -51,7 +52,7 @@ class Scans(nn.Module):
         u = x.transpose(1, 2)
         C = u[:, : GROUPS * DSTATE].unflatten(1, (GROUPS, DSTATE))
         z = u.sin()
-        y = selective_scan_fn(u, u, self.A, C, C, self.D, z, self.bias, delta_softplus=True)
+        y: Any = selective_scan_fn(u, u, self.A, C, C, self.D, z, self.bias, delta_softplus=True)
         out, state = selective_scan_fn(
             y, y, self.A, self.B, C, z=u, delta_softplus=True, return_last_state=True
         )
@@ -103,7 +104,7 @@ def written(graph: Any) -> list[Any]:
     return nodes
 
 
-def imitation(registered: dict[str, list[Callable[..., Any]]]) -> ModuleType:
+def imitation(registered: dict[str, list[Callable[..., Any]]]) -> Any:
     """As much of ``tensorrt`` as the file of plugins uses, of shapes that are numbers."""
 
     def collecting(name: str) -> Callable[..., Any]:
@@ -151,10 +152,10 @@ def test_a_plugin_starts_a_kernel_with_the_parameters_that_it_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     nodes = written(graph)
-    found = [each for each in map(plugins.Plugin.of, nodes) if each is not None]
+    found = [each for each in map(Plugin.of, nodes) if each is not None]
     (tmp_path / "found.py").write_text(plugins.text(found, "m.onnx", architecture))
     registered: dict[str, list[Callable[..., Any]]] = {}
-    made: Any = imitation(registered)
+    made = imitation(registered)
     monkeypatch.setitem(sys.modules, "tensorrt", made)
     monkeypatch.setitem(sys.modules, "tensorrt.plugin", made.plugin)
     space: dict[str, Any] = {}
@@ -188,7 +189,7 @@ def test_a_plugin_starts_a_kernel_with_the_parameters_that_it_has(
 def test_the_kernels_of_plugins_fit_a_board(nvrtc: None) -> None:
     entry = "selective_scan_plugin"
     for dstate, dtype in ((16, torch.float32), (64, torch.float16)):
-        variant = forms.plugins.Variant(dtype, dstate, False, False, False, True, True, True)
+        variant = Variant(dtype, dstate, False, False, False, True, True, True)
         defines = variant.defines(layout_of(dstate, False).forward_warps)
         compiled = compiler.compile_source(f"{entry}.cu", entry, defines, "sm_87")
         assert compiled.spill_bytes == 0
@@ -208,7 +209,7 @@ def test_half_precision_is_the_kernels_where_all_rows_have_it(graph: Any) -> Non
     for place, number in ((0, None), (1, None), (3, None), (4, "float"), (6, "half_t")):
         scan.inputs[place].type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT16)
         node = written(half)[0]
-        described = plugins.Plugin.of(node)
+        described = Plugin.of(node)
         assert described is not None
         assert number in (None, dict(described.defines)["NUMBER"])
         kinds = dict(zip(described.inputs, (value.dtype for value in node.inputs)))
