@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,29 @@ def test_the_program_of_the_documentation_writes_what_generate_does(tmp_path: Pa
         expected = python(RELEASE, tmp_path, "-W", "ignore", "-c", GENERATED, prompt, "40")
         assert done.stdout == expected
         assert len(set(done.stdout.split())) > 5
+
+
+MAMBAVISION = """
+import sys
+try:
+    from mambavision import create_model
+except Exception as error:
+    sys.exit(print(f"mambavision cannot be imported: {error!r}"))
+import torch
+import jetson_mamba
+torch.manual_seed(0)
+model = create_model("mamba_vision_T", pretrained=False, resolution=64).eval()
+found = jetson_mamba.export.onnx(model, [torch.randn(1, 3, 64, 64)], "m.onnx", target="tensorrt")
+print(found.nodes, *found.forms.values(), found.error)
+"""
+
+
+@pytest.mark.skipif(find_spec("mambavision") is None, reason="mambavision is not installed")
+def test_mambavision_is_exported_as_it_comes_from_pip(tmp_path: Path) -> None:
+    printed = python(RELEASE, tmp_path, "-W", "ignore", "-c", MAMBAVISION)
+    if "cannot be imported" in printed:
+        pytest.skip(printed)
+    nodes, form, error = printed.splitlines()[-1].split()
+    assert int(nodes) > 500 and form == "blocks"
+    assert float(error) <= TOLERANCE
+    assert (tmp_path / "m.onnx").is_file()
