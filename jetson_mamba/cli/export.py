@@ -1,5 +1,6 @@
 """``jetson-mamba export``: a model as an ONNX file that agrees with it."""
 
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -81,25 +82,33 @@ def export(
 
 
 def _model(name: str) -> Any:
-    from torch import nn
+    """The model; whatever goes wrong while it is made is one line."""
+    from jetson_mamba.export.check import in_one_line
 
     module_name, colon, attribute = name.partition(":")
-    if not colon:
-        return _checkpoint(Path(name))
-    import sys
+    try:
+        found = _made(module_name, attribute) if colon else _checkpoint(Path(name))
+    except CannotRun:
+        raise
+    except Exception as error:
+        raise CannotRun(f"{name}: {in_one_line(error)}") from error
+    return found.train(False)
+
+
+def _made(module_name: str, attribute: str) -> Any:
+    from torch import nn
 
     sys.path.insert(0, "")
-    try:
-        found: Any = import_module(module_name)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise CannotRun(f"{name}: {error}") from error
+    found: Any = import_module(module_name)
+    for part in attribute.split("."):
+        found = getattr(found, part)
     if not isinstance(found, nn.Module):
         found = found()
     if not isinstance(found, nn.Module):
-        raise CannotRun(f"{name}: expected a torch.nn.Module, found {type(found).__name__}")
-    return found.train(False)
+        raise CannotRun(
+            f"{module_name}:{attribute}: expected a torch.nn.Module, found {type(found).__name__}"
+        )
+    return found
 
 
 def _checkpoint(folder: Path) -> Any:
@@ -113,10 +122,12 @@ def _checkpoint(folder: Path) -> Any:
     if "model_type" in json.loads(config.read_text("utf-8")):
         from transformers import AutoModelForCausalLM
 
-        return AutoModelForCausalLM.from_pretrained(str(folder)).train(False)
+        said: Any = import_module("transformers.utils.logging")
+        said.disable_progress_bar()
+        return AutoModelForCausalLM.from_pretrained(str(folder))
     from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 
-    return MambaLMHeadModel.from_pretrained(str(folder)).train(False)
+    return MambaLMHeadModel.from_pretrained(str(folder))
 
 
 Shape = Tuple[bool, List[int]]
@@ -141,7 +152,10 @@ def _shape(text: str) -> Shape:
     kind, colon, sizes = text.rpartition(":")
     if colon and kind != "int64":
         raise ValueError(text)
-    return bool(colon), [int(size) for size in sizes.split(",")]
+    found = [int(size) for size in sizes.split(",")]
+    if min(found) < 1:
+        raise ValueError(text)
+    return bool(colon), found
 
 
 def _axes(text: str) -> Dict[int, str]:

@@ -181,16 +181,32 @@ def test_the_command_says_what_is_wrong_with_its_arguments(
 ) -> None:
     monkeypatch.setattr(sys.modules["jetson_mamba.cli.export"], "mamba_ssm", lambda: None)
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "made.py").write_text("import torch\nmodel = torch.nn.Linear(2, 2)\nnone = dict\n")
+    (tmp_path / "made.py").write_text(
+        "import torch\nmodel = torch.nn.Linear(2, 2)\nnone = dict\n"
+        "def asks(size): ...\ndef fails(): raise OSError('no\\nweights')\n"
+    )
+    (tmp_path / "broken.py").write_text("def")
+    for name, text in (("torn", "{"), ("bare", '{"d_model": 8, "n_layer": 1, "vocab_size": 8}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text)
     for arguments, words in (
         (["made:absent", "m.onnx"], "has no attribute 'absent'"),
         (["absent:model", "m.onnx"], "No module named 'absent'"),
         (["made:none", "m.onnx"], "expected a torch.nn.Module, found dict"),
         (["made:model", "m.onnx"], "--shape: expected the shape of each argument"),
+        (["made:asks", "m.onnx"], "made:asks: TypeError: asks() missing 1 required"),
+        (["made:fails", "m.onnx"], "made:fails: OSError: no weights"),
+        (["broken:model", "m.onnx"], "broken:model: SyntaxError"),
         (["made:model", "m.onnx", "--shape", "1,x"], "expected such as 2,70,768"),
+        (["made:model", "m.onnx", "--shape", "1,0"], "expected such as 2,70,768"),
+        (["made:model", "m.onnx", "--shape", "1,3"], "take arguments of float32 (1, 3), found Run"),
+        (["made:model", "m.onnx", "--shape", "int64:1,2"], "of int64 (1, 2), found RuntimeError"),
+        (["made:model", "m.onnx", "--shape", "1,2", "--plugins", "sm_87"], "the target tensorrt"),
         (["made:model", "m.onnx", "--shape", "2,2", "--dynamic", "0"], "0=batch,1=seqlen"),
         (["made:model", "m.onnx", "--step"], "expected a block or a language model"),
         ([str(tmp_path), "m.onnx"], "a folder with a config.json, found neither"),
+        ([str(tmp_path / "torn"), "m.onnx"], "torn: JSONDecodeError"),
+        ([str(tmp_path / "bare"), "m.onnx"], f"{tmp_path / 'bare'}: "),
     ):
         assert main(["export", *arguments]) == 2
         said = capsys.readouterr().err
