@@ -129,6 +129,10 @@ def test_what_tensorrt_takes_is_in_its_table(model: Block, graph: Any, tmp_path:
     later = written.clone()
     later.opset_imports[""] = 21
     assert tensorrt.not_taken(later) == ["opset 21"]
+    computed = written.clone()
+    changed = next(node for node in computed.graph if node.op_type == "Unsqueeze")
+    changed.replace_input_with(1, computed.graph.inputs[0])
+    assert tensorrt.not_taken(computed) == ["Unsqueeze with axes that are computed"]
     assert tensorrt.not_taken(forms.written(graph, {"selective_scan": "scan"})) == ["Scan"]
     marked = [node for node in written.graph if "jetson_mamba.precision" in node.metadata_props]
     assert {"Exp", "Mul", "Softplus"} <= {node.op_type for node in marked}
