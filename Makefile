@@ -98,7 +98,7 @@ joints: .venv/ready .releases/ready
 	.venv/bin/python -m tests.joints --resume build/joints.jsonl
 
 exports: .venv/ready .releases/ready
-	PYTHONPATH=.releases/mamba-ssm-2.3.2.post1 .venv/bin/python -W ignore -m tests.export.models all
+	PYTHONPATH=.releases/mamba-ssm-2.3.2.post1 .venv/bin/python -W ignore -m tests.export.models
 
 # Needs root, debootstrap and qemu-user-static, on anything but aarch64.
 BOARDS ?=

@@ -34,6 +34,8 @@ IN_A_NEW_ENVIRONMENT = (
     "pip install '.[export]'",
     "jetson-mamba export model:make out.onnx --shape 1,1024,768 --dynamic 0=batch,1=seqlen",
     "jetson-mamba export model:make out.onnx --for tensorrt",
+    # NVRTC is there: the extra above brought it.
+    "jetson-mamba export model:make out.onnx --for tensorrt --plugins sm_87",
     "jetson-mamba export model:make model.onnx --step",
     "python generate.py 7,3,11,29,2 40",
 )
@@ -78,6 +80,7 @@ PROGRAMS_NOT_TRIED = {
     ("docs/onnx.md", "table = torch.export"): "tests/export/test_decompositions.py does so",
     ("docs/onnx.md", "import torch\nimport jetson_mamba"): "tests/export/test_files.py does so",
     ("docs/onnx.md", "import sys"): "generate.py: `make docs-check` runs it",
+    ("docs/onnx.md", "import tensorrt"): "there is no TensorRT for a CPU",
     ("docs/onnx.md", "import torch\nfrom mambavision"): "another project's package and weights",
     ("docs/onnx.md", "import numpy as np\nimport onnxruntime\nfrom PIL"): "the same",
 }
