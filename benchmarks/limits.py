@@ -6,6 +6,7 @@ longer. Of an idle machine: the tests, which share theirs, look at no clock.
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -13,9 +14,10 @@ import time
 from pathlib import Path
 from typing import Callable, NamedTuple
 
-from benchmarks import startup
+from benchmarks import import_time, startup
 from tests.cli.bare import Bare
 from tests.cli.command import jetson_mamba
+from tools.releases import release_path
 
 # A look at fifty names that are no targets, and what the import system takes to look at each.
 LOOK = """
@@ -46,8 +48,15 @@ def measure() -> list[Measured]:
         Measured("the startup file", own, 1e-3),
         Measured("the startup file, in twice the time of setuptools'", own, 2 * setuptools_own),
         Measured("a look at another module's name", look, 20 * max(least, 1e-7)),
+        Measured("import mamba_ssm beyond import torch, caches warm", beyond_torch(), 0.5),
         *doctors(),
     ]
+
+
+def beyond_torch() -> float:
+    """What mamba_ssm takes of the processor, imported after torch."""
+    pairs = import_time.measure(5, str(release_path("2.3.2.post1")))
+    return statistics.median(hooked.mamba_ssm for hooked, _ in pairs)
 
 
 def doctors() -> list[Measured]:

@@ -216,19 +216,21 @@ class _Twice:
 class _Backward:
     """The context that a function's ``backward`` meets: what it saved is unpacked already.
 
-    Checkpoints and hooks of saved tensors count how often they are asked for one.
+    Checkpoints and hooks of saved tensors count how often they are asked for one. What the forward
+    pass has put there stands here too: asking the context in turn would cost a call each time.
     """
 
-    __slots__ = ("_ctx", "saved_tensors")
-
     def __init__(self, ctx: Any, saved: tuple[Tensor | None, ...]) -> None:
-        object.__setattr__(self, "_ctx", ctx)
-        object.__setattr__(self, "saved_tensors", saved)
+        own = self.__dict__
+        own.update(vars(ctx))
+        own["saved_tensors"] = saved
+        own["_ctx"] = ctx
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ctx, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        self.__dict__[name] = value
         setattr(self._ctx, name, value)
 
 

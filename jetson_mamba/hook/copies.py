@@ -203,8 +203,9 @@ def loader_for(modified: ModifiedCopy, original: object) -> Any:
 
     def get_data(path: str) -> bytes:
         if path == modified.path:
-            # The bytes that were checked: the file may be gone since, or another.
-            return modified.data
+            # The bytes that were checked: the file may be gone since, or another. As they lie
+            # there, since bytecode is known by the size of the file that it was compiled from.
+            return cache.seal(os.path.basename(path), modified.data)
         if modified.origin != "bundled" and path.endswith(".pyc"):
             # Bytecode runs in place of the copy, and may lie where others can write.
             bytecode = cache.read_private(path)

@@ -46,12 +46,10 @@ STAND_INS = (
     "selective_scan_cuda_ndstate",
     "selective_scan_cuda_nrow",
 )
-# How the names of the same modules end in a package that is a copy of mamba-ssm: the first two as
-# nothing else does, the others, which are common words, together with their folder.
-TAILS = {".".join(name.split(".")[-1 if name in TARGETS[:2] else -2 :]): name for name in TARGETS}
 # What is looked at any further: by the last part of a name, and by how the part before begins.
 PACKAGE = "mamba_ssm"
-WATCHED = frozenset(name.rpartition(".")[2] for name in TARGETS + STAND_INS)
+WATCHED = frozenset([name[name.rfind(".") + 1 :] for name in TARGETS + STAND_INS])
+_tails: "Dict[str, str]" = {}
 
 
 class Finder:
@@ -85,7 +83,8 @@ class Finder:
             return None
         known, beside = fullname, False
         if fullname not in TARGETS and fullname not in STAND_INS:
-            known = TAILS.get(last) or TAILS.get(f"{parent.rpartition('.')[2]}.{last}") or ""
+            ends = tails()
+            known = ends.get(last) or ends.get(f"{parent.rpartition('.')[2]}.{last}") or ""
             # Another word, no module of a package, or an override.
             beside = not known and fullname.startswith("mamba_ssm.")
             if not (known or beside) or path is None or fullname.startswith("jetson_mamba."):
@@ -117,6 +116,17 @@ class Finder:
         except ImportError:  # half uninstalled
             return iter(())
         return metadata.distributions(self, context)
+
+
+def tails() -> "Dict[str, str]":
+    """How the names of the targets end in a package that is a copy of mamba-ssm.
+
+    The first two as nothing else does; the others, which are common words, with their folder.
+    """
+    if not _tails:  # which most processes never ask for
+        for name in TARGETS:
+            _tails[".".join(name.split(".")[-1 if name in TARGETS[:2] else -2 :])] = name
+    return _tails
 
 
 def present() -> "Optional[Finder]":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jetson_mamba.hook.finder import TAILS, TARGETS, WATCHED
+from jetson_mamba.hook.finder import TARGETS, WATCHED, tails
 from tests import interpreters
 from tests.hook.pythons import oldest_own_newest
 from tests.hook.sandbox import COMBINED, INTERFACE, Sandbox
@@ -125,8 +125,8 @@ def test_both_packages_are_served_side_by_side(sandbox: Sandbox) -> None:
 
 
 def test_every_target_has_an_end_of_its_own() -> None:
-    assert sorted(TAILS.values()) == sorted(TARGETS)
-    for tail, target in TAILS.items():
+    assert sorted(tails().values()) == sorted(TARGETS)
+    for tail, target in tails().items():
         assert target.endswith(f".{tail}")
         assert tail.rpartition(".")[2] in WATCHED
 

@@ -12,12 +12,14 @@ from pathlib import Path
 from tests.matrix.cell import Cell, Outcome
 from tests.matrix.cells import (
     after_cells,
+    bare_cells,
     before_cells,
     failing_cells,
     without_cells,
 )
 from tests.matrix.picture import draw_again
 from tests.matrix.workers import run_all, workers
+from tests.without_triton.environment import Bare
 
 
 def main() -> int:
@@ -28,6 +30,7 @@ def main() -> int:
         "after": after_cells(),
         "without": without_cells(),
         "failing": failing_cells(),
+        "without triton": bare_cells(),
     }
     cells = [cell for group in groups.values() for cell in group]
     outcomes: dict[Cell, Outcome] = {}
@@ -43,8 +46,11 @@ def main() -> int:
         if cell.hook and not outcome.works:
             print(f"{cell}: {outcome}", flush=True)
 
-    with tempfile.TemporaryDirectory() as cache, workers(Path(cache)) as started:
-        run_all(cells, started, done)
+    with tempfile.TemporaryDirectory() as kept:
+        for triton in (True, False):
+            bare = None if triton else Bare(Path(kept) / "bare")
+            with workers(Path(kept) / "cache", bare=bare) as started:
+                run_all([cell for cell in cells if cell.triton is triton], started, done)
     counts = {
         name: (sum(outcomes[cell].works for cell in group), len(group))
         for name, group in groups.items()
@@ -75,7 +81,7 @@ def main() -> int:
         print(f"{name}: {works} of {of}")
     for cell in quiet:
         print(f"{cell}: expected one warning for each op, found {outcomes[cell].warnings}")
-    expected = all(counts[name][0] == counts[name][1] for name in ("after", "without", "failing"))
+    expected = all(works == of for name, (works, of) in counts.items() if name != "before")
     return 0 if expected and not quiet else 1
 
 

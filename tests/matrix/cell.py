@@ -25,13 +25,15 @@ FIRST_WITH_MAMBA_2 = (2, 0)
 class Cell(NamedTuple):
     """What is run; ``causal_conv1d`` None means that there is none and nothing is compiled.
 
-    ``failure`` is how the compiled extensions fail, one of ``emulated.FAILURES``.
+    ``failure`` is how the compiled extensions fail, one of ``emulated.FAILURES``. ``triton`` says
+    whether one may be there: a cell without runs in a process that sees none.
     """
 
     mamba_ssm: str
     causal_conv1d: str | None
     hook: bool
     failure: str | None = None
+    triton: bool = True
 
 
 class Outcome(NamedTuple):
@@ -66,6 +68,7 @@ def run(cell: Cell) -> Outcome:
 def _largest_error(cell: Cell) -> float:
     import jetson_mamba
 
+    assert cell.triton or find_spec("triton") is None, "expected no Triton here"
     if not cell.hook:
         jetson_mamba.deactivate()
         give_transformers_its_old_names()

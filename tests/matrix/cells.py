@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Sequence
 
 from jetson_mamba.hook.finder import TARGETS
 from tests import emulated
@@ -39,10 +40,21 @@ def failing_cells() -> list[Cell]:
     ]
 
 
-def reduced_cells() -> list[Cell]:
+def bare_cells() -> list[Cell]:
+    """No Triton: every release with each generation of causal-conv1d and with none."""
+    return _each_generation(IMPORTABLE, triton=False)
+
+
+def reduced_cells(triton: bool = True) -> list[Cell]:
     """Each text with each generation and with none."""
+    return _each_generation(distinct_texts(), triton)
+
+
+def _each_generation(releases: Sequence[str], triton: bool) -> list[Cell]:
     return [
-        Cell(ours, theirs, True) for ours in distinct_texts() for theirs in (*GENERATIONS, None)
+        Cell(ours, theirs, True, triton=triton)
+        for ours in releases
+        for theirs in (*GENERATIONS, None)
     ]
 
 

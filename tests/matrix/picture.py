@@ -13,7 +13,7 @@ from typing import Mapping, Sequence
 # Blue and orange of Okabe and Ito, told apart by every kind of colour vision and in grey; what
 # raises has a cross besides.
 WORKS, FAILS, NOT_RUN = "#0072B2", "#E69F00", "#dddddd"
-NONE = "none"
+NONE, BARE = "none", "none, no Triton"
 
 
 def draw_again(folder: Path) -> None:
@@ -22,8 +22,12 @@ def draw_again(folder: Path) -> None:
     panels: dict[bool, dict[tuple[str, str], bool]] = {False: {}, True: {}}
     for cell in told["cells"]:
         if cell["failure"] is None:
-            key = cell["mamba_ssm"], cell["causal_conv1d"] or NONE
-            panels[cell["hook"]][key] = cell["works"]
+            beside = cell["causal_conv1d"] or NONE
+            if not cell.get("triton", True):
+                beside = f"{beside}, no Triton"
+                if beside != BARE:  # of those without Triton this one is shown
+                    continue
+            panels[cell["hook"]][cell["mamba_ssm"], beside] = cell["works"]
     mamba_ssm, causal_conv1d = (
         sorted({key[place] for key in panels[True]}, key=_as_version) for place in (0, 1)
     )
@@ -38,9 +42,11 @@ def draw_again(folder: Path) -> None:
     )
 
 
-def _as_version(name: str) -> tuple[bool, list[int]]:
+def _as_version(name: str) -> tuple[int, list[int]]:
     numbers = name.replace("post", "").split(".")
-    return name == NONE, [int(each) for each in numbers if each.isdigit()]
+    return (NONE, BARE).index(name) + 1 if name in (NONE, BARE) else 0, [
+        int(each) for each in numbers if each.isdigit()
+    ]
 
 
 def draw(

@@ -36,9 +36,9 @@ def test_each_text_works_with_each_generation_and_with_none(started: Workers) ->
 
 def test_the_same_where_there_is_no_triton(tmp_path: Path) -> None:
     # Without the hook the texts that import it are not imported at all.
-    alone = Cell("2.2.4", "1.5.0.post8", False)
+    alone = Cell("2.2.4", "1.5.0.post8", False, triton=False)
     with workers(tmp_path / "cache", processes=1, bare=Bare(tmp_path / "bare")) as started:
-        outcomes = outcomes_of([*reduced_cells(), alone], started)
+        outcomes = outcomes_of([*reduced_cells(triton=False), alone], started)
     assert "No module named 'triton'" in str(outcomes.pop(alone).raised)
     assert len(outcomes) == 6 * len(distinct_texts())
     assert {cell: outcome for cell, outcome in outcomes.items() if not outcome.works} == {}
@@ -67,3 +67,9 @@ def test_extensions_that_fail_are_passed_over_with_one_warning_each(started: Wor
             "selective_scan",
         ]
         assert all(cell.failure in said for said in outcome.warnings if cell.failure)
+
+
+def test_a_cell_without_triton_fails_where_there_is_one(started: Workers) -> None:
+    pytest.importorskip("triton")
+    cell = Cell("1.2.2", None, True, triton=False)
+    assert "expected no Triton here" in str(outcomes_of([cell], started)[cell].raised)

@@ -87,13 +87,17 @@ def layer_norm(
     out_dtype = x.dtype if dtype is None else dtype
     shape = sizes(x)
     dim = shape[-1]
-    for name, tensor in (("x1", x1), ("residual", residual)):
-        _expect(name, tensor, shape, "the shape of x")
-    for name, tensor in (
-        *(("weight", weight), ("bias", bias)),
-        *(("weight1", weight1), ("bias1", bias1)),
-    ):
-        _expect(name, tensor, (dim,), "(dim,)")
+    _expect("weight", weight, (dim,), "(dim,)")
+    if residual is not None:
+        _expect("residual", residual, shape, "the shape of x")
+    if bias is not None:
+        _expect("bias", bias, (dim,), "(dim,)")
+    if x1 is not None:
+        _expect("x1", x1, shape, "the shape of x")
+    if weight1 is not None:
+        _expect("weight1", weight1, (dim,), "(dim,)")
+    if bias1 is not None:
+        _expect("bias1", bias1, (dim,), "(dim,)")
     if rowscale is not None and x1 is not None:
         raise ValueError("rowscale: expected None beside x1, found a tensor")
     wide = compute_dtype(x, weight, bias, residual, x1, weight1, bias1)
@@ -274,9 +278,11 @@ def layernorm_fn(
     """
     shape = sizes(x)
     dim = shape[-1]
-    _expect("z", z, shape, "the shape of x")
+    if z is not None:
+        _expect("z", z, shape, "the shape of x")
     _expect("weight", weight, (dim,), "(dim,)")
-    _expect("bias", bias, (dim,), "(dim,)")
+    if bias is not None:
+        _expect("bias", bias, (dim,), "(dim,)")
     group_size = dim if group_size is None else group_size
     if group_size < 1 or dim % group_size:
         raise ValueError(f"group_size: expected a divisor of dim={dim}, found {group_size}")
@@ -342,7 +348,9 @@ def _kernels(
     x: Tensor, weight: Tensor, bias: Tensor | None, group: int, *others: Tensor | None
 ) -> Implementation | None:
     """The CUDA kernels, where they serve and upstream's Triton kernels do not: see ``serving``."""
-    if (bias is not None and bias.dtype != weight.dtype) or triton_runs_on(x.device):
+    if not x.is_cuda or (bias is not None and bias.dtype != weight.dtype):
+        return None
+    if triton_runs_on(x.device):
         return None
     needs_backward = torch.is_grad_enabled()
     return kernels_for(x, weight, group, bias, *others, needs_backward=needs_backward)
@@ -366,6 +374,8 @@ def _launches_triton(dtype: torch.dtype, tensors: tuple[Tensor | None, ...]) -> 
         first is not None
         and not torch.is_grad_enabled()
         and dtype == torch.float32
+        # On a CPU that is all, as a rule, and nothing is tried to find it out.
+        and (first.is_cuda or triton_runs_on(first.device))
         and way(*tensors) is Way.KERNELS
         and triton_runs_on(first.device)
         and may_replay()
@@ -398,6 +408,7 @@ def _dropout(x: Tensor, p: float) -> tuple[Tensor, Tensor | None]:
     return x.masked_fill(~kept, 0.0) / (1.0 - p), kept
 
 
-def _expect(name: str, tensor: Tensor | None, shape: tuple[int, ...], meaning: str) -> None:
-    if tensor is not None and sizes(tensor) != shape:
-        raise ValueError(f"{name}: expected {meaning}, {shape}, found {sizes(tensor)}")
+def _expect(name: str, tensor: Tensor, shape: tuple[int, ...], meaning: str) -> None:
+    found = sizes(tensor)
+    if found != shape:
+        raise ValueError(f"{name}: expected {meaning}, {shape}, found {found}")
