@@ -19,7 +19,7 @@ DEMO_BASE  = .demo/base-$(shell echo '$(TORCH) $(TRITON)' | cksum | cut -d ' ' -
 DEMO_MAMBA = .demo/mamba-ssm-$(MAMBA_SSM)
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test hook lint matrix mutants mutate joints exports boards peers copies release docs sanitize clean
+.PHONY: help demo test hook lint matrix mutants mutate joints exports boards peers copies release docs docs-check sanitize clean
 
 help:
 	@echo 'make demo [MAMBA_SSM=2.2.4] [TEXT=file]   train two small models here, nothing compiled'
@@ -39,6 +39,7 @@ help:
 	@echo 'make release                              wheel and sdist, in dist, tried as published'
 	@echo 'make sanitize                             the CUDA kernels under compute-sanitizer, on a GPU'
 	@echo 'make docs                                 the documentation, in build/site'
+	@echo 'make docs-check                           its pages in a browser, and the commands that install'
 	@echo 'make clean                                remove what these made'
 
 demo: $(DEMO_MAMBA)
@@ -107,7 +108,7 @@ joints: .venv/ready .releases/ready
 	.venv/bin/python -m tests.joints --resume build/joints.jsonl
 
 exports: .venv/ready .releases/ready
-	PYTHONPATH=.releases/mamba-ssm-2.3.2.post1 .venv/bin/python -W ignore -m tests.export.models all
+	PYTHONPATH=.releases/mamba-ssm-2.3.2.post1 .venv/bin/python -W ignore -m tests.export.models
 
 # Needs root, debootstrap and qemu-user-static, on anything but aarch64.
 BOARDS ?=
@@ -131,6 +132,11 @@ release: .venv/ready .releases/ready
 docs: .venv/docs-ready
 	.venv/bin/python -m tests.faults
 	.venv/bin/mkdocs build --strict
+
+# Needs Chromium, and a network for pip.
+docs-check: docs .releases/ready
+	.venv/bin/python -m tools.docs_check
+	.venv/bin/python -m tests.docs
 
 .venv/docs-ready: requirements-docs.txt .venv/ready
 	.venv/$(PIP) --requirement requirements-docs.txt

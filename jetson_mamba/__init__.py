@@ -1,12 +1,19 @@
 """Makes the installed mamba-ssm run where it does not; importing this package activates it.
 
-While Python imports two modules of ``mamba_ssm``, a finder on ``sys.meta_path`` hands over
-modified copies of them, which call ``jetson_mamba.ops`` where the originals call compiled
-extensions. ``JETSON_MAMBA=off`` switches that off, ``JETSON_MAMBA=strict`` makes every target
-that cannot be modified an ImportError; both are read when this package is first imported. Where
-no ``causal_conv1d`` or compiled extension can be imported, a stand-in is, unless
-``JETSON_MAMBA_STAND_IN=off``. ``JETSON_MAMBA_BACKEND`` and :func:`backend` name what computes an
-op.
+While Python imports ``mamba_ssm``, a finder on ``sys.meta_path`` hands over modified copies of the
+modules that call a compiled extension, launch Triton kernels or hold a block. The copies call
+``jetson_mamba.ops`` instead. What the package offers to programs:
+
+* ``status()``: what runs in this process, the targets with their copies and the ops with their
+  backends; ``print(jetson_mamba.status())``.
+* ``backend(selective_scan="pytorch")``: names the backend of an op, for a ``with`` block.
+* ``activate()``, ``deactivate()``, ``is_active()``: the finder.
+* ``export``: a model as ONNX, ``jetson_mamba.export.onnx(...)``.
+
+Environment variables, read when this package is first imported: ``JETSON_MAMBA=off`` switches it
+off, ``JETSON_MAMBA=strict`` makes every target that cannot be modified an ImportError. If no
+``causal_conv1d`` or compiled extension can be imported, a stand-in is, unless
+``JETSON_MAMBA_STAND_IN=off``. ``JETSON_MAMBA_BACKEND`` names what computes an op.
 
 A process has one finder: reloading this package, or importing it again after it was deleted from
 ``sys.modules``, finds the one that is there, with its mode and what it remembers.

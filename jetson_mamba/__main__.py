@@ -1,7 +1,23 @@
-"""``python -m jetson_mamba`` is the command ``jetson-mamba``."""
+"""``python -m jetson_mamba`` is the command ``jetson-mamba``, which begins here.
+
+Its modules take a moment to import, on a board seconds, and an interrupt is answered from the
+first of them on.
+"""
+
+from __future__ import annotations
 
 import sys
 
-from jetson_mamba.cli import main
 
-sys.exit(main())
+def main() -> int:
+    """Run the command line; the exit code."""
+    try:
+        from jetson_mamba import cli
+    except KeyboardInterrupt:
+        print("jetson-mamba: interrupted", file=sys.stderr)
+        return 130
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,6 +10,25 @@ from typing import Any
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
+# Whether an index has this project: then, and only then, its name alone is a requirement.
+ON_AN_INDEX = False
+# What each extra brings, as pyproject.toml declares it: named so, it is installed by the same
+# words whether this package came from an index, a wheel or a checkout.
+EXTRAS = {
+    "torch": ("torch>=2.0",),
+    "triton": ("triton>=2.1",),
+    "demo": ("matplotlib>=3.7", "numpy"),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
+    "cuda12": ("cuda-bindings==12.*", "cuda-core", "nvidia-cuda-nvrtc-cu12"),
+    "cuda13": ("cuda-bindings==13.*", "cuda-core", "nvidia-cuda-nvrtc==13.*"),
+}
+
+
+def extra(name: str, *options: str) -> str:
+    """The command that brings what the extra ``name`` of this package is for."""
+    return " ".join((pip(), "install", *options, *map(shlex.quote, EXTRAS[name])))
+
+
 def repair() -> str:
     """How to install this package again, which depends on where it came from."""
     return again() or f"put the files that are missing in {HERE} back, from where they came"
@@ -17,36 +36,62 @@ def repair() -> str:
 
 def again() -> str | None:
     """The command that brings the files of this package again, if there is one."""
-    distribution = installed("jetson-mamba")
-    url = commit = ""
-    editable = distribution is None
-    if distribution is not None:
-        import json
-
-        try:
-            told = json.loads(distribution.read_text("direct_url.json") or "{}")
-        except ValueError:
-            told = {}
-        url = told.get("url", "")
-        editable = bool(told.get("dir_info", {}).get("editable"))
-        vcs = told.get("vcs_info", {})
-        if vcs:
-            commit = vcs.get("commit_id", "")
-            url = f"{vcs.get('vcs', 'git')}+{url}" + f"@{commit}" * bool(commit)
-    if editable:
+    kind, place = origin()
+    if kind == "checkout" and _editable():
         if os.path.exists(os.path.join(HERE, ".git")):
             folder = shlex.quote(HERE)
             return f"git -C {folder} checkout -- jetson_mamba vendored_overrides"
         return None
+    if place is None:
+        return None
+    return f"{pip()} install --force-reinstall --no-deps {shlex.quote(place)}"
+
+
+def origin() -> tuple[str, str | None]:
+    """How this package was installed, and what pip is given to install it so once more.
+
+    ``index``: by its name; ``wheel``: from a file or an archive; ``repository``: from a version
+    control system; ``checkout``: from a folder, copied, editable or on the path as it lies. The
+    second is None where nobody knows, or where what it came from is gone.
+    """
+    if _editable():
+        return "checkout", HERE if os.path.exists(os.path.join(HERE, "pyproject.toml")) else None
+    told = _direct_url()
+    url = told.get("url", "")
+    if not url:  # by its name, or by a pip that does not record it
+        version = getattr(installed("jetson-mamba"), "version", None)
+        return "index", f"jetson-mamba=={version}" if ON_AN_INDEX else None
+    vcs = told.get("vcs_info", {})
+    if vcs:
+        commit = vcs.get("commit_id", "")
+        return "repository", f"{vcs.get('vcs', 'git')}+{url}" + f"@{commit}" * bool(commit)
+    kind = "checkout" if "dir_info" in told else "wheel"
     if url.startswith("file://"):
         from urllib.parse import unquote, urlsplit
 
         url = unquote(urlsplit(url).path)
         if not os.path.exists(url):
-            return None
-    if not url:  # nobody knows where it came from, and no index has it
-        return None
-    return f"{pip()} install --force-reinstall --no-deps {shlex.quote(url)}"
+            return kind, None
+    return kind, url
+
+
+def _editable() -> bool:
+    """Whether the files that run are those of a folder that somebody works in."""
+    told = _direct_url()
+    return installed("jetson-mamba") is None or bool(told.get("dir_info", {}).get("editable"))
+
+
+def _direct_url() -> dict[str, Any]:
+    distribution = installed("jetson-mamba")
+    if distribution is None:
+        return {}
+    import json
+
+    try:
+        told = json.loads(distribution.read_text("direct_url.json") or "{}")
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def pip() -> str:

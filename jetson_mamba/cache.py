@@ -49,11 +49,16 @@ def private_directory(*names: str) -> str | None:
             directory = os.path.join(directory, name) if name else directory
             with contextlib.suppress(FileExistsError):
                 os.mkdir(directory, 0o700)
-            if not _is_private(os.lstat(directory), stat.S_ISDIR):
+            if not is_private(directory):
                 return None
     except OSError:
         return None
     return directory
+
+
+def is_private(directory: str) -> bool:
+    """Whether it is a directory, not a link, of this user, in which no one else may write."""
+    return _is_private(os.lstat(directory), stat.S_ISDIR)
 
 
 def read(directory: str, name: str) -> bytes | None:

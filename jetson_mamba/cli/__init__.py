@@ -1,83 +1,80 @@
 """The command line, ``jetson-mamba``: it presents what others find out and do.
 
 Exit codes: 0 done; 1 done, and the result is bad; 2 the command cannot run as it was given or
-on this machine, with one line on stderr that says why.
+on this machine, or its output cannot be written, with one line on stderr that says why; 130
+interrupted. Where the reader of its output has gone, a command ends by SIGPIPE, which a shell
+calls 141. With ``--json`` stdout holds one document, also for exit code 2: its ``error`` says why.
 """
 
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
 import sys
-from typing import Callable, Optional, Sequence, Tuple
+from typing import Sequence
 
-import typer
-
-import jetson_mamba
 from jetson_mamba import advice
-from jetson_mamba.cli import run
-from jetson_mamba.cli.bench import bench
-from jetson_mamba.cli.copies import copies, diff
-from jetson_mamba.cli.demo import demo
-from jetson_mamba.cli.doctor import doctor
-from jetson_mamba.cli.export import export
-from jetson_mamba.cli.install import install
-from jetson_mamba.cli.startup import disable, enable
-from jetson_mamba.cli.status import status
-from jetson_mamba.cli.verify import verify
+from jetson_mamba.cli import commands
+from jetson_mamba.cli.commands import app
 from jetson_mamba.errors import CannotRun
 
-app = typer.Typer(
-    name="jetson-mamba",
-    help="Makes the installed mamba-ssm run where it does not.",
-    add_completion=False,
-    rich_markup_mode="rich",
-)
-COMMANDS: Tuple[Callable[..., None], ...] = (
-    *(doctor, status, install, verify, bench, export, demo),
-    *(diff, copies, enable, disable),
-)
-for command in COMMANDS:
-    app.command()(command)
-app.command(context_settings=run.SETTINGS)(run.run)
+__all__ = ["app", "main"]
+
+# What writing to a pipe, a full disk or a terminal that has gone gives.
+UNWRITTEN = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"jetson-mamba {jetson_mamba.__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: bool = typer.Option(
-        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
-    ),
-) -> None:
-    pass
-
-
-def main(arguments: Optional[Sequence[str]] = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (``sys.argv`` without ``arguments``); the exit code."""
-    command = typer.main.get_command(app)
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        return int(command.main(given, prog_name="jetson-mamba", standalone_mode=False) or 0)
+        code = _carried_out(given)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except OSError as error:
+        if error.filename is not None or error.errno not in UNWRITTEN:
+            raise
+        return _unwritten(error, alone=arguments is None)
+    return code
+
+
+def _carried_out(given: Sequence[str]) -> int:
+    try:
+        return commands.carry_out(given)
     except CannotRun as error:
-        return _fail(str(error), 2)
+        message = str(error)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("jetson_mamba", "vendored_overrides"):
             raise
-        return _fail(
-            f"jetson_mamba is not installed whole ({error}); {advice.repair()}",
-            2,
-        )
-    except (typer.Abort, KeyboardInterrupt):
-        return _fail("interrupted", 130)
-    except Exception as error:
-        # What is wrong with the arguments. Releases of typer differ in whose class that is.
-        describe = getattr(error, "format_message", None)
-        if describe is None:
-            raise
-        return _fail(f"{describe()} (jetson-mamba --help lists what there is)", 2)
+        message = f"jetson_mamba is not installed whole ({error}); {advice.repair()}"
+    _fail(message, 2)
+    commands.tell_as_json(given, message)
+    return 2
+
+
+def _unwritten(error: OSError, alone: bool) -> int:
+    """The end of a command whose output cannot be written, which is as other tools' is.
+
+    ``alone``: the process is this command's, and may end by the signal.
+    """
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        # What is still buffered would fail again, and be told of, at the end of the process.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+    if error.errno != errno.EPIPE:
+        return _fail(f"standard output: {error.strerror}", 2)
+    if alone and hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGPIPE)
+    return 141
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"jetson-mamba: {' '.join(message.split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(f"jetson-mamba: {' '.join(message.split())}", file=sys.stderr)
     return code

@@ -1,33 +1,36 @@
 """``jetson-mamba bench``: how fast each backend is on this machine, beside the floor."""
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jetson_mamba import advice
-from jetson_mamba.cli import tables
+from jetson_mamba.cli import output, tables
+from jetson_mamba.cli.device import DEVICE
 from jetson_mamba.cli.device import device as torch_device
 from jetson_mamba.demo.models import require
 from jetson_mamba.errors import CannotRun
+from jetson_mamba.report.folders import unwritable
 
 
 def bench(
     op: Optional[str] = typer.Option(
-        None, help="causal_conv1d or selective_scan. Default: both.", show_default=False
+        None,
+        help="causal_conv1d or selective_scan. Default: both.",
+        show_default=False,
+        autocompletion=lambda: ["causal_conv1d", "selective_scan"],
     ),
     dtype: Optional[str] = typer.Option(
-        None, help="bf16 or fp32. Default: both.", show_default=False
+        None,
+        help="bfloat16 or float32. Default: both.",
+        show_default=False,
+        autocompletion=lambda: ["bfloat16", "float32"],
     ),
-    device: Optional[str] = typer.Option(
-        None, help="cpu or cuda. Default: cuda where torch sees a GPU.", show_default=False
-    ),
+    device: Optional[str] = DEVICE,
     rep: int = typer.Option(200, min=1, help="Milliseconds spent on each time."),
     plot: Optional[Path] = typer.Option(
         None, metavar="FILE.png", help="Draw the times, too.", show_default=False
@@ -49,21 +52,12 @@ def bench(
             require("matplotlib", f"{advice.pip()} install matplotlib")
         from jetson_mamba.report import bench as report
     ops = _chosen("--op", op, tuple(report.LAYOUTS))
-    dtypes = _chosen("--dtype", dtype, tuple(report.DTYPES))
+    dtypes = _chosen("--dtype", report.SHORT.get(dtype or "", dtype), tuple(report.DTYPES))
     if chosen.type == "cpu" and device is None:
         stderr.print("torch sees no GPU: this is the CPU, at sizes of its own")
 
-    progress = Progress(
-        TextColumn("{task.description:<32}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=stderr,
-        transient=True,
-        disable=not stderr.is_terminal,
-    )
     rows: List[Any] = []
-    with progress:
+    with output.progress(stderr) as progress:
         bar = progress.add_task("copy", total=None)
         run = report.Run(chosen, ops, dtypes, rep)
         progress.update(bar, total=len(run.cases))
@@ -74,13 +68,18 @@ def bench(
             progress.update(bar, advance=1)
     result = run.result(rows)
     if as_json:
-        print(json.dumps(dataclasses.asdict(result), indent=2))
+        output.document("bench", dataclasses.asdict(result))
     else:
         _show(Console(highlight=False), result)
     if plot:
         from jetson_mamba.report.bench_plot import draw
 
-        draw(result, plot)
+        try:
+            draw(result, plot)
+        except OSError as error:
+            raise CannotRun(
+                f"--plot {plot}: {error.strerror or error}; the times above are complete"
+            ) from error
         stderr.print(f"plot: {plot}", soft_wrap=True)
     if any(text != "out of memory" for row in rows for text in row.failures.values()):
         raise typer.Exit(1)
@@ -90,7 +89,9 @@ def _check_picture(path: Path) -> None:
     """Before minutes of measuring: whether the picture can be written."""
     if path.suffix != ".png":
         raise CannotRun(f"--plot {path}: expected a file whose name ends in .png")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK) or path.is_dir():
+    if path.is_dir() or (path.exists() and not os.access(path, os.W_OK)):
+        raise CannotRun(f"--plot {path}: expected a file that can be written")
+    if not path.parent.is_dir() or unwritable(str(path.parent)):
         raise CannotRun(f"--plot {path}: expected a file in a folder that can be written")
 
 
@@ -109,41 +110,40 @@ def _show(console: Console, result: Any) -> None:
             for each in result.backends
             if each.op == op and any(each.name in row.microseconds for row in rows)
         ]
-        shown = tables.table("B, D, L", "dtype", "floor", *names, "of floor")
-        shown.title = f"{op}, {direction}, microseconds"
-        shown.title_justify = "left"
-        shown.collapse_padding = True  # for 80 columns with four backends
-        for column in shown.columns:
-            column.no_wrap = True
-        for column in shown.columns[2:]:
-            column.justify = "right"
+        shown = tables.Records(
+            *("batch, dim, seqlen", "dtype", "layout", "floor", *names, "of floor"),
+            title=f"{op}, {direction}, microseconds",
+            right=("floor", *names, "of floor"),
+        )
         for row in rows:
-            shown.add_row(
+            shown.add(
                 f"{row.batch}, {row.dim}, {row.seqlen}",
-                f"{row.dtype} {row.layout}",
+                row.dtype,
+                row.layout,
                 _number(row.floor_microseconds),
                 *(_number(row.microseconds.get(name)) for name in names),
                 "" if row.of_floor is None else f"{row.of_floor:.1%}",
             )
-        console.print(shown)
+        shown.show(console)
     for row in result.rows:
         for name, text in row.failures.items():
             where = f"{row.op}, {row.direction}, {row.batch}, {row.dim}, {row.seqlen}, {row.dtype}"
-            console.print(f"[red]{name}[/] ({where}): {escape(text)}", soft_wrap=True)
+            output.say(console, f"{name} ({where}): {text}", indent=2, style="red|")
     driver = f", driver {result.driver}" if result.driver else ""
     cuda = f" for CUDA {result.cuda}" if result.cuda else ""
-    console.print(
-        f"[bold]{escape(result.name)}[/]{driver}, torch {result.torch}{cuda}; a copy runs at "
+    output.say(
+        console,
+        f"{result.name}{driver}, torch {result.torch}{cuda}; a copy runs at "
         f"{result.copy_rate / 1e3:.1f} GB/s",
-        soft_wrap=True,
     )
     for each in result.backends:
         reasons = "; ".join(f"{dtype}: {reason}" for dtype, reason in each.unavailable.items())
         if len(set(each.unavailable.values())) == 1:
             reasons = next(iter(each.unavailable.values()))
-        console.print(
-            f"{each.op}, {each.name}: {escape(reasons or each.release)}",
-            soft_wrap=True,
+        output.say(
+            console,
+            f"{each.op}, {each.name}: {reasons or each.release}",
+            indent=2,
             style="dim" if reasons else "",
         )
 

@@ -1,7 +1,6 @@
 """``jetson-mamba diff`` and ``copies``: what is changed, and where the results are kept."""
 
 import dataclasses
-import json
 import sys
 from typing import Optional
 
@@ -9,15 +8,18 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from jetson_mamba.cli import tables
-from jetson_mamba.report import changes, kept_copies
+from jetson_mamba.cli import output, tables
+from jetson_mamba.hook.finder import TARGETS
+from jetson_mamba.report import changes, documents, kept_copies
 
 STYLES = (("+++", "bold"), ("---", "bold"), ("@@", "cyan"), ("+", "green"), ("-", "red"))
 
 
 def diff(
     target: Optional[str] = typer.Argument(
-        None, help="A target, or how its name ends, such as ssd_combined. Default: all."
+        None,
+        help="A target, or how its name ends, such as ssd_combined. Default: all.",
+        autocompletion=lambda: list(TARGETS),
     ),
     as_json: bool = typer.Option(False, "--json", help="Print it as JSON."),
 ) -> None:
@@ -27,7 +29,7 @@ def diff(
     """
     found = changes.changes(target)
     if as_json:
-        print(json.dumps([dataclasses.asdict(each) for each in found], indent=2))
+        output.document("diff", dataclasses.asdict(documents.Changes(found)))
     for each in () if as_json else found:
         _show(each)
     if any(each.refused for each in found):
@@ -37,8 +39,8 @@ def diff(
 def _show(change: changes.Change) -> None:
     if change.reason:
         print(f"{change.target}: {change.reason}", file=sys.stderr)
-    for what, reason in change.left_out:
-        print(f"{change.target}: {what} is left as it is: {reason}", file=sys.stderr)
+    for way in change.left_out:
+        print(f"{change.target}: {way.what} is left as it is: {way.reason}", file=sys.stderr)
     if not sys.stdout.isatty():
         sys.stdout.write(change.diff)
         return
@@ -54,31 +56,36 @@ def copies(
 ) -> None:
     """List the modified copies that are kept; those in use serve the installed mamba_ssm."""
     removed = kept_copies.clear() if clear else ()
-    found = kept_copies.kept()
+    found = documents.Copies(
+        bundled_folder=kept_copies.bundled_folder(),
+        cached_folder=kept_copies.cached_folder(),
+        not_writable=kept_copies.not_writable(),
+        copies=kept_copies.kept(),
+        removed=removed,
+    )
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "bundled_folder": kept_copies.bundled_folder(),
-                    "cached_folder": kept_copies.cached_folder(),
-                    "copies": [dataclasses.asdict(each) for each in found],
-                    "removed": list(removed),
-                },
-                indent=2,
-            )
-        )
+        output.document("copies", dataclasses.asdict(found))
         return
     console = Console(highlight=False)
     if clear:
         console.print(f"removed: {len(removed)} files")
-    shown = tables.table("target in mamba_ssm", "copy", "size", "in use")
-    shown.columns[2].justify = "right"
-    for each in found:
-        shown.add_row(
+    shown = tables.Records("target in mamba_ssm", "copy", "size", "in use", right=("size",))
+    for each in found.copies:
+        shown.add(
             each.target.partition(".")[2],
             each.origin,
             f"{each.size / 1024:.0f} KiB",
             "yes" if each.in_use else "",
         )
-    console.print(shown if found else "No copies are kept.")
-    console.print(f"cached in {kept_copies.cached_folder()}", soft_wrap=True, style="dim")
+    if found.copies:
+        shown.show(console)
+    else:
+        console.print("No copies are kept.")
+    console.print(f"cached in {found.cached_folder}", soft_wrap=True, style="dim")
+    if found.not_writable:
+        output.say(
+            console,
+            f"Nothing can be kept there ({found.not_writable}), so every process makes its copies "
+            "anew; JETSON_MAMBA_CACHE can name another folder.",
+            style="yellow",
+        )

@@ -8,17 +8,17 @@ from typing import Any, List, Optional
 import typer
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text as Styled
 
 import jetson_mamba
 from jetson_mamba import advice
+from jetson_mamba.cli import output as written
 from jetson_mamba.cli import tables
 from jetson_mamba.cli.device import torch_here
 from jetson_mamba.demo import models, text
 from jetson_mamba.demo.result import Trained
 from jetson_mamba.errors import CannotRun
+from jetson_mamba.report.folders import unwritable
 
 
 def demo(
@@ -39,9 +39,8 @@ def demo(
     """Train two small language models, of Mamba and of Mamba-2 blocks, on real text."""
     console = Console(highlight=False)
     corpus = text.from_file(text_file) if text_file else text.standard_library()
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    error = unwritable(str(output))
+    if error:
         raise CannotRun(
             f"--output {output}: {error.strerror}; expected a folder that can be written"
         ) from error
@@ -79,15 +78,16 @@ def demo(
                 title_align="left",
             )
         )
-    console.print(_results(trained))
+    _results(trained).show(console)
     status = jetson_mamba.status()
-    console.print(tables.targets(status.targets))
-    console.print(tables.backends(status.backends, status.selections))
+    tables.targets(status.targets).show(console)
+    tables.backends(status.backends, status.selections).show(console)
 
     from jetson_mamba.demo.plot import loss_curves
 
     picture = output / "loss.png"
     try:
+        output.mkdir(parents=True, exist_ok=True)
         loss_curves(
             trained,
             entropy,
@@ -96,7 +96,7 @@ def demo(
         )
     except OSError as error:
         raise CannotRun(
-            f"{picture}: {error.strerror}; expected a file that can be written"
+            f"{picture}: {error.strerror or error}; expected a file that can be written"
         ) from error
     console.print(f"Loss curves: {picture}", soft_wrap=True)
 
@@ -123,20 +123,12 @@ def _train(
     torch.manual_seed(seed)
     model = models.build(package, kind, len(corpus.alphabet), device)
     losses: List[float] = []
-    progress = Progress(
-        TextColumn("{task.description:<7}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.2f}"),
-        TimeElapsedColumn(),
-        console=console,
-    )
     start = time.perf_counter()
-    with progress:
-        bar = progress.add_task(kind, total=steps, loss=math.nan)
+    with written.progress(console, lasting=True, loss=True) as progress:
+        bar = progress.add_task(kind, total=steps, loss="\u2013")
         for loss in training.train(model, corpus, steps, seed):
             losses.append(loss)
-            progress.update(bar, advance=1, loss=loss)
+            progress.update(bar, advance=1, loss=f"{loss:.2f}")
             if not math.isfinite(loss):
                 break
     if not math.isfinite(losses[-1]):
@@ -152,14 +144,11 @@ def _train(
     )
 
 
-def _results(trained: List[Trained]) -> Table:
-    table = tables.table(
-        "model", "parameters", "loss at first", "at last", "on unseen text", "time"
-    )
-    for column in table.columns[1:]:
-        column.justify = "right"
+def _results(trained: List[Trained]) -> tables.Records:
+    columns = ("parameters", "loss at first", "at last", "on unseen text", "time")
+    table = tables.Records("model", *columns, right=columns)
     for each in trained:
-        table.add_row(
+        table.add(
             each.kind,
             f"{each.parameters:,}",
             f"{each.first():.2f}",

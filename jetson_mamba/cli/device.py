@@ -2,10 +2,20 @@
 
 from typing import Any, Optional
 
+import typer
+
 from jetson_mamba.demo.models import require
 from jetson_mamba.errors import CannotRun
 from jetson_mamba.releases import get_torch
 from jetson_mamba.report.machine import machine
+
+DEVICES = ("cpu", "cuda")
+DEVICE = typer.Option(
+    None,
+    help="cpu or cuda. Default: cuda if torch sees a GPU.",
+    show_default=False,
+    autocompletion=lambda: list(DEVICES),
+)
 
 
 def torch_here() -> Any:
@@ -18,7 +28,7 @@ def device(name: Optional[str]) -> Any:
 
     Raises CannotRun for any other name, and where torch or the GPU is missing.
     """
-    if name not in (None, "cpu", "cuda"):
+    if name not in (None, *DEVICES):
         raise CannotRun(f"--device {name}: expected cpu or cuda")
     torch = torch_here()
     if name == "cuda" and not torch.cuda.is_available():

@@ -1,69 +1,88 @@
-"""``jetson-mamba doctor``: what is on this machine, what is wrong with it, what mends it."""
+"""``jetson-mamba doctor``: what is on this machine, what is wrong with it, what fixes it."""
 
-import json
-from typing import Iterator, Tuple
+import io
+from typing import Iterator, Optional, Tuple
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from jetson_mamba.cli import tables
+import jetson_mamba
+from jetson_mamba.cli import output, tables
 from jetson_mamba.report.doctor import Report, examine
 from jetson_mamba.report.facts import Facts
 from jetson_mamba.report.findings import Finding
+from jetson_mamba.report.machine import Machine
 from jetson_mamba.report.packages import Package
+from jetson_mamba.report.private import without_home
+
+REPORT_COLUMNS = 100
 
 
 def doctor(
+    as_report: bool = typer.Option(
+        False, "--report", help="Print what to paste into a report, home folders left out."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print it as JSON."),
 ) -> None:
-    """Examine this machine, run a block of mamba_ssm, and say what is wrong and what mends it.
+    """Examine this machine, run a block of mamba_ssm, and say what is wrong and what fixes it.
 
-    The exit code is 1 if something is wrong that the overrides do not get around.
+    The exit code is 1 if something is wrong that the overrides do not work around.
     """
     report = examine()
     if as_json:
-        print(json.dumps(report.as_json(), indent=2))
+        found = report.as_json()
+        output.document("doctor", without_home(found) if as_report else found)
+    elif as_report:
+        text = io.StringIO()
+        _show(Console(file=text, width=REPORT_COLUMNS, highlight=False, no_color=True), report)
+        print(f"```text\njetson-mamba {jetson_mamba.__version__} doctor\n")
+        print("\n".join(map(str.rstrip, without_home(text.getvalue()).strip().splitlines())))
+        print("```")
     else:
-        _show(report)
+        console = Console(highlight=False)
+        _show(console, report)
+        output.say(console, "To paste into a report: jetson-mamba doctor --report", style="dim")
     if any(not finding.cured for finding in report.findings):
         raise typer.Exit(1)
 
 
-def _show(report: Report) -> None:
-    console = Console(highlight=False)
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, text in _lines(report.facts):
-        grid.add_row(f"[bold]{name}[/]", escape(text))
-    console.print(grid)
+def _show(console: Console, report: Report) -> None:
+    output.described(console, _lines(report.facts))
     if report.facts.backends or report.facts.selections:
         console.print()
-        console.print(tables.backends(report.facts.backends, report.facts.selections))
+        tables.backends(report.facts.backends, report.facts.selections).show(console)
     console.print()
     if not report.findings:
         console.print("[green]Nothing is wrong.[/]")
     for finding in sorted(report.findings, key=lambda each: each.cured):
-        mark = "[yellow]cured[/]" if finding.cured else "[bold red]wrong[/]"
-        console.print(f"{mark}  {escape(finding.what)}", soft_wrap=True)
-        console.print(f"seen   [dim]{escape(finding.message)}[/]", soft_wrap=True)
-        console.print(f"why    {escape(finding.why)}", soft_wrap=True)
-        console.print(f"do     {_what_to_do(finding)}\n", soft_wrap=True)
+        if finding.cured:
+            output.say(console, f"cured  {finding.what}", 7, "yellow|")
+        else:
+            output.say(console, f"wrong  {finding.what}", 7, "bold red|")
+        output.say(console, f"seen   {finding.message}", 7, "|dim")
+        output.say(console, f"why    {finding.why}", 7)
+        _do(console, _what_to_do(finding))
     if report.upstream_faults:
         console.print("[bold]What this mamba-ssm has wrong itself, and is left as it is:[/]\n")
     for fault in report.upstream_faults:
-        console.print(f"{escape(fault.what)} [dim]({fault.module})[/]", soft_wrap=True)
-        console.print(f"seen   [dim]{escape(fault.seen)}[/]", soft_wrap=True)
-        console.print(f"do     {escape(fault.instead)}\n", soft_wrap=True)
+        output.say(console, f"{fault.what} ({fault.module})")
+        output.say(console, f"seen   {fault.seen}", 7, "|dim")
+        output.say(console, f"do     {fault.instead}\n", 7)
+        console.print()
+
+
+def _do(console: Console, what: str) -> None:
+    """A command stands on a line of its own, however long: what is copied must be whole."""
+    console.print(f"do     {what}\n", soft_wrap=True, markup=False, style="bold")
 
 
 def _what_to_do(finding: Finding) -> str:
-    if not finding.command:
+    if finding.command:
+        return finding.command
+    if not finding.option:
         return "nothing"
-    optional = "nothing; this removes the cause: " if finding.cured else ""
-    return f"{optional}[bold]{escape(finding.command)}[/]"
+    gain = "compiles CUDA, for minutes to hours" if finding.compiles else "removes the cause"
+    return f"nothing; if you like, this {gain}: {finding.option}"
 
 
 def _lines(facts: Facts) -> Iterator[Tuple[str, str]]:
@@ -71,6 +90,9 @@ def _lines(facts: Facts) -> Iterator[Tuple[str, str]]:
     yield "machine", f"{machine.board or 'no Jetson board'}, {machine.architecture}"
     if machine.l4t:
         yield "JetPack", f"{machine.jetpack or 'unknown'} (L4T {machine.l4t})"
+    if machine.board or machine.l4t:
+        yield "power mode", machine.power_mode or "unknown"
+    yield "memory", _memory(machine)
     for gpu in machine.gpus:
         yield (
             "GPU",
@@ -80,6 +102,12 @@ def _lines(facts: Facts) -> Iterator[Tuple[str, str]]:
         yield "GPU", "none"
     toolkit = f"{machine.cuda_toolkit} ({machine.nvcc})" if machine.nvcc else "no nvcc"
     yield "CUDA", toolkit
+    compiler = facts.compiler
+    if compiler and (machine.board or (torch and torch.cuda)):
+        yield "NVRTC", compiler.nvrtc or "not installed"
+        yield "cuda-core", compiler.cuda_core or "not installed"
+        if compiler.error and compiler.nvrtc and compiler.cuda_core:
+            yield "kernels", f"cannot be compiled: {compiler.error}"
     yield "Python", f"{python.version} ({python.executable})"
     if torch is None:
         yield "torch", "not installed"
@@ -109,13 +137,24 @@ def _lines(facts: Facts) -> Iterator[Tuple[str, str]]:
     through = "active from" if hook.active else "not active at"
     yield "hook", f"{through} interpreter start (JETSON_MAMBA={hook.mode})"
     for file in hook.startup_files:
-        yield "", f"{file.path}{'' if file.packaged else ', not the packaged one'}"
+        yield "startup file", f"{file.path}{'' if file.packaged else ', not the packaged one'}"
     yield "finders", ", ".join(name.rpartition(".")[2] for name in hook.finders)
     for target in hook.targets:
         name = target.name.partition(".")[2]
-        yield "", f"{name}: {target.copy or target.reason}"
+        yield "targets", f"{name}: {target.copy or target.reason}"
         for way in target.left_out:
-            yield "", f"{name}: without {way.what}: {way.reason}"
+            yield "targets", f"{name}: without {way.what}: {way.reason}"
+
+
+def _memory(machine: Machine) -> str:
+    text = f"{_gib(machine.memory_bytes)}, {_gib(machine.available_bytes)} available"
+    if not machine.swap_bytes:
+        return text + "; no swap"
+    return f"{text}; swap {_gib(machine.swap_bytes)}, {_gib(machine.swap_free_bytes)} free"
+
+
+def _gib(size: Optional[int]) -> str:
+    return "unknown" if size is None else f"{size / 2**30:.1f} GiB"
 
 
 def _package(package: Package) -> str:

@@ -1,5 +1,6 @@
 """``jetson-mamba export``: a model as an ONNX file that agrees with it."""
 
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -29,8 +30,19 @@ def export(
         help="The axes of an argument whose size is left open; once for each, or for all.",
         show_default=False,
     ),
-    target: str = typer.Option("onnxruntime", "--for", help="onnxruntime or tensorrt."),
+    target: str = typer.Option(
+        "onnxruntime",
+        "--for",
+        help="onnxruntime or tensorrt.",
+        autocompletion=lambda: ["onnxruntime", "tensorrt"],
+    ),
     step: bool = typer.Option(False, "--step", help="Token by token, with states in and out."),
+    plugins: Optional[str] = typer.Option(
+        None,
+        metavar="sm_87",
+        help="For TensorRT 10.9 and later: Mamba's scan as a plugin with this project's kernel.",
+        show_default=False,
+    ),
 ) -> None:
     """Write a model to ONNX, run it at other sizes than it was made at, and compare.
 
@@ -46,15 +58,17 @@ def export(
     found = _model(model)
     with console.status("exporting"):
         if step:
-            files = room.step(found, file, target=target)
+            files = room.step(found, file, target=target, plugins=plugins)
         else:
             shapes, opened = _given(found, shape, dynamic)
             torch.manual_seed(0)
             args = [_argument(found, each) for each in shapes]
-            files = [room.onnx(found, args, file, dynamic=opened, target=target)]
-    shown = tables.table("file", "nodes", "form", "largest error", "runtime", "eager")
+            files = [room.onnx(found, args, file, dynamic=opened, target=target, plugins=plugins)]
+    shown = tables.Records(
+        "file", "nodes", "form", "largest error", "runtime", "eager", wraps=("form",)
+    )
     for each in files:
-        shown.add_row(
+        shown.add(
             each.path.name,
             str(each.nodes),
             ", ".join(f"{name} {form}" for name, form in each.forms.items()) or "none to choose",
@@ -62,7 +76,10 @@ def export(
             f"{each.times.runtime * 1e3:.2f} ms",
             f"{each.times.eager * 1e3:.2f} ms",
         )
-    console.print(shown)
+    shown.show(console)
+    for each in files:
+        if each.plugins:
+            console.print(f"TensorRT's Python is to import {each.plugins.name} before it parses.")
     sizes = [
         " ".join(f"{name}={size}" for name, size in run.sizes.items()) for run in files[0].compared
     ]
@@ -72,25 +89,33 @@ def export(
 
 
 def _model(name: str) -> Any:
-    from torch import nn
+    """The model; whatever goes wrong while it is made is one line."""
+    from jetson_mamba.export.check import in_one_line
 
     module_name, colon, attribute = name.partition(":")
-    if not colon:
-        return _checkpoint(Path(name))
-    import sys
+    try:
+        found = _made(module_name, attribute) if colon else _checkpoint(Path(name))
+    except CannotRun:
+        raise
+    except Exception as error:
+        raise CannotRun(f"{name}: {in_one_line(error)}") from error
+    return found.train(False)
+
+
+def _made(module_name: str, attribute: str) -> Any:
+    from torch import nn
 
     sys.path.insert(0, "")
-    try:
-        found: Any = import_module(module_name)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise CannotRun(f"{name}: {error}") from error
+    found: Any = import_module(module_name)
+    for part in attribute.split("."):
+        found = getattr(found, part)
     if not isinstance(found, nn.Module):
         found = found()
     if not isinstance(found, nn.Module):
-        raise CannotRun(f"{name}: expected a torch.nn.Module, found {type(found).__name__}")
-    return found.train(False)
+        raise CannotRun(
+            f"{module_name}:{attribute}: expected a torch.nn.Module, found {type(found).__name__}"
+        )
+    return found
 
 
 def _checkpoint(folder: Path) -> Any:
@@ -104,10 +129,12 @@ def _checkpoint(folder: Path) -> Any:
     if "model_type" in json.loads(config.read_text("utf-8")):
         from transformers import AutoModelForCausalLM
 
-        return AutoModelForCausalLM.from_pretrained(str(folder)).train(False)
+        said: Any = import_module("transformers.utils.logging")
+        said.disable_progress_bar()
+        return AutoModelForCausalLM.from_pretrained(str(folder))
     from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 
-    return MambaLMHeadModel.from_pretrained(str(folder)).train(False)
+    return MambaLMHeadModel.from_pretrained(str(folder))
 
 
 Shape = Tuple[bool, List[int]]
@@ -132,7 +159,10 @@ def _shape(text: str) -> Shape:
     kind, colon, sizes = text.rpartition(":")
     if colon and kind != "int64":
         raise ValueError(text)
-    return bool(colon), [int(size) for size in sizes.split(",")]
+    found = [int(size) for size in sizes.split(",")]
+    if min(found) < 1:
+        raise ValueError(text)
+    return bool(colon), found
 
 
 def _axes(text: str) -> Dict[int, str]:

@@ -1,7 +1,6 @@
 """``jetson-mamba install``: mamba-ssm without compiling, beside the torch that is there."""
 
 import dataclasses
-import json
 import sys
 from typing import List, Optional, Tuple
 
@@ -9,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from jetson_mamba.cli import tables
+from jetson_mamba.cli import output, tables
 from jetson_mamba.errors import CannotRun
 from jetson_mamba.installing import plan as plans
 from jetson_mamba.installing import work as works
@@ -44,20 +43,20 @@ def install(
     version, failure = None, None
     if not dry_run:
         if work.steps and not yes:
-            typer.confirm("Run this?", abort=True)
+            _ask()
         version, failure = _do(console, work, verbose)
     if as_json:
-        found = {
-            "requirement": plan.requirement,
-            "torch": plan.torch.version,
-            "choices": [dataclasses.asdict(choice) for choice in plan.choices],
-            "notes": list(plan.notes),
-            "packages": list(work.packages),
-            "commands": [str(step) for step in work.steps],
-            "installed": version,
-            "failure": failure,
-        }
-        print(json.dumps(found, indent=2))
+        found = plans.Outcome(
+            requirement=plan.requirement,
+            torch=plan.torch.version,
+            choices=plan.choices,
+            notes=plan.notes,
+            packages=work.packages,
+            commands=tuple(map(str, work.steps)),
+            installed=version,
+            failure=failure,
+        )
+        output.document("install", dataclasses.asdict(found))
     elif version:
         console.print(f"[green]mamba_ssm {escape(version)} runs a block of each kind.[/]")
     elif failure:
@@ -66,8 +65,21 @@ def install(
         raise typer.Exit(1)
 
 
+def _ask() -> None:
+    """Go on where the answer is yes."""
+    try:
+        agreed = typer.confirm("Run this?")
+    except typer.Abort as aborted:
+        if isinstance(aborted.__context__, EOFError):
+            raise CannotRun("no answer; pass --yes") from None
+        raise KeyboardInterrupt from None
+    if not agreed:
+        print("jetson-mamba: nothing is installed", file=sys.stderr)
+        raise typer.Exit(1)
+
+
 def _show(console: Console, plan: plans.Plan, work: works.Work) -> None:
-    table = tables.table("package", "is here", "will be", "why")
+    table = tables.Records("package", "is here", "will be", "why", wraps=("will be", "why"))
     for choice in plan.choices:
         row: Tuple[str, ...] = (
             choice.package,
@@ -75,8 +87,8 @@ def _show(console: Console, plan: plans.Plan, work: works.Work) -> None:
             choice.then or (choice.found or "not installed"),
             choice.why,
         )
-        table.add_row(*map(escape, row))
-    console.print(table)
+        table.add(*row)
+    table.show(console)
     for note in plan.notes:
         console.print(f"[yellow]{escape(note)}[/]")
     if work.packages:

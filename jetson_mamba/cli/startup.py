@@ -1,12 +1,13 @@
 """``jetson-mamba enable`` and ``disable``: the startup files in ``site-packages``."""
 
 import dataclasses
-import json
 from typing import List
 
 import typer
 from rich.console import Console
 
+from jetson_mamba.cli import output
+from jetson_mamba.report.documents import Disabled, Enabled
 from jetson_mamba.startup import files
 
 
@@ -17,7 +18,11 @@ def enable(as_json: bool = typer.Option(False, "--json", help="Print it as JSON.
     """
     changed = files.enable()
     effective = files.takes_effect()
-    _show("written", changed, effective, as_json)
+    if as_json:
+        done = Enabled(tuple(changed), tuple(files.installed()), effective)
+        output.document("enable", dataclasses.asdict(done))
+    else:
+        _show("written", changed, effective)
     if not effective:
         raise typer.Exit(1)
 
@@ -29,21 +34,17 @@ def disable(as_json: bool = typer.Option(False, "--json", help="Print it as JSON
     """
     removed = files.disable()
     effective = files.takes_effect()
-    _show("removed", removed, effective, as_json)
+    if as_json:
+        done = Disabled(tuple(removed), tuple(files.installed()), effective)
+        output.document("disable", dataclasses.asdict(done))
+    else:
+        _show("removed", removed, effective)
     if effective:
         raise typer.Exit(1)
 
 
-def _show(word: str, changed: List[str], effective: bool, as_json: bool) -> None:
+def _show(word: str, changed: List[str], effective: bool) -> None:
     there = files.installed()
-    if as_json:
-        found = {
-            word: changed,
-            "startup_files": [dataclasses.asdict(file) for file in there],
-            "takes_effect": effective,
-        }
-        print(json.dumps(found, indent=2))
-        return
     console = Console(highlight=False, soft_wrap=True)
     for path in changed:
         console.print(f"{word}: {path}")

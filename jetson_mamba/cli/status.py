@@ -1,43 +1,57 @@
-"""``jetson-mamba status``: whether the package is active here, and what runs."""
+"""``jetson-mamba status``: whether programs that start here are patched, and what runs."""
 
 import dataclasses
-import json
 
 import typer
 from rich.console import Console
 
-from jetson_mamba.cli import tables
+from jetson_mamba.cli import output, tables
 from jetson_mamba.report import status as report
+from jetson_mamba.startup import files
 
 
 def status(
     as_json: bool = typer.Option(False, "--json", help="Print it as JSON."),
 ) -> None:
-    """Whether the overrides are active, and which copy each target gets.
+    """Whether programs that start here are patched, and which copy each target gets.
 
     mamba_ssm itself is not imported.
     """
     found = report.status(look_ahead=True)
+    # This process has imported the package itself; programs have not.
+    effective = found.active and files.takes_effect()
+    found = dataclasses.replace(
+        found, active=effective, activated_by="startup file" if effective else None
+    )
     if as_json:
-        print(json.dumps(dataclasses.asdict(found), indent=2))
+        output.document("status", dataclasses.asdict(found))
         return
     console = Console(highlight=False)
-    activation = f"active, by {found.activated_by}" if found.active else "not active"
     mode = f"JETSON_MAMBA={found.mode}"
     if found.backend_variable:
         mode += f", JETSON_MAMBA_BACKEND={found.backend_variable}"
+    activation = "active, by startup file" if found.active else "not active"
     console.print(
         f"jetson-mamba {found.version}: {activation} ({mode})", markup=False, soft_wrap=True
     )
+    if found.active:
+        output.say(console, "Programs that start here are patched.")
+    else:
+        change = "unset JETSON_MAMBA" if found.mode == "off" else "jetson-mamba enable"
+        only = "" if found.mode == "off" else ", except those that import jetson_mamba"
+        output.say(
+            console,
+            f"Programs that start here are not patched{only}. To change that: {change}",
+            style="yellow",
+        )
     for file in found.startup_files:
         kind = "as packaged" if file.packaged else "[red]not the packaged one[/]"
         console.print(f"startup file: {file.path}, {kind}", soft_wrap=True)
-    console.print(tables.targets(found.targets))
+    tables.targets(found.targets).show(console)
     for target in found.targets:
         if target.path:
             console.print(f"{target.name}: {target.path}", soft_wrap=True, style="dim")
         for way in target.left_out:
-            told = f"{target.name}: without {way.what}: {way.reason}"
-            console.print(told, soft_wrap=True, markup=False)
+            output.say(console, f"{target.name}: without {way.what}: {way.reason}", indent=2)
     if found.backends or found.selections:
-        console.print(tables.backends(found.backends, found.selections))
+        tables.backends(found.backends, found.selections).show(console)

@@ -1,7 +1,7 @@
 """A model leaves Python: ONNX files that are compared with it before they are left behind.
 
 ``jetson_mamba.export.onnx`` writes a model, ``jetson_mamba.export.step`` a block or a language
-model that is called token by token with its states. They need onnx, onnxruntime, onnxscript and
+model that is called token by token with its states. They need what the extra ``export`` brings and
 torch 2.8; ``torch.onnx.export(dynamo=True)`` by itself needs neither, and takes one form for all.
 """
 

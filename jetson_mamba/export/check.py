@@ -47,6 +47,11 @@ def tensors_of(results: Any) -> list[Tensor]:
     return [each for each in pytree.tree_leaves(results) if isinstance(each, Tensor)]
 
 
+def in_one_line(error: BaseException) -> str:
+    """What an error says, with its kind."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+
+
 def session(path: Path) -> Any:
     """A session on the CPU, with as many threads as torch has.
 
@@ -77,8 +82,17 @@ class Check:
         tolerance: float | None,
     ) -> None:
         self.module, self.args, self.sizes = module, args, sizes
-        with torch.no_grad():
-            self._expected = tensors_of(module(*args))
+        try:
+            with torch.no_grad():
+                self._expected = tensors_of(module(*args))
+        except Exception as error:
+            given = ", ".join(f"{each.dtype} {tuple(each.shape)}" for each in args)
+            raise CannotRun(
+                f"model: expected it to take arguments of {given.replace('torch.', '')}, found "
+                f"{in_one_line(error)}; give others"
+            ) from error
+        if not self._expected:
+            raise CannotRun("model: expected tensors as its results, found none")
         if any(not torch.isfinite(each).all() for each in self._expected):
             raise CannotRun("model: expected finite results, found others; nothing can be compared")
         dtypes = [each.dtype for each in self._expected if each.is_floating_point()]

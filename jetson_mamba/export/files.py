@@ -32,6 +32,8 @@ class Exported(NamedTuple):
     tolerance: float
     compared: list[Compared]
     times: Times
+    # What TensorRT's Python is to import, where recurrences are plugins.
+    plugins: Path | None = None
 
     @property
     def error(self) -> float:
@@ -50,6 +52,7 @@ def onnx(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     tolerance: float | None = None,
+    plugins: str | None = None,
 ) -> Exported:
     """Write ``model(*args)`` to an ONNX file that agrees with it, also at other sizes.
 
@@ -59,17 +62,19 @@ def onnx(
     ``forms`` names the form of a recurrence (``{"selective_scan": "scan"}`` or ``"blocks"``,
     ``{"ssd_scan": "chunks"}`` or ``"attention"``); without, of those that the target takes the one
     that is fastest here at the sizes of ``args``. ``tolerance`` is what a result may differ by over
-    the largest of its tensor, by default 1e-5 for float32.
+    the largest of its tensor, by default 1e-5 for float32. ``plugins``, an architecture such as
+    ``sm_87``, leaves each selective scan to a plugin of TensorRT (10.9 or later), whose kernel
+    stands in a Python file beside; what is compared is the same file with a form in their place.
 
     Raises CannotRun for what cannot be exported, or where the file does not agree; then none is
     left behind.
     """
-    _check_possible(model, target)
+    _check_possible(model, target, plugins)
     model = states.plain(model)
     shapes, sizes = _open_sizes(args, dynamic)
     names = {"input_names": input_names, "output_names": output_names}
     check = Check(model, args, sizes, tolerance)
-    return _exported(model, shapes, names, check, Path(path), target, forms or {})
+    return _exported(model, shapes, names, check, Path(path), target, forms or {}, plugins)
 
 
 def step(
@@ -78,19 +83,22 @@ def step(
     *,
     target: str = "onnxruntime",
     tolerance: float | None = None,
+    plugins: str | None = None,
 ) -> list[Exported]:
     """Write a model that is told its states, and gives them back, for any batch.
 
     A block, ``Mamba`` or ``Mamba2``, becomes one file: a step of one token. A language model
     becomes two, ``NAME.prompt.onnx`` of any length from nothing and ``NAME.step.onnx`` of one token
     more, which share their states: each result ``conv_state_0_after`` is the argument
-    ``conv_state_0`` of the next step.
+    ``conv_state_0`` of the next step. ``plugins`` are those of the prompt.
 
     Raises CannotRun as :func:`onnx` does.
     """
-    _check_possible(model, target)
+    _check_possible(model, target, plugins)
     path = Path(path)
     if not states.is_language_model(model):
+        if plugins:
+            raise CannotRun("plugins: expected a scan, found a step of a block, which has none")
         found = {path: (states.block_step(model), [0])}
     else:
         stem = path.with_suffix("")
@@ -107,15 +115,22 @@ def step(
         shapes: Any = (first, tuple(others)) if made.is_variadic else (first, *others)
         check = Check(made.module, made.args, sizes, tolerance)
         names = {"input_names": made.inputs, "output_names": made.outputs}
-        exported.append(_exported(made.module, shapes, names, check, file, target, {}))
+        of_prompt = None if made.is_variadic else plugins
+        exported.append(_exported(made.module, shapes, names, check, file, target, {}, of_prompt))
     return exported
 
 
-def _check_possible(model: nn.Module, target: str) -> None:
+def _check_possible(model: nn.Module, target: str, plugins: str | None) -> None:
     from jetson_mamba.dispatch.operators import has_operators
 
     if target not in ("onnxruntime", "tensorrt"):
         raise CannotRun(f"target: expected onnxruntime or tensorrt, found {target!r}")
+    if plugins and target != "tensorrt":
+        raise CannotRun(f"plugins: expected the target tensorrt, found {target}; leave plugins out")
+    if plugins:
+        from .plugins import check_architecture
+
+        check_architecture(plugins)
     if not has_operators or not hasattr(getattr(torch.onnx, "ops", None), "symbolic_multi_out"):
         raise CannotRun(f"torch: expected 2.8 or later, found {torch.__version__}")
     try:
@@ -123,9 +138,7 @@ def _check_possible(model: nn.Module, target: str) -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
-        raise CannotRun(
-            f"{error.name} is not installed; {advice.pip()} install onnx onnxruntime onnxscript"
-        ) from error
+        raise CannotRun(f"{error.name} is not installed; {advice.extra('export')}") from error
     if model.training:
         raise CannotRun("model: expected one in evaluation, found one in training; model.eval()")
     devices = {each.device.type for each in (*model.parameters(), *model.buffers())} - {"cpu"}
@@ -176,6 +189,7 @@ def _exported(
     path: Path,
     target: str,
     named: Mapping[str, str],
+    plugins: str | None,
 ) -> Exported:
     from .capture import captured
 
@@ -199,42 +213,77 @@ def _exported(
         if best is None:
             assert refused is not None
             raise refused
-        exported = best[1]
-        compared = [*exported.compared]
-        runs = session(exported.path)
-        for each in check.at_other_sizes(runs):
+        file, compared = best[1].path, [*best[1].compared]
+        for each in check.at_other_sizes(session(file)):
             compared.append(each)
             _expect_agreement(each, check.tolerance)
-        for file in sorted(exported.path.parent.iterdir()):
-            os.replace(file, path.with_name(file.name))
-    return exported._replace(path=path, compared=compared)
+        exported = best[1]._replace(path=path, compared=compared)
+        if plugins:
+            exported = _with_plugins(model, exported, file, plugins)
+        for made in sorted(file.parent.iterdir()):
+            os.replace(made, path.with_name(made.name))
+    return exported
+
+
+def _with_plugins(model: Any, exported: Exported, file: Path, architecture: str) -> Exported:
+    """The same with plugins in place of forms, over the file that was compared."""
+    from .forms import PLUGINS, recurrences
+    from .plugins import path_beside, plugins_of, text
+
+    served = {name: "plugin" for name in recurrences(model) if name in PLUGINS}
+    if not served:
+        raise CannotRun(
+            "plugins: expected a selective scan, found none; Mamba-2's scan is products of "
+            "matrices, which TensorRT has kernels for; leave plugins out"
+        )
+    forms = {**exported.forms, **served}
+    written = _written(model, forms, "tensorrt")
+    found = plugins_of(written)
+    beside = path_beside(file)
+    beside.write_text(text(found, exported.path.name, architecture), "utf-8")
+    _save(written, file)
+    return exported._replace(
+        nodes=len(list(written.graph)),
+        forms=forms,
+        plugins=exported.path.with_name(beside.name),
+    )
 
 
 def _tried(model: Any, forms: Mapping[str, str], check: Check, file: Path, target: str) -> Exported:
     """A file with these forms that agrees at the sizes of the export."""
-    import onnx_ir
-    from onnxscript import optimizer
-
-    from .forms import written
-    from .tensorrt import TABLE, not_taken
-
-    found = written(model, forms)
-    optimizer.optimize(found)
-    if target == "tensorrt":
-        missing = not_taken(found)
-        if missing:
-            raise CannotRun(
-                f"model: expected operators that TensorRT {TABLE['release']} takes, found "
-                f"{', '.join(missing)}"
-            )
-    tensors = [value.const_value for value in found.graph.initializers.values()]
-    weights = sum(each.nbytes for each in tensors if each is not None)
-    beside = file.name + ".data" if weights > INLINE_BYTES else None
-    onnx_ir.save(found, file, external_data=beside)
+    found = _written(model, forms, target)
+    _save(found, file)
     error, times = check.at_traced_sizes(session(file))
     compared = Compared({name: each.traced for name, each in check.sizes.items()}, error)
     _expect_agreement(compared, check.tolerance)
     return Exported(file, len(list(found.graph)), forms, check.tolerance, [compared], times)
+
+
+def _written(model: Any, forms: Mapping[str, str], target: str) -> Any:
+    """A copy of a model with these forms, optimized, of operators that the target takes."""
+    from onnxscript import optimizer
+
+    from .forms import written
+    from .tensorrt import FIRST, not_taken
+
+    found = written(model, forms)
+    optimizer.optimize(found)
+    missing = not_taken(found) if target == "tensorrt" else []
+    if missing:
+        raise CannotRun(
+            f"model: expected operators that TensorRT takes from {FIRST} on, found "
+            f"{', '.join(missing)}"
+        )
+    return found
+
+
+def _save(found: Any, file: Path) -> None:
+    import onnx_ir
+
+    tensors = [value.const_value for value in found.graph.initializers.values()]
+    weights = sum(each.nbytes for each in tensors if each is not None)
+    beside = file.name + ".data" if weights > INLINE_BYTES else None
+    onnx_ir.save(found, file, external_data=beside)
 
 
 def _expect_agreement(found: Compared, tolerance: float) -> None:

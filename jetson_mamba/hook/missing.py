@@ -25,7 +25,7 @@ def explain(error: ModuleNotFoundError) -> None:
         return
     error.msg = (
         f"No module named {error.name!r}, which {_importer(error)} imports; install it with: "
-        f"{needed.command(error.name.replace('_', '-'), _torch())}"
+        f"{needed.command(_torch(), error.name.replace('_', '-'))}"
     )
     error.args = (error.msg,)
 

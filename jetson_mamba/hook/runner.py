@@ -8,12 +8,14 @@ program starts are ordinary ones: only the startup file serves them.
 from __future__ import annotations
 
 import atexit
+import linecache
 import os
 import pkgutil
 import runpy
 import signal
 import sys
-from importlib.machinery import SourceFileLoader
+import textwrap
+from importlib.machinery import BuiltinImporter, SourceFileLoader
 from types import ModuleType, TracebackType
 from typing import Callable, NoReturn, Sequence
 
@@ -50,6 +52,37 @@ def run_module(module: str, arguments: Sequence[str]) -> NoReturn:
     _put_first(os.getcwd())
     _fresh_main()
     _run(lambda: runpy._run_module_as_main(module))  # type: ignore[attr-defined]
+
+
+def run_code(code: str, arguments: Sequence[str]) -> NoReturn:
+    """``python -c CODE ARGUMENTS``."""
+    sys.argv = ["-c", *arguments]
+    _put_first("")
+    main = _fresh_main()
+    main.__loader__ = BuiltinImporter
+    if sys.version_info >= (3, 14):
+        code = textwrap.dedent(code)
+    if sys.version_info >= (3, 13):
+        # From there on tracebacks show the lines.
+        lines = code.splitlines(keepends=True)
+        linecache.cache["<string>"] = (len(code), None, lines, "<string>")
+    _run(lambda: exec(compile(code, "<string>", "exec", dont_inherit=True), vars(main)))
+
+
+def run_stdin(arguments: Sequence[str]) -> NoReturn:
+    """``python - ARGUMENTS``: the program that stdin holds, or a session on a terminal."""
+    sys.argv = ["-", *arguments]
+    _put_first("")
+    main = _fresh_main()
+    main.__loader__ = BuiltinImporter
+    if sys.stdin is not None and sys.stdin.isatty():
+        import code
+
+        _run(lambda: code.interact(local=vars(main), exitmsg=""))
+    source = sys.stdin.buffer.read() if sys.stdin is not None else b""
+    main.__file__ = "<stdin>"
+    vars(main)["__cached__"] = None
+    _run(lambda: exec(compile(source, "<stdin>", "exec", dont_inherit=True), vars(main)))
 
 
 def _put_first(folder: str) -> None:

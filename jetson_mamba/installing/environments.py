@@ -27,8 +27,9 @@ def make() -> str:
     parts.append(f"{shlex.quote(sys.executable)} -m venv --system-site-packages {FOLDER}")
     try:
         metadata.version("jetson-mamba")
-    except metadata.PackageNotFoundError:  # on the path as a checkout
-        parts.append(f"{BIN}/python -m pip install {shlex.quote(advice.HERE)}")
+    except metadata.PackageNotFoundError:  # on the path as it lies: not seen there
+        _, place = advice.origin()
+        parts.append(f"{BIN}/python -m pip install {shlex.quote(place or advice.HERE)}")
     parts.append(f"{BIN}/python -m jetson_mamba install")
     return " && ".join(parts)
 

@@ -29,6 +29,20 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What was chosen, what was done, and what came of it, as texts."""
+
+    requirement: str
+    torch: str | None
+    choices: tuple[Choice, ...]
+    notes: tuple[str, ...]
+    packages: tuple[str, ...]
+    commands: tuple[str, ...]
+    installed: str | None
+    failure: str | None
+
+
+@dataclass(frozen=True)
 class Plan:
     """What to do.
 

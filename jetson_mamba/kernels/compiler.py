@@ -185,10 +185,23 @@ def compile_source(
     return Compiled(code, *resources(log, entry), log)
 
 
+def ptx(source_name: str, defines: tuple[tuple[str, str], ...], architecture: str) -> str:
+    """The PTX of a source for ``architecture`` (``sm_87``), which later ones take too; no GPU.
+
+    It is of the version that goes with NVRTC's own release, and an older driver refuses it. Raises
+    as :func:`compile_source` does.
+    """
+    code, _ = _compile(source_name, defines, architecture, "PTX")
+    return code.rstrip(b"\0").decode()
+
+
 def _compile(
-    source_name: str, defines: tuple[tuple[str, str], ...], architecture: str
+    source_name: str,
+    defines: tuple[tuple[str, str], ...],
+    architecture: str,
+    kind: str = "CUBIN",
 ) -> tuple[bytes, str]:
-    """The cubin and the log, which may be empty: NVRTC keeps results of its own."""
+    """The code and the log, which may be empty: NVRTC keeps results of its own."""
     nvrtc = _nvrtc()
     if architecture not in supported_architectures():
         raise Unavailable(f"NVRTC {nvrtc_version()} does not compile for {architecture}")
@@ -212,11 +225,11 @@ def _compile(
         message = text.rstrip(b"\0").decode(errors="replace")
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             raise CompileError(f"{source_name} for {architecture}: {message.strip() or status}")
-        cubin = bytes(bytearray(_checked(nvrtc.nvrtcGetCUBINSize(program))))
-        _checked(nvrtc.nvrtcGetCUBIN(program, cubin))
+        code = bytes(_checked(getattr(nvrtc, f"nvrtcGet{kind}Size")(program)))
+        _checked(getattr(nvrtc, f"nvrtcGet{kind}")(program, code))
     finally:
         _checked(nvrtc.nvrtcDestroyProgram(program))
-    return cubin, message
+    return code, message
 
 
 def resources(log: str, entry: str) -> tuple[int, int, int]:

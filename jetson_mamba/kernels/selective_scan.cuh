@@ -6,7 +6,7 @@
 // A lane holds STATES states of one channel, LANES lanes hold a channel, CHANNELS channels fill a
 // warp. Steps are walked in order, so nothing is scanned across lanes; long sequences with few
 // channels are cut into segments of time instead, whose carries a first kernel computes.
-// docs/kernels.md has the reasons.
+// docs/notes-kernels.md has the reasons.
 //
 // Definitions from the host (jetson_mamba/ops/selective_scan/cuda.py):
 //   NUMBER                float, half_t or bfloat16_t: u, delta, z, variable B and C, outputs

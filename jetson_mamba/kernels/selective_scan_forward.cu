@@ -278,6 +278,7 @@ __device__ __forceinline__ void scan(const Arguments& p) {
             out_z_dim, B_batch, B_group, B_state, C_batch, C_group, C_state                       \
     }
 
+#ifndef WITHOUT_ENTRIES
 extern "C" {
 
 // Grid: (channel blocks of all groups, batch, segments).
@@ -293,3 +294,4 @@ __global__ void __launch_bounds__(THREADS) selective_scan_forward_carry(PARAMETE
 }
 #endif
 }
+#endif

@@ -1,5 +1,5 @@
 // What the kernels of Mamba-2's scan share: tiles in shared memory, fragments of them, the steps of
-// a chunk. The algebra is told in docs/kernels.md.
+// a chunk. The algebra is told in docs/notes-kernels.md.
 //
 // Definitions: NUMBER (that of x, B, C, z and the output), GIVEN and MADE (of how many 16-bit numbers
 // a product takes one that is read from memory, or that is computed), HEADDIM, DSTATE, CHUNK (steps that are worked on at once, 32 or 64), STAGES (chunks in shared memory, 1 or

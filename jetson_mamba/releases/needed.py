@@ -33,8 +33,9 @@ def requirements(name: str, torch: str, old: bool) -> list[str]:
     return [f"{name}{together.TRANSFORMERS_WITHOUT_XET}", hub] if old else [name + bound]
 
 
-def command(name: str, torch: str) -> str:
-    """The command that brings a package here."""
+def command(torch: str, *names: str) -> str:
+    """The command that brings packages here; ``torch`` is as :func:`requirements` takes it."""
     old = old_pip(advice.version_of_pip() if advice.has_pip() else None, platform.machine())
-    words = [*(["--prefer-binary"] if old else []), *requirements(name, torch, old)]
+    wanted = dict.fromkeys(each for name in names for each in requirements(name, torch, old))
+    words = [*(["--prefer-binary"] if old else []), *wanted]
     return f"{advice.pip()} install {' '.join(map(shlex.quote, words))}"

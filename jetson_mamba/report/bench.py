@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from typing import Any, Callable, Dict, NamedTuple, Sequence
@@ -28,11 +27,16 @@ from jetson_mamba.ops import (
     selective_scan_bwd,
     selective_scan_fwd,
 )
+from jetson_mamba.report.documents import TimedBackend as Backend
+from jetson_mamba.report.documents import TimedRow as Row
+from jetson_mamba.report.documents import Timings as Result
 from jetson_mamba.report.machine import driver
 from jetson_mamba.report.timing import Timer
 
 WIDTH, DSTATE = 4, 16
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+# By torch's names, as everywhere; the short ones are understood.
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+SHORT = {"bf16": "bfloat16", "fp32": "float32"}
 # Tensors of (batch, dim, seqlen) that a pass reads or writes once. The convolution: x, out; x,
 # dout, dx. The scan: u, delta, z, out, the gated out; u, delta, z, dout, out, du, ddelta, dz.
 LEAST_TENSORS = {
@@ -77,53 +81,6 @@ class Case(NamedTuple):
     size: Size
     dtype: str
     layout: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """How long a pass of a case takes, by backend.
-
-    ``floor_microseconds`` is the fewest bytes over the rate of a copy, ``of_floor`` its share in
-    the time of the fastest backend; 1 is the floor itself. A backend that is not available has no
-    entry; one that raised has its error in ``failures``, "out of memory" where that was it.
-    """
-
-    op: str
-    direction: str
-    batch: int
-    dim: int
-    seqlen: int
-    dtype: str
-    layout: str
-    floor_microseconds: float
-    microseconds: dict[str, float]
-    failures: dict[str, str]
-    of_floor: float | None
-
-
-@dataclass(frozen=True)
-class Backend:
-    """A backend of an op: what it is made of, or, by dtype, why it does not serve here."""
-
-    op: str
-    name: str
-    release: str
-    unavailable: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What was measured, and on what. ``copy_rate`` is in bytes per microsecond."""
-
-    device: str
-    name: str
-    jetson_mamba: str
-    torch: str
-    cuda: str | None
-    driver: str | None
-    copy_rate: float
-    backends: tuple[Backend, ...]
-    rows: tuple[Row, ...]
 
 
 class Run:

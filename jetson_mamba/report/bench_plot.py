@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from jetson_mamba.report.bench import Result, Row
+from jetson_mamba.report.documents import TimedRow as Row
+from jetson_mamba.report.documents import Timings as Result
 
 # Of Okabe and Ito, told apart by every kind of colour vision, and of shapes that differ too.
 STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "D"), ("#CC79A7", "^"), ("#56B4E9", "v"))

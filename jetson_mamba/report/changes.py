@@ -15,7 +15,8 @@ from jetson_mamba.errors import CannotRun
 from jetson_mamba.hook import copies
 from jetson_mamba.hook.finder import TARGETS
 from jetson_mamba.report import installed
-from jetson_mamba.rewrite import LeftOut, Refused
+from jetson_mamba.report.status import LeftOut
+from jetson_mamba.rewrite import Refused
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,15 @@ def _change(target: str, path: str) -> Change:
         _, rewritten = copies.examine(target, source, path)
     except Refused as refusal:
         return Change(target, path, "", str(refusal), True)
+    left_out = tuple(LeftOut(*each) for each in rewritten.left_out)
     made = copies.make(target, source, path)
     if made is None:
-        return Change(target, path, "", "it needs no change", False, rewritten.left_out)
+        return Change(target, path, "", "it needs no change", False, left_out)
     relative = target.replace(".", "/") + ".py"
     lines = difflib.unified_diff(
         _lines(source), _lines(made), f"installed/{relative}", f"modified/{relative}"
     )
-    return Change(target, path, "".join(lines), None, False, rewritten.left_out)
+    return Change(target, path, "".join(lines), None, False, left_out)
 
 
 def _lines(data: bytes) -> list[str]:

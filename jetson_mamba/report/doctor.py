@@ -10,10 +10,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-import jetson_mamba
 from jetson_mamba.report import extensions as compiled
 from jetson_mamba.report import installed, packages
-from jetson_mamba.report.facts import Facts, Unserved
+from jetson_mamba.report.envelope import envelope
+from jetson_mamba.report.facts import Compiler, Facts, Unserved
 from jetson_mamba.report.findings import Finding, findings
 from jetson_mamba.report.hook import hook
 from jetson_mamba.report.machine import machine, python
@@ -27,19 +27,18 @@ from jetson_mamba.report.upstream import UpstreamFault, faults
 class Report:
     """What is here, what is wrong with it, and what upstream's own text has wrong."""
 
-    version: str
     facts: Facts
     findings: tuple[Finding, ...]
     upstream_faults: tuple[UpstreamFault, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """The report as ``doctor.schema.json`` describes it."""
+        """The report as a document."""
         facts = dataclasses.asdict(self.facts)
         for each in facts["mamba_ssm"]:
             del each["asks"]
         found = [dataclasses.asdict(each) for each in self.findings]
         own = [dataclasses.asdict(each) for each in self.upstream_faults]
-        return {"version": self.version, **facts, "findings": found, "upstream_faults": own}
+        return envelope("doctor", {**facts, "findings": found, "upstream_faults": own})
 
 
 def examine(root: str = "/") -> Report:
@@ -56,6 +55,8 @@ def examine(root: str = "/") -> Report:
     probed: dict[str, dict[str, Any]] = {}
     if where or names:
         tried = [*names, *(["triton"] if known["triton"].path else [])]
+        if where:
+            tried.append("compiler")
         if where and mambas:
             tried.append("trial")
         probed = probe(path, tried)
@@ -95,6 +96,14 @@ def examine(root: str = "/") -> Report:
         selection_ignored=ops.get("ignored"),
         trial_error=probed.get("trial", {}).get("error"),
         path=tuple(path),
+        compiler=_compiler(probed.get("compiler")),
     )
     own = faults(mambas[0].path) if mambas else ()
-    return Report(jetson_mamba.__version__, facts, findings(facts), own)
+    return Report(facts, findings(facts), own)
+
+
+def _compiler(told: dict[str, Any] | None) -> Compiler | None:
+    if told is None:
+        return None
+    reason = told.get("reason") or told.get("error")
+    return Compiler(told.get("nvrtc"), told.get("cuda_core"), reason)

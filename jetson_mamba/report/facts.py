@@ -22,6 +22,15 @@ class Unserved:
 
 
 @dataclass(frozen=True)
+class Compiler:
+    """What compiles and launches this package's kernels; ``error`` is why it cannot, if so."""
+
+    nvrtc: str | None
+    cuda_core: str | None
+    error: str | None
+
+
+@dataclass(frozen=True)
 class Facts:
     """What is known of a machine.
 
@@ -51,6 +60,7 @@ class Facts:
     selection_ignored: str | None
     trial_error: str | None
     path: tuple[str, ...]
+    compiler: Compiler | None = None
 
     @property
     def mamba(self) -> MambaSsm | None:

@@ -13,6 +13,7 @@ from jetson_mamba.errors import CannotRun
 from jetson_mamba.hook import copies
 from jetson_mamba.hook.finder import TARGETS
 from jetson_mamba.report import installed
+from jetson_mamba.report.folders import unwritable
 
 NAME = re.compile(r"(\w+)-[0-9a-f]{32}\.py")
 SOURCE = re.compile(rb"^# Source: ([\w.]+), sha256 ", re.MULTILINE)
@@ -38,6 +39,15 @@ def bundled_folder() -> str:
 def cached_folder() -> str:
     """Where the copies lie that were made here; it need not be there."""
     return os.path.join(cache.root(), "copies")
+
+
+def not_writable() -> str | None:
+    """Why no copy can be kept in that folder; None where one can be."""
+    for level in (cache.root(), cached_folder()):
+        if os.path.lexists(level) and not cache.is_private(level):
+            return f"{level} is no folder that this user alone can write in"
+    error = unwritable(cached_folder())
+    return f"{cached_folder()}: {error.strerror}" if error else None
 
 
 def kept() -> tuple[KeptCopy, ...]:

@@ -45,7 +45,10 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """The board and what its vendor installed on it; None where there is none."""
+    """The board and what its vendor installed on it; None where there is none.
+
+    ``power_mode`` is nvpmodel's, with its number, such as "15W (2)".
+    """
 
     system: str
     architecture: str
@@ -57,6 +60,10 @@ class Machine:
     nvcc: str | None
     cuda_toolkit: str | None
     ptxas: str | None = None
+    available_bytes: int | None = None
+    swap_bytes: int | None = None
+    swap_free_bytes: int | None = None
+    power_mode: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,17 +91,22 @@ def machine(root: str = "/") -> Machine:
     board = _read(root, "proc/device-tree/model")
     l4t = _l4t(_read(root, "etc/nv_tegra_release"))
     nvcc = find_nvcc(root)
+    meminfo = _read(root, "proc/meminfo")
     return Machine(
         system=f"{platform.system()} {platform.release()}",
         architecture=platform.machine(),
         board=board,
         l4t=l4t,
         jetpack=_jetpack(root, l4t),
-        memory_bytes=_memory(_read(root, "proc/meminfo")),
+        memory_bytes=_bytes(meminfo, "MemTotal"),
         gpus=_gpus(board),
         nvcc=nvcc,
         cuda_toolkit=_toolkit(nvcc),
         ptxas=_ptxas(root, nvcc),
+        available_bytes=_bytes(meminfo, "MemAvailable"),
+        swap_bytes=_bytes(meminfo, "SwapTotal"),
+        swap_free_bytes=_bytes(meminfo, "SwapFree"),
+        power_mode=_power_mode(root) if board or l4t else None,
     )
 
 
@@ -165,9 +177,22 @@ def _jetpack(root: str, l4t: str | None) -> str | None:
     return JETPACK_OF_L4T.get(release, JETPACK_OF_L4T.get(major))
 
 
-def _memory(meminfo: str | None) -> int | None:
-    match = re.search(r"^MemTotal:\s+(\d+) kB", meminfo or "", re.MULTILINE)
+def _bytes(meminfo: str | None, name: str) -> int | None:
+    match = re.search(rf"^{name}:\s+(\d+) kB", meminfo or "", re.MULTILINE)
     return 1024 * int(match[1]) if match else None
+
+
+def _power_mode(root: str) -> str | None:
+    """What nvpmodel was last set to, else what it starts with; asked only where no file tells."""
+    told = re.search(r"pmode:\s*(\d+)", _read(root, "var/lib/nvpmodel/status") or "")
+    modes = _read(root, "etc/nvpmodel.conf") or ""
+    told = told or re.search(r"PM_CONFIG\s+DEFAULT=(\d+)", modes)
+    if told:
+        number = int(told[1])
+        name = re.search(rf"POWER_MODEL\s+ID={number}\s+NAME=([^\s>]+)", modes)
+        return f"{name[1]} ({number})" if name else f"number {number}"
+    asked = re.search(r"NV Power Mode:\s*(\S+)\s+(\d+)", _output("nvpmodel", "-q") or "")
+    return f"{asked[1]} ({asked[2]})" if asked else None
 
 
 def _gpus(board: str | None) -> tuple[Gpu, ...]:

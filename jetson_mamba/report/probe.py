@@ -62,7 +62,7 @@ def main(tasks: list[str], folder: str) -> None:
     _write(folder, "torch", torch)
     waiting = {}
     for task in tasks[1:]:
-        if "error" in torch and task in ("devices", "ops", "trial"):
+        if "error" in torch and task in ("devices", "ops", "compiler", "trial"):
             _write(folder, task, {"error": "torch cannot be imported"})
         elif hasattr(os, "fork"):
             sys.stdout.flush()
@@ -198,6 +198,24 @@ def _ops() -> dict[str, Any]:
     }
 
 
+def _compiler() -> dict[str, Any]:
+    """The releases of what compiles and launches this package's kernels."""
+    from importlib import metadata
+
+    from jetson_mamba.errors import Unavailable
+    from jetson_mamba.kernels import compiler
+
+    found: dict[str, Any] = {}
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        found["cuda_core"] = metadata.version("cuda-core")
+    try:
+        found["nvrtc"] = compiler.nvrtc_version()
+        compiler.require()
+    except Unavailable as reason:
+        found["reason"] = str(reason)
+    return found
+
+
 def _trial() -> dict[str, Any]:
     """What importing mamba_ssm and running a block of each kind gives."""
     from jetson_mamba.report import trial
@@ -209,7 +227,7 @@ def _trial() -> dict[str, Any]:
 
 
 def _function_of(task: str) -> Callable[[], dict[str, Any]]:
-    own = {"devices": _devices, "ops": _ops, "trial": _trial}
+    own = {"devices": _devices, "ops": _ops, "compiler": _compiler, "trial": _trial}
     return own.get(task) or (lambda: _module(task))
 
 

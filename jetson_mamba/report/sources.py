@@ -39,7 +39,8 @@ class Asks:
     modules that the targets import, guarded or not. ``calls`` maps each function of
     causal_conv1d_cuda that is called directly to the numbers of arguments. ``bare_strides``
     says that Mamba-2 hands the convolution whatever strides it has, ``triton_2_only`` that its
-    kernels use what Triton 3 does not have. ``own_parameters`` of the block Mamba are a fork's.
+    kernels use what Triton 3 does not have, ``scan_on_request`` that selective_scan_cuda is left
+    out of a plain installation. ``own_parameters`` of the block Mamba are a fork's.
     """
 
     required: dict[str, str]
@@ -49,6 +50,7 @@ class Asks:
     bare_strides: bool
     generation_names: tuple[str, ...]
     triton_2_only: bool
+    scan_on_request: bool
     own_parameters: tuple[str, ...]
 
 
@@ -66,7 +68,10 @@ def asks(package: str) -> Asks:
         generation_names=tuple(
             name for module, name in imports if module == "transformers.generation" and name
         ),
-        triton_2_only=_uses_log1p_of_triton(package),
+        triton_2_only=_has(package, "mamba_ssm.ops.triton.ssd_chunk_state", b"tl.math.log1p"),
+        scan_on_request=_has(
+            package, "mamba_ssm.ops.selective_scan_interface", b"MAMBA_KEEP_CUDA_BUILD"
+        ),
         own_parameters=_own_parameters(package),
     )
 
@@ -160,10 +165,11 @@ def _bare_strides(tree: ast.Module) -> bool:
     return False
 
 
-def _uses_log1p_of_triton(package: str) -> bool:
+def _has(package: str, module: str, words: bytes) -> bool:
+    """Whether a module's text has these words in it."""
     try:
-        with open(os.path.join(package, "ops", "triton", "ssd_chunk_state.py"), "rb") as file:
-            return b"tl.math.log1p" in file.read()
+        with open(module_file(package, module), "rb") as file:
+            return words in file.read()
     except OSError:
         return False
 

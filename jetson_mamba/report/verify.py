@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Callable, Iterator, NamedTuple
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from jetson_mamba.report import recurrences
+from jetson_mamba.report.documents import VerifiedRow as Row
 
 INTERFACE = "mamba_ssm.ops.selective_scan_interface"
 COMBINED = "mamba_ssm.ops.triton.ssd_combined"
@@ -43,26 +43,6 @@ class Size(NamedTuple):
 
 # A single step; a length that no block divides; several chunks.
 SIZES = (Size(2, 32, 1), Size(2, 32, 35), Size(1, 64, 200))
-
-
-@dataclass(frozen=True)
-class Row:
-    """The relative norms of the errors of the output and of the worst gradient.
-
-    ``failure`` is the error that was raised, if one was; ``unsupported`` says that it is torch's
-    word that it has no such operation for this dtype on this device.
-    """
-
-    function: str
-    size: str
-    dtype: str
-    forward: float | None
-    backward: float | None
-    worst: str | None
-    tolerance: float
-    passed: bool
-    failure: str | None
-    unsupported: bool = False
 
 
 class Function(NamedTuple):

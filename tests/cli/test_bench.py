@@ -17,7 +17,7 @@ from tests.cli.command import jetson_mamba, shadow
 from tests.cli.test_bad_input import complaint
 from tests.ops.small_op import broken, serve, small_op, unavailable
 
-QUICK = ("--device", "cpu", "--op", "causal_conv1d", "--dtype", "fp32", "--rep", "1")
+QUICK = ("--device", "cpu", "--op", "causal_conv1d", "--dtype", "float32", "--rep", "1")
 CPU = torch.device("cpu")
 
 
@@ -30,7 +30,7 @@ def test_every_row_has_a_time_and_its_floor(tmp_path: Path) -> None:
     assert len(rows) == 2 * (2 * 2 * 2 + 2 * 2)
     assert {(row["op"], row["direction"]) for row in rows} == set(bench.LEAST_TENSORS)
     for row in rows:
-        element = {"bf16": 2, "fp32": 4}[row["dtype"]]
+        element = {"bfloat16": 2, "float32": 4}[row["dtype"]]
         tensors = bench.LEAST_TENSORS[row["op"], row["direction"]]
         least_bytes = tensors * element * row["batch"] * row["dim"] * row["seqlen"]
         assert row["floor_microseconds"] == pytest.approx(least_bytes / found["copy_rate"])
@@ -38,7 +38,7 @@ def test_every_row_has_a_time_and_its_floor(tmp_path: Path) -> None:
         assert row["of_floor"] == pytest.approx(row["floor_microseconds"] / fastest)
         assert row["failures"] == {}
     # Both passes of more work take longer: what is timed is the call.
-    scan = [row for row in rows if row["op"] == "selective_scan" and row["dtype"] == "fp32"]
+    scan = [row for row in rows if row["op"] == "selective_scan" and row["dtype"] == "float32"]
     for direction in ("forward", "backward"):
         small, large = (row for row in scan if row["direction"] == direction)
         assert small["microseconds"]["pytorch"] < large["microseconds"]["pytorch"]
@@ -50,7 +50,7 @@ def test_each_backend_says_its_release_or_why_it_is_not_here(tmp_path: Path) -> 
     assert list(backends) == list(selection.OPS["causal_conv1d"].order)
     assert backends["pytorch"]["release"] == f"torch {torch.__version__}"
     assert backends["pytorch"]["unavailable"] == {}
-    assert backends["cuda"]["unavailable"] == {"fp32": "the kernels run on CUDA devices only"}
+    assert backends["cuda"]["unavailable"] == {"float32": "the kernels run on CUDA devices only"}
 
 
 def test_without_a_gpu_it_runs_on_the_cpu_and_says_so(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_without_a_gpu_it_runs_on_the_cpu_and_says_so(tmp_path: Path) -> None:
     assert done.stderr == "torch sees no GPU: this is the CPU, at sizes of its own\n"
     lines = done.stdout.splitlines()
     assert "causal_conv1d, forward, microseconds" in done.stdout
-    assert any(line.split()[:5] == ["1,", "64,", "256", "fp32", "BLD"] for line in lines)
+    assert any(line.split()[:5] == ["1,", "64,", "256", "float32", "BLD"] for line in lines)
     assert "CPU, 1 threads, torch" in done.stdout
     assert f"causal_conv1d, pytorch: torch {torch.__version__}" in lines
     assert "selective_scan" not in done.stdout
@@ -86,7 +86,7 @@ def test_a_plot_without_matplotlib_is_refused_before_anything_is_measured(tmp_pa
     ("arguments", "expected"),
     [
         (("--op", "attention"), "--op attention: expected causal_conv1d or selective_scan"),
-        (("--dtype", "fp64"), "--dtype fp64: expected bf16 or fp32"),
+        (("--dtype", "fp64"), "--dtype fp64: expected bfloat16 or float32"),
         (("--device", "tpu"), "--device tpu: expected cpu or cuda"),
         (("--rep", "0"), "Invalid value for '--rep'"),
         (("--plot", "times.svg"), "--plot times.svg: expected a file whose name ends in .png"),
@@ -125,7 +125,7 @@ def test_each_backend_is_timed_on_its_own(monkeypatch: pytest.MonkeyPatch) -> No
         return {"forward": call, "backward": call}
 
     monkeypatch.setitem(bench._PASSES, "causal_conv1d", passes)
-    run = bench.Run(CPU, ["causal_conv1d"], ["fp32"], rep=1)
+    run = bench.Run(CPU, ["causal_conv1d"], ["float32"], rep=1)
     case = next(case for case in run.cases if case.size.seqlen == 512)
     served.clear()
     rows = run.rows(case)
@@ -135,8 +135,8 @@ def test_each_backend_is_timed_on_its_own(monkeypatch: pytest.MonkeyPatch) -> No
         assert row.failures == {"wasteful": "out of memory", "wrong": "ValueError: first"}
     reasons = {each.name: each.unavailable for each in run.result(rows).backends}
     assert reasons == {
-        "absent": {"fp32": "not for a"},
-        "built_wrongly": {"fp32": "x.so: undefined symbol: _ZN3c10"},
+        "absent": {"float32": "not for a"},
+        "built_wrongly": {"float32": "x.so: undefined symbol: _ZN3c10"},
         "quick": {},
         "wasteful": {},
         "wrong": {},
@@ -153,7 +153,7 @@ def test_a_row_that_nothing_serves_has_a_floor_and_no_time(monkeypatch: pytest.M
         "selective_scan",
         lambda case, device: {"forward": lambda: op.implementation("a"), "backward": int},
     )
-    run = bench.Run(CPU, ["selective_scan"], ["bf16"], rep=1)
+    run = bench.Run(CPU, ["selective_scan"], ["bfloat16"], rep=1)
     for row in run.rows(run.cases[0]):
         assert row.floor_microseconds > 0
         assert (row.microseconds, row.of_floor) == ({}, None)

@@ -50,10 +50,10 @@ def test_without_a_name_all_targets_are_shown(tmp_path: Path) -> None:
 
 
 def test_as_json_each_target_is_told(tmp_path: Path) -> None:
-    found = json.loads(diff(Sandbox(tmp_path), "--json").stdout)
+    found = json.loads(diff(Sandbox(tmp_path), "--json").stdout)["changes"]
     assert [bool(each["diff"]) for each in found] == [True, True, False]
     assert found[2]["reason"] == "it needs no change"
-    assert [[what for what, _ in each["left_out"]] for each in found] == [
+    assert [[way["what"] for way in each["left_out"]] for each in found] == [
         [],
         ["mamba_chunk_scan_combined"],
         [],

@@ -21,15 +21,16 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from jetson_mamba.cli.schema import DOCUMENTS
 from jetson_mamba.installing.plan import plan
 from jetson_mamba.installing.situation import Situation, Torch
 from jetson_mamba.installing.tools import tool
-from jetson_mamba.report import doctor as report
+from jetson_mamba.report.schema import schema
 from tests import interpreters
 from tools.releases import release_path
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-SCHEMA = json.loads((Path(report.__file__).parent / "doctor.schema.json").read_text())
+SCHEMA = schema("doctor", *DOCUMENTS["doctor"])
 validate: Any = import_module("jsonschema").validate  # which has no types
 # The report, and then what the findings would be if the startup file were there.
 EXAMINE = (

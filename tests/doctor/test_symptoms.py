@@ -16,11 +16,11 @@ from typing import Any, Callable
 
 import pytest
 
+from jetson_mamba import advice
 from jetson_mamba.errors import Unavailable
 from jetson_mamba.kernels import compiler as compiler_of_kernels
 from jetson_mamba.releases import get_torch
 from jetson_mamba.report.findings import SYMPTOMS
-from jetson_mamba.report.findings.commands import COMPILERS
 from jetson_mamba.report.machine import ELF_MACHINES
 from tests.doctor.sandbox import REPOSITORY, Machine, healthy
 
@@ -40,13 +40,15 @@ def compile_extension(machine: Machine, name: str, code: str, *options: str) -> 
 
 
 def uncured_then_cured(machine: Machine, symptom: str, command: str) -> dict[str, Any]:
-    """The finding: without the hook `enable` mends it, with it ``command`` removes the cause."""
+    """The finding: without the hook `enable` mends it; with it nothing has to be done, and
+    ``command`` would remove the cause.
+    """
     finding = machine.findings()[symptom]
     assert (finding["command"], finding["cured"]) == (ENABLE, False)
     assert finding["message"] == SYMPTOMS[symptom]
     (cured,) = (each for each in machine.findings_if_served if each["symptom"] == symptom)
-    assert cured["cured"], cured
-    assert command in cured["command"]
+    assert cured["cured"] and cured["command"] == "", cured
+    assert command in cured["option"] if command else cured["option"] == ""
     assert (cured["what"], cured["why"]) == (finding["what"], finding["why"])
     return finding
 
@@ -78,7 +80,8 @@ def test_a_machine_with_nothing_on_it_lacks_torch(machine: Machine) -> None:
 
 
 def with_nvcc(machine: Machine) -> None:
-    """Put the CUDA compiler where it is looked for."""
+    """Put the CUDA compiler where it is looked for, and one of C++ on the path."""
+    (machine.folder / "bin" / "c++").touch(mode=0o755)
     nvcc = machine.root / "bin" / "nvcc"
     nvcc.parent.mkdir()
     nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.6, V12.6.68'\n")
@@ -119,9 +122,81 @@ def test_mamba_ssm_without_its_extension(machine: Machine) -> None:
     healthy(machine)
     (machine.site / "selective_scan_cuda.py").unlink()
     finding = uncured_then_cured(machine, "no-selective-scan", "")
-    with_nvcc(machine)
-    uncured_then_cured(machine, "no-selective-scan", "--force-reinstall mamba-ssm")
     assert finding["what"].startswith("mamba_ssm 2.3.2.post1 imports selective_scan_cuda")
+    with_nvcc(machine)
+    uncured_then_cured(machine, "no-selective-scan", "--force-reinstall mamba-ssm==2.3.2.post1")
+    (cured,) = (
+        each for each in machine.findings_if_served if each["symptom"] == "no-selective-scan"
+    )
+    assert cured["compiles"] and "MAMBA_KEEP_CUDA_BUILD=TRUE" in cured["option"]
+
+
+@pytest.mark.parametrize("reason", ["no CUDA in torch", "another CUDA", "no C++ compiler"])
+def test_compiling_is_offered_only_where_it_can_work(machine: Machine, reason: str) -> None:
+    """Beside a torch without CUDA upstream's setup sees no nvcc: `bare_metal_version`."""
+    healthy(machine)
+    (machine.site / "selective_scan_cuda.py").unlink()
+    with_nvcc(machine)
+    if reason == "no CUDA in torch":
+        machine.torch_again(cuda=None, available=False, architectures="")
+    elif reason == "another CUDA":
+        machine.torch_again(cuda="13.0")
+    else:
+        machine.environment["CXX"] = "no-such-compiler"
+    uncured_then_cured(machine, "no-selective-scan", "")
+
+
+def test_a_release_without_sources_is_not_offered_to_be_compiled(machine: Machine) -> None:
+    healthy(machine, "2.2.4")
+    (machine.site / "selective_scan_cuda.py").unlink()
+    with_nvcc(machine)
+    uncured_then_cured(machine, "no-selective-scan", "")
+
+
+def test_a_mamba_ssm_that_leaves_its_extension_out_unless_it_is_told(machine: Machine) -> None:
+    """As upstream's main of July 2026 does."""
+    healthy(machine)
+    (machine.site / "selective_scan_cuda.py").unlink()
+    written_anew(
+        machine,
+        "try:\n    import selective_scan_cuda\n"
+        "except ImportError:\n    selective_scan_cuda = None\n"
+        "HOW = 'reinstall with MAMBA_KEEP_CUDA_BUILD=TRUE'\n",
+    )
+    finding = machine.findings()["no-selective-scan"]
+    assert finding["why"].endswith("unless MAMBA_KEEP_CUDA_BUILD=TRUE is set")
+
+
+def written_anew(machine: Machine, scan: str) -> None:
+    """A mamba_ssm of which only the interface of the scan is another than the release's."""
+    folder = (machine.site / "mamba_ssm").resolve()
+    (machine.site / "mamba_ssm").unlink()
+    shutil.copytree(folder, machine.site / "mamba_ssm")
+    (machine.site / "mamba_ssm" / "ops" / "selective_scan_interface.py").write_text(scan)
+
+
+@pytest.mark.parametrize(
+    ("version", "module", "name", "other"),
+    [
+        ("2.3.2.post1", "mamba_simple", "Block", "<2"),
+        ("2.2.4", "mamba_simple", "Block", "<2"),
+        ("1.2.0", "mamba_simple", "Mamba2", ">=2"),
+    ],
+)
+def test_a_program_for_another_major_release(
+    machine: Machine, version: str, module: str, name: str, other: str
+) -> None:
+    healthy(machine, version)
+    program = machine.work / "train.py"
+    program.write_text(f"from mamba_ssm.modules.{module} import Mamba, {name}\n")
+    finding = machine.findings(hook=True)["name-moved"]
+    assert finding["command"] == f"jetson-mamba install 'mamba-ssm{other}'"
+    assert f"train.py imports {name} from mamba_ssm.modules.{module}" in finding["what"]
+    assert ("mamba_ssm.modules.block" in finding["why"]) == (name == "Block")
+    guarded = f"try:\n    {program.read_text()}except ImportError:\n    pass\n"
+    for harmless in (guarded, "from mamba_ssm.modules.mamba_simple import Mamba\n", "not python"):
+        program.write_text(harmless)
+        assert "name-moved" not in machine.findings(hook=True)
 
 
 def test_releases_of_the_two_packages_that_do_not_fit(machine: Machine) -> None:
@@ -140,10 +215,8 @@ def test_releases_of_the_two_packages_that_do_not_fit(machine: Machine) -> None:
         """,
     )
     finding = machine.findings(hook=True)["call-form"]
-    assert (finding["command"], finding["cured"]) == (
-        "jetson-mamba install 'mamba-ssm>=2.2.5'",
-        True,
-    )
+    assert (finding["command"], finding["cured"]) == ("", True)
+    assert finding["option"] == "jetson-mamba install 'mamba-ssm>=2.2.5'"
     assert "passes causal_conv1d_fwd 7 arguments, and it takes 8" in finding["what"]
 
 
@@ -489,7 +562,25 @@ def test_what_is_missing_besides(machine: Machine) -> None:
     healthy(machine)
     shutil.rmtree(machine.site / "einops")
     finding = machine.findings()["no-dependency"]
-    assert finding["command"].endswith("pip install einops")
+    assert finding["what"] == "einops is not installed"
+    assert finding["message"] == "No module named 'einops'"
+    assert finding["command"] == "jetson-mamba install"
+
+
+def test_all_that_is_missing_is_one_finding_with_the_modules_that_are(machine: Machine) -> None:
+    healthy(machine)
+    for name in ("transformers", "huggingface_hub"):
+        shutil.rmtree(machine.site / name)
+    (finding,) = (each for each in machine.examine()["findings"] if not each["cured"])
+    assert finding["symptom"] == "no-dependency"
+    assert finding["what"] == "transformers and huggingface-hub are not installed"
+    assert finding["message"] == "No module named 'transformers', 'huggingface_hub'"
+    assert finding["command"] == "jetson-mamba install"
+    # Where pip knows nothing of the mamba_ssm, an installer would put another beside it.
+    shutil.rmtree(next(machine.site.glob("mamba_ssm-*.dist-info")))
+    (finding,) = (each for each in machine.examine()["findings"] if not each["cured"])
+    assert "pip install transformers" in finding["command"]
+    assert finding["command"].endswith(" huggingface-hub")
 
 
 def test_a_torch_that_raises(machine: Machine) -> None:
@@ -530,6 +621,7 @@ import os
 from typing import NamedTuple
 
 ops.__path__ = [os.path.join(os.path.dirname(jetson_mamba.__file__), "ops")]
+from jetson_mamba import advice
 from jetson_mamba.errors import Unavailable
 from jetson_mamba.dispatch.backends import Op
 
@@ -581,7 +673,7 @@ def test_kernels_that_cannot_be_compiled_for_want_of_a_package(
     assert "not installed" in reason
     machine.append_to_torch(OP_ON_A_GPU.format(error=f"Unavailable({reason!r})"))
     finding = machine.findings(hook=True)["no-nvrtc"]
-    assert finding["command"] == f"{sys.executable} -m pip install {COMPILERS[extra[-2:]]}"
+    assert finding["command"] == advice.extra(extra)
     assert finding["what"] == f"the CUDA kernels cannot be compiled: {reason}"
     assert not finding["cured"]
 
@@ -593,7 +685,9 @@ def test_kernels_that_do_not_compile(machine: Machine) -> None:
     assert list(found) == ["kernels-broken"]
     finding = found["kernels-broken"]
     assert "RuntimeError: no such instruction" in finding["what"]
-    assert finding["command"].endswith(f"pip install --upgrade {COMPILERS['12']}")
+    assert finding["command"].endswith(
+        "pip install --upgrade 'cuda-bindings==12.*' cuda-core nvidia-cuda-nvrtc-cu12"
+    )
 
 
 def test_no_extra_is_named_for_a_cuda_that_has_none(machine: Machine) -> None:

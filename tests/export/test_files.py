@@ -16,6 +16,8 @@ pytest.importorskip("onnxscript")
 if not hasattr(getattr(torch.onnx, "ops", None), "symbolic_multi_out"):
     pytest.skip("needs torch 2.8", allow_module_level=True)
 
+from onnxscript import optimizer
+
 import jetson_mamba
 from jetson_mamba import export
 from jetson_mamba.cli import main
@@ -123,14 +125,26 @@ def test_what_tensorrt_takes_is_in_its_table(model: Block, graph: Any, tmp_path:
     for recurrence, names in forms.TARGETS["tensorrt"].items():
         assert set(names) < set(forms.FORMS[recurrence])
     written = forms.written(graph, {"selective_scan": "blocks"})
+    optimizer.optimize(written)  # what is constant is folded
     assert tensorrt.not_taken(written) == []
-    assert tensorrt.not_taken(forms.written(graph, {"selective_scan": "scan"})) == ["Scan"]
+    assert list(tensorrt.TABLES) == ["10.1", "10.15"]
+    assert len(tensorrt.TABLES["10.1"]) == 150 and "Attention" in tensorrt.TABLES["10.15"]
+    later = written.clone()
+    later.opset_imports[""] = 21
+    assert tensorrt.not_taken(later) == ["opset 21"]
+    computed = written.clone()
+    changed = next(node for node in computed.graph if node.op_type == "Unsqueeze")
+    changed.replace_input_with(1, computed.graph.inputs[0])
+    assert tensorrt.not_taken(computed) == ["Unsqueeze with axes that are computed"]
+    looped = forms.written(graph, {"selective_scan": "scan"})
+    optimizer.optimize(looped)
+    assert tensorrt.not_taken(looped) == ["Scan"]
     marked = [node for node in written.graph if "jetson_mamba.precision" in node.metadata_props]
     assert {"Exp", "Mul", "Softplus"} <= {node.op_type for node in marked}
     args = [torch.randn(2, 70, 4)]
     found = export.onnx(model, args, tmp_path / "m.onnx", dynamic=OPEN, target="tensorrt")
     assert found.forms == {"selective_scan": "blocks"}
-    with pytest.raises(CannotRun, match=r"operators that TensorRT 10\.1 takes, found Scan"):
+    with pytest.raises(CannotRun, match=r"TensorRT takes from 10\.1 on, found Scan"):
         export.onnx(
             model,
             args,
@@ -176,16 +190,32 @@ def test_the_command_says_what_is_wrong_with_its_arguments(
 ) -> None:
     monkeypatch.setattr(sys.modules["jetson_mamba.cli.export"], "mamba_ssm", lambda: None)
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "made.py").write_text("import torch\nmodel = torch.nn.Linear(2, 2)\nnone = dict\n")
+    (tmp_path / "made.py").write_text(
+        "import torch\nmodel = torch.nn.Linear(2, 2)\nnone = dict\n"
+        "def asks(size): ...\ndef fails(): raise OSError('no\\nweights')\n"
+    )
+    (tmp_path / "broken.py").write_text("def")
+    for name, text in (("torn", "{"), ("bare", '{"d_model": 8, "n_layer": 1, "vocab_size": 8}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text)
     for arguments, words in (
         (["made:absent", "m.onnx"], "has no attribute 'absent'"),
         (["absent:model", "m.onnx"], "No module named 'absent'"),
         (["made:none", "m.onnx"], "expected a torch.nn.Module, found dict"),
         (["made:model", "m.onnx"], "--shape: expected the shape of each argument"),
+        (["made:asks", "m.onnx"], "made:asks: TypeError: asks() missing 1 required"),
+        (["made:fails", "m.onnx"], "made:fails: OSError: no weights"),
+        (["broken:model", "m.onnx"], "broken:model: SyntaxError"),
         (["made:model", "m.onnx", "--shape", "1,x"], "expected such as 2,70,768"),
+        (["made:model", "m.onnx", "--shape", "1,0"], "expected such as 2,70,768"),
+        (["made:model", "m.onnx", "--shape", "1,3"], "take arguments of float32 (1, 3), found Run"),
+        (["made:model", "m.onnx", "--shape", "int64:1,2"], "of int64 (1, 2), found RuntimeError"),
+        (["made:model", "m.onnx", "--shape", "1,2", "--plugins", "sm_87"], "the target tensorrt"),
         (["made:model", "m.onnx", "--shape", "2,2", "--dynamic", "0"], "0=batch,1=seqlen"),
         (["made:model", "m.onnx", "--step"], "expected a block or a language model"),
         ([str(tmp_path), "m.onnx"], "a folder with a config.json, found neither"),
+        ([str(tmp_path / "torn"), "m.onnx"], "torn: JSONDecodeError"),
+        ([str(tmp_path / "bare"), "m.onnx"], f"{tmp_path / 'bare'}: "),
     ):
         assert main(["export", *arguments]) == 2
         said = capsys.readouterr().err

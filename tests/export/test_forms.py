@@ -25,10 +25,10 @@ LENGTHS = [1, 2, 7, 8, 9, 63, 64, 65, 1000]
 OPEN = {"batch", "seqlen"}
 
 
-def session(
+def alone(
     name: str, inputs: dict[str, tuple[Any, ...] | None], outputs: int, form: str, **options: Any
 ) -> Any:
-    """A session of one placeholder that a form has been written for; shapes by name."""
+    """A graph of one placeholder that a form has been written for; shapes by name."""
     values = [
         None
         if shape is None
@@ -48,8 +48,14 @@ def session(
         opset_imports={"": 20, forms.DOMAIN: 1},
         name="alone",
     )
-    written = forms.written(ir.Model(graph, ir_version=10), {name: form})
-    data = ir.to_proto(written).SerializeToString()
+    return forms.written(ir.Model(graph, ir_version=10), {name: form})
+
+
+def session(
+    name: str, inputs: dict[str, tuple[Any, ...] | None], outputs: int, form: str, **options: Any
+) -> Any:
+    """A session of :func:`alone`."""
+    data = ir.to_proto(alone(name, inputs, outputs, form, **options)).SerializeToString()
     return onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
 
 
@@ -95,7 +101,7 @@ def scan_tensors(case: str, batch: int, seqlen: int) -> dict[str, Tensor | None]
     "case", ["plain", "alone", "groups", "constant B", "constant C, groups", "strong"]
 )
 def test_a_form_of_the_selective_scan_is_right_at_every_length(form: str, case: str) -> None:
-    alone = session(
+    runs = session(
         "selective_scan",
         shapes(scan_tensors(case, BATCH, SEQLEN), BATCH, SEQLEN),
         2,
@@ -105,7 +111,7 @@ def test_a_form_of_the_selective_scan_is_right_at_every_length(form: str, case: 
     )
     for batch, seqlen in [(2, length) for length in LENGTHS] + [(3, 70)]:
         tensors = scan_tensors(case, batch, seqlen)
-        out, last = run(alone, tensors)
+        out, last = run(runs, tensors)
         _, gated, states, _ = selective_scan_reference(**tensors, delta_softplus=True)  # type: ignore[arg-type]
         assert relative_norm(out, gated) < TOLERANCE, (batch, seqlen)
         assert relative_norm(last, states[..., -1]) < TOLERANCE, (batch, seqlen)
@@ -160,14 +166,14 @@ def test_a_form_of_mamba_2s_scan_is_right_at_every_length(form: str, case: str) 
     given = shapes(ssd_tensors(case, BATCH, SEQLEN), BATCH, SEQLEN)
     options = {"dt_softplus": 1, "dt_least": limits[0], "dt_most": limits[1]}
     try:
-        alone = session("ssd_scan", given, 2, form, **options)
+        runs = session("ssd_scan", given, 2, form, **options)
     except Exception as error:
         if form == "attention" and "LinearAttention" in str(error):
             pytest.skip("this ONNX Runtime has no LinearAttention")
         raise
     for batch, seqlen in [(2, length) for length in LENGTHS] + [(3, 70)]:
         tensors = ssd_tensors(case, batch, seqlen)
-        out, last = run(alone, tensors)
+        out, last = run(runs, tensors)
         exact = {n: None if each is None else each.double() for n, each in tensors.items()}
         if case == "strong":
             A = exact["A"]
@@ -193,11 +199,11 @@ def test_the_convolution_is_right_at_every_length(silu: bool, width: int, statef
 
     given = shapes(tensors(BATCH, SEQLEN), BATCH, SEQLEN)
     options = {"return_final_states": 1, "silu": int(silu)}
-    alone = session("causal_conv1d", given, 2, "", **options)
+    runs = session("causal_conv1d", given, 2, "", **options)
     check: Callable[..., Any] = convolve
     for seqlen in (1, 3, 9):
         found = tensors(2, seqlen)
-        out, last = run(alone, found)
+        out, last = run(runs, found)
         right, final = check(
             found["x"], found["weight"], found["bias"], None, found["initial_states"], silu
         )

@@ -1,6 +1,7 @@
 """Models leave Python, and compute in ONNX Runtime what they compute here.
 
-A few of each kind; ``make exports`` takes all of them.
+Every model through this package, a few through torch's exporter as well; ``make exports`` takes all
+both ways.
 """
 
 from __future__ import annotations
@@ -8,11 +9,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.export import models
 from tests.releases.test_blocks import python
 
 pytest.importorskip("onnxruntime")
@@ -26,11 +29,26 @@ RELEASE = "2.3.2.post1"
 TOLERANCE = 1e-5
 
 
-def test_models_are_right_at_sizes_that_they_were_not_exported_at(tmp_path: Path) -> None:
-    cases = ("Mamba/torch", "functions/tensorrt", "Mamba2, groups/torch")
+# Those that torch exports here: one of each operator, and of what calls it; two of each part.
+BY_TORCH = (
+    *("Mamba", "Mamba2", "functions"),
+    *("chunks", "vision", "MambaLMHeadModel of Mamba2"),
+)
+# Tests that run side by side.
+PARTS = 3
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_models_are_right_at_sizes_that_they_were_not_exported_at(
+    part: int, tmp_path: Path
+) -> None:
+    assert set(BY_TORCH) < set(models.CASES)
+    names = list(models.CASES)[part::PARTS]
+    cases = [name if name in BY_TORCH else f"{name}/package" for name in names]
     printed = python(RELEASE, tmp_path, "-W", "ignore", "-m", "tests.export.models", *cases)
     errors = dict(line.rsplit(" ", 1) for line in printed.splitlines())
-    assert errors.keys() == set(cases)
+    made = {f"{name}/{target}" for name in names for target in ("onnxruntime", "tensorrt")}
+    assert errors.keys() == made | {f"{name}/torch" for name in names if name in BY_TORCH}
     assert {name: error for name, error in errors.items() if not float(error) <= TOLERANCE} == {}
 
 
@@ -94,3 +112,29 @@ def test_the_program_of_the_documentation_writes_what_generate_does(tmp_path: Pa
         expected = python(RELEASE, tmp_path, "-W", "ignore", "-c", GENERATED, prompt, "40")
         assert done.stdout == expected
         assert len(set(done.stdout.split())) > 5
+
+
+MAMBAVISION = """
+import sys
+try:
+    from mambavision import create_model
+except Exception as error:
+    sys.exit(print(f"mambavision cannot be imported: {error!r}"))
+import torch
+import jetson_mamba
+torch.manual_seed(0)
+model = create_model("mamba_vision_T", pretrained=False, resolution=64).eval()
+found = jetson_mamba.export.onnx(model, [torch.randn(1, 3, 64, 64)], "m.onnx", target="tensorrt")
+print(found.nodes, *found.forms.values(), found.error)
+"""
+
+
+@pytest.mark.skipif(find_spec("mambavision") is None, reason="mambavision is not installed")
+def test_mambavision_is_exported_as_it_comes_from_pip(tmp_path: Path) -> None:
+    printed = python(RELEASE, tmp_path, "-W", "ignore", "-c", MAMBAVISION)
+    if "cannot be imported" in printed:
+        pytest.skip(printed)
+    nodes, form, error = printed.splitlines()[-1].split()
+    assert int(nodes) > 500 and form == "blocks"
+    assert float(error) <= TOLERANCE
+    assert (tmp_path / "m.onnx").is_file()

@@ -19,7 +19,7 @@ pytestmark = [
 
 def test_the_convolution_is_timed_by_every_backend_that_is_there(tmp_path: Path) -> None:
     done = jetson_mamba(
-        *("bench", "--op", "causal_conv1d", "--dtype", "bf16", "--rep", "20", "--json"),
+        *("bench", "--op", "causal_conv1d", "--dtype", "bfloat16", "--rep", "20", "--json"),
         folder=tmp_path,
     )
     assert done.returncode == 0, done.stderr

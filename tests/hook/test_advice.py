@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -99,6 +100,39 @@ def test_a_repository_is_named_with_the_commit(project: Project) -> None:
 def test_an_archive_is_named_by_its_address(project: Project) -> None:
     project.record({"url": "https://example.org/x.whl", "archive_info": {}})
     assert project.repair() == f"{PIP} https://example.org/x.whl"
+
+
+def test_by_its_name_where_an_index_has_it_and_only_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advice, "_editable", lambda: False)
+    monkeypatch.setattr(advice, "_direct_url", dict)
+    assert advice.origin() == ("index", None) and advice.again() is None
+    monkeypatch.setattr(advice, "ON_AN_INDEX", True)
+    monkeypatch.setattr(advice, "installed", lambda name: SimpleNamespace(version="0.1.0"))
+    assert advice.again() == f"{PIP} jetson-mamba==0.1.0"
+
+
+@pytest.mark.parametrize("made", ["wheel", "checkout"])
+def test_how_it_was_installed_is_what_the_installer_wrote(
+    made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"url": tmp_path.as_uri(), ("dir_info" if made == "checkout" else "archive_info"): {}}
+    monkeypatch.setattr(advice, "_editable", lambda: False)
+    monkeypatch.setattr(advice, "_direct_url", lambda: told)
+    assert advice.origin() == (made, str(tmp_path))
+
+
+def test_the_extras_are_those_that_are_declared() -> None:
+    """And no advice names one by this project's name, which no index has."""
+    tomllib = pytest.importorskip("tomllib")
+    declared = tomllib.loads((advice_folder() / "pyproject.toml").read_text())
+    extras = declared["project"]["optional-dependencies"]
+    assert {name: tuple(words) for name, words in extras.items()} == advice.EXTRAS
+    named = advice.extra("cuda13", "--upgrade")
+    assert shlex.split(named)[-3:] == list(advice.EXTRAS["cuda13"])
+
+
+def advice_folder() -> Path:
+    return Path(advice.HERE)
 
 
 @pytest.mark.parametrize("uv", [True, False])

@@ -11,27 +11,15 @@ from pathlib import Path
 
 from tests.matrix.cell import Cell, Outcome
 from tests.matrix.cells import (
-    IMPORTABLE,
-    NONE,
     after_cells,
     bare_cells,
     before_cells,
     failing_cells,
     without_cells,
 )
-from tests.matrix.picture import draw
+from tests.matrix.picture import draw_again
 from tests.matrix.workers import run_all, workers
 from tests.without_triton.environment import Bare
-from tools.releases import CAUSAL_CONV1D
-
-BARE = "none, no Triton"
-COLUMNS = (*CAUSAL_CONV1D, NONE, BARE)
-
-
-def column(cell: Cell) -> str:
-    """Where a cell stands in the picture, if it is shown: of those without Triton, BARE is."""
-    beside = cell.causal_conv1d or NONE
-    return beside if cell.triton else f"{beside}, no Triton"
 
 
 def main() -> int:
@@ -88,23 +76,7 @@ def main() -> int:
         )
         + "\n"
     )
-    before, after = (
-        {
-            (cell.mamba_ssm, column(cell)): outcomes[cell].works
-            for name in names
-            for cell in groups[name]
-            if column(cell) in COLUMNS
-        }
-        for names in (("before",), ("after", "without", "without triton"))
-    )
-    draw(
-        folder / "matrix.png",
-        IMPORTABLE,
-        COLUMNS,
-        before,
-        after,
-        f"make matrix, {today}: compiled extensions emulated call by call, float32 on a CPU",
-    )
+    draw_again(folder)
     for name, (works, of) in counts.items():
         print(f"{name}: {works} of {of}")
     for cell in quiet:

@@ -10,7 +10,6 @@ from tests import emulated
 from tests.matrix.cell import Cell
 from tools.releases import CAUSAL_CONV1D, INCOMPLETE, MAMBA_SSM, release_path
 
-NONE = "none"
 IMPORTABLE = tuple(version for version in MAMBA_SSM if version not in INCOMPLETE)
 # One release of causal-conv1d for each generation of its signatures.
 GENERATIONS = ("1.0.2", "1.1.3.post1", "1.2.1", "1.5.0.post8", "1.7.0")

@@ -147,6 +147,22 @@ def test_nothing_that_a_board_has_of_its_own_is_required(wheel: Path) -> None:
     assert extras == {"cuda12", "cuda13", "demo", "export", "torch", "triton"}
 
 
+@pytest.mark.parametrize("address", ["https://forge.example/someone/jetson-mamba", ""])
+def test_the_links_are_those_of_where_it_is_built(
+    address: str, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REPOSITORY_URL", address)
+    with ZipFile(build("wheel", tree, tmp_path / "wheel")) as file:
+        (metadata,) = (name for name in file.namelist() if name.endswith("/METADATA"))
+        told = re.findall(
+            r"^Project-URL: (\w+), (\S+)$", file.read(metadata).decode(), re.MULTILINE
+        )
+    assert [name for name, _ in told] == (
+        ["Repository", "Issues", "Changelog", "Documentation"] if address else []
+    )
+    assert all(link.startswith(address) for _, link in told)
+
+
 @pytest.mark.parametrize("kind", ["wheel", "editable"])
 def test_installing_activates_every_interpreter_and_uninstalling_ends_it(
     kind: str, tree: Path, tmp_path: Path

@@ -31,6 +31,8 @@ class SelectiveScan(NamedTuple):
     delta_softplus: bool
     # The longest sequence, or None if it is left open.
     longest: int | None
+    # Whether anything reads the last state.
+    returns_state: bool
 
     @property
     def groups(self) -> int:

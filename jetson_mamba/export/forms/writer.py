@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -39,25 +39,32 @@ class Writer:
 
     def __getattr__(self, op_type: str) -> Any:
         def write(*inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
-            written = self._written(
-                op_type, [self._value(each) for each in inputs], attributes, outputs
-            )
+            domain = _DOMAINS.get(op_type, "")
+            values = [self._value(each) for each in inputs]
+            written = self.node(domain, op_type, values, attributes, outputs, PRECISION)
             return written[0] if outputs == 1 else written
 
         return write
 
-    def _written(
-        self, op_type: str, inputs: Sequence[Value], attributes: Any, outputs: int
+    def node(
+        self,
+        domain: str,
+        op_type: str,
+        inputs: Sequence[Value],
+        attributes: Any,
+        outputs: int,
+        metadata: Mapping[str, str],
     ) -> Sequence[ir.Value]:
+        """The results of a node of any domain."""
         name = f"{self.name}.{len(self.nodes)}"
         node = ir.Node(
-            _DOMAINS.get(op_type, ""),
+            domain,
             op_type,
             inputs,
             ir.convenience.convert_attributes(attributes),
             num_outputs=outputs,
             name=f"{name}.{op_type}",
-            metadata_props=dict(PRECISION),
+            metadata_props=dict(metadata),
         )
         for place, value in enumerate(node.outputs):
             value.name = f"{name}.{place}"
@@ -71,7 +78,7 @@ class Writer:
             array = given
         else:
             array = np.asarray(given, self.dtype if isinstance(given, float) else np.int64)
-        return self._written("Constant", [], {"value": ir.tensor(array)}, 1)[0]
+        return self.node("", "Constant", [], {"value": ir.tensor(array)}, 1, PRECISION)[0]
 
     def wide(self, value: Value) -> Any:
         """A value in the dtype that is computed in."""

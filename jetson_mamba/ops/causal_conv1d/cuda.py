@@ -2,7 +2,7 @@
 
 Two pairs of kernels serve the two layouts that occur: time contiguous (Mamba-1) and channels
 contiguous (Mamba-2). What is aligned to whole vectors takes the fast form of each; odd lengths,
-slices and any other strides take an element at a time. ``docs/kernels.md`` says how they work.
+slices and any other strides take an element at a time (``docs/notes-kernels.md``).
 
 Which kernel serves a call, and how its grid is cut, is decided once, in a *plan*, for calls whose
 tensors differ in nothing but their addresses; a repeated call allocates and launches.
@@ -49,7 +49,7 @@ class Walk(NamedTuple):
     blocks: int = 1
 
 
-# Chosen by measurement on an H100, see docs/kernels.md.
+# Chosen by measurement on an H100, see docs/notes-kernels.md.
 # Rounds of a warp along a row where time is contiguous, at most.
 FORWARD_ROUNDS = {torch.float32: 2, torch.float16: 2, torch.bfloat16: 2}
 BACKWARD_ROUNDS = {torch.float32: 8, torch.float16: 16, torch.bfloat16: 16}

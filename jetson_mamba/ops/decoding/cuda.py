@@ -1,7 +1,7 @@
 """A decoding step by the project's own CUDA kernel, which goes through the states once.
 
-``docs/kernels.md`` says how it is cut. How a call is served is decided once, in a plan, for calls
-whose tensors differ in nothing but their addresses.
+``docs/notes-kernels.md`` says how it is cut. How a call is served is decided once, in a plan, for
+calls whose tensors differ in nothing but their addresses.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WARPS = 4
 # Runs of states that a thread has of a row, at most.
 MOST_ROUNDS = 8
 # Rows that a thread loads before it uses the first, and how often, where warps are many; and the
-# warps on each multiprocessor that are. Chosen by measurement on an H100, see docs/kernels.md.
+# warps on each multiprocessor that are. Measured on an H100: docs/notes-kernels.md.
 ROWS, TILES = 2, 4
 MANY_WARPS = 16
 

@@ -2,7 +2,7 @@
 
 A row stays in the registers of the threads that share it, so it is read once whatever is computed
 of it. The gradients of weight and bias are summed by each block over the rows that it goes through,
-and then over the blocks, always in one order. ``docs/kernels.md`` says more.
+and then over the blocks, always in one order. ``docs/notes-kernels.md`` says more.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .contract import Case, Gradients, Implementation, Normed, Options
 # Threads of a block where rows are short enough for several.
 BLOCK_THREADS = 128
 # Runs of neighbouring elements that a thread has of a row, and the most threads that share one:
-# the first pair that a row fits is taken. Chosen by measurement on an H100, see docs/kernels.md.
+# the first pair that a row fits is taken. Measured on an H100: docs/notes-kernels.md.
 FORWARD_WAYS = ((4, 512),)
 BACKWARD_WAYS = ((1, 640),)
 # Of longer ones, what the registers hold: elements of a thread, by the most threads.

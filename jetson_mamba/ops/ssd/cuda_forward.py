@@ -62,7 +62,7 @@ class Variant(NamedTuple):
         """Of how many one is made that a kernel computes.
 
         Rounded to 8 bits, the factors of an output would together add to its error as much as its
-        own rounding does. Two pieces cost the forward pass a quarter (``docs/kernels.md``).
+        own rounding does. Two pieces cost the forward pass a quarter (``docs/notes-kernels.md``).
         """
         return 2 if self.dtype == torch.bfloat16 and kernel != "ssd_backward" else self.given
 

@@ -1,8 +1,8 @@
-"""What is wrong on a machine, each thing found by its cause, with the command that mends it.
+"""What is wrong on a machine, each thing found by its cause, with the command that fixes it.
 
 Every module of this package holds the detectors of one area, which register themselves. A cause
-that the hook gets around where it is active is still a finding, marked as cured: its command then
-removes the cause.
+that the hook works around where it is active is still a finding, marked as cured: nothing has to be
+done, and its option would remove the cause.
 """
 
 from __future__ import annotations

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 
 from jetson_mamba import advice
 from jetson_mamba.releases import get_torch, together
-from jetson_mamba.releases.versions import allows
+from jetson_mamba.releases.versions import allows, at_least
 from jetson_mamba.report import installed
 from jetson_mamba.report.extensions import Extension
 from jetson_mamba.report.facts import Facts
 from jetson_mamba.report.packages import MambaSsm
 
 NOTHING = ""
-# The extras of this package by the major version of CUDA, which pip finds nowhere by that name.
-COMPILERS = {
-    "12": "cuda-core 'cuda-bindings==12.*' nvidia-cuda-nvrtc-cu12",
-    "13": "cuda-core 'cuda-bindings==13.*' 'nvidia-cuda-nvrtc==13.*'",
-}
 
 
 def install(*words: str) -> str:
@@ -58,17 +54,37 @@ def without(extension: Extension, facts: Facts) -> str:
 
 
 def compiled(facts: Facts, name: str) -> str:
-    """The command that compiles an extension, where there is a compiler for it."""
-    if not facts.machine.nvcc:
+    """The command that compiles the extension of a distribution, where that can come to its end.
+
+    That takes a release whose sdist has the sources, nvcc of the CUDA that torch was built for
+    (torch's build tools see no nvcc beside a torch without CUDA, and upstream's setup then fails
+    with ``bare_metal_version``), and a C++ compiler.
+    """
+    torch, toolkit = facts.torch, facts.machine.cuda_toolkit
+    if not torch or not torch.version or not torch.cuda or not facts.machine.nvcc or not toolkit:
         return NOTHING
-    return install("--no-build-isolation", "--no-deps", "--force-reinstall", name)
+    if torch.cuda.partition(".")[0] != toolkit.partition(".")[0]:
+        return NOTHING
+    if not shutil.which(os.environ.get("CXX", "c++")):
+        return NOTHING
+    version = facts.mamba.distribution if facts.mamba and name == "mamba-ssm" else "1.6.1"
+    if not version or (name == "mamba-ssm" and not at_least(version, 2, 2, 5)):
+        return NOTHING
+    tools = shlex.quote(f"setuptools{together.setuptools_for(version, torch.version)}")
+    # Upstream takes any wheel that it finds and, after 2.3.2, compiles no scan unless it is told.
+    force = "CAUSAL_CONV1D_FORCE_BUILD=TRUE"
+    if name == "mamba-ssm":
+        force = "MAMBA_FORCE_BUILD=TRUE MAMBA_KEEP_CUDA_BUILD=TRUE"
+        name = f"{name}=={version}"
+    options = "--no-build-isolation --no-deps --no-cache-dir --force-reinstall"
+    return f"{install(tools, 'wheel packaging ninja')} && {force} {install(options, name)}"
 
 
 def compiler(facts: Facts) -> str | None:
-    """The requirements that bring NVRTC for torch's CUDA; None where there are none."""
-    major = ((facts.torch and facts.torch.cuda) or "").partition(".")[0]
+    """The extra that brings NVRTC for torch's CUDA; None where there is none."""
+    extra = "cuda" + ((facts.torch and facts.torch.cuda) or "").partition(".")[0]
     # Which cuda-core needs.
-    return COMPILERS.get(major) if sys.version_info >= (3, 10) else None
+    return extra if extra in advice.EXTRAS and sys.version_info >= (3, 10) else None
 
 
 def remove(mamba: MambaSsm, facts: Facts) -> str:

@@ -32,9 +32,12 @@ def _no_selective_scan(facts: Facts) -> Iterator[Cause]:
     if facts.mamba and "selective_scan_cuda" in facts.mamba.asks.mentioned and not facts.scan.path:
         yield Cause(
             f"mamba_ssm {facts.mamba.version} imports selective_scan_cuda, which is not installed",
-            "it was installed without compiling, or its extension is for another Python",
+            "this release leaves it out unless MAMBA_KEEP_CUDA_BUILD=TRUE is set"
+            if facts.mamba.asks.scan_on_request
+            else "it was installed without compiling, or its extension is for another Python",
             commands.compiled(facts, "mamba-ssm"),
             served=True,
+            compiles=True,
         )
 
 
@@ -78,6 +81,7 @@ def _none_called(facts: Facts) -> Iterator[Cause]:
         why,
         commands.compiled(facts, "causal-conv1d"),
         served=True,
+        compiles=True,
     )
 
 
@@ -115,6 +119,7 @@ def _no_causal_conv1d(facts: Facts) -> Iterator[Cause]:
             "this release cannot be imported without it",
             commands.compiled(facts, "causal-conv1d"),
             served=True,
+            compiles=True,
         )
 
 

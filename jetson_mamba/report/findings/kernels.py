@@ -29,7 +29,7 @@ def _no_nvrtc(facts: Facts) -> Iterator[Cause]:
             f"the CUDA kernels cannot be compiled: {reasons[0]}",
             "they are compiled for the GPU at their first use, and PyTorch's functions, which are "
             "many times slower, run in their place",
-            commands.install(extra),
+            advice.extra(extra),
         )
 
 
@@ -42,7 +42,7 @@ def _kernels_broken(facts: Facts) -> Iterator[Cause]:
             f"the CUDA kernels do not run: {reasons[0]}",
             f"the NVRTC or cuda-core that is installed does not fit the GPU, its driver, or torch "
             f"for CUDA {facts.torch.cuda}",
-            commands.install("--upgrade", extra),
+            advice.extra(extra, "--upgrade"),
         )
 
 

@@ -89,17 +89,23 @@ def _incomplete_release(facts: Facts) -> Iterator[Cause]:
 
 @finds("no-dependency", "No module named 'einops', 'transformers' …")
 def _no_dependency(facts: Facts) -> Iterator[Cause]:
-    """A module that mamba_ssm imports, by the name that pip knows."""
+    """The modules that mamba_ssm imports and that are not there, by the names that pip knows."""
+    mamba = facts.mamba
+    missing = {
+        module: name
+        for module, name in LIGHT.items()
+        if mamba and requires(mamba, module) and installed.find(module, facts.path) is None
+    }
+    if not mamba or not missing:
+        return
     torch = (facts.torch and facts.torch.version) or ""
-    for module, name in LIGHT.items():
-        if not facts.mamba or not requires(facts.mamba, module):
-            continue
-        if installed.find(module, facts.path) is None:
-            yield Cause(
-                f"{name} is not installed",
-                f"mamba_ssm {facts.mamba.version} imports it",
-                needed.command(name, torch),
-            )
+    yield Cause(
+        f"{' and '.join(missing.values())} {'is' if len(missing) == 1 else 'are'} not installed",
+        f"mamba_ssm {mamba.version} imports {'it' if len(missing) == 1 else 'them'}",
+        # Of a mamba_ssm that pip knows nothing of, an installer would put another beside it.
+        "jetson-mamba install" if mamba.distribution else needed.command(torch, *missing.values()),
+        seen=f"No module named {', '.join(map(repr, missing))}",
+    )
 
 
 @finds("no-mamba-ssm", "No module named 'mamba_ssm'")
@@ -123,7 +129,7 @@ def _transformers_without_torch(facts: Facts) -> Iterator[Cause]:
         yield Cause(
             f"transformers {facts.transformers.version} switches torch {torch} off",
             f"it takes torch {needs} or later, and mamba_ssm generates text with it",
-            needed.command("transformers", torch),
+            needed.command(torch, "transformers"),
         )
 
 

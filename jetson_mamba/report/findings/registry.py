@@ -13,8 +13,10 @@ class Finding:
     """One thing that is wrong.
 
     ``symptom`` is the name of its entry in the documentation, ``message`` the words that people
-    see. ``what``, ``why`` and ``command`` are a line each; the command is empty where there is
-    nothing to do. ``cured`` says that the hook, which is active, gets around it.
+    see. ``what``, ``why``, ``command`` and ``option`` are a line each; the command is empty where
+    there is nothing to do. ``cured`` says that the hook, which is active, gets around it: then
+    nothing has to be done, and ``option`` is what would remove the cause. ``compiles`` says that
+    the option compiles CUDA, which takes long.
     """
 
     symptom: str
@@ -23,17 +25,22 @@ class Finding:
     why: str
     command: str
     cured: bool
+    option: str = ""
+    compiles: bool = False
 
 
 class Cause(NamedTuple):
     """What a detector has found. ``command`` removes the cause; ``served`` says that the hook
-    gets around it where it is active.
+    gets around it where it is active, ``compiles`` that the command compiles CUDA. ``seen`` are
+    the words that people see here, where the symptom's are an example of them.
     """
 
     what: str
     why: str
     command: str
     served: bool = False
+    compiles: bool = False
+    seen: str = ""
 
 
 Detector = Callable[[Facts], Iterator[Cause]]
@@ -61,9 +68,13 @@ def findings(facts: Facts) -> tuple[Finding, ...]:
     for symptom, detector in DETECTORS:
         for cause in detector(facts):
             cured = cause.served and facts.served
-            command = cause.command
+            command, option = ("", cause.command) if cured else (cause.command, "")
             if cause.served and not facts.hook.active:
                 off = facts.hook.mode == "off"
                 command = "unset JETSON_MAMBA" if off else "jetson-mamba enable"
-            found.append(Finding(symptom, SYMPTOMS[symptom], cause.what, cause.why, command, cured))
+            seen = cause.seen or SYMPTOMS[symptom]
+            compiles = cause.compiles and bool(option)
+            found.append(
+                Finding(symptom, seen, cause.what, cause.why, command, cured, option, compiles)
+            )
     return tuple(found)
