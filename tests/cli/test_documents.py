@@ -15,9 +15,11 @@ from jetson_mamba.cli.schema import DOCUMENTS
 from jetson_mamba.report.schema import schema, table
 from tests.cli.bare import Bare
 from tests.cli.command import jetson_mamba
-from tests.cli.test_verify import transformers as transformers
+from tests.cli.test_verify import transformers
 from tests.hook.sandbox import Sandbox
 from tools.releases import release_path
+
+__all__ = ["transformers"]  # a fixture
 
 validate: Any = import_module("jsonschema").validate  # which has no types
 
