@@ -166,6 +166,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "why": "why that is so",
         "command": "what fixes it; empty if there is nothing to do",
         "cured": "whether the hook works around it",
+        "option": "what would remove the cause of a cured finding; nothing has to be done",
+        "compiles": "whether the option compiles CUDA, which takes minutes to hours",
     },
     "UpstreamFault": {
         "name": "its name",
