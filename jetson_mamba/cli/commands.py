@@ -113,7 +113,8 @@ def carry_out(given: Sequence[str]) -> int:
         # typer's and rich's answer to a closed pipe or an interrupt while they write or read. A
         # program that `run` has run ends as it likes.
         cause = ended.__context__
-        if given[0] == "run" or not isinstance(cause, (KeyboardInterrupt, BrokenPipeError)):
+        programs = given[0] == "run" and not set(given[1:2]) & set(run.HELP)
+        if programs or not isinstance(cause, (KeyboardInterrupt, BrokenPipeError)):
             raise
     except typer.Abort:
         raise KeyboardInterrupt from None

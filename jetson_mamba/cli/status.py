@@ -31,9 +31,11 @@ def status(
     if found.backend_variable:
         mode += f", JETSON_MAMBA_BACKEND={found.backend_variable}"
     activation = "active, by startup file" if found.active else "not active"
-    console.print(
-        f"jetson-mamba {found.version}: {activation} ({mode})", markup=False, soft_wrap=True
-    )
+    heading = f"jetson-mamba {found.version}: {activation} ({mode})"
+    if console.width < output.NARROW:
+        output.say(console, heading)
+    else:
+        console.print(heading, markup=False, soft_wrap=True)
     if found.active:
         output.say(console, "Programs that start here are patched.")
     else:

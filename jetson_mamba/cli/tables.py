@@ -83,11 +83,15 @@ class Records:
         fields = []
         for label, cell in zip(self._labels, row):
             value = ", ".join(cell.plain.splitlines())
-            if value:
-                field = f"{label}:{GLUE}{value}"
-                glued = field.replace(" ", GLUE)
-                short = len(field) <= width - 3
-                fields.append(glued if short else f"{label.replace(' ', GLUE)}:{GLUE}{value}")
+            if not value:
+                continue
+            # Label and value stay together as far as a line can hold them.
+            name, room = label.replace(" ", GLUE) + ":", width - 3
+            if len(label) + 2 + len(value) <= room:
+                fields.append(name + GLUE + value.replace(" ", GLUE))
+            else:
+                fits = len(label) + 2 + len(value.split()[0]) <= room
+                fields.append(name + (GLUE if fits else " ") + value)
         text = "\n".join(lines("; ".join(fields), width, indent=2)).replace(GLUE, " ")
         shown = Text(text + "\n", no_wrap=True, overflow="ignore")
         for label, cell in zip(self._labels, row):

@@ -162,8 +162,6 @@ def process(*arguments: str, folder: Path, **streams: Any) -> subprocess.Popen[s
         cwd=folder,
         text=True,
         stderr=subprocess.PIPE,
-        # Whoever starts the tests in the background may have it ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         **streams,
     )
 

@@ -99,6 +99,20 @@ def test_the_end_of_a_script_is_that_under_python(code: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "code",
     [
+        "import sys; print(sys.argv, sys.path[0], sorted(vars()), __name__)",
+        "def f():\n    raise ValueError('x')\nf()",
+        "broken(",
+        "import sys; sys.exit(7)",
+        "import sys; sys.exit('a message')",
+    ],
+)
+def test_code_runs_as_under_python(code: str, tmp_path: Path) -> None:
+    same("-c", code, "-h", "--json", "-", folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
         "raise KeyboardInterrupt\n",
         "print('said, and not yet written')\nraise KeyboardInterrupt\n",
         "import sys\nsys.stderr.write('said')\nraise KeyboardInterrupt('why')\n",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jetson_mamba.report.machine import driver, elf_machine, machine
+from jetson_mamba.report.private import without_home
 from jetson_mamba.report.torch_build import Torch, lacks_kernels_for
 
 
@@ -65,6 +66,46 @@ def test_the_name_of_the_board_tells_its_gpu(model: str, capability: str, tmp_pa
     found = machine(str(tmp_path))
     assert found.board == model
     assert [gpu.capability for gpu in found.gpus] == [capability]
+
+
+MODES = (
+    "< POWER_MODEL ID=0 NAME=MAXN >\nCPU_ONLINE CORE_0 1\n"
+    "< POWER_MODEL ID=2 NAME=15W >\n< POWER_MODEL ID=12 NAME=OTHER >\n< PM_CONFIG DEFAULT=0 >\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "modes", "expected"),
+    [
+        ("pmode:0002 fmode:quiet", MODES, "15W (2)"),
+        (None, MODES, "MAXN (0)"),
+        ("pmode:0003", MODES, "number 3"),
+        (None, None, None),
+    ],
+)
+def test_the_power_mode_is_what_nvpmodel_has_set(
+    status: str | None, modes: str | None, expected: str | None, tmp_path: Path
+) -> None:
+    write(tmp_path, "proc/device-tree/model", "NVIDIA Jetson Orin Nano\0")
+    if status:
+        write(tmp_path, "var/lib/nvpmodel/status", status)
+    if modes:
+        write(tmp_path, "etc/nvpmodel.conf", modes)
+    assert machine(str(tmp_path)).power_mode == expected
+
+
+def test_what_is_free_of_memory_and_swap_is_read(tmp_path: Path) -> None:
+    text = "MemTotal: 7800 kB\nMemAvailable: 5000 kB\nSwapTotal: 3900 kB\nSwapFree: 3800 kB\n"
+    write(tmp_path, "proc/meminfo", text)
+    found = machine(str(tmp_path))
+    sizes = (found.available_bytes, found.swap_bytes, found.swap_free_bytes)
+    assert sizes == (5000 * 1024, 3900 * 1024, 3800 * 1024)
+
+
+def test_a_report_tells_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/data/people/anna")
+    told = {"a": ["/data/people/anna/x.py: no", "(/home/bob/venv)", "/data/people/annabel", 3]}
+    assert without_home(told) == {"a": ["~/x.py: no", "(~/venv)", "/data/people/annabel", 3]}
 
 
 def test_a_machine_that_is_no_board_has_none_of_it(tmp_path: Path) -> None:
