@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from jetson_mamba.dispatch import workers
+from jetson_mamba.dispatch.division import Part, divided
 
 from .contract import Scan, Scanned
 
@@ -29,12 +30,10 @@ class Shared(NamedTuple):
     ddelta_bias: Tensor | None
 
 
-class Part(NamedTuple):
-    """Some of the sequences and some of the channels, which are those of whole groups or of one."""
+class PartOfScan(Part):
+    """A part, and what of a scan belongs to it."""
 
-    batch: slice
-    channels: slice
-    groups: slice
+    __slots__ = ()
 
     @overload
     def signal(self, signal: Tensor) -> Tensor: ...
@@ -75,34 +74,19 @@ class Part(NamedTuple):
         )
 
 
-def parts_of(scan: Scan) -> tuple[int, list[Part]]:
+def parts_of(scan: Scan) -> tuple[int, list[PartOfScan]]:
     """How many threads work on a scan, and the parts."""
     batch, dim, seqlen = scan.u.shape
     dstate = scan.A.shape[1]
-    whole = Part(slice(0, batch), slice(0, dim), slice(0, scan.groups))
-    if scan.u.device.type != "cpu":
-        return 1, [whole]
-    threads = workers.threads_for(batch * dim * dstate * seqlen)
-    if threads == 1:
-        return 1, [whole]
-    sequences = _pieces(batch, min(threads, batch))
-    # Some more than there are threads do no harm where they do not divide evenly.
-    each = -(-threads // len(sequences))
-    each = max(1, min(each, batch * dim * dstate // (len(sequences) * FEWEST_STATES)))
-    runs = _pieces(scan.groups, min(each, scan.groups))
-    width = dim // scan.groups
-    parts = []
-    for groups in runs:
-        first, last = groups.start * width, groups.stop * width
-        # Channels of one group may be divided, those of several not: their shares are unequal.
-        among = max(1, each // len(runs)) if groups.stop - groups.start == 1 else 1
-        for channels in _pieces(last - first, min(among, last - first)):
-            part = slice(first + channels.start, first + channels.stop)
-            parts += [Part(piece, part, groups) for piece in sequences]
-    return threads, parts
+    threads = 1
+    if scan.u.device.type == "cpu":
+        threads = workers.threads_for(batch * dim * dstate * seqlen)
+    fewest = -(-FEWEST_STATES // max(1, batch * dstate))
+    parts = divided(threads, batch, dim, scan.groups, fewest)
+    return threads, [PartOfScan(*part) for part in parts]
 
 
-def summed(scan: Scan, parts: list[Part], found: list[Shared]) -> Shared:
+def summed(scan: Scan, parts: list[PartOfScan], found: list[Shared]) -> Shared:
     """The gradients of a whole scan, in its arguments' dtypes, from those of its parts."""
     if len(parts) == 1:
         return _cast(scan, found[0])
@@ -127,8 +111,3 @@ def summed(scan: Scan, parts: list[Part], found: list[Shared]) -> Shared:
 
 def _cast(scan: Scan, shared: Shared) -> Shared:
     return shared._replace(dB=shared.dB.to(scan.B.dtype), dC=shared.dC.to(scan.C.dtype))
-
-
-def _pieces(total: int, count: int) -> list[slice]:
-    """``count`` runs, as equal as can be."""
-    return [slice(total * i // count, total * (i + 1) // count) for i in range(count)]
