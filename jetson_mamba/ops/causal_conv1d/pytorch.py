@@ -219,6 +219,8 @@ def update(
 ) -> Tensor:
     """As :class:`~.contract.Update` says."""
     states, seqlen, length = weight.shape[1] - 1, x.shape[2], conv_state.shape[2]
+    if seqlen == 1 and cache_seqlens is None and conv_state_indices is None and length > states:
+        return _step(x, conv_state, weight, bias, silu)
     state = conv_state
     if conv_state_indices is not None:
         state = conv_state.index_select(0, conv_state_indices.clamp(min=0))
@@ -241,6 +243,21 @@ def update(
         conv_state[conv_state_indices[used].long()] = state[used]
         out.masked_fill_(~used[:, None, None], 0)
     return out
+
+
+def _step(
+    x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool
+) -> Tensor:
+    """One input more, of a state that holds all that it meets: few operations, each on all taps."""
+    dtype, width = _arithmetic(x, weight), weight.shape[1]
+    conv_state[..., :-1] = conv_state[..., 1:].clone()
+    conv_state[..., -1:] = x
+    out = (conv_state[..., -width:].to(dtype) * weight.to(dtype)).sum(-1, keepdim=True)
+    if bias is not None:
+        out += bias.to(dtype).unsqueeze(-1)
+    if silu:
+        torch.nn.functional.silu(out, inplace=True)
+    return out.to(x.dtype)
 
 
 IMPLEMENTATION = Implementation(forward, backward, update)

@@ -106,7 +106,10 @@ def composed(step: Step) -> Tensor:
     if dt_softplus:
         steps = functional.softplus(steps)
     repeats = nheads // sizes(B)[1]
-    B, C = (each.to(dtype).repeat_interleave(repeats, dim=1).unsqueeze(2) for each in (B, C))
+    if isinstance(repeats, int) and repeats == 1:
+        B, C = B.to(dtype).unsqueeze(2), C.to(dtype).unsqueeze(2)
+    else:
+        B, C = (each.to(dtype).repeat_interleave(repeats, dim=1).unsqueeze(2) for each in (B, C))
     decay = torch.exp(steps.unsqueeze(-1) * A.to(dtype))
     entering = (steps * inputs).unsqueeze(-1)
 
