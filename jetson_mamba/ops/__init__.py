@@ -18,7 +18,7 @@ from jetson_mamba.ops.causal_conv1d import (
     causal_conv1d_fn,
     causal_conv1d_update,
 )
-from jetson_mamba.ops.decoding import selective_state_update
+from jetson_mamba.ops.decoding import selective_state_update, several_tokens
 from jetson_mamba.ops.mamba3 import (
     apply_rotary_qk_inference_fwd,
     mamba3_mimo,
@@ -112,6 +112,7 @@ __all__ = [
     "selective_scan_fn",
     "selective_scan_fwd",
     "selective_state_update",
+    "several_tokens",
     "state_passing",
     "state_passing_forward",
     "step_by_graph",

@@ -245,9 +245,7 @@ def update(
     return out
 
 
-def _step(
-    x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool
-) -> Tensor:
+def _step(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
     """One input more, of a state that holds all that it meets: few operations, each on all taps."""
     dtype, width = _arithmetic(x, weight), weight.shape[1]
     conv_state[..., :-1] = conv_state[..., 1:].clone()
