@@ -65,6 +65,7 @@ from jetson_mamba.ops.ssd import (
 )
 from jetson_mamba.ops.swiglu import swiglu_backward, swiglu_forward
 from jetson_mamba.replay.blocks import forward_by_graph, step_by_graph
+from jetson_mamba.replay.models import decoding_by_graph
 
 __all__ = [
     "RotaryEmbedding",
@@ -85,6 +86,7 @@ __all__ = [
     "chunk_state",
     "chunk_state_forward",
     "chunk_state_varlen",
+    "decoding_by_graph",
     "flash_attn_with_kvcache",
     "forward_by_graph",
     "gated_norm_backward",
