@@ -1,4 +1,7 @@
-"""Autocast for any device type, also with the torch releases that know only two."""
+"""The dtype of a computation, by its tensors or by autocast on any type of device.
+
+Releases of torch before 2.4 know autocast for two of these.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from contextlib import nullcontext
 from typing import Any, ContextManager
 
 import torch
+from torch import Tensor
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
@@ -37,3 +41,11 @@ def without_cached_casts(device: torch.device) -> ContextManager[Any]:
     if dtype is None:
         return nullcontext()
     return torch.autocast(device.type, dtype, cache_enabled=False)
+
+
+def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """At least float32; float64 if any of the tensors is."""
+    for tensor in tensors:
+        if tensor is not None and tensor.dtype == torch.float64:
+            return torch.float64
+    return torch.float32

@@ -130,7 +130,7 @@ def parts_of_block() -> Results:
 
 def core_of_block() -> Results:
     """Its core one operator, as on a GPU; also under autocast."""
-    from jetson_mamba.ops import ssd
+    from jetson_mamba.ops.ssd import op as ssd
 
     ssd._is_one_operator = lambda given: True
     yield from compiled(block(), "aot_eager", lengths=(35, 41))

@@ -405,7 +405,7 @@ def test_a_graph_outlives_the_backend_that_it_was_traced_with(
     monkeypatch: pytest.MonkeyPatch, traced: str, there: bool, decomposed: bool
 ) -> None:
     import jetson_mamba
-    from jetson_mamba.ops import selective_scan
+    from jetson_mamba.ops.selective_scan import op as selective_scan
 
     module: Any = ModuleType("jetson_mamba.ops.selective_scan.other")
     module.load = other_rows

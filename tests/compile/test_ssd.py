@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jetson_mamba.ops import ssd
+from jetson_mamba.ops.ssd import op as ssd
 from tests.ops.test_ssd import (
     MIXERS,
     NHEADS,

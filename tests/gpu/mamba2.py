@@ -30,9 +30,9 @@ def in_bfloat16(subject: Subject) -> Subject:
 def repeated() -> int:
     """How many kinds of calls of Mamba-2 are repeated; fails if one is not, with the reason."""
     from jetson_mamba.ops.norms import triton as norm_launches
-    from jetson_mamba.ops.ssd import op
+    from jetson_mamba.ops.ssd import OP
 
-    backends = {op.implementation(case).mixer_forward.__self__ for case in op.choices()}  # type: ignore[attr-defined]
+    backends = {OP.implementation(case).mixer_forward.__self__ for case in OP.choices()}  # type: ignore[attr-defined]
     own = [each for backend in backends for each in (backend._scan, backend._mixing)]
     refused = [
         reason for each in (*own, *norm_launches._repeatable.values()) for reason in each.refused()

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from jetson_mamba.ops import causal_conv1d, mamba_inner, selective_scan
+from jetson_mamba.ops import causal_conv1d, selective_scan
 from jetson_mamba.ops.mamba_inner import mamba_inner_fn
+from jetson_mamba.ops.mamba_inner import op as mamba_inner
 from jetson_mamba.replay import captured
 from jetson_mamba.replay.captured import Captured
 

@@ -9,8 +9,7 @@ import torch
 
 from jetson_mamba.dispatch.backends import Op
 from jetson_mamba.errors import Unavailable
-from jetson_mamba.ops import causal_conv1d as op
-from jetson_mamba.ops.causal_conv1d import causal_conv1d_fn, causal_conv1d_update
+from jetson_mamba.ops.causal_conv1d import causal_conv1d_fn, causal_conv1d_update, op
 from jetson_mamba.ops.causal_conv1d.contract import Case
 from tests.ops.conv1d_setups import SETUPS, Setup, check, name
 from tests.references.causal_conv1d import update as reference_update
@@ -25,7 +24,7 @@ pytestmark = [
 @pytest.fixture(scope="module", params=op.OP.order)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The op with nothing but one backend, or a skip that says why it is not there."""
-    chosen = Op("causal_conv1d", op.__name__, (request.param,), op._trial)
+    chosen = Op("causal_conv1d", op.OP._package, (request.param,), op.OP._trial)
     device = torch.device("cuda", torch.cuda.current_device())
     try:
         chosen._load(request.param, Case(device, torch.float32, torch.float32, 4))

@@ -8,7 +8,7 @@ import torch
 from jetson_mamba.dispatch.backends import Op
 from jetson_mamba.dispatch.compiled import compiled_module
 from jetson_mamba.errors import Unavailable
-from jetson_mamba.ops import selective_scan
+from jetson_mamba.ops.selective_scan import op as selective_scan
 from tests.ops.test_selective_scan import (
     VARIANTS,
     Arguments,
@@ -75,7 +75,7 @@ def test_backward_writes_into_half_of_a_larger_dz(backend: str) -> None:
 
 def test_the_choice_agrees_with_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = selective_scan.OP
-    op = Op("selective_scan", selective_scan.__name__, whole.order, whole._trial)
+    op = Op("selective_scan", selective_scan.OP._package, whole.order, whole._trial)
     monkeypatch.setattr(selective_scan, "OP", op)
     arguments = drawn(Variant(seqlen=2049))
     moved = Arguments(*(on("cuda", field) for field in arguments))

@@ -14,8 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jetson_mamba.ops import ssd
-from jetson_mamba.ops.ssd import cuda, cuda_backward, cuda_forward
+from jetson_mamba.ops.ssd import cuda, cuda_backward, cuda_forward, trial
 from jetson_mamba.ops.ssd.contract import Case, Mixer
 from tests.gpu.ssd_cases import BRAIN, FLOAT, backward_errors, drawn, forward_errors
 from tests.kernels.emulated import emulate
@@ -68,11 +67,11 @@ def test_the_trial_of_the_op_accepts_the_kernels_and_no_wrong_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     case = Case(torch.device("cpu"), FLOAT, number=BRAIN, headdim=24, dstate=16)
-    ssd._trial(cuda.IMPLEMENTATION, case)
+    trial.trial(cuda.IMPLEMENTATION, case)
     right = cuda_forward.forward
     monkeypatch.setattr(cuda_forward, "forward", lambda scan: (right(scan)[0] * 2, None))
     with pytest.raises(RuntimeError, match="expected"):
-        ssd._trial(cuda.IMPLEMENTATION, case)
+        trial.trial(cuda.IMPLEMENTATION, case)
 
 
 def mixer_of(ngroups: int = 2) -> tuple[Mixer, dict[str, Tensor]]:

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from jetson_mamba.dispatch.backends import BackendWarning, Op
 from jetson_mamba.dispatch.paths import Way
-from jetson_mamba.ops import causal_conv1d as op
 from jetson_mamba.ops.causal_conv1d import (
     causal_conv1d_bwd,
     causal_conv1d_fn,
     causal_conv1d_update,
     extension,
+    op,
     pytorch,
 )
 from jetson_mamba.ops.causal_conv1d.contract import Case, Implementation
@@ -51,7 +51,7 @@ BACKENDS = (
 
 
 def fresh_op(*order: str) -> Op[Case, Implementation]:
-    return Op("causal_conv1d", op.__name__, order or op.OP.order, op._trial)
+    return Op("causal_conv1d", op.OP._package, order or op.OP.order, op.OP._trial)
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_without_a_gradient_to_come_no_autograd_function_is_made(
     def refused(*arguments: Any) -> None:
         raise AssertionError("an autograd function was made")
 
-    monkeypatch.setattr(op._CausalConv1d, "apply", refused)
+    monkeypatch.setattr(op, "differentiable", refused)
     x, weight = torch.randn(1, 2, 4, requires_grad=True), torch.randn(2, 3, requires_grad=True)
     with torch.no_grad():
         assert not causal_conv1d_fn(x, weight).requires_grad

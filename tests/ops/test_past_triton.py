@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from jetson_mamba import ops
 from jetson_mamba.dispatch import triton_dispatch
-from jetson_mamba.ops import ssd
 from jetson_mamba.ops.norms import op as norms
 from jetson_mamba.ops.norms import triton as norm_launches
+from jetson_mamba.ops.ssd import op as ssd
 
 
 class Watched(Tensor):

@@ -15,12 +15,8 @@ import torch
 import jetson_mamba
 from jetson_mamba.dispatch import selection
 from jetson_mamba.dispatch.backends import Op
-from jetson_mamba.ops import (
-    causal_conv1d_fn,
-    selective_scan_fn,
-    ssd,
-    through_triton_autograd,
-)
+from jetson_mamba.ops import causal_conv1d_fn, selective_scan_fn, through_triton_autograd
+from jetson_mamba.ops.ssd import op as ssd
 from tests.ops.small_op import serve, small_op, unavailable
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent

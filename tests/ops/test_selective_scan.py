@@ -17,7 +17,7 @@ from torch import Tensor
 import tests.emulated
 from jetson_mamba.dispatch.backends import BackendWarning, Op
 from jetson_mamba.dispatch.paths import Way
-from jetson_mamba.ops import selective_scan
+from jetson_mamba.ops.selective_scan import op as selective_scan
 from jetson_mamba.ops.selective_scan import (
     selective_scan_bwd,
     selective_scan_fn,
@@ -265,7 +265,7 @@ def hold_to_reference(arguments: Arguments, upstream_rows: bool = True) -> None:
 
 
 def use_only(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    op = Op("selective_scan", selective_scan.__name__, (backend,), selective_scan.OP._trial)
+    op = Op("selective_scan", selective_scan.OP._package, (backend,), selective_scan.OP._trial)
     monkeypatch.setattr(selective_scan, "OP", op)
 
 
@@ -281,7 +281,7 @@ def without_extension(monkeypatch: pytest.MonkeyPatch) -> Op[Any, Any]:
     """The op as it stands on a machine with nothing installed, no choice made yet."""
     monkeypatch.setitem(sys.modules, "selective_scan_cuda", None)
     whole = selective_scan.OP
-    op = Op("selective_scan", selective_scan.__name__, whole.order, whole._trial)
+    op = Op("selective_scan", selective_scan.OP._package, whole.order, whole._trial)
     monkeypatch.setattr(selective_scan, "OP", op)
     return op
 

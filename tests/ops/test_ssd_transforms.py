@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from jetson_mamba.dispatch.operators import has_operators
-from jetson_mamba.ops import ssd
+from jetson_mamba.ops.ssd import op as ssd
 from tests.ops.test_ssd import (
     leaves,
     mixer,
@@ -327,7 +327,7 @@ class Counting(TorchDispatchMode):
 def test_a_mode_sees_the_same_at_every_call(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also at the first, which chooses a backend and tries it."""
     op, reference, tensors = pair
-    monkeypatch.setattr(ssd.op, "_chosen", {})
+    monkeypatch.setattr(ssd.OP, "_chosen", {})
     seen = []
     for _ in range(2):
         given = [each.detach().requires_grad_() for each in tensors]

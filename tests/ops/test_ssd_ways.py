@@ -9,7 +9,8 @@ import torch
 
 from jetson_mamba.dispatch.operators import has_operators
 from jetson_mamba.dispatch.paths import Way
-from jetson_mamba.ops import ssd
+from jetson_mamba.ops.ssd import composed
+from jetson_mamba.ops.ssd import op as ssd
 from tests.ops.test_ssd import (
     MIXERS,
     TOLERANCE,
@@ -91,7 +92,7 @@ def test_a_sequence_change_on_a_chunk_boundary_resets_the_state(way: Way) -> Non
 
 
 def test_a_long_sequence_has_longer_chunks(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssd.composed, "MANY_STEPS", 64)
+    monkeypatch.setattr(composed, "MANY_STEPS", 64)
     assert_agrees(scan, ssd_scan, scan_tensors(70), torch.float32, 1e-5, dt_softplus=True)
 
 

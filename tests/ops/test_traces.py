@@ -11,14 +11,14 @@ from torch import Tensor
 
 from jetson_mamba.dispatch.backends import Op
 from jetson_mamba.ops import (
-    causal_conv1d,
     causal_conv1d_fn,
     mamba_inner_fn,
-    selective_scan,
     selective_scan_fn,
 )
 from jetson_mamba.ops.causal_conv1d import causal_conv1d_update
+from jetson_mamba.ops.causal_conv1d import op as convolving
 from jetson_mamba.ops.selective_scan import composed
+from jetson_mamba.ops.selective_scan import op as scanning
 from tests import interpreters
 from tests.references.tolerance import relative_norm
 
@@ -266,8 +266,8 @@ def test_a_default_device_has_no_say_in_what_is_computed(
 ) -> None:
     call, made = function
     given = made(2, 40)
-    for op in (causal_conv1d, selective_scan):  # As at a first call, which chooses a backend.
-        monkeypatch.setattr(op, "OP", Op(op.OP.name, op.__name__, op.OP.order, op.OP._trial))
+    for op in (convolving, scanning):  # As at a first call, which chooses a backend.
+        monkeypatch.setattr(op, "OP", Op(op.OP.name, op.OP._package, op.OP.order, op.OP._trial))
     with torch.device("meta"), torch.set_grad_enabled(recorded):
         leaves = [each.detach().requires_grad_(recorded) for each in given]
         found = call(*leaves)

@@ -301,7 +301,8 @@ class Placed(Model):
 
     def step(self, x: Tensor, conv_state: Tensor, state: Tensor) -> Tensor:
         """By the place."""
-        return super().step(x, conv_state, state) * self.far
+        out: Tensor = super().step(x, conv_state, state) * self.far
+        return out
 
     def forward(self, *given: Any, **named: Any) -> Output:
         """By the place."""
@@ -381,9 +382,8 @@ def test_a_model_in_another_release_s_arguments_is_called_as_it_is(
         model(input_ids, None, params, 1)
         params.seqlen_offset = 3
         for _ in range(4):
-            logits = model(input_ids[:, :1], inference_params=params).logits
-        out: Tensor = logits
-        return out
+            logits: Tensor = model(input_ids[:, :1], inference_params=params).logits
+        return logits
 
     assert torch.equal(
         decoding_by_graph(other)(torch.tensor([[1, 2, 3]]), model, 9),

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from jetson_mamba.dispatch.in_place import _bump, count_write, version
 from jetson_mamba.dispatch.paths import Way
-from jetson_mamba.ops import causal_conv1d as convolution
 from jetson_mamba.ops import causal_conv1d_bwd, causal_conv1d_fn, causal_conv1d_update
-from jetson_mamba.ops import selective_scan as scan
+from jetson_mamba.ops.causal_conv1d import op as convolution
 from jetson_mamba.ops.causal_conv1d import pytorch as convolving
+from jetson_mamba.ops.selective_scan import op as scan
 from jetson_mamba.ops.selective_scan import pytorch as scanning
 from jetson_mamba.ops.selective_scan import selective_scan_bwd, selective_scan_fwd
 from tests.ops.ways import going

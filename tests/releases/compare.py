@@ -189,7 +189,7 @@ def ssd_on_triton() -> Iterator[tuple[str, float]]:
         )
         for name, error in errors:
             yield f"{name} of a core", error
-    assert {choice.backend for choice in ssd.op.choices().values()} == {"triton"}
+    assert {choice.backend for choice in ssd.OP.choices().values()} == {"triton"}
 
 
 def core_by_its_operator(

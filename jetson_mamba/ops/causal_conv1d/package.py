@@ -58,7 +58,7 @@ def _package() -> Any:
         if error.name not in ("causal_conv1d", "causal_conv1d_cuda"):
             raise
         raise Unavailable(f"{error.name} is not installed") from None
-    if package.causal_conv1d_fn.__module__ == __package__:
+    if package.causal_conv1d_fn.__module__ == f"{__package__}.op":
         # The stand-in of this project, which calls the op; it knows why the real one failed.
         reason = getattr(package, "__jetson_mamba_reason__", None)
         if reason is None:

@@ -1,7 +1,7 @@
 """Tokens after a prompt, and prompts in pieces: the states of a block, carried on by a step."""
 
+from .op import OP, selective_state_update
 from .pieces import prefill
-from .selective_state_update import selective_state_update
 from .several_tokens import several_tokens
 
-__all__ = ["prefill", "selective_state_update", "several_tokens"]
+__all__ = ["OP", "prefill", "selective_state_update", "several_tokens"]

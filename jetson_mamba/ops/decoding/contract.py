@@ -7,7 +7,7 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 
-from ..ssd.contract import compute_dtype
+from jetson_mamba.dispatch.autocast import compute_dtype
 
 
 class Step(NamedTuple):

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..ssd.contract import compute_dtype
+from jetson_mamba.dispatch.autocast import compute_dtype
+from jetson_mamba.dispatch.fields import Fields
 
 
 class States(NamedTuple):
@@ -56,4 +57,7 @@ class Scan(NamedTuple):
     def dtype(self) -> torch.dtype:
         """What is computed in: at least float32, float64 if any argument is."""
         initial: tuple[Tensor, ...] = self.initial or ()
-        return compute_dtype(*self[:11], *initial)
+        return compute_dtype(*SCAN.tensors(self), *initial)
+
+
+SCAN = Fields(Scan)

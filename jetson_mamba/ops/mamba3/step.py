@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jetson_mamba.dispatch.autocast import without_autocast
+from jetson_mamba.dispatch.autocast import compute_dtype, without_autocast
 
-from ..ssd.contract import compute_dtype
 from .checks import check_heads, check_shape, check_tensors, dims
 from .composed import turned
 

@@ -6,12 +6,13 @@ backward pass. Derivatives beyond the first are those of the plain operations.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
 
-from jetson_mamba.ops.ssd.autograd import Computation, Tensors
+from jetson_mamba.dispatch.computation import Computation
+from jetson_mamba.dispatch.fields import Fields, Tensors
 
 from .contract import Implementation, Options
 from .serving import rows_of
@@ -19,31 +20,37 @@ from .serving import rows_of
 Plain = Callable[..., Any]
 
 
+class Terms(NamedTuple):
+    """What is normed, and by what."""
+
+    x: Tensor
+    residual: Tensor | None
+    z: Tensor | None
+    weight: Tensor
+    bias: Tensor | None
+
+
 def normed(
     kernels: Implementation,
     plain: Plain,
-    tensors: tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None],
+    terms: Terms,
     total_dtype: torch.dtype | None,
     options: Options,
 ) -> tuple[Tensor, Tensor | None]:
     """The output, and where a dtype is named for it the sum of x and residual.
 
-    ``tensors`` are x, residual, z, weight and bias; ``plain`` takes them too and returns the
-    output and, named or not, the sum.
+    ``plain`` takes the terms too and returns the output and, named or not, the sum.
     """
-    if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors):
-        out, total = _NORM(*tensors, kernels, plain, total_dtype, options)
+    if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in terms):
+        out, total = _NORM(terms, kernels, plain, total_dtype, options)
         return out, total
-    return _forward(kernels, tensors, total_dtype, options)
+    return _forward(kernels, terms, total_dtype, options)
 
 
 def _forward(
-    kernels: Implementation,
-    tensors: Sequence[Any],
-    total_dtype: torch.dtype | None,
-    options: Options,
+    kernels: Implementation, terms: Terms, total_dtype: torch.dtype | None, options: Options
 ) -> tuple[Tensor, Tensor | None]:
-    x, residual, z, weight, bias = tensors
+    x, residual, z, weight, bias = terms
     found = kernels.forward(
         rows_of(x),
         None if residual is None else rows_of(residual),
@@ -59,20 +66,30 @@ def _forward(
     return found.out.view(x.shape), total
 
 
-def _passes_forward(*arguments: Any) -> tuple[Tensors, Sequence[Tensor]]:
-    tensors, (kernels, _, total_dtype, options) = arguments[:5], arguments[5:]
-    residual = tensors[1]
+def _passes_forward(
+    terms: Terms,
+    kernels: Implementation,
+    plain: Plain,
+    total_dtype: torch.dtype | None,
+    options: Options,
+) -> tuple[Tensors, Sequence[Tensor]]:
     kept_dtype = total_dtype
-    if residual is not None and kept_dtype is None:
-        kept_dtype = residual.dtype
-    out, total = _forward(kernels, tensors, kept_dtype, options)
+    if terms.residual is not None and kept_dtype is None:
+        kept_dtype = terms.residual.dtype
+    out, total = _forward(kernels, terms, kept_dtype, options)
     return (out, None if total_dtype is None else total), ([] if total is None else [total])
 
 
 def _passes_back(
-    arguments: tuple[Any, ...], kept: Sequence[Tensor], dresults: Tensors
-) -> Sequence[Tensor | None]:
-    x, residual, z, weight, bias, kernels, _, _, options = arguments
+    terms: Terms,
+    kept: Sequence[Tensor],
+    dresults: Tensors,
+    kernels: Implementation,
+    plain: Plain,
+    total_dtype: torch.dtype | None,
+    options: Options,
+) -> Mapping[str, Tensor | None]:
+    x, residual, z, weight, bias = terms
     dout, dtotal = dresults
     source = kept[0] if kept else x
     if dout is None:
@@ -88,19 +105,22 @@ def _passes_back(
         options,
         None,
     )
-    return (
-        found.x.view(x.shape),
-        None if found.residual is None else found.residual.view(x.shape),
-        None if found.z is None else found.z.view(x.shape),
-        found.weight,
-        found.bias,
-    )
+    return found._replace(
+        x=found.x.view(x.shape),
+        residual=None if found.residual is None else found.residual.view(x.shape),
+        z=None if found.z is None else found.z.view(x.shape),
+    )._asdict()
 
 
-def _composed(*arguments: Any) -> Tensors:
-    tensors, (_, plain, total_dtype, _) = arguments[:5], arguments[5:]
-    out, total = plain(*tensors)
+def _composed(
+    terms: Terms,
+    kernels: Implementation,
+    plain: Plain,
+    total_dtype: torch.dtype | None,
+    options: Options,
+) -> Tensors:
+    out, total = plain(*terms)
     return out, None if total_dtype is None else total.to(total_dtype)
 
 
-_NORM = Computation(5, _passes_forward, _passes_back, _composed)
+_NORM = Computation(Fields(Terms), _passes_forward, _passes_back, _composed)

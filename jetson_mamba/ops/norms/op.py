@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from jetson_mamba.dispatch.autocast import compute_dtype
 from jetson_mamba.dispatch.paths import Way, may_replay, through_autograd, way
 from jetson_mamba.dispatch.tracing import sizes, unflatten
 from jetson_mamba.dispatch.triton_runs import triton_runs_on
 
-from ..ssd.contract import compute_dtype
 from . import autograd
 from . import triton as norm_launches
 from .contract import Gate, Implementation, Options
@@ -111,7 +111,7 @@ def layer_norm(
             out, total = autograd.normed(
                 kernels,
                 _composed_norm(eps, is_rms_norm),
-                (x, residual, None, weight, bias),
+                autograd.Terms(x, residual, None, weight, bias),
                 total_dtype if keeps else None,
                 Options(eps, dim, is_rms_norm),
             )
@@ -290,7 +290,7 @@ def layernorm_fn(
                 _plain_gated(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm),
                 None,
             ),
-            (x, None, z, weight, bias),
+            autograd.Terms(x, None, z, weight, bias),
             None,
             Options(eps, group_size, is_rms_norm, gate),
         )[0]

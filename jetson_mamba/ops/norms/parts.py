@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..ssd.contract import compute_dtype
+from jetson_mamba.dispatch.autocast import compute_dtype
+
 from .op import layernorm_fn
 
 

@@ -35,7 +35,7 @@ def kernels_for(
         return None
     if any(each is not None and each.dtype not in cuda.TYPES for each in (x, weight, *others)):
         return None
-    found = op.implementation(Case(x.device, x.dtype, weight.dtype))
+    found = OP.implementation(Case(x.device, x.dtype, weight.dtype))
     return None if found is pytorch.IMPLEMENTATION else found
 
 
@@ -78,4 +78,4 @@ def _trial(implementation: Implementation, case: Case) -> None:
                 raise RuntimeError(f"the {name} of a trial is wrong")
 
 
-op: Op[Case, Implementation] = Op("norms", __package__ or "", ("cuda", "pytorch"), _trial)
+OP: Op[Case, Implementation] = Op("norms", __package__ or "", ("cuda", "pytorch"), _trial)

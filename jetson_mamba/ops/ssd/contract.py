@@ -11,6 +11,9 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 
+from jetson_mamba.dispatch.autocast import compute_dtype
+from jetson_mamba.dispatch.fields import Fields
+
 
 class Case(NamedTuple):
     """What decides whether a backend applies.
@@ -118,9 +121,7 @@ class Mixer(NamedTuple):
         )
 
 
-# How many of the first fields of a scan and of a mixer are tensors or None.
-SCAN_TENSORS = Scan._fields.index("chunk_size")
-MIXER_TENSORS = Mixer._fields.index("chunk_size")
+SCAN, MIXER = Fields(Scan), Fields(Mixer)
 
 
 class ScanGradients(NamedTuple):
@@ -184,9 +185,7 @@ class Implementation(NamedTuple):
     core_backward: Callable[[Mixer, Core, Tensor, Tensor | None], CoreGradients]
 
 
-def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """At least float32; float64 if any of the tensors is."""
-    for tensor in tensors:
-        if tensor is not None and tensor.dtype == torch.float64:
-            return torch.float64
-    return torch.float32
+def refuse_varlen_states(given: Scan) -> None:
+    """Raise RuntimeError for a scan of which kernels have no backward pass."""
+    if given.cu_seqlens is not None:
+        raise RuntimeError("return_varlen_states: a scan that returns them has no backward")

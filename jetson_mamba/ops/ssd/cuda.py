@@ -7,20 +7,21 @@ chunks are made once more. Every result is the same in every run.
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from typing import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from jetson_mamba.dispatch.autocast import autocast_dtype, without_autocast
+from jetson_mamba.dispatch.computation import Computation
+from jetson_mamba.dispatch.fields import Tensors
 from jetson_mamba.errors import Unavailable
+from jetson_mamba.kernels import compiler
 
-from ...kernels import compiler
 from . import chunks, composed, core, cuda_backward, cuda_forward, gated_norm
-from .autograd import Computation, Tensors, refuse_varlen_states
 from .contract import (
-    MIXER_TENSORS,
-    SCAN_TENSORS,
+    MIXER,
+    SCAN,
     Case,
     Core,
     CoreGradients,
@@ -28,6 +29,7 @@ from .contract import (
     Mixer,
     Scan,
     ScanGradients,
+    refuse_varlen_states,
 )
 from .gates import GatedRMSNorm, gate, swiglu
 from .mixer import (
@@ -76,7 +78,7 @@ def load(case: Case) -> Implementation:
 
 def scan(given: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
     """Output, last state, and with ``cu_seqlens`` the state at the end of each sequence."""
-    out, state, states = _SCAN(*given._replace(z=None))
+    out, state, states = _SCAN(given._replace(z=None))
     if given.z is not None:
         out = gate(out, given.z).to(out.dtype)
     return out, state, states
@@ -87,7 +89,7 @@ def mixer(given: Mixer) -> tuple[Tensor, Tensor]:
     projection_dtype = autocast_dtype(given.zxbcdt.device)
     if given.rmsnorm_weight is None or given.initial_states is not None or mlp_columns(given):
         return compose(given, lambda inner: scan(inner)[:2], projection_dtype)
-    out, state = _MIXER(*given._replace(outproj_weight=None, outproj_bias=None))
+    out, state = _MIXER(given._replace(outproj_weight=None, outproj_bias=None))
     with without_autocast(given.zxbcdt.device):
         return project(given, out, projection_dtype), state
 
@@ -174,39 +176,33 @@ def _core_scan_backward(
 _STEPS = core.Steps(_after_convolution, _norm_backward, _core_scan_backward)
 
 
-def _passes_forward(*arguments: Any) -> tuple[tuple[Tensor, Tensor, Tensor | None], Sequence[Any]]:
-    return scan_forward(Scan(*arguments)), ()
+def _passes_forward(
+    given: Scan,
+) -> tuple[tuple[Tensor, Tensor, Tensor | None], Sequence[Tensor]]:
+    return scan_forward(given), ()
 
 
 def _passes_back(
-    arguments: tuple[Any, ...], kept: Sequence[Tensor], dresults: Tensors
-) -> tuple[Tensor | None, ...]:
-    given = Scan(*arguments)
+    given: Scan, kept: Sequence[Tensor], dresults: Tensors
+) -> Mapping[str, Tensor | None]:
     refuse_varlen_states(given)
     dout, dstate, _ = dresults
-    found = scan_backward(given, torch.zeros_like(given.x) if dout is None else dout, dstate)
-    return (*found[:6], None, *found[6:])
+    dout = torch.zeros_like(given.x) if dout is None else dout
+    return scan_backward(given, dout, dstate)._asdict()
 
 
-_SCAN = Computation(
-    SCAN_TENSORS,
-    _passes_forward,
-    _passes_back,
-    lambda *arguments: composed.scan(Scan(*arguments)),
-)
+_SCAN = Computation(SCAN, _passes_forward, _passes_back, composed.scan)
 
 
-def _mixer_passes_forward(*arguments: Any) -> tuple[tuple[Tensor, Tensor], Sequence[Tensor]]:
-    given = Mixer(*arguments)
+def _mixer_passes_forward(given: Mixer) -> tuple[tuple[Tensor, Tensor], Sequence[Tensor]]:
     with without_autocast(given.zxbcdt.device):
         out, state, scanned = _mixed(given)
     return (out, state), (scanned,)
 
 
 def _mixer_passes_back(
-    arguments: tuple[Any, ...], kept: Sequence[Tensor], dresults: Tensors
-) -> tuple[Tensor | None, ...]:
-    given = Mixer(*arguments)
+    given: Mixer, kept: Sequence[Tensor], dresults: Tensors
+) -> Mapping[str, Tensor | None]:
     (scanned,) = kept
     dout, dstate = dresults
     # Made again: it is as large as the input.
@@ -214,13 +210,12 @@ def _mixer_passes_back(
     # Of a core nothing else is looked at.
     again = Core(scanned, scanned, xBC, scanned, scanned)
     dout = torch.zeros_like(scanned.flatten(2)) if dout is None else dout
-    found = core.backward(given, again, dout, dstate, _STEPS)
-    return (*found[:6], None, found.rmsnorm_weight, None, None)
+    return core.backward(given, again, dout, dstate, _STEPS)._asdict()
 
 
 _MIXER = Computation(
-    MIXER_TENSORS,
+    MIXER,
     _mixer_passes_forward,
     _mixer_passes_back,
-    lambda *arguments: composed.mixer(Mixer(*arguments), None),
+    lambda given: composed.mixer(given, None),
 )

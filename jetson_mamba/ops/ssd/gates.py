@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from jetson_mamba.dispatch.autocast import compute_dtype
 from jetson_mamba.dispatch.tracing import unflatten
-
-from .contract import compute_dtype
 
 
 def silu_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jetson_mamba.dispatch.autocast import without_autocast
+from jetson_mamba.dispatch.autocast import compute_dtype, without_autocast
 
 from . import chunks, divided
 from .checks import check_state_dtype, limits
-from .contract import Scan, compute_dtype
+from .contract import Scan
 
 
 def chunk_cumsum_forward(

@@ -7,20 +7,21 @@ again in the backward pass.
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from typing import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from jetson_mamba.dispatch.autocast import autocast_dtype, without_autocast
+from jetson_mamba.dispatch.computation import Computation
+from jetson_mamba.dispatch.fields import Tensors
 from jetson_mamba.ops.causal_conv1d import causal_conv1d_bwd
 
 from . import chunks, composed, core, divided, gated_norm
-from .autograd import Computation, Tensors, refuse_varlen_states
 from .block import operand_dtype
 from .contract import (
-    MIXER_TENSORS,
-    SCAN_TENSORS,
+    MIXER,
+    SCAN,
     Case,
     Core,
     CoreGradients,
@@ -28,6 +29,7 @@ from .contract import (
     Mixer,
     Scan,
     ScanGradients,
+    refuse_varlen_states,
 )
 from .gates import GatedRMSNorm, swiglu, swiglu_backward
 from .mixer import Columns, convolved, inner_scan, norm_of, project, split_columns, split_heads
@@ -40,13 +42,13 @@ def load(case: Case) -> Implementation:
 
 def scan(arguments: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
     """Output, last state, and with ``cu_seqlens`` the state at the end of each sequence."""
-    out, state, states = _SCAN(*arguments)
+    out, state, states = _SCAN(arguments)
     return out, state, states
 
 
 def mixer(arguments: Mixer) -> tuple[Tensor, Tensor]:
     """Output after norm, gate and projection, and the last state of the scan."""
-    out, state = _MIXER(*arguments, autocast_dtype(arguments.zxbcdt.device))
+    out, state = _MIXER(arguments, autocast_dtype(arguments.zxbcdt.device))
     return out, state
 
 
@@ -151,23 +153,22 @@ def _scan_backward(
 
 
 def _scan_passes_forward(
-    *arguments: Any,
+    given: Scan,
 ) -> tuple[tuple[Tensor, Tensor, Tensor | None], list[Tensor]]:
-    out, state, states, kept = _scan_forward(Scan(*arguments))
+    out, state, states, kept = _scan_forward(given)
     return (out, state, states), kept
 
 
 def _scan_passes_back(
-    arguments: tuple[Any, ...], kept: Sequence[Tensor], dresults: Tensors
-) -> tuple[Tensor | None, ...]:
-    given = Scan(*arguments)
+    given: Scan, kept: Sequence[Tensor], dresults: Tensors
+) -> Mapping[str, Tensor | None]:
     dout, dstate, _ = dresults
     refuse_varlen_states(given)
     if dout is None:
         dout = torch.zeros_like(given.x)
     targets = _new_targets(given)
     found = _scan_backward(given, kept, dout, dstate, targets)
-    return (*found[:6], targets.z, *found[6:])
+    return {**found._asdict(), "z": targets.z}
 
 
 def _mixer_forward(
@@ -201,17 +202,15 @@ def _widened(xBC: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _mixer_passes_forward(
-    *arguments: Any,
+    given: Mixer, projection_dtype: torch.dtype | None
 ) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
-    *fields, projection_dtype = arguments
-    out, state, scanned, kept = _mixer_forward(Mixer(*fields), projection_dtype)
+    out, state, scanned, kept = _mixer_forward(given, projection_dtype)
     return (out, state), kept if scanned is None else [scanned, *kept]
 
 
 def _mixer_passes_back(
-    arguments: tuple[Any, ...], kept: Sequence[Tensor], dresults: Tensors
-) -> tuple[Tensor | None, ...]:
-    given = Mixer(*arguments[:-1])
+    given: Mixer, kept: Sequence[Tensor], dresults: Tensors, projection_dtype: torch.dtype | None
+) -> Mapping[str, Tensor | None]:
     dout, dstate = dresults
     whole, weight = given.zxbcdt, given.outproj_weight
     columns = split_columns(given, whole)
@@ -219,8 +218,9 @@ def _mixer_passes_back(
     dcolumns = split_columns(given, dwhole)
     norm = norm_of(given)
     mlp = columns.mlp.shape[-1] // 2
-    scanned = None if norm is None else kept[0]
-    states = kept if norm is None else kept[1:]
+    scanned, states = None, kept
+    if norm is not None:
+        scanned, *states = kept
     drmsnorm = dweight = dbias = None
 
     # What the projection was given, filled in part by part where it is needed again.
@@ -275,29 +275,19 @@ def _mixer_passes_back(
         dx=dcolumns.conv.transpose(1, 2),
         activation=given.activation,
     )
-    return (
-        dwhole,
-        dconv_weight,
-        dconv_bias,
-        others.dt_bias,
-        others.A,
-        others.D,
-        others.initial_states,
-        drmsnorm,
-        dweight,
-        dbias,
-    )
+    return {
+        "zxbcdt": dwhole,
+        "conv1d_weight": dconv_weight,
+        "conv1d_bias": dconv_bias,
+        "dt_bias": others.dt_bias,
+        "A": others.A,
+        "D": others.D,
+        "initial_states": others.initial_states,
+        "rmsnorm_weight": drmsnorm,
+        "outproj_weight": dweight,
+        "outproj_bias": dbias,
+    }
 
 
-_SCAN = Computation(
-    SCAN_TENSORS,
-    _scan_passes_forward,
-    _scan_passes_back,
-    lambda *arguments: composed.scan(Scan(*arguments)),
-)
-_MIXER = Computation(
-    MIXER_TENSORS,
-    _mixer_passes_forward,
-    _mixer_passes_back,
-    lambda *arguments: composed.mixer(Mixer(*arguments[:-1]), arguments[-1]),
-)
+_SCAN = Computation(SCAN, _scan_passes_forward, _scan_passes_back, composed.scan)
+_MIXER = Computation(MIXER, _mixer_passes_forward, _mixer_passes_back, composed.mixer)

@@ -9,21 +9,23 @@ from __future__ import annotations
 import inspect
 from functools import lru_cache
 from importlib import import_module
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
 
 from jetson_mamba.dispatch.autocast import autocast_dtype, without_autocast
 from jetson_mamba.dispatch.backends import first_line
+from jetson_mamba.dispatch.computation import Computation
+from jetson_mamba.dispatch.fields import Tensors
 from jetson_mamba.dispatch.triton_runs import triton_runs_on
 from jetson_mamba.errors import Unavailable
 from jetson_mamba.replay.launches import Repeatable
 
 from . import composed, core
-from .autograd import Computation, Tensors, refuse_varlen_states
 from .contract import (
-    SCAN_TENSORS,
+    MIXER,
+    SCAN,
     Case,
     Core,
     CoreGradients,
@@ -31,6 +33,7 @@ from .contract import (
     Mixer,
     Scan,
     ScanGradients,
+    refuse_varlen_states,
 )
 from .gates import GatedRMSNorm, gate, swiglu
 from .mixer import Columns, compose, convolved, inner_scan, norm_of, project, split_columns
@@ -117,15 +120,10 @@ class _Backend:
         self._steps = core.Steps(self._after_convolution, self._norm_backward, self._scan_backward)
         self._scan = Repeatable(_scan, upstream)
         self._mixing = Repeatable(_mixing, upstream)
-        self._with_graph = Computation(
-            SCAN_TENSORS,
-            self._passes_forward,
-            self._passes_back,
-            lambda *arguments: composed.scan(Scan(*arguments)),
-        )
+        self._with_graph = Computation(SCAN, self._passes_forward, self._passes_back, composed.scan)
 
     def scan(self, given: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
-        out, state, states = self._with_graph(*given._replace(z=None))
+        out, state, states = self._with_graph(given._replace(z=None))
         if given.z is not None:
             out = gate(out, given.z).to(out.dtype)
         return out, state, states
@@ -138,24 +136,22 @@ class _Backend:
         if given.cu_seqlens is not None:
             out, *_, state, states = _forward(self._upstream, given)
             return out, state, states
-        out, state = self._scan(given[:10], *given[10:])
+        tensors, options = SCAN.unpack(given)
+        out, state = self._scan(tensors, *options)
         return out, state, None
 
     def _passes_forward(
-        self, *arguments: Any
+        self, given: Scan
     ) -> tuple[tuple[Tensor, Tensor, Tensor | None], Sequence[Tensor]]:
-        return self.scan_forward(Scan(*arguments)), ()
+        return self.scan_forward(given), ()
 
     def _passes_back(
-        self, arguments: tuple[Any, ...], kept: Sequence[Tensor], dresults: Tensors
-    ) -> tuple[Tensor | None, ...]:
-        given = Scan(*arguments)
+        self, given: Scan, kept: Sequence[Tensor], dresults: Tensors
+    ) -> Mapping[str, Tensor | None]:
         refuse_varlen_states(given)
         dout, dstate, _ = dresults
-        found = self.scan_backward(
-            given, torch.zeros_like(given.x) if dout is None else dout, dstate
-        )
-        return (*found[:6], None, *found[6:])
+        dout = torch.zeros_like(given.x) if dout is None else dout
+        return self.scan_backward(given, dout, dstate)._asdict()
 
     def scan_backward(self, given: Scan, dout: Tensor, dstate: Tensor | None) -> ScanGradients:
         dx, ddt, dB, dC = (
@@ -170,7 +166,7 @@ class _Backend:
         dx, ddt, dB, dC = targets
         _, _, dA, _, _, dD, _, ddt_bias, dinitial_states, *_ = self._upstream.backward(
             dout,
-            *given[:5],
+            *(given.x, given.dt, given.A, given.B, given.C),
             # Without z, nothing but its shape is looked at.
             given.x,
             given.chunk_size,
@@ -223,8 +219,9 @@ class _Backend:
     def _mixed(self, given: Mixer, xBC: Tensor) -> tuple[Tensor, ...]:
         """Of what follows the convolution: out, last state, and with a norm scanned and rstd."""
         # Neither the bias of the convolution nor the projection is part of it.
-        tensors = (xBC, *given[:2], None, *given[3:8], None, None, given[10])
-        return self._mixing(tensors, *given[11:])
+        bare = given._replace(conv1d_bias=None, outproj_weight=None, outproj_bias=None)
+        tensors, options = MIXER.unpack(bare)
+        return self._mixing((xBC, *tensors), *options)
 
     def _after_convolution(
         self, given: Mixer, columns: Columns, xBC: Tensor
@@ -258,8 +255,7 @@ def _forward(upstream: _Upstream, given: Scan) -> Any:
     if given.cu_seqlens is not None:
         keywords["cu_seqlens"] = given.cu_seqlens
     return upstream.forward(
-        *given[:5],
-        given.chunk_size,
+        *(given.x, given.dt, given.A, given.B, given.C, given.chunk_size),
         D=given.D,
         z=given.z,
         dt_bias=given.dt_bias,
@@ -278,7 +274,7 @@ def _state_dtype(given: Scan) -> dict[str, Any]:
 
 def _scan(upstream: Any, tensors: Any, *options: Any) -> tuple[Tensor, ...]:
     """A scan: its output and the last state."""
-    out, _, _, _, _, state = _forward(_Upstream(*upstream), Scan(*tensors, *options))
+    out, _, _, _, _, state = _forward(_Upstream(*upstream), SCAN.pack(tensors, options))
     return out, state
 
 
@@ -289,7 +285,7 @@ def _mixing(upstream: Any, tensors: Any, *options: Any) -> tuple[Tensor, ...]:
     """
     launchers = _Upstream(*upstream)
     xBC, *others = tensors
-    given = Mixer(*others, *options)
+    given = MIXER.pack(others, options)
     columns = split_columns(given, given.zxbcdt)
     norm = norm_of(given)
     inner = inner_scan(given, columns, xBC, gated=norm is None)

@@ -18,8 +18,8 @@ from jetson_mamba.dispatch.paths import may_replay, through_autograd, without_gr
 from jetson_mamba.dispatch.projections import may_be_fused, passed
 from jetson_mamba.replay.captured import Captured, Weights
 
-from .causal_conv1d import causal_conv1d_fn
-from .selective_scan import selective_scan_fn
+from ..causal_conv1d import causal_conv1d_fn
+from ..selective_scan import selective_scan_fn
 
 
 def mamba_inner_fn(

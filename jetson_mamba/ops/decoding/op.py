@@ -104,7 +104,7 @@ def selective_state_update(
 def _computed(step: Step, found: Way) -> Tensor:
     if found is Way.KERNELS and step.x.is_cuda and step.states.numel() and step.x.numel():
         dtypes = (step.states.dtype, step.x.dtype, step.dt.dtype, step.A.dtype)
-        implementation = op.implementation(Case(step.x.device, *dtypes))
+        implementation = OP.implementation(Case(step.x.device, *dtypes))
         before = version(step.states)
         out = implementation(step)
         if out is not None:
@@ -151,7 +151,7 @@ def _trial(implementation: Implementation, case: Case) -> None:
 # Of the results of a trial, relative norms: it tells rounding from another operation.
 TRIAL_TOLERANCE = 5e-2
 
-op: Op[Case, Implementation] = Op(
+OP: Op[Case, Implementation] = Op(
     "selective_state_update", __package__ or "", ("cuda", "pytorch"), _trial
 )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jetson_mamba.dispatch.tracing import sizes
 
-from .ssd import gates
+from ..ssd import gates
 
 
 def swiglu_forward(xy: Tensor, out: Tensor | None = None) -> Tensor:

@@ -1,0 +1,79 @@
+"""The derivatives of what a backend computes with kernels: one autograd function for all.
+
+A backend has a forward and a backward pass, and of both no graph. What is saved between them is
+unpacked in one place, once, as ``torch.utils.checkpoint`` and other users of saved tensors' hooks
+demand. A backward pass that kernels cannot serve is that of the composed form.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Generic, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .autocast import without_autocast
+from .fields import Arguments, Fields, Tensors
+from .paths import Way, way_back
+from .twice import gradients
+
+
+class Computation(Generic[Arguments]):
+    """Two passes of a backend, and the function that they belong to as tensor operations.
+
+    All take the same arguments, a NamedTuple whose first field is a tensor, and ``others``.
+    ``forward`` returns the results, and what ``backward`` is given again; ``backward`` takes the
+    arguments, that, the gradients of the results, each None where there is none, and the others,
+    and returns gradients by the names of the arguments.
+    """
+
+    def __init__(
+        self,
+        fields: Fields[Arguments],
+        forward: Callable[..., tuple[Tensors, Sequence[Tensor]]],
+        backward: Callable[..., Mapping[str, Tensor | None]],
+        composed: Callable[..., Tensors],
+    ) -> None:
+        self.fields = fields
+        self.forward = forward
+        self.backward = backward
+        self.composed = composed
+
+    def __call__(self, given: Arguments, *others: Any) -> Any:
+        """The results, with a graph."""
+        return _Function.apply(self, others, *given)  # type: ignore[no-untyped-call]
+
+
+class _Function(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, computation: Computation[Any], others: tuple[Any, ...], *arguments: Any
+    ) -> Tensors:
+        tensors, ctx.options = computation.fields.unpack(arguments)
+        ctx.set_materialize_grads(False)
+        ctx.computation, ctx.others = computation, others
+        results, kept = computation.forward(computation.fields.pack(arguments, ()), *others)
+        ctx.save_for_backward(*tensors, *kept)
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *dresults: Tensor | None) -> tuple[Any, ...]:
+        computation, options, others = ctx.computation, ctx.options, ctx.others
+        fields = computation.fields
+        saved = ctx.saved_tensors
+        tensors = fields.tensors(saved)
+        with without_autocast(tensors[0].device):
+            if torch.is_grad_enabled() or way_back(*dresults) is not Way.KERNELS:
+                found = gradients(
+                    lambda *given: computation.composed(fields.pack(given, options), *others),
+                    tensors,
+                    fields.tensors(ctx.needs_input_grad[2:]),
+                    dresults,
+                )
+                return (None, None, *found, *[None] * len(options))
+            given, kept = fields.pack(tensors, options), fields.options(saved)
+            return (
+                None,
+                None,
+                *fields.gradients(computation.backward(given, kept, dresults, *others)),
+            )

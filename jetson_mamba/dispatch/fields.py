@@ -1,0 +1,74 @@
+"""The arguments of an op as a NamedTuple, taken apart by what its fields are said to be.
+
+Autograd and ``torch.library`` know arguments by their places, tensors apart from the rest. Which
+place is whose is said here once, by the names of the fields, so that one more shifts none.
+"""
+
+from __future__ import annotations
+
+from operator import itemgetter
+from typing import Any, Callable, Generic, Mapping, Optional, Sequence, Tuple, TypeVar
+
+from torch import Tensor
+
+Arguments = TypeVar("Arguments", bound=Tuple[Any, ...])
+Tensors = Tuple[Optional[Tensor], ...]
+
+_IN_SCHEMAS = {
+    "Tensor": "Tensor",
+    "Tensor | None": "Tensor?",
+    "int": "int",
+    "bool": "bool",
+    "float": "float",
+    "str | None": "str?",
+    "torch.dtype | None": "ScalarType?",
+}
+
+
+class Fields(Generic[Arguments]):
+    """The fields of a NamedTuple whose first are tensors or None, and the others options.
+
+    ``tensors`` and ``options`` give those of one, or of a sequence in its order.
+    """
+
+    tensors: Callable[[Any], Tensors]
+    options: Callable[[Any], tuple[Any, ...]]
+
+    def __init__(self, kind: type[Arguments]) -> None:
+        self._kind: Any = kind
+        self._annotations: dict[str, str] = {
+            name: str(getattr(each, "__forward_arg__", each))
+            for name, each in kind.__annotations__.items()
+        }
+        are = ["Tensor" in each for each in self._annotations.values()]
+        count = sum(are)
+        if not all(are[:count]):
+            raise TypeError(f"{kind.__name__}: expected its tensors before all else, found {are}")
+        self.count = len(are)
+        self.tensors = itemgetter(slice(count))
+        self.options = itemgetter(slice(count, None))
+
+    def unpack(self, given: Arguments) -> tuple[Tensors, tuple[Any, ...]]:
+        """The tensors, and the options."""
+        return self.tensors(given), self.options(given)
+
+    def pack(self, tensors: Sequence[Any], options: Sequence[Any]) -> Arguments:
+        """What :meth:`unpack` took apart."""
+        packed: Arguments = self._kind(*tensors, *options)
+        return packed
+
+    def split(self, arguments: Sequence[Any]) -> tuple[Arguments, Sequence[Any]]:
+        """The fields out of a sequence that begins with them, and the rest of it."""
+        return self._kind(*arguments[: self.count]), arguments[self.count :]
+
+    def gradients(self, found: Mapping[str, Tensor | None]) -> Tensors:
+        """One for each field in its place; None for an option, and where none was found."""
+        return (*map(found.get, self._kind._fields),)
+
+    def schema(self) -> str:
+        """The parameters of an operator that takes them."""
+        defaults = self._kind._field_defaults
+        return ", ".join(
+            f"{_IN_SCHEMAS[each]} {name}" + (f"={defaults[name]}" if name in defaults else "")
+            for name, each in self._annotations.items()
+        )
