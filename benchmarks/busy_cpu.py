@@ -47,15 +47,15 @@ def calls() -> dict[str, Callable[[], Any]]:
     x, dt = drawn(1, LENGTH, HEADS, HEADDIM).requires_grad_(), drawn(1, LENGTH, HEADS)
     BC = drawn(1, LENGTH, 1, 128)
 
-    def ssd() -> Tensor:
-        out: Tensor = mamba_chunk_scan_combined(
+    def ssd() -> Any:
+        out: Any = mamba_chunk_scan_combined(
             x, dt, A[:HEADS, 0], BC, BC, chunk_size=256, dt_softplus=True
         )
         return out
 
     weight = drawn(CHANNELS, 4)
 
-    def convolution() -> Tensor:
+    def convolution() -> Any:
         return causal_conv1d_fn(u, weight, None, activation="silu")
 
     states, token = torch.zeros(16, HEADS, HEADDIM, 128), drawn(16, HEADS, HEADDIM)
