@@ -2,9 +2,10 @@
 
 ``python -m benchmarks.generation`` needs a CUDA GPU, mamba_ssm on the path, and transformers. For a
 model of each layer, with the sizes of the published 130M models and random weights, it prints
-milliseconds per token at batch 1: without the inference path, with it, and with upstream's own
-CUDA graph (``cg=True``). The prompt's pass is not in them: the time of a generation is taken from
-one twice as long. Medians over repeated runs.
+milliseconds per token at batch 1: without the inference path, with it, with a whole step by one
+launch (``JETSON_MAMBA_WHOLE_STEPS``), and with upstream's own CUDA graph (``cg=True``).
+The prompt's pass is not in them: the time of a generation is taken from one twice as long. Medians
+over repeated runs.
 """
 
 from __future__ import annotations
@@ -18,12 +19,18 @@ import torch
 
 import jetson_mamba  # noqa: F401 - activates the overrides
 from jetson_mamba.dispatch.paths import inference_path
+from jetson_mamba.replay.models import whole_steps
 
 PROMPT, TOKENS = 16, 64
 
 
-# Name, whether the inference path is on, and upstream's cg.
-WAYS = (("path off", False, False), ("path on", True, False), ("cg=True", True, True))
+# Name, whether the inference path is on, upstream's cg, and whole steps by this project's graphs.
+WAYS = (
+    ("path off", False, False, False),
+    ("path on", True, False, False),
+    ("whole steps", True, False, True),
+    ("cg=True", True, True, False),
+)
 
 
 def milliseconds(generate: Callable[[int], None], length: int) -> float:
@@ -51,16 +58,12 @@ def main() -> None:
         config = MambaConfig(d_model=768, n_layer=24, vocab_size=50277, ssm_cfg={"layer": layer})
         model = MambaLMHeadModel(config, device="cuda", dtype=torch.bfloat16).eval()
         prompt = torch.randint(0, config.vocab_size, (1, PROMPT), device="cuda")
-        for way, on, cg in (
-            ("path off", False, False),
-            ("path on", True, False),
-            ("cg", True, True),
-        ):
+        for way, on, cg, whole in WAYS:
 
             def generate(length: int, cg: bool = cg) -> None:
                 model.generate(prompt, max_length=PROMPT + length, cg=cg)  # noqa: B023
 
-            with inference_path(on):
+            with inference_path(on), whole_steps(whole):
                 generate(2 * TOKENS)
                 times = [
                     milliseconds(generate, 2 * TOKENS) - milliseconds(generate, TOKENS)

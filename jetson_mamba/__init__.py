@@ -30,10 +30,11 @@ if TYPE_CHECKING:
 
     from jetson_mamba import export
     from jetson_mamba.ops import backend
+    from jetson_mamba.ops.decoding import prefill
     from jetson_mamba.report.status import status
 
 __version__ = "0.1.0"
-__all__ = ["activate", "backend", "deactivate", "export", "is_active", "status"]
+__all__ = ["activate", "backend", "deactivate", "export", "is_active", "prefill", "status"]
 
 
 def activate() -> None:
@@ -69,6 +70,10 @@ def __getattr__(name: str) -> "Any":
         from jetson_mamba.ops import backend
 
         return backend
+    if name == "prefill":
+        from jetson_mamba.ops.decoding import prefill
+
+        return prefill
     if name == "export":
         from importlib import import_module
 

@@ -1,4 +1,4 @@
-"""The blocks: their methods are launched by a CUDA graph, or call their projections as modules."""
+"""The blocks: launched by a CUDA graph, or calling their projections; a step of several tokens."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ def block_edits(
     whose weights it multiplies.
     """
     step = ("hidden_states", "conv_state", "ssm_state")
-    return tuple(
-        Rebind(
-            of=f"{block}.{method}",
-            becomes=(
-                f"jetson_mamba.ops.calling_modules({block}.{method}, "
-                f"jetson_mamba.ops.{method}_by_graph({block}.{method})"
-                f"{''.join(f', {name!r}' for name in multiplied.get(method, ()))})"
-            ),
-            parameters=("self", *parameters),
+    edits = []
+    for method, parameters in (("forward", forward), ("step", step)):
+        becomes = (
+            f"jetson_mamba.ops.calling_modules({block}.{method}, "
+            f"jetson_mamba.ops.{method}_by_graph({block}.{method})"
+            f"{''.join(f', {name!r}' for name in multiplied.get(method, ()))})"
         )
-        for method, parameters in (("forward", forward), ("step", step))
-    )
+        if method == "step":
+            becomes = f"jetson_mamba.ops.several_tokens({becomes})"
+        edits.append(
+            Rebind(of=f"{block}.{method}", becomes=becomes, parameters=("self", *parameters))
+        )
+    return tuple(edits)

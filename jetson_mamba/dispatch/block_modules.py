@@ -40,7 +40,7 @@ def calling_modules(
         hidden_states = given[0] if given else named.get("hidden_states")
         if getattr(hidden_states, "is_meta", False) and "in_proj" in multiplied:
             _check_all_are_meta(self)
-        hook = _hook_of_convolution(self)
+        hook = hook_of_convolution(self)
         if hook is None and _are_plain(self, multiplied):
             return otherwise(self, *given, **named)
         if hook is not None:
@@ -67,7 +67,7 @@ def _check_all_are_meta(block: nn.Module) -> None:
         )
 
 
-def _hook_of_convolution(block: nn.Module) -> Any:
+def hook_of_convolution(block: nn.Module) -> Any:
     """What brings the weights of the convolution, where accelerate keeps them elsewhere.
 
     They are taken without a call of the module in every path, so nothing else calls this.

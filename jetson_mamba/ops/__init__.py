@@ -18,7 +18,7 @@ from jetson_mamba.ops.causal_conv1d import (
     causal_conv1d_fn,
     causal_conv1d_update,
 )
-from jetson_mamba.ops.decoding import selective_state_update
+from jetson_mamba.ops.decoding import selective_state_update, several_tokens
 from jetson_mamba.ops.mamba3 import (
     apply_rotary_qk_inference_fwd,
     mamba3_mimo,
@@ -65,6 +65,7 @@ from jetson_mamba.ops.ssd import (
 )
 from jetson_mamba.ops.swiglu import swiglu_backward, swiglu_forward
 from jetson_mamba.replay.blocks import forward_by_graph, step_by_graph
+from jetson_mamba.replay.models import decoding_by_graph
 
 __all__ = [
     "RotaryEmbedding",
@@ -85,6 +86,7 @@ __all__ = [
     "chunk_state",
     "chunk_state_forward",
     "chunk_state_varlen",
+    "decoding_by_graph",
     "flash_attn_with_kvcache",
     "forward_by_graph",
     "gated_norm_backward",
@@ -112,6 +114,7 @@ __all__ = [
     "selective_scan_fn",
     "selective_scan_fwd",
     "selective_state_update",
+    "several_tokens",
     "state_passing",
     "state_passing_forward",
     "step_by_graph",

@@ -131,7 +131,7 @@ class Captured:
 
     def __init__(self, function: Function, written: int = 0) -> None:
         self._function = function
-        self._written = written
+        self.written = written
         self._memory = MEMORY
         self._number = next(_numbers)
 
@@ -146,7 +146,7 @@ class Captured:
         self, inputs: tuple[Tensor, ...], weights: Weights, *options: Hashable
     ) -> tuple[Tensor, ...] | None:
         """The results, by a graph; None where there is none, and nothing has been computed."""
-        kind = _kind(inputs, weights, options, self._written)
+        kind = _kind(inputs, weights, options, self.written)
         if kind is None:
             return None
         memory, key = self._memory, (self._number, kind)
@@ -184,7 +184,7 @@ class Captured:
             if room is None:
                 room = memory.read[place] = _Room(inputs)
             with without_cached_casts(device):
-                graph = _capture(self._function, room, inputs, weights, options, self._written)
+                graph = _capture(self._function, room, inputs, weights, options, self.written)
         except Exception as error:
             # Whatever it is, the function itself says it better, or works.
             if passing(error) is not None:
@@ -229,7 +229,7 @@ class _Graph(NamedTuple):
             with torch.cuda.device(inputs[0].get_device()):
                 self.graph.launch(stream)
         if self.changed:
-            torch._foreach_copy_([*inputs[-len(self.changed) :]], self.changed)
+            _copy_all([*inputs[-len(self.changed) :]], self.changed)
         return tuple([result.clone() for result in self.results])
 
 
@@ -240,7 +240,21 @@ def _copy(targets: list[Tensor], sources: tuple[Tensor, ...], as_bytes: bool) ->
     elif as_bytes:
         torch._foreach_copy_(targets, [x.view(torch.uint8) for x in sources])
     else:
-        torch._foreach_copy_(targets, [*sources])
+        _copy_all(targets, [*sources])
+
+
+def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copy all, by one kernel for each dtype: of several at once, torch would copy one by one."""
+    if len({x.dtype for x in targets}) == 1:
+        torch._foreach_copy_(targets, sources)
+        return
+    of_dtype: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for target, source in zip(targets, sources):
+        some, others = of_dtype.setdefault(target.dtype, ([], []))
+        some.append(target)
+        others.append(source)
+    for some, others in of_dtype.values():
+        torch._foreach_copy_(some, others)
 
 
 # By device and stream: a stream aside, on which its graphs are captured and nothing else is. There

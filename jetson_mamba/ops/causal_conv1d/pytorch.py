@@ -10,11 +10,14 @@ Arithmetic is in float32 at least (float64 for float64), whatever the dtype of t
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Iterator
 
 import torch
 from torch import Tensor
 
+from jetson_mamba.dispatch import workers
+from jetson_mamba.dispatch.division import Part, divided
 from jetson_mamba.dispatch.in_place import addcmul
 
 from .contract import Case, Gradients, Implementation
@@ -40,10 +43,40 @@ def forward(
     silu: bool,
 ) -> Tensor:
     """As :class:`~.contract.Forward` says."""
+    out = torch.empty_like(x)
+    threads, parts = _parts(x)
+
+    def compute(part: Part) -> None:
+        batch, channels, _ = part
+        _forward(
+            x[batch, channels],
+            weight[channels],
+            None if bias is None else bias[channels],
+            None if seq_idx is None else seq_idx[batch],
+            None if initial_states is None else initial_states[batch, channels],
+            out[batch, channels],
+            silu,
+        )
+
+    workers.run([partial(compute, part) for part in parts], threads)
+    if final_states_out is not None:
+        write_final_states(x, initial_states, final_states_out)
+    return out
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    seq_idx: Tensor | None,
+    initial_states: Tensor | None,
+    out: Tensor,
+    silu: bool,
+) -> None:
+    """Write the output."""
     dtype = _arithmetic(x, weight)
     taps, offset = _in_columns(weight, bias, dtype)
     foreign = _foreign_taps(seq_idx, weight.shape[1])
-    out = torch.empty_like(x)
     for channels in _blocks(x):
         z = _target(out[:, channels], dtype)
         _convolve(
@@ -60,9 +93,6 @@ def forward(
             z.masked_fill_((seq_idx < 0).unsqueeze(1), 0)
         if out.dtype != dtype:
             out[:, channels] = z
-    if final_states_out is not None:
-        write_final_states(x, initial_states, final_states_out)
-    return out
 
 
 @torch.no_grad()
@@ -81,18 +111,68 @@ def backward(
     """As :class:`~.contract.Backward` says."""
     dtype = _arithmetic(x, weight)
     states = weight.shape[1] - 1
-    taps, offset = _in_columns(weight, bias, dtype)
-    foreign = _foreign_taps(seq_idx, weight.shape[1])
-    padding = None if seq_idx is None else (seq_idx < 0).unsqueeze(1)
     if dx is None:
         dx = torch.empty_like(x)
-    dweight = torch.zeros(weight.shape, dtype=dtype, device=x.device)
-    dbias = None if bias is None else torch.empty(bias.shape, dtype=dtype, device=x.device)
+    dinputs = dx
     dinitial_states = (
         x.new_empty((x.shape[0], states, x.shape[1])).transpose(1, 2)
         if return_dinitial_states
         else None
     )
+    threads, parts = _parts(x)
+
+    def compute(part: Part) -> tuple[Tensor, Tensor | None]:
+        batch, channels, _ = part
+        return _backward(
+            x[batch, channels],
+            weight[channels],
+            None if bias is None else bias[channels],
+            dout[batch, channels],
+            None if seq_idx is None else seq_idx[batch],
+            None if initial_states is None else initial_states[batch, channels],
+            None if dfinal_states is None else dfinal_states[batch, channels],
+            dinputs[batch, channels],
+            None if dinitial_states is None else dinitial_states[batch, channels],
+            silu,
+        )
+
+    found = workers.run([partial(compute, part) for part in parts], threads)
+    dweight, dbias = found[0]
+    if len(parts) > 1:
+        dweight = torch.zeros(weight.shape, dtype=dtype, device=x.device)
+        dbias = None if bias is None else torch.zeros(bias.shape, dtype=dtype, device=x.device)
+        for part, (dweight_of_part, dbias_of_part) in zip(parts, found):
+            dweight[part.channels] += dweight_of_part
+            if dbias is not None and dbias_of_part is not None:
+                dbias[part.channels] += dbias_of_part
+    return (
+        dx,
+        dweight.to(weight.dtype),
+        None if bias is None or dbias is None else dbias.to(bias.dtype),
+        dinitial_states,
+    )
+
+
+def _backward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dout: Tensor,
+    seq_idx: Tensor | None,
+    initial_states: Tensor | None,
+    dfinal_states: Tensor | None,
+    dx: Tensor,
+    dinitial_states: Tensor | None,
+    silu: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Write the gradients of the inputs, and return the others' in the dtype of arithmetic."""
+    dtype = _arithmetic(x, weight)
+    states = weight.shape[1] - 1
+    taps, offset = _in_columns(weight, bias, dtype)
+    foreign = _foreign_taps(seq_idx, weight.shape[1])
+    padding = None if seq_idx is None else (seq_idx < 0).unsqueeze(1)
+    dweight = torch.zeros(weight.shape, dtype=dtype, device=x.device)
+    dbias = None if bias is None else torch.empty(bias.shape, dtype=dtype, device=x.device)
     for channels in _blocks(x):
         inputs = x[:, channels].to(dtype)
         initial = None if initial_states is None else initial_states[:, channels].to(dtype)
@@ -125,12 +205,7 @@ def backward(
             dx[:, channels] = dinputs
         if dinitial_states is not None and dinitial is not None:
             dinitial_states[:, channels] = dinitial
-    return (
-        dx,
-        dweight.to(weight.dtype),
-        None if bias is None or dbias is None else dbias.to(bias.dtype),
-        dinitial_states,
-    )
+    return dweight, dbias
 
 
 @torch.no_grad()
@@ -145,6 +220,8 @@ def update(
 ) -> Tensor:
     """As :class:`~.contract.Update` says."""
     states, seqlen, length = weight.shape[1] - 1, x.shape[2], conv_state.shape[2]
+    if seqlen == 1 and cache_seqlens is None and conv_state_indices is None and length > states:
+        return _step(x, conv_state, weight, bias, silu)
     state = conv_state
     if conv_state_indices is not None:
         state = conv_state.index_select(0, conv_state_indices.clamp(min=0))
@@ -167,6 +244,19 @@ def update(
         conv_state[conv_state_indices[used].long()] = state[used]
         out.masked_fill_(~used[:, None, None], 0)
     return out
+
+
+def _step(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+    """One input more, of a state that holds all that it meets: few operations, each on all taps."""
+    dtype, width = _arithmetic(x, weight), weight.shape[1]
+    conv_state[..., :-1] = conv_state[..., 1:].clone()
+    conv_state[..., -1:] = x
+    out = (conv_state[..., -width:].to(dtype) * weight.to(dtype)).sum(-1, keepdim=True)
+    if bias is not None:
+        out += bias.to(dtype).unsqueeze(-1)
+    if silu:
+        torch.nn.functional.silu(out, inplace=True)
+    return out.to(x.dtype)
 
 
 IMPLEMENTATION = Implementation(forward, backward, update)
@@ -296,6 +386,13 @@ def _in_columns(
 def _target(result: Tensor, dtype: torch.dtype) -> Tensor:
     """Where to compute a block of a result: in place, unless its dtype is too narrow."""
     return result if result.dtype == dtype else torch.empty_like(result, dtype=dtype)
+
+
+def _parts(x: Tensor) -> tuple[int, list[Part]]:
+    """How many threads convolve, and what each has."""
+    batch, dim, _ = x.shape
+    threads = workers.threads_for(x.numel()) if x.device.type == "cpu" else 1
+    return threads, divided(threads, batch, dim)
 
 
 def _blocks(x: Tensor) -> Iterator[slice]:

@@ -1,5 +1,7 @@
-"""One token at a time: the states of a block, carried on by a step."""
+"""Tokens after a prompt, and prompts in pieces: the states of a block, carried on by a step."""
 
 from .op import OP, selective_state_update
+from .pieces import prefill
+from .several_tokens import several_tokens
 
-__all__ = ["OP", "selective_state_update"]
+__all__ = ["OP", "prefill", "selective_state_update", "several_tokens"]

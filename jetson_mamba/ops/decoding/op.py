@@ -20,7 +20,7 @@ from jetson_mamba.dispatch.paths import Way, way
 from jetson_mamba.dispatch.tracing import sizes, untraced
 
 from .contract import Case, Implementation, Step
-from .pytorch import composed, update
+from .pytorch import composed, update, whole
 
 
 @torch.no_grad()
@@ -112,7 +112,7 @@ def _computed(step: Step, found: Way) -> Tensor:
         if out is not None:
             count_write(step.states, before)
             return out
-    return update(step)
+    return update(step) if found is Way.KERNELS else whole(step)
 
 
 def _trial(implementation: Implementation, case: Case) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import overload
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from jetson_mamba.dispatch import workers
+from jetson_mamba.dispatch.division import Part, divided
 from jetson_mamba.dispatch.tracing import sizes
 
 from .contract import Case, Implementation, Step
+
+# Of a part on a CPU, which reads them several times: 1 MiB in float32.
+MOST_STATES = 1 << 18
 
 
 def load(case: Case) -> Implementation:
@@ -19,6 +25,67 @@ def load(case: Case) -> Implementation:
 
 
 def update(step: Step) -> Tensor:
+    """The output, on a CPU part by part: by threads, and so that a part's states stay in a cache.
+
+    Nothing that looks at operations may be on the way: it would see those of one thread.
+    """
+    batch, nheads, dim = step.x.shape
+    elements = batch * nheads * dim * step.states.shape[3]
+    threads = workers.threads_for(elements) if step.x.device.type == "cpu" else 1
+    count = max(threads, elements // MOST_STATES) if step.x.device.type == "cpu" else 1
+    if count == 1:
+        return whole(step)
+    out = torch.empty_like(step.x)
+
+    def compute(part: Step, target: Tensor) -> None:
+        target.copy_(whole(part))
+
+    # Which sequence has which state is for all of them to tell: a part could not know that the
+    # state which it leaves as it was, for want of one of its own, is another's.
+    sequences = 1 if step.indices is not None else batch
+    by_head = nheads * sequences >= count
+    parts = (
+        divided(count, sequences, nheads, step.B.shape[1])
+        if by_head
+        else divided(count, sequences, dim)
+    )
+    calls = []
+    for part in parts:
+        one = part if step.indices is None else part._replace(batch=slice(None))
+        if not by_head:
+            one = one._replace(groups=slice(None))
+        calls.append(partial(compute, *_of_part(one, by_head, step, out)))
+    workers.run(calls, threads)
+    return out
+
+
+def _of_part(part: Part, by_head: bool, step: Step, out: Tensor) -> tuple[Step, Tensor]:
+    """The step of some sequences and heads, or channels of each head, and its output."""
+    heads, channels = (part.channels, slice(None)) if by_head else (slice(None), part.channels)
+
+    def weight(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[heads, channels]
+
+    def signal(tensor: Tensor) -> Tensor:
+        return tensor[part.batch, heads, channels]
+
+    return (
+        step._replace(
+            states=signal(step.states),
+            x=signal(step.x),
+            dt=signal(step.dt),
+            A=step.A[heads, channels],
+            B=step.B[part.batch, part.groups],
+            C=step.C[part.batch, part.groups],
+            D=weight(step.D),
+            z=None if step.z is None else signal(step.z),
+            dt_bias=weight(step.dt_bias),
+        ),
+        signal(out),
+    )
+
+
+def whole(step: Step) -> Tensor:
     """The output. What is expanded along an axis is computed once for all of it."""
     return composed(
         step._replace(
@@ -39,7 +106,10 @@ def composed(step: Step) -> Tensor:
     if dt_softplus:
         steps = functional.softplus(steps)
     repeats = nheads // sizes(B)[1]
-    B, C = (each.to(dtype).repeat_interleave(repeats, dim=1).unsqueeze(2) for each in (B, C))
+    if isinstance(repeats, int) and repeats == 1:
+        B, C = B.to(dtype).unsqueeze(2), C.to(dtype).unsqueeze(2)
+    else:
+        B, C = (each.to(dtype).repeat_interleave(repeats, dim=1).unsqueeze(2) for each in (B, C))
     decay = torch.exp(steps.unsqueeze(-1) * A.to(dtype))
     entering = (steps * inputs).unsqueeze(-1)
 

@@ -23,11 +23,14 @@ a sweep over the chunk, whose own first state the forward pass kept.
 
 from __future__ import annotations
 
-from typing import Iterator
+from functools import partial
+from typing import Iterator, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import silu, softplus
+
+from jetson_mamba.dispatch.workers import run
 
 from .contract import (
     CHUNK,
@@ -39,6 +42,8 @@ from .contract import (
     Scanned,
     upstream_rows,
 )
+from .parts import Shared, parts_of, summed
+from .recurrence import multiply_and_add_in_order
 
 # States of a block of steps: 2 MB in float32, about a core's share of a cache.
 BLOCK_STATES = 2**19
@@ -55,16 +60,25 @@ def load(case: Case) -> Implementation:
 @torch.no_grad()
 def forward(scan: Scan) -> Scanned:
     """Scan from zero states."""
+    batch, dim, _ = scan.u.shape
+    x = scan.A.new_empty(batch, dim, scan.chunks, 2 * scan.A.shape[1])
+    out_z = torch.empty_like(scan.z) if scan.z is not None else None
+    results = Scanned(torch.empty_like(scan.delta), x, out_z)
+    threads, parts = parts_of(scan)
+    run([partial(_forward, part.scan(scan), part.scanned(results)) for part in parts], threads)
+    return results
+
+
+def _forward(scan: Scan, results: Scanned) -> None:
+    """Scan into the results."""
     u, delta, A, B, C, D, z, delta_bias, delta_softplus = scan
+    out, x, out_z = results
     batch, dim, seqlen = u.shape
     dstate = A.shape[1]
     groups = scan.groups
     real = A.real.dtype if A.is_complex() else A.dtype
     decay_rates = _per_channel(A, groups)
 
-    out = torch.empty_like(delta)
-    out_z = torch.empty_like(z) if z is not None else None
-    x = A.new_empty(batch, dim, scan.chunks, 2 * dstate)
     state = A.new_zeros(batch, groups, dstate, dim // groups)
     elapsed = A.new_zeros(batch, groups, 1, dim // groups, dtype=real)
     length = _block_steps(state, seqlen)
@@ -102,7 +116,6 @@ def forward(scan: Scan) -> Scanned:
             elapsed += step.sum(0)
             x[:, :, index, 0::2] = _states_by_channel(torch.exp(elapsed * decay_rates))
             x[:, :, index, 1::2] = _states_by_channel(state)
-    return Scanned(out, x, out_z)
 
 
 def output(scan: Scan) -> Tensor:
@@ -113,28 +126,52 @@ def output(scan: Scan) -> Tensor:
 @torch.no_grad()
 def backward(scan: Scan, returning: Returning) -> Gradients:
     """Every gradient of the scan."""
-    u, delta, A, B, C, D, z, delta_bias, delta_softplus = scan
     dout, x, out, dz, recompute_out_z = returning
+    if scan.chunks > 1 and (x is None or x.shape[2] != scan.chunks):
+        x = forward(scan._replace(D=None, z=None)).x
+    if scan.z is not None and dz is None:
+        dz = torch.empty_like(scan.z)
+    out_z = torch.empty_like(scan.z) if scan.z is not None and recompute_out_z else None
+    du, ddelta = torch.empty_like(scan.u), torch.empty_like(scan.delta)
+
+    threads, parts = parts_of(scan)
+    calls = []
+    for part in parts:
+        own = Returning(
+            part.signal(dout), part.signal(x), part.signal(out), part.signal(dz), recompute_out_z
+        )
+        targets = _Signals(part.signal(du), part.signal(ddelta), part.signal(out_z))
+        calls.append(partial(_backward, part.scan(scan), own, targets))
+    shared = summed(scan, parts, run(calls, threads))
+    return Gradients(du, ddelta, *shared, dz, out_z)
+
+
+class _Signals(NamedTuple):
+    """Where the gradients of the signals are written; that of z has its place in ``Returning``."""
+
+    du: Tensor
+    ddelta: Tensor
+    out_z: Tensor | None
+
+
+def _backward(scan: Scan, returning: Returning, targets: _Signals) -> Shared:
+    """Write the gradients of the signals, and return the others'."""
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus = scan
+    dout, x, out, dz, _ = returning
+    du, ddelta, out_z = targets
     batch, dim, seqlen = u.shape
     dstate = A.shape[1]
     groups = scan.groups
     real = A.real.dtype if A.is_complex() else A.dtype
     decay_rates = _per_channel(A, groups)
-    if scan.chunks > 1 and (x is None or x.shape[2] != scan.chunks):
-        x = forward(scan._replace(D=None, z=None)).x
     # Twice the real part is taken of a complex output.
     gain = 2 if A.is_complex() else 1
 
-    du = torch.empty_like(u)
-    ddelta = torch.empty_like(delta)
     dA = torch.zeros_like(decay_rates)
-    dB = _Gathered(B)
-    dC = _Gathered(C)
+    dB = _Gathered(B, real)
+    dC = _Gathered(C, real)
     dD = torch.zeros_like(D) if D is not None else None
     ddelta_bias = torch.zeros_like(delta_bias) if delta_bias is not None else None
-    if z is not None and dz is None:
-        dz = torch.empty_like(z)
-    out_z = torch.empty_like(z) if z is not None and recompute_out_z else None
 
     first = A.new_zeros(batch, groups, dstate, dim // groups)
     length = _block_steps(first, seqlen)
@@ -229,17 +266,7 @@ def backward(scan: Scan, returning: Returning) -> Gradients:
             if D is not None:
                 ddriven.addcmul_(dy, _per_channel_vector(D, groups))
             du[:, :, chunk] = _by_channel(ddriven)
-    return Gradients(
-        du,
-        ddelta,
-        _states_by_channel(dA[None])[0],
-        dB.gradient,
-        dC.gradient,
-        dD,
-        ddelta_bias,
-        dz,
-        out_z,
-    )
+    return Shared(_states_by_channel(dA[None])[0], dB.gradient, dC.gradient, dD, ddelta_bias)
 
 
 IMPLEMENTATION = Implementation(forward, backward, output, upstream_rows)
@@ -259,8 +286,7 @@ def _scan(
     states[0] = first
     torch.mul(driven, inputs, out=states[1:])
     each = states.unbind(0)
-    for state, following, decay in zip(each, each[1:], decays.unbind(0)):
-        following.addcmul_(decay, state)
+    multiply_and_add_in_order(each[1:], decays.unbind(0), each[:-1])
 
 
 def _scan_back(decays: Tensor, adjoints: Tensor, carry: Tensor) -> Tensor:
@@ -270,10 +296,8 @@ def _scan_back(decays: Tensor, adjoints: Tensor, carry: Tensor) -> Tensor:
     what the block sends to the step before it.
     """
     adjoints[-1] += carry
-    each = adjoints.unbind(0)
-    decay_of = decays.unbind(0)
-    for t in range(len(each) - 2, -1, -1):
-        each[t].addcmul_(decay_of[t + 1], each[t + 1])
+    each = adjoints.unbind(0)[::-1]
+    multiply_and_add_in_order(each[1:], decays.unbind(0)[:0:-1], each[:-1])
     return decays[0] * adjoints[0]
 
 
@@ -287,10 +311,13 @@ def _over_states(weights: Tensor, states: Tensor, variable: bool, scratch: Tenso
 class _Gathered:
     """The gradient of B or C, gathered block by block."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, real: torch.dtype) -> None:
         self.variable = weight.dim() == 4
-        # A variable weight belongs to one step, so its gradient is written once, in one block.
-        self.gradient = torch.empty_like(weight) if self.variable else torch.zeros_like(weight)
+        # A variable weight belongs to one step, so its gradient is written once, in one block; not
+        # in its own dtype, as other parts may have to be added.
+        self.gradient = (
+            torch.empty_like(weight, dtype=real) if self.variable else torch.zeros_like(weight)
+        )
 
     def add(
         self, chunk: slice, block: slice, states: Tensor, signal: Tensor, scratch: Tensor

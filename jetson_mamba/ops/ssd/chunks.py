@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from jetson_mamba.dispatch.in_place import addcmul
 
-from .block import Local, blocks, operand_dtype, product, weighted
+from .block import Block, Local, blocks, operand_dtype, product, weighted
 from .contract import Scan
 from .gates import silu_and_slope
 from .steps import finite, resets_before, slope, steps_taken
@@ -51,8 +51,8 @@ class Gradients(NamedTuple):
     initial_states: Tensor | None
 
 
-def forward(scan: Scan, out: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Write the output into ``out``; return the last state and the one before each block.
+def forward(scan: Scan, out: Tensor, cut: Sequence[Block]) -> tuple[Tensor, list[Tensor]]:
+    """Write the output into ``out``; return the last state, and that before each block of ``cut``.
 
     The states are laid out (batch, groups, heads of a group * headdim, dstate).
     """
@@ -60,7 +60,7 @@ def forward(scan: Scan, out: Tensor) -> tuple[Tensor, list[Tensor]]:
     resets = _resets(scan)
     state = _first_state(scan)
     kept = []
-    for block in blocks(scan, 0, scan.x.shape[1]):
+    for block in cut:
         kept.append(state)
         local = Local(scan, steps, resets, block)
         starts, state = local.states(state)
@@ -75,16 +75,16 @@ def forward(scan: Scan, out: Tensor) -> tuple[Tensor, list[Tensor]]:
     return state, kept
 
 
-def states(scan: Scan) -> list[Tensor]:
-    """The states that :func:`forward` keeps: the one before each block."""
+def states(scan: Scan, cut: Sequence[Block]) -> tuple[Tensor, list[Tensor]]:
+    """What :func:`forward` returns, without the output."""
     steps = steps_taken(scan)
     resets = _resets(scan)
     state = _first_state(scan)
     kept = []
-    for block in blocks(scan, 0, scan.x.shape[1]):
+    for block in cut:
         kept.append(state)
         _, state = Local(scan, steps, resets, block).states(state)
-    return kept
+    return state, kept
 
 
 def varlen_states(scan: Scan, ends: list[int]) -> Tensor:
@@ -115,11 +115,12 @@ def backward(
     dout: Tensor,
     dfinal_states: Tensor | None,
     targets: Targets,
+    cut: Sequence[Block],
     *,
     out: Tensor | None = None,
     narrow: torch.dtype | None = None,
 ) -> Gradients:
-    """The gradients of :func:`forward`, from the states that it kept.
+    """The gradients of :func:`forward` in the dtype of computation, from the states that it kept.
 
     ``out``, where given with z, receives the output of the forward pass once more. ``narrow`` is
     the ``operand_dtype`` of what scan has been widened from.
@@ -136,7 +137,7 @@ def backward(
     else:
         dstate = _private_state(dfinal_states, groups, steps.dtype)
 
-    for block, start_state in zip(reversed(blocks(scan, 0, scan.x.shape[1])), reversed(kept)):
+    for block, start_state in zip(reversed(cut), reversed(kept)):
         local = Local(scan, steps, resets, block)
         starts, _ = local.states(start_state, last=False)
         rounded = _rounded(scan, starts)
@@ -169,12 +170,10 @@ def backward(
     targets.dt.copy_(dsteps)
     dD = dD.flatten(0, 1)
     return Gradients(
-        A=dA.flatten().to(scan.A.dtype),
-        D=None if scan.D is None else (dD[:, 0] if scan.D.dim() == 1 else dD).to(scan.D.dtype),
-        dt_bias=None if scan.dt_bias is None else dsteps.sum((0, 1)).to(scan.dt_bias.dtype),
-        initial_states=None
-        if scan.initial_states is None
-        else public_state(dstate, scan).to(scan.initial_states.dtype),
+        A=dA.flatten(),
+        D=None if scan.D is None else (dD[:, 0] if scan.D.dim() == 1 else dD),
+        dt_bias=None if scan.dt_bias is None else dsteps.sum((0, 1)),
+        initial_states=None if scan.initial_states is None else public_state(dstate, scan),
     )
 
 

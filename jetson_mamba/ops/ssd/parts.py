@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from jetson_mamba.dispatch.autocast import compute_dtype, without_autocast
 
-from . import chunks
+from . import chunks, divided
 from .checks import check_state_dtype, limits
 from .contract import Scan
 
@@ -304,8 +304,8 @@ def chunk_scan_combined_backward(
     # Without a gate the output before it is the output.
     again = torch.empty_like(x) if recompute_output and z is not None else out
     with without_autocast(x.device):
-        others = chunks.backward(
-            *(scan, chunks.states(scan), dout, dfinal_states, targets),
+        others = divided.backward(
+            *(scan, divided.states(scan), dout, dfinal_states, targets),
             out=again if recompute_output and z is not None else None,
         )
     found = (

@@ -17,7 +17,7 @@ from jetson_mamba.dispatch.computation import Computation
 from jetson_mamba.dispatch.fields import Tensors
 from jetson_mamba.ops.causal_conv1d import causal_conv1d_bwd
 
-from . import chunks, composed, core, gated_norm
+from . import chunks, composed, core, divided, gated_norm
 from .block import operand_dtype
 from .contract import (
     MIXER,
@@ -61,7 +61,7 @@ def scan_forward(given: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
 def scan_backward(given: Scan, dout: Tensor, dstate: Tensor | None) -> ScanGradients:
     """The gradients of a scan without z. The states between blocks are computed once more."""
     with without_autocast(given.x.device):
-        return _scan_backward(given, chunks.states(given), dout, dstate, _new_targets(given))
+        return _scan_backward(given, divided.states(given), dout, dstate, _new_targets(given))
 
 
 def mixer_forward(given: Mixer) -> tuple[Tensor, Tensor]:
@@ -106,7 +106,9 @@ def _norm_backward(
 def _core_scan_backward(
     given: Scan, dout: Tensor, dstate: Tensor | None, targets: core.ScanTargets
 ) -> ScanGradients:
-    return _scan_backward(given, chunks.states(given), dout, dstate, chunks.Targets(*targets, None))
+    return _scan_backward(
+        given, divided.states(given), dout, dstate, chunks.Targets(*targets, None)
+    )
 
 
 _STEPS = core.Steps(_after_convolution, _norm_backward, _core_scan_backward)
@@ -115,7 +117,7 @@ _STEPS = core.Steps(_after_convolution, _norm_backward, _core_scan_backward)
 def _scan_forward(given: Scan) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:
     out = torch.empty(given.x.shape, dtype=given.x.dtype, device=given.x.device)
     with without_autocast(given.x.device):
-        state, kept = chunks.forward(given, out)
+        state, kept = divided.forward(given, out)
         states = None
         if given.cu_seqlens is not None:
             states = chunks.varlen_states(given, given.cu_seqlens.tolist())
@@ -137,7 +139,7 @@ def _scan_backward(
     dstate: Tensor | None,
     targets: chunks.Targets,
 ) -> ScanGradients:
-    others = chunks.backward(given, kept, dout, dstate, targets)
+    others = divided.backward(given, kept, dout, dstate, targets)
     return ScanGradients(
         x=targets.x,
         dt=targets.dt,
@@ -180,7 +182,7 @@ def _mixer_forward(
         xBC = _widened(convolved(given, columns), given.dtype)
         inner = inner_scan(given, columns, xBC, gated=norm is None)
         scanned = torch.empty(columns.z.shape, dtype=whole.dtype, device=whole.device)
-        last, kept = chunks.forward(inner, torch.unflatten(scanned, -1, (-1, given.headdim)))
+        last, kept = divided.forward(inner, torch.unflatten(scanned, -1, (-1, given.headdim)))
         out = scanned
         if norm is not None:
             out, _ = gated_norm.forward(norm, scanned, columns.z)
@@ -251,7 +253,7 @@ def _mixer_passes_back(
     dxBC = torch.empty_like(columns.conv)
     dx, dB, dC = split_heads(given, dxBC)
     dz = torch.unflatten(dcolumns.z, -1, (-1, given.headdim)) if norm is None else None
-    others = chunks.backward(
+    others = divided.backward(
         inner,
         states,
         torch.unflatten(dscanned, -1, (-1, given.headdim)),

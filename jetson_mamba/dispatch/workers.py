@@ -1,0 +1,112 @@
+"""Independent parts of an op on a CPU, each from end to end on a thread of its own.
+
+torch divides every operation among threads, which wait for each other at its end. An op of
+hundreds of short operations waits as often, and where other programs use the cores, each wait is as
+long as the system lets a thread stand: milliseconds, for microseconds of work. Here threads meet
+once a call, however many operations it has, and no operation is divided again.
+
+There are as many threads as torch has for the caller (``torch.get_num_threads()``), made at the
+first call that has use for them, and made anew in a forked child.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import Any, Callable, Sequence, TypeVar
+
+import torch
+
+from jetson_mamba import forks
+
+Result = TypeVar("Result")
+
+# torch runs an operation on fewer elements than this on the thread that calls it.
+GRAIN = 1 << 15
+
+
+def threads_for(elements: int) -> int:
+    """How many threads an op may have whose operations are on so many elements; 1 is the caller's.
+
+    A profiler sees the operations of the thread that it was started on, so then it is that one.
+    """
+    if elements < GRAIN or torch._C._autograd._profiler_enabled():
+        return 1
+    return torch.get_num_threads()
+
+
+def run(parts: Sequence[Callable[[], Result]], threads: int) -> list[Result]:
+    """What each part returns, in their order; raises what the first to fail raises.
+
+    ``threads`` is what :func:`threads_for` gave. No part may record gradients or call this
+    function; each runs in the caller's inference mode, and without autocast.
+    """
+    if threads == 1:
+        return [part() for part in parts]
+    inference = torch.is_inference_mode_enabled()
+
+    def call(part: Callable[[], Result]) -> Result:
+        with torch.inference_mode(inference), torch.no_grad():
+            return part()
+
+    try:
+        futures = [_POOL.of(threads).submit(call, part) for part in parts]
+    except RuntimeError:
+        # At the end of the interpreter no thread starts. A part that runs twice writes the same.
+        return [part() for part in parts]
+    try:
+        return [future.result() for future in futures]
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+class _Pool:
+    """The threads that there are."""
+
+    lock: Any
+
+    def __init__(self) -> None:
+        self._threads = 0
+        self._executor: ThreadPoolExecutor | None = None
+        forks.lock(self, "lock")
+        forks.tell(self, "forget")
+
+    def of(self, threads: int) -> ThreadPoolExecutor:
+        """So many of them; raises RuntimeError where none can be started."""
+        with self.lock:
+            if self._executor is None or self._threads != threads:
+                # What the one before was given it still does.
+                self._executor, self._threads = _started(threads), threads
+            return self._executor
+
+    def forget(self) -> None:
+        """Begin without, as a child has none of its parent's."""
+        self._executor = None
+
+
+def _started(threads: int) -> ThreadPoolExecutor:
+    """Threads on each of which torch divides nothing."""
+    executor = ThreadPoolExecutor(threads, "jetson_mamba")
+    all_there = Barrier(threads)
+
+    def alone() -> None:
+        # A thread takes over the process's number when it first asks, and keeps its own after.
+        torch.get_num_threads()
+        torch.set_num_threads(1)
+        all_there.wait()
+
+    try:
+        for start in [executor.submit(alone) for _ in range(threads)]:
+            start.result()
+    except BaseException:
+        all_there.abort()
+        executor.shutdown(wait=False)
+        raise
+    finally:
+        # A number that is set is also that of threads to come.
+        torch.set_num_threads(threads)
+    return executor
+
+
+_POOL = _Pool()
