@@ -28,6 +28,7 @@ ASKS = Asks(
     bare_strides=False,
     generation_names=(),
     triton_2_only=False,
+    scan_on_request=False,
     own_parameters=(),
 )
 MAMBA = MambaSsm("/site/mamba_ssm", "2.3.2.post1", True, "2.3.2.post1", (), (), ASKS)

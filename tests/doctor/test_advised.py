@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from jetson_mamba import advice
-from jetson_mamba.releases import get_torch
+from jetson_mamba.releases import get_torch, instead
 from jetson_mamba.report import installed
 from jetson_mamba.report.facts import Facts, Unserved
 from jetson_mamba.report.findings import commands, findings, the_hook
@@ -252,8 +252,7 @@ def test_kernels_that_do_not_run_name_what_compiles_for_this_cuda(
             assert symptoms(facts) - {"backend-named"} == {symptom}
             found = the(symptom, facts)
             assert reason in found.what
-            expected = commands.install(*upgrade, commands.COMPILERS[cuda[:2]])
-            assert found.command == expected
+            assert found.command == advice.extra(f"cuda{cuda[:2]}", *upgrade)
     for other in (
         {"selections": (replace(named, backend="triton"),), "unserved": unserved},
         {"selections": (named,), "unserved": (replace(unserved[0], device="cpu"),)},
@@ -265,7 +264,7 @@ def test_kernels_that_do_not_run_name_what_compiles_for_this_cuda(
 def test_no_compiler_is_named_for_a_python_that_cuda_core_does_not_have(
     healthy: Facts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for version, found in (((3, 9, 18), None), ((3, 10, 0), commands.COMPILERS["12"])):
+    for version, found in (((3, 9, 18), None), ((3, 10, 0), "cuda12")):
         monkeypatch.setattr(sys, "version_info", version)
         assert commands.compiler(healthy) == found
 
@@ -300,7 +299,7 @@ def test_without_triton_the_installer_brings_it_where_there_is_a_gpu(healthy: Fa
 
 def test_a_triton_that_is_too_old_names_a_release_for_it(healthy: Facts) -> None:
     found = the("triton-old", changed(served(healthy), triton__={"version": "3.3.1"}))
-    release = advice.known_release("3.3.1")
+    release = instead.known_release("3.3.1")
     assert found.command == f"jetson-mamba install mamba-ssm=={release}"
     assert "needs 3.4 or later" in found.why and "Triton 3.3.1 is too old" in found.what
 
@@ -333,7 +332,7 @@ def test_a_copy_that_is_refused_names_a_release_or_the_files_that_are_missing(
         ("2.3.1", "jetson-mamba install mamba-ssm==2.3.1"),
         (None, "export JETSON_MAMBA=off"),
     ):
-        monkeypatch.setattr(advice, "replacement", lambda path, release=release: release)
+        monkeypatch.setattr(instead, "replacement", lambda path, release=release: release)
         assert the("copy-refused", facts).command == command
     facts = changed(healthy, hook__={"refused": {"mamba_ssm.x": f"{NOT_WHOLE}: edits.py"}})
     for again in ("git checkout", None):
@@ -401,14 +400,15 @@ def test_one_of_two_mamba_ssm_that_pip_knows_is_uninstalled(
 
 
 @pytest.mark.parametrize(
-    ("cuda", "major"), [("12", "12"), ("12.6", "12"), ("13.0.1", "13"), ("11.8", ""), (None, "")]
+    ("cuda", "extra"),
+    [("12", "cuda12"), ("12.6", "cuda12"), ("13.0.1", "cuda13"), ("11.8", None), (None, None)],
 )
 def test_the_compiler_is_that_of_the_major_version_of_cuda(
-    cuda: str | None, major: str, healthy: Facts, monkeypatch: pytest.MonkeyPatch
+    cuda: str | None, extra: str | None, healthy: Facts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 10, 0))
     facts = changed(healthy, torch__={"cuda": cuda})
-    assert commands.compiler(facts) == commands.COMPILERS.get(major)
+    assert commands.compiler(facts) == extra
     assert commands.compiler(changed(facts, torch=None)) is None
 
 

@@ -139,7 +139,7 @@ def test_the_version_of_pip_is_read_and_pip_not_imported(
         (tmp_path / "pip" / "__init__.py").write_text(text)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     before = sys.modules.get("pip")
-    assert tools._version_of_pip() == version
+    assert advice.version_of_pip() == version
     assert sys.modules.get("pip") is before
 
 
