@@ -8,6 +8,7 @@ modules that call a compiled extension, launch Triton kernels or hold a block. T
   backends; ``print(jetson_mamba.status())``.
 * ``backend(selective_scan="pytorch")``: names the backend of an op, for a ``with`` block.
 * ``activate()``, ``deactivate()``, ``is_active()``: the finder.
+* ``prefill(model, input_ids, inference_params)``: a long prompt in pieces, in little memory.
 * ``export``: a model as ONNX, ``jetson_mamba.export.onnx(...)``.
 
 Environment variables, read when this package is first imported: ``JETSON_MAMBA=off`` switches it

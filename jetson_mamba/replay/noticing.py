@@ -1,4 +1,4 @@
-"""What a method of a module reads beside its arguments, and whether it is as it was.
+"""Whether what a method of a module reads beside its arguments is as it was.
 
 Nothing that is remembered refers to anything of the module: plain values are copied, all else is
 known by weak references and by addresses. So a module is freed when its user is done with it,

@@ -1,4 +1,4 @@
-"""The graphs of modules, each as long as its module lives and is as it was."""
+"""The graphs of modules, each as long as its module lives unchanged."""
 
 from __future__ import annotations
 

@@ -63,6 +63,15 @@ NOT_TRIED = {
 # Programs by page and how they begin; the text is what stands before them on the page in words.
 TORCH = "import torch\nimport jetson_mamba\nfrom mamba_ssm import Mamba\n"
 BLOCK = f"{TORCH}block = model = Mamba(16)\nx = torch.randn(2, 5, 16)\n"
+PROMPT = """import torch
+import jetson_mamba
+from mamba_ssm.models.config_mamba import MambaConfig
+from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
+from mamba_ssm.utils.generation import InferenceParams
+model = MambaLMHeadModel(MambaConfig(d_model=16, n_layer=1, vocab_size=32, fused_add_norm=False))
+input_ids = torch.randint(32, (1, 300))
+inference_params = InferenceParams(max_seqlen=320, max_batch_size=1)
+"""
 PROGRAMS = {
     ("README.md", "import jetson_mamba"): "",
     ("README.zh.md", "import jetson_mamba"): "",
@@ -70,6 +79,7 @@ PROGRAMS = {
     ("docs/how-it-works.zh.md", "with jetson_mamba.backend"): BLOCK,
     ("docs/calls.md", "batch, seqlen ="): BLOCK,
     ("docs/calls.md", "from jetson_mamba.dispatch.paths"): BLOCK,
+    ("docs/calls.md", "logits = jetson_mamba.prefill"): PROMPT,
 }
 PROGRAMS_NOT_TRIED = {
     ("docs/calls.md", "import jetson_mamba"): "needs a GPU; tests/compile compiles on a CPU",

@@ -30,7 +30,7 @@ def test_transformers_is_one_that_takes_this_torch_and_has_wheels_for_this_pip(
     torch: str, old: bool
 ) -> None:
     """The newest switches torch before 2.6 off, and asks for what pip 20.0 would compile."""
-    words = shlex.split(needed.command("transformers", torch))
+    words = shlex.split(needed.command(torch, "transformers"))
     assert words[:4] == PIP
     if old:
         hub = f"huggingface-hub{together.HUB_WITHOUT_XET}"
@@ -42,7 +42,7 @@ def test_transformers_is_one_that_takes_this_torch_and_has_wheels_for_this_pip(
 
 def test_what_nothing_depends_on_is_asked_for_by_its_name(old: bool) -> None:
     wanted = ["--prefer-binary"] * old
-    assert shlex.split(needed.command("einops", "2.4.1")) == [*PIP, *wanted, "einops"]
+    assert shlex.split(needed.command("2.4.1", "einops")) == [*PIP, *wanted, "einops"]
 
 
 @pytest.mark.parametrize(("torch", "bound"), [("2.4.1", "<5"), ("2.11.0", "")])

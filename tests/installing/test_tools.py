@@ -116,7 +116,7 @@ def test_uv_comes_before_every_pip_but_the_environments_own(
     found = tools.tool(PYTHON)
     assert found is not None and found.command[0] == "/opt/uv"
     monkeypatch.setattr(advice, "has_pip", lambda: True)
-    monkeypatch.setattr(tools, "_version_of_pip", lambda: "24.0")
+    monkeypatch.setattr(advice, "version_of_pip", lambda: "24.0")
     assert tools.tool(PYTHON) == Tool("pip", "24.0", OWN)
     assert tools.tool() == Tool("pip", "24.0", (sys.executable, *OWN[1:]))
 

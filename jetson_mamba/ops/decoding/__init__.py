@@ -1,4 +1,4 @@
-"""Tokens after a prompt, and prompts in pieces: the states of a block, carried on by a step."""
+"""Tokens after a prompt or a piece of one: the states of a block, carried on by a step."""
 
 from .op import OP, selective_state_update
 from .pieces import prefill

@@ -1,4 +1,4 @@
-"""A scan in parts, each of some sequences and channels, which a thread each can work on.
+"""A scan in parts that a thread each can work on: some channels of some sequences.
 
 Channels know nothing of each other but the B and C that they share. So a part's output is its own,
 and gradients of what parts share are summed.

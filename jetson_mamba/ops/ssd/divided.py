@@ -1,4 +1,4 @@
-"""A scan's chunks by threads of a CPU, each of which has some of the sequences and heads.
+"""A scan's chunks by threads of a CPU, each of which has heads of its own of some sequences.
 
 Heads know nothing of each other but the B and C of their group, of which gradients are summed. All
 parts are cut into the blocks of the whole, so that what the forward pass keeps does not tell by how
