@@ -31,6 +31,11 @@ def lock(owner: object, name: str, kind: Callable[[], Any] = threading.RLock) ->
     return made
 
 
+def barrier(threads: int) -> threading.Barrier:
+    """One that a child cannot meet: it is gone when the call that makes it returns."""
+    return threading.Barrier(threads)
+
+
 def tell(owner: object, method: str) -> None:
     """Call the method of that name, without arguments, in each child, as long as its owner is."""
     _register(_told, owner, method)

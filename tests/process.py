@@ -48,6 +48,11 @@ def _put_settings_back(here: ModuleType, before: dict[str, str]) -> None:
     os.environ.update(before)
 
 
+def _folders(here: ModuleType) -> list[str]:
+    """But for the one that setuptools adds for itself once it is imported, as by inductor."""
+    return [each for each in here.path if not each.endswith(os.path.join("setuptools", "_vendor"))]
+
+
 def _put_path_back(here: ModuleType, before: list[str]) -> None:
     sys.path[:] = before
 
@@ -66,7 +71,7 @@ def _select_again(selection: Any, before: tuple[Any, ...]) -> None:
 
 SHARED = {
     "the finder": State("sys", _own_finders, _put_finders_back),
-    "sys.path": State("sys", lambda here: list(here.path), _put_path_back),
+    "sys.path": State("sys", _folders, _put_path_back),
     "the environment": State("os", _settings, _put_settings_back),
     "the folder": State("os", lambda here: here.getcwd(), lambda here, was: here.chdir(was)),
     "the backends that are named": State(

@@ -19,10 +19,8 @@ def status(
     """
     found = report.status(look_ahead=True)
     # This process has imported the package itself; programs have not.
-    effective = found.active and files.takes_effect()
-    found = dataclasses.replace(
-        found, active=effective, activated_by="startup file" if effective else None
-    )
+    activated_by = files.activates() if found.active else None
+    found = dataclasses.replace(found, active=bool(activated_by), activated_by=activated_by)
     if as_json:
         output.document("status", dataclasses.asdict(found))
         return
@@ -30,7 +28,7 @@ def status(
     mode = f"JETSON_MAMBA={found.mode}"
     if found.backend_variable:
         mode += f", JETSON_MAMBA_BACKEND={found.backend_variable}"
-    activation = "active, by startup file" if found.active else "not active"
+    activation = f"active, by {found.activated_by}" if found.active else "not active"
     heading = f"jetson-mamba {found.version}: {activation} ({mode})"
     if console.width < output.NARROW:
         output.say(console, heading)

@@ -12,7 +12,6 @@ first call that has use for them, and made anew in a forked child.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
 from typing import Any, Callable, Sequence, TypeVar
 
 import torch
@@ -88,7 +87,7 @@ class _Pool:
 def _started(threads: int) -> ThreadPoolExecutor:
     """Threads on each of which torch divides nothing."""
     executor = ThreadPoolExecutor(threads, "jetson_mamba")
-    all_there = Barrier(threads)
+    all_there = forks.barrier(threads)
 
     def alone() -> None:
         # A thread takes over the process's number when it first asks, and keeps its own after.

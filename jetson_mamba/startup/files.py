@@ -88,6 +88,14 @@ def disable() -> list[str]:
 
 def takes_effect() -> bool:
     """Whether an interpreter that starts here is activated by them."""
+    return activates() == "startup file"
+
+
+def activates() -> str | None:
+    """What activates an interpreter that starts here: ``import`` by a startup file of another text.
+
+    None if nothing does.
+    """
     code = (
         "import sys; m = sys.modules.get('jetson_mamba'); "
         "print(m.activated_by if m and m.is_active() else None)"
@@ -99,7 +107,8 @@ def takes_effect() -> bool:
         text=True,
         check=False,
     )
-    return done.stdout.strip() == "startup file"
+    found = done.stdout.strip()
+    return found if found in ("startup file", "import") else None
 
 
 def _packaged(name: str) -> bytes:

@@ -429,8 +429,9 @@ def test_without_torch_it_says_so(tmp_path: Path) -> None:
 def test_everything_that_is_required_has_a_wheel_for_aarch64(version: str) -> None:
     """As pip on a board with that Python resolves it."""
     from hatchling.metadata.core import ProjectMetadata
+    from hatchling.plugin.manager import PluginManager
 
-    required = ProjectMetadata(str(REPOSITORY), None).core.dependencies
+    required = ProjectMetadata(str(REPOSITORY), PluginManager()).core.dependencies
     assert required
     done = subprocess.run(
         [

@@ -126,7 +126,7 @@ def test_a_missing_package_is_named_with_who_wants_it_and_the_command(tmp_path: 
     printed = python(AFTER, tmp_path, "-W", "ignore", "-c", code).splitlines()
     assert printed == [
         f"No module named {package!r}, which {module} imports; install it with: "
-        f"{shlex.quote(sys.executable)} -m pip install {package}"
+        f"{shlex.quote(sys.executable)} -m pip install {package.replace('_', '-')}"
         for package, module in wanted.items()
     ]
 

@@ -212,7 +212,8 @@ def is_a_lock(function: ast.expr) -> bool:
 def test_every_lock_of_the_package_is_made_in_one_place() -> None:
     files = sorted(PACKAGE.rglob("*.py"))
     assert len(files) > 50
-    assert [found for path in files for found in locks_made_in(path)] == []
+    elsewhere = [path for path in files if path != PACKAGE / "forks.py"]
+    assert [found for path in elsewhere for found in locks_made_in(path)] == []
 
 
 def test_a_lock_that_is_made_elsewhere_is_found(tmp_path: Path) -> None:

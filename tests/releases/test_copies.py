@@ -134,8 +134,16 @@ def describe(target: str, difference: Difference) -> str:
             for method in ("forward", "step"):
                 name = f"{block}.{method}"
                 graph = f"jetson_mamba.ops.{method}_by_graph({name})"
-                if text.startswith(f"{name} = jetson_mamba.ops.calling_modules({name}, {graph}"):
+                calling = f"jetson_mamba.ops.calling_modules({name}, {graph}"
+                if method == "step":
+                    calling = f"jetson_mamba.ops.several_tokens({calling}"
+                if text.startswith(f"{name} = {calling}"):
                     return f"{name} by a graph"
+        if target == GENERATION:
+            if text == "import jetson_mamba.ops":
+                return "import"
+            assert text == "decode = jetson_mamba.ops.decoding_by_graph(decode)"
+            return "decode by a graph"
         if target == MHA:
             name = text.split()[1]
             own = f"jetson_mamba.ops.{name}"
@@ -306,6 +314,8 @@ def test_a_copy_differs_in_the_declared_places_only(version: str, target: str) -
         ]
     elif target == GENERATION:
         assert sorted(kinds) == [
+            ("", "decode by a graph"),
+            ("", "import"),
             ("", "import beside torch"),
             ("", "import of names at their use"),
             ("decode", "call of torch.cuda.Event"),
