@@ -105,6 +105,12 @@ def the(symptom: str, facts: Facts) -> Finding:
     return found
 
 
+def advised(finding: Finding) -> str:
+    """The command of a finding; of a cured one, which has none, what may be done all the same."""
+    assert not (finding.cured and finding.command)
+    return finding.option if finding.cured else finding.command
+
+
 def served(facts: Facts) -> Facts:
     """With the hook active, so that a command is that against the cause."""
     return changed(facts, hook__={"active": True})

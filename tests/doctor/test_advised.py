@@ -30,6 +30,7 @@ from tests.doctor.facts import (
     SCAN,
     THOR,
     TORCH,
+    advised,
     changed,
     served,
     symptoms,
@@ -51,7 +52,7 @@ def test_what_the_hook_gets_around_is_mended_by_it_and_else_by_removing_the_caus
     hook: dict[str, Any], command: str, cured: bool, healthy: Facts
 ) -> None:
     found = the("undefined-symbol", changed(healthy, convolution=FAILS, hook__=hook))
-    assert (found.command, found.cured) == (command, cured)
+    assert (advised(found), found.cured) == (command, cured)
     # And what it does not get around keeps its command.
     broken = the("torch-broken", changed(healthy, torch__={"error": "x"}, hook__=hook))
     assert (broken.command, broken.cured) == (get_torch.command("6.2", again=True), False)
@@ -68,7 +69,7 @@ def test_a_call_of_another_form_names_the_release_that_makes_the_one_that_fits(
     facts = changed(served(healthy), asks={"calls": calls}, convolution={"parameters": parameters})
     found = the("call-form", facts)
     assert f"passes causal_conv1d_fwd 3 and 2 arguments, and it takes {takes}" in found.what
-    assert shlex.split(found.command) == ["jetson-mamba", "install", f"mamba-ssm{release}"]
+    assert shlex.split(advised(found)) == ["jetson-mamba", "install", f"mamba-ssm{release}"]
 
 
 def test_functions_that_are_none_say_what_of_the_convolution_is_missing(healthy: Facts) -> None:
@@ -83,11 +84,15 @@ def test_functions_that_are_none_say_what_of_the_convolution_is_missing(healthy:
     ):
         found = the("none-called", changed(facts, **changes))
         assert why in found.why
-        assert found.command == commands.install(
-            *("--no-build-isolation", "--no-deps", "--force-reinstall", "causal-conv1d")
+        assert found.cured and found.compiles
+        tools, build = advised(found).split(" && ")
+        assert tools == commands.install("setuptools", "wheel packaging ninja")
+        options = "--no-build-isolation --no-deps --no-cache-dir --force-reinstall"
+        assert build == (
+            f"CAUSAL_CONV1D_FORCE_BUILD=TRUE {commands.install(options, 'causal-conv1d')}"
         )
         no_compiler = changed(facts, **changes, machine__={"nvcc": None})
-        assert the("none-called", no_compiler).command == ""
+        assert advised(the("none-called", no_compiler)) == ""
     only_the_package = {"mentioned": frozenset({"causal_conv1d"})}
     assert symptoms(changed(facts, causal_conv1d=old, asks=only_the_package)) == set()
     # Where it cannot be imported without, nothing is set to None.
@@ -121,7 +126,7 @@ def test_a_wheel_for_another_platform_is_told_by_its_tags_or_its_file(healthy: F
     ):
         facts = changed(served(healthy), **changes)
         found = the("other-platform", facts)
-        assert words in found.what and found.command == command
+        assert words in found.what and advised(found) == command
         assert "not for Python 3.10.12 on aarch64" in found.why
     for fits in (("py3-none-any",), ("cp310-cp310-linux_aarch64",), (*tags, "py3-none-any")):
         facts = changed(healthy, mamba_ssm=(replace(MAMBA, platforms=fits),), scan=NOT_THERE)
@@ -136,7 +141,7 @@ def test_a_library_that_is_missing_belongs_to_torch_or_to_another_cuda(healthy: 
     for torch in (None, replace(TORCH, error="ImportError")):
         found = the("missing-library", changed(served(healthy), scan=LIBRARY, torch=torch))
         assert "belongs to torch, which cannot be imported" in found.why and not found.cured
-        assert found.command == get_torch.command("6.2", again=torch is not None)
+        assert advised(found) == get_torch.command("6.2", again=torch is not None)
 
 
 def test_an_extension_that_ends_its_process_is_not_gotten_around(healthy: Facts) -> None:
@@ -159,7 +164,7 @@ def test_an_extension_without_kernels_is_told_once_each(healthy: Facts) -> None:
     found = [each for each in findings(facts) if each.symptom == "no-kernel-image"]
     assert [each.what.split()[0] for each in found] == ["causal_conv1d_cuda", "selective_scan_cuda"]
     assert all("for cuda:0" in each.what and each.cured for each in found)
-    assert [each.command for each in found] == [
+    assert [advised(each) for each in found] == [
         commands.uninstall("causal-conv1d"),
         "jetson-mamba install mamba-ssm==2.3.2.post1",
     ]
@@ -194,7 +199,7 @@ def test_a_gpu_without_kernels_of_torch_is_told_once(healthy: Facts) -> None:
     found = the("no-kernel-image", facts)
     assert "for the Orin, of compute capability 8.7" in found.what
     assert found.why == "it was built for sm_72, sm_90"
-    assert found.command == get_torch.command("6.2", again=True)
+    assert advised(found) == get_torch.command("6.2", again=True)
 
 
 def test_two_mamba_ssm_lose_the_one_that_is_not_wanted(
@@ -212,7 +217,7 @@ def test_two_mamba_ssm_lose_the_one_that_is_not_wanted(
     ):
         found = the("two-mamba-ssm", changed(healthy, mamba_ssm=both))
         assert what in found.what
-        assert found.command == f"mv {gone.path} {gone.path}.aside"
+        assert advised(found) == f"mv {gone.path} {gone.path}.aside"
 
 
 def test_a_backend_that_is_named_and_serves_nothing_is_told(healthy: Facts) -> None:
@@ -223,7 +228,7 @@ def test_a_backend_that_is_named_and_serves_nothing_is_told(healthy: Facts) -> N
     )
     found = the("backend-named", changed(healthy, selections=named, unserved=unserved))
     assert "every call of ssd fails: JETSON_MAMBA_BACKEND names the backend 'triton'" in found.what
-    assert (found.why, found.command) == ("last", "unset JETSON_MAMBA_BACKEND")
+    assert (found.why, advised(found)) == ("last", "unset JETSON_MAMBA_BACKEND")
     somewhere = (Backend("ssd", {"device": "cpu"}, "triton", ()),)
     for others in ({"unserved": unserved[2:]}, {"unserved": unserved, "backends": somewhere}):
         assert symptoms(changed(healthy, selections=named, **others)) == set()
@@ -252,7 +257,7 @@ def test_kernels_that_do_not_run_name_what_compiles_for_this_cuda(
             assert symptoms(facts) - {"backend-named"} == {symptom}
             found = the(symptom, facts)
             assert reason in found.what
-            assert found.command == advice.extra(f"cuda{cuda[:2]}", *upgrade)
+            assert advised(found) == advice.extra(f"cuda{cuda[:2]}", *upgrade)
     for other in (
         {"selections": (replace(named, backend="triton"),), "unserved": unserved},
         {"selections": (named,), "unserved": (replace(unserved[0], device="cpu"),)},
@@ -275,32 +280,32 @@ def test_a_triton_that_does_not_know_thor_takes_the_ptxas_of_cuda(
     thor = {"gpus": (THOR,), "ptxas": "/usr/local cuda/ptxas"}
     facts = changed(served(healthy), machine__=thor, torch__={"architectures": ("sm_110",)})
     found = the("triton-launch", facts)
-    assert found.command == f"export {PTXAS}='/usr/local cuda/ptxas'" and "sm_110a" in found.why
-    assert the("triton-launch", changed(facts, machine__={"ptxas": None})).command == ""
+    assert advised(found) == f"export {PTXAS}='/usr/local cuda/ptxas'" and "sm_110a" in found.why
+    assert advised(the("triton-launch", changed(facts, machine__={"ptxas": None}))) == ""
     failed = changed(facts, triton_launch_error="RuntimeError: x", machine__={"gpus": (ORIN,)})
-    assert the("triton-launch", failed).command == ""
+    assert advised(the("triton-launch", failed)) == ""
     assert "PyTorch, which is slower" in the("triton-launch", failed).why
     failed = changed(failed, triton_launch_error="RuntimeError: ptxas fatal")
-    assert the("triton-launch", failed).command == found.command
+    assert advised(the("triton-launch", failed)) == advised(found)
     monkeypatch.setenv(PTXAS, "/elsewhere/ptxas")
     assert symptoms(facts) == set()
 
 
 def test_without_triton_the_installer_brings_it_where_there_is_a_gpu(healthy: Facts) -> None:
     facts = changed(served(healthy), triton__={"path": None, "version": None})
-    assert the("no-triton", facts).command == "jetson-mamba install"
+    assert advised(the("no-triton", facts)) == "jetson-mamba install"
     assert "triton, which is not installed" in the("no-triton", facts).what
     for other in ({"torch": None}, {"torch__": NO_CUDA}):
-        assert the("no-triton", changed(facts, **other)).command == ""
+        assert advised(the("no-triton", changed(facts, **other))) == ""
     facts = changed(served(healthy), triton_error="ImportError: libtriton")
-    assert the("no-triton", facts).command == commands.uninstall("triton")
+    assert advised(the("no-triton", facts)) == commands.uninstall("triton")
     assert "fails: ImportError: libtriton" in the("no-triton", facts).what
 
 
 def test_a_triton_that_is_too_old_names_a_release_for_it(healthy: Facts) -> None:
     found = the("triton-old", changed(served(healthy), triton__={"version": "3.3.1"}))
     release = instead.known_release("3.3.1")
-    assert found.command == f"jetson-mamba install mamba-ssm=={release}"
+    assert advised(found) == f"jetson-mamba install mamba-ssm=={release}"
     assert "needs 3.4 or later" in found.why and "Triton 3.3.1 is too old" in found.what
 
 
@@ -313,7 +318,7 @@ def test_transformers_is_read_for_the_names_and_the_torch_that_it_has(healthy: F
     asks = {"generation_names": ("First", "Gone", "Second", "Away")}
     found = the("transformers-names", changed(served(healthy), asks=asks))
     assert found.what == "transformers 4.57.6 has no Gone, Away"
-    assert found.command == "jetson-mamba install 'mamba-ssm>=2.3.0'"
+    assert advised(found) == "jetson-mamba install 'mamba-ssm>=2.3.0'"
     assert symptoms(changed(healthy, asks={"generation_names": ("First",)})) == set()
     for wanted, expected in (("2.9", True), ("2.8", False), ("2.8.1", True), ("1.13", False)):
         text.write_text(f"'PyTorch >= {wanted} is required but found'\n")
@@ -333,23 +338,23 @@ def test_a_copy_that_is_refused_names_a_release_or_the_files_that_are_missing(
         (None, "export JETSON_MAMBA=off"),
     ):
         monkeypatch.setattr(instead, "replacement", lambda path, release=release: release)
-        assert the("copy-refused", facts).command == command
+        assert advised(the("copy-refused", facts)) == command
     facts = changed(healthy, hook__={"refused": {"mamba_ssm.x": f"{NOT_WHOLE}: edits.py"}})
     for again in ("git checkout", None):
         monkeypatch.setattr(advice, "again", lambda again=again: again)
         found = the("copy-refused", facts)
         assert found.why == "files of this package are missing"
-        assert found.command == (again or "export JETSON_MAMBA=off")
+        assert advised(found) == (again or "export JETSON_MAMBA=off")
 
 
 def test_a_block_that_fails_under_a_hook_that_is_off_is_told_to_switch_it_on(
     healthy: Facts,
 ) -> None:
     facts = changed(healthy, trial_error="RuntimeError: x")
-    assert the("block-fails", facts).command == "jetson-mamba install"
+    assert advised(the("block-fails", facts)) == "jetson-mamba install"
     assert "2.3.2.post1 does not work here: RuntimeError: x" in the("block-fails", facts).what
     off = changed(facts, hook__={"mode": "off"})
-    assert the("block-fails", off).command == "unset JETSON_MAMBA"
+    assert advised(the("block-fails", off)) == "unset JETSON_MAMBA"
 
 
 def test_torch_for_a_board_is_the_boards(healthy: Facts) -> None:
@@ -358,16 +363,16 @@ def test_torch_for_a_board_is_the_boards(healthy: Facts) -> None:
     assert none.why == "mamba_ssm runs on it, and PyPI's is not the one for the Jetson AGX Orin"
     elsewhere = changed(healthy, torch=None, machine__={"jetpack": None})
     assert the("no-torch", elsewhere).why == "mamba_ssm runs on it"
-    assert the("no-torch", elsewhere).command == get_torch.command(None)
+    assert advised(the("no-torch", elsewhere)) == get_torch.command(None)
     for cuda, words in (("13.0", "is built for CUDA 13.0"), (None, "is built without CUDA")):
         facts = changed(healthy, torch__={"cuda": cuda, "cuda_available": False})
         found = the("cpu-torch", facts)
         assert f"torch 2.8.0 {words}, and sees no GPU on the Jetson AGX Orin" in found.what
         reason = "torch 2.8.0 sees no GPU" if cuda else "this torch was built without CUDA"
         assert the("no-gpu", facts).why == reason
-        assert the("no-gpu", served(facts)).command.endswith("mamba-ssm==2.3.2.post1")
+        assert advised(the("no-gpu", served(facts))).endswith("mamba-ssm==2.3.2.post1")
         convolution = changed(served(facts), scan=NOT_THERE)
-        assert the("no-gpu", convolution).command == commands.uninstall("causal-conv1d")
+        assert advised(the("no-gpu", convolution)) == commands.uninstall("causal-conv1d")
     neither = changed(facts, scan={"loads": False}, convolution={"loads": False})
     assert "no-gpu" not in symptoms(neither)
     nameless = changed(facts, machine__={"board": None})
@@ -376,14 +381,14 @@ def test_torch_for_a_board_is_the_boards(healthy: Facts) -> None:
 
 def test_an_extension_whose_package_is_gone_is_installed_with_the_newest(healthy: Facts) -> None:
     facts = changed(served(healthy), mamba_ssm=(), scan=FAILS)
-    assert the("undefined-symbol", facts).command == "jetson-mamba install mamba-ssm"
+    assert advised(the("undefined-symbol", facts)) == "jetson-mamba install mamba-ssm"
     unrecorded = changed(facts, mamba_ssm=(replace(MAMBA, distribution=None),))
-    assert the("undefined-symbol", unrecorded).command == "jetson-mamba install mamba-ssm"
+    assert advised(the("undefined-symbol", unrecorded)) == "jetson-mamba install mamba-ssm"
 
 
 def test_a_convolution_without_its_extension_is_taken_away(healthy: Facts) -> None:
     found = the("no-causal-conv1d", changed(served(healthy), convolution=NOT_THERE))
-    assert found.command == commands.uninstall("causal-conv1d")
+    assert advised(found) == commands.uninstall("causal-conv1d")
     assert "causal_conv1d 1.6.1 imports causal_conv1d_cuda, which is not" in found.what
 
 
@@ -421,8 +426,10 @@ def test_a_transformers_that_is_missing_is_one_for_this_torch(
     monkeypatch.setattr(installed, "find", lambda *_: None)
     needed = {"required": {"transformers.generation": "a.py", "einops": "b.py"}}
     facts = changed(healthy, asks=needed, torch__={"version": torch})
-    found = [each.command for each in findings(facts) if each.symptom == "no-dependency"]
-    assert found == [commands.install("einops"), commands.install(bound)]
+    assert advised(the("no-dependency", facts)) == "jetson-mamba install"
+    # Of a mamba_ssm that pip knows nothing of, an installer would put another beside it.
+    unknown = replace(facts, mamba_ssm=(replace(facts.mamba_ssm[0], distribution=None),))
+    assert advised(the("no-dependency", unknown)) == commands.install(f"einops {bound}")
 
 
 def test_the_startup_file_that_imports_too_early_is_named(
@@ -438,12 +445,12 @@ def test_the_startup_file_that_imports_too_early_is_named(
         (tmp_path / "site" / name).write_text(text)
     facts = changed(healthy, hook__={"too_late": ("mamba_ssm.x",)})
     found = the("bypassed", facts)
-    assert found.command == "python -X importtime -c pass"
+    assert advised(found) == "python -X importtime -c pass"
     assert found.why == "another startup file imports it" and "mamba_ssm.x is" in found.what
     starter = tmp_path / "site" / "c.pth"
     starter.write_bytes(b"# \xff\nimport mamba_ssm\n")
     found = the("bypassed", facts)
-    assert found.command == f"mv {starter} {starter}.aside"
+    assert advised(found) == f"mv {starter} {starter}.aside"
     assert found.why == f"{starter} imports it"
     taken = the("bypassed", changed(healthy, hook__={"taken_by": "other.Finder"}))
     assert taken.command == "jetson-mamba run SCRIPT" and "other.Finder" in taken.what
