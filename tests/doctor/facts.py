@@ -107,7 +107,7 @@ def the(symptom: str, facts: Facts) -> Finding:
 
 def advised(finding: Finding) -> str:
     """The command of a finding; of a cured one, which has none, what may be done all the same."""
-    assert not (finding.cured and finding.command)
+    assert not (finding.command if finding.cured else finding.option)
     return finding.option if finding.cured else finding.command
 
 
