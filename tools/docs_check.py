@@ -74,6 +74,13 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         """Say nothing."""
 
 
+class Server(http.server.ThreadingHTTPServer):
+    """One that a browser may leave in the midst of an answer."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: what a page lacks is told by the browser."""
+
+
 def pages(site: Path) -> list[str]:
     """The addresses of all pages of a built site."""
     found = (path.relative_to(site).parent.as_posix() for path in site.rglob("index.html"))
@@ -110,7 +117,7 @@ def look(site: Path, program: str, pictures: Path | None = None) -> dict[str, An
         page = LOOK.replace("WIDTHS)", f"{json.dumps(WIDTHS)})")
         (root / "look.html").write_text(page.replace("PAGES)", f"{json.dumps(listed)})"))
         serve = functools.partial(Handler, directory=str(root))
-        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        with Server(("127.0.0.1", 0), serve) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             base = f"http://127.0.0.1:{server.server_port}"
             budget = 2000 * len(WIDTHS) * len(listed)
