@@ -69,6 +69,15 @@ def _select_again(selection: Any, before: tuple[Any, ...]) -> None:
         selection.OPS[name].select(selected)
 
 
+def _of_torch(get: str, put: str) -> State:
+    """What torch has a function to tell and one to set."""
+    return State(
+        "torch",
+        lambda torch: getattr(torch, get)(),
+        lambda torch, was: getattr(torch, put)(was),
+    )
+
+
 SHARED = {
     "the finder": State("sys", _own_finders, _put_finders_back),
     "sys.path": State("sys", _folders, _put_path_back),
@@ -82,30 +91,14 @@ SHARED = {
         lambda paths: paths._inference,
         lambda paths, was: setattr(paths, "_inference", was),
     ),
-    "torch's default dtype": State(
-        "torch",
-        lambda torch: torch.get_default_dtype(),
-        lambda torch, was: torch.set_default_dtype(was),
+    "torch's default dtype": _of_torch("get_default_dtype", "set_default_dtype"),
+    "torch's threads": _of_torch("get_num_threads", "set_num_threads"),
+    "whether torch keeps gradients": _of_torch("is_grad_enabled", "set_grad_enabled"),
+    "whether torch is deterministic": _of_torch(
+        "are_deterministic_algorithms_enabled", "use_deterministic_algorithms"
     ),
-    "torch's threads": State(
-        "torch",
-        lambda torch: torch.get_num_threads(),
-        lambda torch, was: torch.set_num_threads(was),
-    ),
-    "whether torch keeps gradients": State(
-        "torch",
-        lambda torch: torch.is_grad_enabled(),
-        lambda torch, was: torch.set_grad_enabled(was),
-    ),
-    "whether torch is deterministic": State(
-        "torch",
-        lambda torch: torch.are_deterministic_algorithms_enabled(),
-        lambda torch, was: torch.use_deterministic_algorithms(was),
-    ),
-    "the precision of torch's products": State(
-        "torch",
-        lambda torch: torch.get_float32_matmul_precision(),
-        lambda torch, was: torch.set_float32_matmul_precision(was),
+    "the precision of torch's products": _of_torch(
+        "get_float32_matmul_precision", "set_float32_matmul_precision"
     ),
 }
 

@@ -1,6 +1,6 @@
 """The arguments of an op as a NamedTuple, taken apart by what its fields are said to be.
 
-Autograd and ``torch.library`` know arguments by their places, tensors apart from the rest. Which
+Autograd knows arguments by their places, tensors apart from the rest. Which
 place is whose is said here once, by the names of the fields, so that one more shifts none.
 """
 
@@ -14,16 +14,6 @@ from torch import Tensor
 Arguments = TypeVar("Arguments", bound=Tuple[Any, ...])
 Tensors = Tuple[Optional[Tensor], ...]
 
-_IN_SCHEMAS = {
-    "Tensor": "Tensor",
-    "Tensor | None": "Tensor?",
-    "int": "int",
-    "bool": "bool",
-    "float": "float",
-    "str | None": "str?",
-    "torch.dtype | None": "ScalarType?",
-}
-
 
 class Fields(Generic[Arguments]):
     """The fields of a NamedTuple whose first are tensors or None, and the others options.
@@ -36,11 +26,8 @@ class Fields(Generic[Arguments]):
 
     def __init__(self, kind: type[Arguments]) -> None:
         self._kind: Any = kind
-        self._annotations: dict[str, str] = {
-            name: str(getattr(each, "__forward_arg__", each))
-            for name, each in kind.__annotations__.items()
-        }
-        are = ["Tensor" in each for each in self._annotations.values()]
+        annotations = kind.__annotations__.values()
+        are = ["Tensor" in str(getattr(each, "__forward_arg__", each)) for each in annotations]
         count = sum(are)
         if not all(are[:count]):
             raise TypeError(f"{kind.__name__}: expected its tensors before all else, found {are}")
@@ -64,11 +51,3 @@ class Fields(Generic[Arguments]):
     def gradients(self, found: Mapping[str, Tensor | None]) -> Tensors:
         """One for each field in its place; None for an option, and where none was found."""
         return (*map(found.get, self._kind._fields),)
-
-    def schema(self) -> str:
-        """The parameters of an operator that takes them."""
-        defaults = self._kind._field_defaults
-        return ", ".join(
-            f"{_IN_SCHEMAS[each]} {name}" + (f"={defaults[name]}" if name in defaults else "")
-            for name, each in self._annotations.items()
-        )

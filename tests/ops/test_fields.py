@@ -38,10 +38,6 @@ def test_a_gradient_goes_to_the_argument_of_its_name() -> None:
     assert FIELDS.gradients({"c": one}) == (None, None, one, None, None)
 
 
-def test_a_schema_has_the_types_and_defaults_of_the_fields() -> None:
-    assert FIELDS.schema() == "Tensor a, Tensor? b, Tensor c, int times, str? name=None"
-
-
 def test_a_tensor_after_an_option_is_refused() -> None:
     class Mixed(NamedTuple):
         a: Tensor
