@@ -23,7 +23,7 @@ OWN = {
     "hook/copies": "rewrite/test_kept.py hook/test_import.py "
     "faults/test_cache.py releases/test_copies.py",
     "hook/stand_in": "hook/test_stand_in.py hook/test_doors.py",
-    "hook/snapshot": "cli/test_status.py doctor/test_symptoms.py",
+    "hook/snapshot": "cli/test_status.py doctor/test_symptoms_of_the_hook.py",
     "hook/runner": "cli/test_run.py",
     "hook/unserved": "hook/test_unserved.py",
     "hook/loader": "hook/test_loaders.py hook/test_import.py",
@@ -78,7 +78,7 @@ OWN = {
     "report/findings": "doctor/test_findings.py doctor/test_advised.py",
     "report/changes": "cli/test_diff.py",
     "report/kept_copies": "cli/test_copies.py",
-    "report/machine": "doctor/test_machine.py doctor/test_symptoms.py",
+    "report/machine": "doctor/test_machine.py doctor/test_symptoms_of_torch.py",
     "report/verify": "cli/test_verify.py",
     "report/bench": "cli/test_bench.py",
     "report/timing": "cli/test_bench.py",
