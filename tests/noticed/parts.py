@@ -22,7 +22,7 @@ PARTS = {
 OWN = {
     "hook/copies": "rewrite/test_kept.py hook/test_import.py "
     "faults/test_cache.py releases/test_copies.py",
-    "hook/stand_in": "hook/test_stand_in.py hook/test_doors.py",
+    "hook/stand_in": "hook/test_stand_in.py hook/test_doors*.py",
     "hook/snapshot": "cli/test_status.py doctor/test_symptoms_of_the_hook.py",
     "hook/runner": "cli/test_run.py",
     "hook/unserved": "hook/test_unserved.py",
@@ -36,25 +36,25 @@ OWN = {
     "startup": "cli/test_enable.py faults/test_start.py hook/test_activation.py",
     "compat": "compat imports without_triton",
     "triton_there": "without_triton ops/test_triton_runs.py",
-    "ops/causal_conv1d": "ops/test_causal_conv1d.py compile/test_operators.py",
-    "ops/selective_scan": "ops/test_selective_scan.py compile/test_operators.py",
-    "ops/ssd": "ops/test_ssd.py ops/test_ssd_errors.py ops/test_ssd_mixer.py "
-    "ops/test_ssd_ways.py ops/test_ssd_transforms.py compile/test_ssd.py",
+    "ops/causal_conv1d": "ops/test_causal_conv1d*.py compile/test_operators.py",
+    "ops/selective_scan": "ops/test_selective_scan*.py compile/test_operators.py",
+    "ops/ssd": "ops/test_ssd.py ops/test_ssd_errors.py ops/test_ssd_sequences.py "
+    "ops/test_ssd_mixer.py ops/test_ssd_ways.py ops/test_ssd_transforms.py compile/test_ssd.py",
     "ops/norms": "ops/test_norms.py",
     "ops/norm": "ops/test_norms.py",
     "ops/decoding": "ops/test_selective_state_update.py",
     "ops/swiglu": "ops/test_swiglu.py",
-    "ops/mamba_inner": "ops/test_mamba_inner.py ops/test_blocks.py",
+    "ops/mamba_inner": "ops/test_mamba_inner.py ops/test_blocks*.py",
     "ops/mamba3": "ops/test_mamba3.py",
     "export": "export",
     "ops/any_form": "ops/test_any_form.py",
     "ops/attention": "ops/test_attention.py",
     "call_forms": "ops/test_any_form.py rewrite/test_extents.py",
-    "dispatch/arguments": "ops/test_causal_conv1d.py ops/test_ssd_errors.py ops/test_mamba3.py",
+    "dispatch/arguments": "ops/test_causal_conv1d*.py ops/test_ssd_errors.py ops/test_mamba3.py",
     "dispatch/computation": "ops/test_twice.py ops/test_ssd_mixer.py ops/test_norms.py",
     "dispatch/fields": "ops/test_fields.py compile/test_operators.py",
     "dispatch/launchers": "ops/test_launches.py ops/test_past_triton.py",
-    "dispatch/apart": "ops/test_forks.py ops/test_backends.py",
+    "dispatch/apart": "ops/test_forks.py ops/test_backends*.py",
     "dispatch/paths": "ops/test_transforms.py ops/test_traces.py",
     "dispatch/tracing": "ops/test_traces.py",
     "dispatch/passing": "ops/test_twice.py ops/test_ssd_transforms.py",
@@ -62,18 +62,18 @@ OWN = {
     "dispatch/triton_dispatch": "ops/test_past_triton.py",
     "dispatch/environment": "ops/test_environment.py",
     "dispatch/memo": "ops/test_memo.py ops/test_environment.py",
-    "dispatch/selection": "ops/test_selection.py ops/test_backends.py",
-    "dispatch/backends": "ops/test_backends.py ops/test_selection.py",
+    "dispatch/selection": "ops/test_selection.py ops/test_backends*.py",
+    "dispatch/backends": "ops/test_backends*.py ops/test_selection.py",
     "dispatch/operators": "compile/test_operators.py ops/test_imported_again.py",
     "dispatch/twice": "ops/test_twice.py compile/test_operators.py",
     "dispatch/unchecked": "ops/test_unchecked.py",
-    "dispatch/projections": "ops/test_blocks.py modules",
-    "dispatch/block_modules": "ops/test_blocks.py modules",
+    "dispatch/projections": "ops/test_blocks*.py modules",
+    "dispatch/block_modules": "ops/test_blocks*.py modules",
     "replay/captured": "ops/test_captured.py ops/test_environment.py",
     "replay/launches": "ops/test_launches.py",
-    "replay/blocks": "ops/test_blocks.py",
+    "replay/blocks": "ops/test_blocks*.py",
     "replay/cuda_graph": "ops/test_cuda_graph.py",
-    "kernels": "kernels/test_compiler.py ops/test_backends.py",
+    "kernels": "kernels/test_compiler.py ops/test_backends*.py",
     "report": "doctor cli/test_doctor.py",
     "report/findings": "doctor/test_findings.py doctor/test_advised.py",
     "report/changes": "cli/test_diff.py",
@@ -132,5 +132,5 @@ def _files(names: str) -> list[str]:
     found: list[Path] = []
     for name in names.split():
         path = folder / name
-        found += sorted(path.rglob("test_*.py")) if path.is_dir() else [path]
+        found += sorted(path.rglob("test_*.py") if path.is_dir() else folder.glob(name))
     return [each.relative_to(REPOSITORY).as_posix() for each in dict.fromkeys(found)]
