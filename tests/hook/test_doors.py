@@ -22,7 +22,6 @@ from tests.references.selective_scan import selective_scan_reference
 from tests.references.tolerance import relative_norm
 from tools.releases import release_path
 
-EXTENSIONS = ("selective_scan_cuda", "causal_conv1d_cuda", "selective_scan_cuda_oflex")
 DOORS = """
 import selective_scan_cuda
 import selective_scan_cuda_core

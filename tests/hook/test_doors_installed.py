@@ -10,7 +10,8 @@ import pytest
 
 from tests.hook.pythons import interpreters
 from tests.hook.sandbox import REPOSITORY, Sandbox
-from tests.hook.test_doors import EXTENSIONS
+
+EXTENSIONS = ("selective_scan_cuda", "causal_conv1d_cuda", "selective_scan_cuda_oflex")
 
 # Who wins, and who knows.
 
