@@ -1,4 +1,4 @@
-"""Times the CUDA kernels of norms and of decoding steps against the least time for their bytes.
+"""Times the kernels of norms, or of decoding steps, beside the least time for their bytes.
 
 ``python -m benchmarks.kernels_norms`` prints one table on the GPU at hand. The floor is the fewest
 bytes (each input read once, each output written once) over the measured rate of a large copy.

@@ -1,4 +1,4 @@
-"""Times the kernels of Mamba-2's scan against the least time that its bytes take, and upstream's.
+"""Times the kernels of Mamba-2's scan beside the least time that its bytes take.
 
 ``python -m benchmarks.kernels_ssd`` prints one table on the GPU at hand: headdim 64, 128 states,
 one group, bf16, with D, dt bias and softplus; the GPU's time of all kernels of a pass, as torch's

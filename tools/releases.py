@@ -1,4 +1,4 @@
-"""Fetches the published source distributions that the tests run against, and unpacks them.
+"""Fetches the published sources that the tests run against.
 
 They are kept in ``.releases`` at the top of the checkout (or where ``JETSON_MAMBA_RELEASES``
 says) and never committed. ``python -m tools.releases`` fetches all of them.

@@ -1,4 +1,4 @@
-"""``jetson-mamba diff`` and ``copies``: what is changed, and where the results are kept."""
+"""``jetson-mamba diff`` shows the modified copies; ``copies`` lists those that are kept."""
 
 import dataclasses
 import sys

@@ -1,8 +1,8 @@
 """The derivatives of what a backend computes with kernels: one autograd function for all.
 
-A backend has a forward and a backward pass, and of both no graph. What is saved between them is
-unpacked in one place, once, as ``torch.utils.checkpoint`` and other users of saved tensors' hooks
-demand. A backward pass that kernels cannot serve is that of the composed form.
+A backend has a forward and a backward pass, and autograd records neither. What is saved between
+them is unpacked in one place, once, as ``torch.utils.checkpoint`` and other users of saved tensors'
+hooks demand. Where kernels cannot serve a backward pass, that of the composed form is taken.
 """
 
 from __future__ import annotations

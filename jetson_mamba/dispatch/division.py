@@ -1,4 +1,4 @@
-"""The parts that an op on sequences of channels falls into, where threads are to have one each."""
+"""Divides an op over the channels of some sequences into parts, one for each thread."""
 
 from __future__ import annotations
 

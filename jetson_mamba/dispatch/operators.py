@@ -1,9 +1,9 @@
 """How an op becomes an operator of ``torch.library``, which a traced graph can hold.
 
-``torch.compile`` and ``torch.export`` trace tensor operations, and a backend is none: it launches
-kernels of its own. So each op has operators that stand for it in a graph, with a *fake*
-implementation that tells the results' shapes, and a formula for the gradient. Eager calls never
-pass through them: they reach the backend with less on the way.
+``torch.compile`` and ``torch.export`` trace tensor operations, and a backend is not made of them:
+it launches kernels of its own. So each op has operators that stand for it in a graph, with a *fake*
+implementation that tells the results' shapes, and a formula for the gradient. Eager calls do not
+use them: they reach the backend directly, which costs less.
 
 torch has what is needed from 2.4 on. With an earlier one nothing is defined, ``is_compiling`` is
 never true, and tracing ends at an op as it does at any function that it does not know.

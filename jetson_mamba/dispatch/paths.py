@@ -10,10 +10,10 @@ something around it looks at tensors otherwise than by their numbers:
   or knows none but torch's own (``torch.jit.trace`` and the exporter built on it) is given the
   *composed* form, plain tensor operations.
 
-Upstream's functions wrap a ``torch.autograd.Function``. They are gone past on those two ways, and
-where no gradient is recorded: then the *inference path* does the work of the forward pass and
-nothing else. ``JETSON_MAMBA_INFERENCE=off``, read when this module is imported, or
-:func:`inference_path` switch that off.
+Upstream's functions wrap a ``torch.autograd.Function``. The ways by operators and by the composed
+form do not enter it, nor does a call that records no gradient: that one takes the *inference path*,
+which does the work of the forward pass and nothing else. ``JETSON_MAMBA_INFERENCE=off``, read when
+this module is imported, or :func:`inference_path` switch that off.
 """
 
 from __future__ import annotations

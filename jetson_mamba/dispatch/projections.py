@@ -1,10 +1,10 @@
-"""Modules that a fused call goes past: which of them have to be called.
+"""Finds modules that have to be called, though a fused call is given their weights.
 
-``mamba_inner_fn`` and ``mamba_split_conv1d_scan_combined`` are given the weights of projections
-and of a norm, not the modules. That is the same for a ``torch.nn.Linear`` that is nothing else. An
-adapter in its place, a hook, a parametrization, a quantised, sharded or offloaded weight does what
-it does when the *module is called*. The weights do not tell; the module that calls does, and it is
-``self`` of a function that is running. So a fused call looks who called it:
+``mamba_inner_fn`` and ``mamba_split_conv1d_scan_combined`` are given the weights of projections and
+of a norm, not the modules. For a plain ``torch.nn.Linear`` that makes no difference. But an adapter
+in its place, a hook, a parametrization, a quantised, sharded or offloaded weight takes effect only
+when the *module is called*. The weights do not tell which module they are of; the block that calls
+does, and it is ``self`` of a function that is running. So a fused call looks who called it:
 
 * Where everything is plain, it goes on, some 1 us later.
 * Else it computes up to the projection and calls the module.

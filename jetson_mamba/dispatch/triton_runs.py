@@ -1,7 +1,7 @@
 """Whether upstream's Triton kernels can run on a device, found out once for each device.
 
-Where they should, a small kernel is launched first: a Triton whose compiler knows the GPU not, or
-that finds no driver or C compiler, is one that runs nothing, and every op goes its other way.
+On a device that they are made for, a small kernel is launched first. Where that fails, as it does
+if Triton's compiler does not know the GPU or finds no C compiler, no op uses Triton.
 """
 
 from __future__ import annotations

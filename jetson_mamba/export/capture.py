@@ -1,7 +1,7 @@
 """A model as an ONNX graph in which each recurrence is still one node.
 
-So a model is traced once, and its forms are written afterwards: each in a moment, and several for
-a choice. What a form does not know is decomposed into torch's own operations before.
+So a model is traced once, and each form is then written from the graph in a moment. What a form
+does not serve is decomposed into torch's own operations before that.
 """
 
 from __future__ import annotations

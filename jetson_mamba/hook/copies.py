@@ -1,10 +1,9 @@
 """The modified copy of a target: bundled in the wheel, kept in the user's cache, or made here.
 
-A copy is found by a key, the digest of the source that is installed, of the modules beside it that
-decide what it computes, of the overrides and of the code that applies them, so that it can never be
-used for another text. It is a real file wherever
-one can be written; otherwise it is handed over in memory, and tracebacks and ``inspect`` read
-it from its loader.
+A copy is found by a key: the digest of the source that is installed, of the modules beside it that
+decide what it computes, of the overrides and of the code that applies them. So it can never be used
+for another text. It is a real file wherever one can be written; otherwise it is handed over in
+memory, and tracebacks and ``inspect`` read it from its loader.
 """
 
 from __future__ import annotations

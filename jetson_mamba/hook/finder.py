@@ -1,4 +1,4 @@
-"""The finder that has modified copies handed over while Python imports the targets.
+"""The finder that hands over modified copies while Python imports the targets.
 
 This module is imported at every interpreter start, so it imports nothing but ``sys`` and holds
 what every import passes through; what an import of a target needs is in ``loader``.

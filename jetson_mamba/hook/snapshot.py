@@ -1,4 +1,4 @@
-"""What the hook of this process is at a moment, for whoever reports it."""
+"""A snapshot of the hook of this process, for reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is installed where, read from files and metadata: nothing is imported to find out.
+"""Finds what is installed without importing any of it.
 
 Importing mamba_ssm takes seconds and may be what fails, so a report looks for modules as the
 import system would and goes no further.

@@ -1,8 +1,9 @@
-"""Imports torch, the extensions and the ops in a process of their own, and says what happened.
+"""Imports torch, the extensions or the ops in a process of their own.
 
-A report must outlive what it reports on: an extension that was built for another torch may take
-its process with it. Torch is imported once, in a process that a report starts; each thing to be
-tried is then tried in a fork of that process, and leaves its findings in a file, or does not.
+A report must outlive what it reports on: an extension that was built for another torch may take its
+process with it. Torch is imported once, in a process that a report starts. Each thing to be tried
+is then tried in a fork of that process, which writes what it found to a file; where the fork ends
+before it does, that is what is reported.
 """
 
 from __future__ import annotations

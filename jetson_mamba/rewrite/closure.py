@@ -1,4 +1,4 @@
-"""What a function is made of: a digest of it and of all that it reaches in its distribution.
+"""The digest of a function with all that it reaches in its distribution.
 
 In it are the function, the functions, classes and constants of the module that it names, what
 those name, and the same across the modules of the distribution, down to the kernels: decorators,

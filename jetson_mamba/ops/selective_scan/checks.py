@@ -1,4 +1,4 @@
-"""Checks of the scan's arguments, which a call that looks like one that passed goes past."""
+"""Checks of the scan's arguments, which are skipped for a call like one that passed them."""
 
 from __future__ import annotations
 

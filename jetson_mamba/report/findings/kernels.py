@@ -1,4 +1,4 @@
-"""What is wrong with the backends of the ops, and with compiling this project's own kernels."""
+"""Finds what is wrong with the backends of the ops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a detector registers itself, with its symptom and the words that people see."""
+"""Where the functions that look for a symptom register themselves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What running a block has shown, whether or not anything else explains it."""
+"""Tells what running a block has shown, whether or not anything else explains it."""
 
 from __future__ import annotations
 

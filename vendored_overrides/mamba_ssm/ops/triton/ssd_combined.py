@@ -1,4 +1,4 @@
-"""Mamba-2: the convolution in ``MambaSplitConv1dScanCombinedFn``, and the ways past it.
+"""Mamba-2, whose autograd function calls the convolution.
 
 The kernels of Mamba-2 are Triton's. On a device that Triton has none for, while a graph is traced,
 and where no gradient is recorded, the two functions that a model calls go to the op ``ssd``,
