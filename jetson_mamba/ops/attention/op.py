@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+# torch 2.0 takes none but its own.
+_TAKES_SCALE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 1)
+
 
 @torch.no_grad()
 def flash_attn_with_kvcache(
@@ -137,10 +140,6 @@ class RotaryEmbedding(torch.nn.Module):
             self.base ** (-pairs / self.dim),
         )
         self._cos_cached, self._sin_cached = angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-# torch 2.0 has one scale.
-_TAKES_SCALE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 1)
 
 
 def _turned(x: Tensor, places: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
