@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import sys
 from itertools import count
-from typing import Any, Callable, ContextManager, Hashable, NamedTuple, Optional, Tuple
+from typing import Any, Callable, ContextManager, Hashable, Iterable, NamedTuple, Optional, Tuple
 from weakref import WeakValueDictionary, ref
 
 import torch
@@ -64,7 +64,12 @@ class _Room:
         with torch.inference_mode(False):
             # In the order of their strides, without the gaps of a slice.
             self.tensors = tuple(torch.empty_like(x, requires_grad=False) for x in inputs)
-        self.bytes = sum(x.nbytes for x in self.tensors)
+        self.bytes = _bytes(self.tensors)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    """What tensors take; Tensor.nbytes is there from torch 2.1 on."""
+    return sum(x.numel() * x.element_size() for x in tensors)
 
 
 class Memory:
@@ -313,7 +318,7 @@ def _capture(
                 if not torch.allclose(found, right, rtol=0, atol=0, equal_nan=True):
                     raise RuntimeError("the graph gives other results than the function")
         current.wait_stream(aside)
-    return _Graph(graph, results, read, changed, as_bytes, sum(x.nbytes for x in results), room)
+    return _Graph(graph, results, read, changed, as_bytes, _bytes(results), room)
 
 
 def _kind(

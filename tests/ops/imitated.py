@@ -34,7 +34,7 @@ class Imitated:
             target.copy_(source)
         self._call: Callable[[], tuple[Tensor, ...]] = lambda: function(kept, weights, *options)
         self.results = self._call()
-        self.bytes = sum(result.nbytes for result in self.results)
+        self.bytes = sum(each.numel() * each.element_size() for each in self.results)
         self.replays = 0
         Imitated.made.append(self)
 
