@@ -59,8 +59,13 @@ $(DEMO_MAMBA): $(DEMO_BASE) pyproject.toml
 	.demo/$(PIP) --editable '.[demo]'
 	touch $@
 
-# Two tests at a time, each on one thread: more of either only makes them wait for each other.
-test: lint .releases/ready
+# An environment that forbids bytecode would have every process of the tests compile all it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
+# The releases are fetched beside what is installed and linted. Then two tests at a time, each on
+# one thread: more of either only makes them wait for each other.
+test:
+	$(MAKE) --no-print-directory --jobs 2 lint .releases/ready
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist worksteal
 
 # The hook alone, by a Python that has no torch; uv brings one that is not here.
@@ -77,13 +82,15 @@ lint: .venv/ready
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy .
 
-.venv/ready: requirements-dev.txt pyproject.toml
-	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/ready: requirements-dev.txt pyproject.toml | .venv/bin/python
 	.venv/$(PIP) --requirement requirements-dev.txt --editable .
 	touch $@
 
 # The published source distributions that tests run against.
-.releases/ready: tools/releases.py | .venv/ready
+.releases/ready: tools/releases.py | .venv/bin/python
 	.venv/bin/python -m tools.releases
 	touch $@
 
