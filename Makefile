@@ -19,13 +19,14 @@ DEMO_BASE  = .demo/base-$(shell echo '$(TORCH) $(TRITON)' | cksum | cut -d ' ' -
 DEMO_MAMBA = .demo/mamba-ssm-$(MAMBA_SSM)
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test hook lint matrix mutants mutate joints exports boards peers copies release docs docs-check sanitize clean
+.PHONY: help demo test hook lint kernels matrix mutants mutate joints exports boards peers copies release docs docs-check sanitize clean
 
 help:
 	@echo 'make demo [MAMBA_SSM=2.2.4] [TEXT=file]   train two small models here, nothing compiled'
 	@echo 'make test                                 lint, types and the test suite'
 	@echo 'make hook [HOOK_PYTHON=3.8]               the tests of the hook, by a Python without torch'
 	@echo 'make lint                                 lint and types only'
+	@echo 'make kernels                              every kernel of the convolution for every architecture'
 	@echo 'make matrix                               every release with every release (half an hour)'
 	@echo 'make mutants [COUNT=1200] [SEED=0]        variants of every text, each held to what it means'
 	@echo 'make mutate [PART=hook|rewrite|ops|report] [COUNT=20] [SEED=0]'
@@ -93,6 +94,10 @@ lint: .venv/ready
 .releases/ready: tools/releases.py | .venv/bin/python
 	.venv/bin/python -m tools.releases
 	touch $@
+
+# In `make test`, any two of what a kernel is specialised by.
+kernels: .venv/ready
+	EVERY_KERNEL=1 .venv/bin/python -m pytest --numprocesses 2 tests/kernels
 
 matrix: .venv/ready .releases/ready
 	.venv/bin/python -m tests.matrix docs
