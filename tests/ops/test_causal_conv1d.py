@@ -75,24 +75,30 @@ def only_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
 # options in two dtypes and layouts, others for the next, so that any two of the three meet.
 FORMS = len(SETUPS) // len(OPTIONS)
 MEETING = [
-    pytest.param(backend, setup, id=f"{backend}-{name(setup)}")
+    (backend, setup)
     for number, backend in enumerate(BACKENDS)
     for place, setup in enumerate(SETUPS)
     if not number or (place + number + place // FORMS) % FORMS in (0, 4)
 ]
 
 
+def named(value: Any) -> str:
+    """A part of a test's name."""
+    if isinstance(value, Setup):
+        return name(value)
+    return value if isinstance(value, str) else "-".join(map(str, value))
+
+
 def test_any_two_of_backend_options_and_form_meet() -> None:
     forms = {(each.dtype, each.layout) for each in SETUPS}
-    met = [(each.values[0], each.values[1]) for each in MEETING]
-    found = {(backend, setup.options) for backend, setup in met}
+    found = {(backend, setup.options) for backend, setup in MEETING}
     assert found == set(product(BACKENDS, OPTIONS))
-    assert {(backend, setup[:2]) for backend, setup in met} == set(product(BACKENDS, forms))
-    releases = [setup for backend, setup in met if backend != BACKENDS[0]]
+    assert {(backend, setup[:2]) for backend, setup in MEETING} == set(product(BACKENDS, forms))
+    releases = [setup for backend, setup in MEETING if backend != BACKENDS[0]]
     assert set(releases) == set(SETUPS)
 
 
-@pytest.mark.parametrize(("backend", "setup"), MEETING, indirect=["backend"])
+@pytest.mark.parametrize(("backend", "setup"), MEETING, indirect=["backend"], ids=named)
 def test_agrees_with_the_loop_over_time(backend: str, setup: Setup) -> None:
     check(setup, CPU)
 
@@ -378,7 +384,7 @@ STEPS = [
 ]
 # As above: every third of a release's, in which any two of a step's choices meet.
 MEETING_STEPS = [
-    pytest.param(backend, step, id="-".join(map(str, (backend, *step))))
+    (backend, step)
     for number, backend in enumerate(BACKENDS)
     for place, step in enumerate(STEPS)
     if not number or (place + number) % 3 == 0
@@ -390,11 +396,11 @@ def test_any_two_choices_of_a_step_meet(backend: str) -> None:
     def pairs(steps: list[Step]) -> set[Any]:
         return {two for step in steps for two in combinations(zip(Step._fields[:4], step), 2)}
 
-    own = [each.values[1] for each in MEETING_STEPS if each.values[0] == backend]
+    own = [step for each, step in MEETING_STEPS if each == backend]
     assert pairs(own) == pairs(STEPS)
 
 
-@pytest.mark.parametrize(("backend", "step"), MEETING_STEPS, indirect=["backend"])
+@pytest.mark.parametrize(("backend", "step"), MEETING_STEPS, indirect=["backend"], ids=named)
 def test_update_agrees_with_the_loop_over_time(backend: str, step: Step) -> None:
     dtype, indices, ring, length, seqlen = step
     generator = torch.Generator().manual_seed(3)
