@@ -19,13 +19,14 @@ DEMO_BASE  = .demo/base-$(shell echo '$(TORCH) $(TRITON)' | cksum | cut -d ' ' -
 DEMO_MAMBA = .demo/mamba-ssm-$(MAMBA_SSM)
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test hook lint matrix mutants mutate joints exports boards peers copies release docs docs-check sanitize clean
+.PHONY: help demo test hook lint kernels matrix mutants mutate joints exports boards peers copies release docs docs-check sanitize clean
 
 help:
 	@echo 'make demo [MAMBA_SSM=2.2.4] [TEXT=file]   train two small models here, nothing compiled'
 	@echo 'make test                                 lint, types and the test suite'
 	@echo 'make hook [HOOK_PYTHON=3.8]               the tests of the hook, by a Python without torch'
 	@echo 'make lint                                 lint and types only'
+	@echo 'make kernels                              every kernel of the convolution for every architecture'
 	@echo 'make matrix                               every release with every release (half an hour)'
 	@echo 'make mutants [COUNT=1200] [SEED=0]        variants of every text, each held to what it means'
 	@echo 'make mutate [PART=hook|rewrite|ops|report] [COUNT=20] [SEED=0]'
@@ -59,8 +60,13 @@ $(DEMO_MAMBA): $(DEMO_BASE) pyproject.toml
 	.demo/$(PIP) --editable '.[demo]'
 	touch $@
 
-# Two tests at a time, each on one thread: more of either only makes them wait for each other.
-test: lint .releases/ready
+# An environment that forbids bytecode would have every process of the tests compile all it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
+# The releases are fetched beside what is installed and linted. Then two tests at a time, each on
+# one thread: more of either only makes them wait for each other.
+test:
+	$(MAKE) --no-print-directory --jobs 2 lint .releases/ready
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist worksteal
 
 # The hook alone, by a Python that has no torch; uv brings one that is not here.
@@ -77,15 +83,21 @@ lint: .venv/ready
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy .
 
-.venv/ready: requirements-dev.txt pyproject.toml
-	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/ready: requirements-dev.txt pyproject.toml | .venv/bin/python
 	.venv/$(PIP) --requirement requirements-dev.txt --editable .
 	touch $@
 
 # The published source distributions that tests run against.
-.releases/ready: tools/releases.py | .venv/ready
+.releases/ready: tools/releases.py | .venv/bin/python
 	.venv/bin/python -m tools.releases
 	touch $@
+
+# In `make test`, any two of what a kernel is specialised by.
+kernels: .venv/ready
+	EVERY_KERNEL=1 .venv/bin/python -m pytest --numprocesses 2 tests/kernels
 
 matrix: .venv/ready .releases/ready
 	.venv/bin/python -m tests.matrix docs

@@ -102,6 +102,7 @@ def serve(run: Callable[[Any], Any], ended: Callable[[int], Any]) -> None:
     """
     import einops
     import torch
+    import torch._dynamo  # what the first backward pass of an autograd function imports
     from transformers.generation.streamers import TextStreamer
     from transformers.generation.utils import GenerateDecoderOnlyOutput
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from itertools import chain, combinations
-from typing import Any, Iterator
+from itertools import chain, combinations, product
+from typing import Any, Iterator, NamedTuple
 
 import pytest
 import torch
@@ -23,6 +23,7 @@ from jetson_mamba.ops.causal_conv1d import (
 from tests import emulated
 from tests.ops.conv1d_setups import (
     LAYOUTS,
+    OPTIONS,
     RELEASES,
     SETUPS,
     Setup,
@@ -60,8 +61,34 @@ def only_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(op, "OP", fresh_op("pytorch"))
 
 
-@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
-@pytest.mark.parametrize("setup", SETUPS, ids=name)
+# Releases repeat each other: PyTorch's backend meets every setup, each of theirs every set of
+# options in two dtypes and layouts, others for the next, so that any two of the three meet.
+FORMS = len(SETUPS) // len(OPTIONS)
+MEETING = [
+    (backend, setup)
+    for number, backend in enumerate(BACKENDS)
+    for place, setup in enumerate(SETUPS)
+    if not number or (place + number + place // FORMS) % FORMS in (0, 4)
+]
+
+
+def named(value: Any) -> str:
+    """A part of a test's name."""
+    if isinstance(value, Setup):
+        return name(value)
+    return value if isinstance(value, str) else "-".join(map(str, value))
+
+
+def test_any_two_of_backend_options_and_form_meet() -> None:
+    forms = {(each.dtype, each.layout) for each in SETUPS}
+    found = {(backend, setup.options) for backend, setup in MEETING}
+    assert found == set(product(BACKENDS, OPTIONS))
+    assert {(backend, setup[:2]) for backend, setup in MEETING} == set(product(BACKENDS, forms))
+    releases = [setup for backend, setup in MEETING if backend != BACKENDS[0]]
+    assert set(releases) == set(SETUPS)
+
+
+@pytest.mark.parametrize(("backend", "setup"), MEETING, indirect=["backend"], ids=named)
 def test_agrees_with_the_loop_over_time(backend: str, setup: Setup) -> None:
     check(setup, CPU)
 
@@ -328,15 +355,44 @@ def test_what_an_extension_can_read_is_not_copied(
         causal_conv1d_bwd(x, weight, bias, dout, dx=dx)
 
 
-# The state's length, then the steps at once.
-@pytest.mark.parametrize(("length", "seqlen"), [(3, 1), (4, 1), (4, 3), (9, 2), (5, 8)])
-@pytest.mark.parametrize("ring", [False, True])
-@pytest.mark.parametrize("indices", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
-def test_update_agrees_with_the_loop_over_time(
-    backend: str, dtype: torch.dtype, indices: bool, ring: bool, length: int, seqlen: int
-) -> None:
+class Step(NamedTuple):
+    """A call of the decoding step: ``length`` is the state's, ``seqlen`` the steps at once."""
+
+    dtype: torch.dtype
+    indices: bool
+    ring: bool
+    length: int
+    seqlen: int
+
+
+STEPS = [
+    Step(dtype, indices, ring, *lengths)
+    for dtype in (torch.float32, torch.bfloat16)
+    for indices in (False, True)
+    for ring in (False, True)
+    for lengths in ((3, 1), (4, 1), (4, 3), (9, 2), (5, 8))
+]
+# As above: every third of a release's, in which any two of a step's choices meet.
+MEETING_STEPS = [
+    (backend, step)
+    for number, backend in enumerate(BACKENDS)
+    for place, step in enumerate(STEPS)
+    if not number or (place + number) % 3 == 0
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_any_two_choices_of_a_step_meet(backend: str) -> None:
+    def pairs(steps: list[Step]) -> set[Any]:
+        return {two for step in steps for two in combinations(zip(Step._fields[:4], step), 2)}
+
+    own = [step for each, step in MEETING_STEPS if each == backend]
+    assert pairs(own) == pairs(STEPS)
+
+
+@pytest.mark.parametrize(("backend", "step"), MEETING_STEPS, indirect=["backend"], ids=named)
+def test_update_agrees_with_the_loop_over_time(backend: str, step: Step) -> None:
+    dtype, indices, ring, length, seqlen = step
     generator = torch.Generator().manual_seed(3)
 
     def normal(*shape: int) -> Tensor:
