@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Iterable, NamedTuple
 
@@ -23,6 +24,8 @@ from tests.noticed.changes import Change
 KEPT = parts.REPOSITORY / "build" / "noticed"
 MODULES = (*interpreters.TORCH, "pytest", "_pytest.assertion.rewrite", "einops", "coverage")
 SECONDS = 4 * 3600
+# How pytest begins a line about a test that does not pass.
+FAILED = ("FAILED ", "ERROR ")
 # Stands after an import of the package's first module, on its line.
 IMPORTED = "; sys.path.append({0!r}); import noticed_recorder; sys.path.remove({0!r})"
 
@@ -44,12 +47,28 @@ class Timed(NamedTuple):
         return self.name.partition("::")[0]
 
 
-def record(tree: Path, files: Iterable[str]) -> None:
-    """Run the files of tests whose record is missing or stale in the copy of the tree."""
+# The copy of the tree that is this process's.
+tree = Path()
+
+
+def record(pool: Pool, files: Iterable[str], seconds: float = 0.0) -> None:
+    """Run the files of tests whose record is missing or stale, each in a worker's copy.
+
+    Of a file whose tests take longer than ``seconds``, where it is given, those before count.
+    """
     missing = [each for each in sorted(set(files)) if not _kept(each).exists()]
     if not missing:
         return
     print(f"Recording what {len(missing)} files of tests execute", flush=True)
+    # The longest last would keep all others waiting.
+    missing.sort(key=lambda each: -(parts.REPOSITORY / each).stat().st_size)
+    for file, said in pool.imap_unordered(record_one, [(each, seconds) for each in missing]):
+        print(f"  {file}: {said}", flush=True)
+
+
+def record_one(pair: tuple[str, float]) -> tuple[str, str]:
+    """Record a file of tests in this process's copy; it, and what pytest says of it."""
+    file, seconds = pair
     folder, recorded = tree.parent / "recorder", tree.parent / "recorded"
     shutil.rmtree(folder, ignore_errors=True)
     for each in (folder / "records", recorded):
@@ -62,21 +81,21 @@ def record(tree: Path, files: Iterable[str]) -> None:
     try:
         imported = f"\nimport sys{IMPORTED.format(str(folder))}\n"
         package.write_text(text.replace("\nimport sys\n", imported, 1), "utf-8")
-        for file in missing:
-            _run(tree, [file], recorded)
-            for old in KEPT.glob(f"{_name(file)}.*.json"):
-                old.unlink()
-            made = recorded / f"{_name(file)}.json"
-            KEPT.mkdir(parents=True, exist_ok=True)
-            if made.exists():
-                shutil.move(str(made), _kept(file))
-            else:
-                _kept(file).write_text('{"tests": [], "seconds": [], "executed": {}}', "utf-8")
+        said = _run(tree, [file], recorded, seconds or SECONDS)
     finally:
         package.write_text(text, "utf-8")
+    KEPT.mkdir(parents=True, exist_ok=True)
+    for old in KEPT.glob(f"{_name(file)}.*.json"):
+        old.unlink()
+    made = recorded / f"{_name(file)}.json"
+    if made.exists():
+        shutil.move(str(made), _kept(file))
+    else:
+        _kept(file).write_text('{"tests": [], "seconds": [], "executed": {}}', "utf-8")
+    return file, said
 
 
-def _run(tree: Path, files: list[str], recorded: Path) -> None:
+def _run(tree: Path, files: list[str], recorded: Path, seconds: float) -> str:
     arguments = ["-m", "pytest", "-q", "-p", "tests.noticed.recording", "-p", "no:cacheprovider"]
     done = interpreters.run(
         [*arguments, *files],
@@ -86,11 +105,12 @@ def _run(tree: Path, files: list[str], recorded: Path) -> None:
             "NOTICED_RECORDED": str(recorded),
         },
         cwd=tree,
-        timeout=SECONDS,
+        timeout=seconds,
         modules=MODULES,
     )
     said = done.stdout.splitlines() or done.stderr.splitlines() or [""]
-    print(f"  {files[0]}: {said[-1]}", flush=True)
+    failed = [line.split(" - ")[0] for line in said if line.startswith(FAILED)]
+    return "; ".join([said[-1], *failed])
 
 
 def environment(tree: Path) -> dict[str, str]:

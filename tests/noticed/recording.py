@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -28,6 +29,8 @@ class _Plugin:
         self.file = ""
         self.tests: list[str] = []
         self.seconds: dict[str, float] = {}
+        # Those that fail where nothing is changed can notice nothing.
+        self.failed: set[str] = set()
         # By the module's path and the line's text: the tests that execute it, as bits.
         self.executed: dict[str, dict[str, int]] = {}
         # What fixtures of the whole file execute is every test's.
@@ -61,6 +64,8 @@ class _Plugin:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         before = self.seconds.get(report.nodeid, 0.0)
         self.seconds[report.nodeid] = before + report.duration
+        if report.failed:
+            self.failed.add(report.nodeid)
 
     def pytest_sessionfinish(self) -> None:
         self.write()
@@ -89,6 +94,9 @@ class _Plugin:
         if not self.tests:
             return
         everyone = (1 << len(self.tests)) - 1
+        passing = everyone
+        for each in self.failed & set(self.tests):
+            passing &= ~(1 << numbers[each])
         for path, texts in self.shared.items():
             for line in texts:
                 self.executed[path][line] = everyone
@@ -97,7 +105,7 @@ class _Plugin:
             "tests": self.tests,
             "seconds": [round(self.seconds.get(each, 0.0), 2) for each in self.tests],
             "executed": {
-                path: {line: f"{bits:x}" for line, bits in each.items()}
+                path: {line: f"{bits & passing:x}" for line, bits in each.items()}
                 for path, each in self.executed.items()
             },
         }
@@ -111,3 +119,5 @@ def pytest_configure(config: pytest.Config) -> None:
     import jetson_mamba  # noqa: F401
 
     config.pluginmanager.register(_Plugin())
+    # Where the time is over, what is known is written.
+    signal.signal(signal.SIGALRM, lambda *_: pytest.exit("the time is over"))

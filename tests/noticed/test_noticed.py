@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.noticed import __main__ as noticed
 from tests.noticed import executed, parts
+from tests.noticed import survey as noticed
 from tests.noticed.changes import change, sample
 from tests.noticed.harmless import HARMLESS
 
