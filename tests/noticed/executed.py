@@ -11,9 +11,8 @@ import hashlib
 import json
 import os
 import shutil
-from multiprocessing.pool import Pool
 from pathlib import Path
-from typing import Iterable, NamedTuple
+from typing import Callable, Iterable, NamedTuple, Protocol, TypeVar
 
 import coverage
 
@@ -28,6 +27,9 @@ SECONDS = 4 * 3600
 FAILED = ("FAILED ", "ERROR ")
 # Stands after an import of the package's first module, on its line.
 IMPORTED = "; sys.path.append({0!r}); import noticed_recorder; sys.path.remove({0!r})"
+
+_Given = TypeVar("_Given")
+_Made = TypeVar("_Made")
 
 
 class Timed(NamedTuple):
@@ -51,7 +53,16 @@ class Timed(NamedTuple):
 tree = Path()
 
 
-def record(pool: Pool, files: Iterable[str], seconds: float = 0.0) -> None:
+class Spread(Protocol):
+    """How a function is applied to each of several: as ``map`` does, or by many workers."""
+
+    def __call__(
+        self, function: Callable[[_Given], _Made], given: Iterable[_Given], /
+    ) -> Iterable[_Made]:
+        """What it gives for each, in any order."""
+
+
+def record(spread: Spread, files: Iterable[str], seconds: float = 0.0) -> None:
     """Run the files of tests whose record is missing or stale, each in a worker's copy.
 
     Of a file whose tests take longer than ``seconds``, where it is given, those before count.
@@ -62,7 +73,7 @@ def record(pool: Pool, files: Iterable[str], seconds: float = 0.0) -> None:
     print(f"Recording what {len(missing)} files of tests execute", flush=True)
     # The longest last would keep all others waiting.
     missing.sort(key=lambda each: -(parts.REPOSITORY / each).stat().st_size)
-    for file, said in pool.imap_unordered(record_one, [(each, seconds) for each in missing]):
+    for file, said in spread(record_one, [(each, seconds) for each in missing]):
         print(f"  {file}: {said}", flush=True)
 
 

@@ -58,7 +58,7 @@ def main() -> None:
     drawn = [each for part in names for each in files_drawn(part, chosen)]
     with tempfile.TemporaryDirectory() as folder, workers(chosen.workers, folder) as pool:
         tests = {each for one in drawn for stage in one.stages for each in stage}
-        executed.record(pool, tests, chosen.seconds / 2)
+        executed.record(pool.imap_unordered, tests, chosen.seconds / 2)
         changes = list(pool.imap_unordered(changes_of, [(each, chosen.seed) for each in drawn]))
         tasks = [Task(*pair, chosen.each, end) for each in changes for pair in each]
         # A run that is ended early has seen some of everything.

@@ -105,6 +105,19 @@ def test_the_copy_is_of_the_tree_and_apart_from_it(tmp_path: Path) -> None:
         assert not copied.samefile(source)
 
 
+def test_each_worker_has_a_copy_of_its_own(tmp_path: Path) -> None:
+    with noticed.workers(2, str(tmp_path)) as pool:
+        used = set(pool.map(copy_of_the_worker, range(4)))
+    copies = {each / "tree" for each in tmp_path.iterdir()}
+    assert len(copies) == 2 and used <= copies
+    assert all((each / "jetson_mamba" / "__init__.py").exists() for each in copies)
+
+
+def copy_of_the_worker(_: int) -> Path:
+    """Where the copy of the process that runs this stands."""
+    return executed.tree
+
+
 PACKAGE = '''"""A package."""
 
 import os
@@ -161,6 +174,12 @@ def test_with_what_is_shared(shared):
 
 def test_of_nothing():
     pass
+
+
+def test_fails():
+    import jetson_mamba
+
+    assert jetson_mamba.chosen(1) == "much"
 """
 
 
@@ -173,7 +192,8 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         file = tmp_path / "tree" / name
         file.parent.mkdir(parents=True)
         file.write_text(text)
-    executed.record(tmp_path / "tree", ["tests/test_it.py"])
+    monkeypatch.setattr(executed, "tree", tmp_path / "tree")
+    executed.record(map, ["tests/test_it.py"])
     return tmp_path / "tree"
 
 
@@ -202,11 +222,16 @@ def test_a_record_is_kept_until_its_tests_change(
 ) -> None:
     (kept,) = executed.KEPT.iterdir()
     runs: list[list[str]] = []
-    monkeypatch.setattr(executed, "_run", lambda tree, files, folder: runs.append(files))
-    executed.record(recorded, ["tests/test_it.py"])
+
+    def run(tree: Path, files: list[str], *rest: object) -> str:
+        runs.append(files)
+        return "nothing"
+
+    monkeypatch.setattr(executed, "_run", run)
+    executed.record(map, ["tests/test_it.py"])
     assert runs == [] and kept.exists()
     (recorded / "tests" / "test_it.py").write_text(f"{TESTS}\n# changed\n")
-    executed.record(recorded, ["tests/test_it.py"])
+    executed.record(map, ["tests/test_it.py"])
     assert runs == [["tests/test_it.py"]] and not kept.exists()
 
 
