@@ -52,6 +52,9 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=0.0, help="begin nothing later, half of it for the record"
     )
+    parser.add_argument(
+        "--resume", type=Path, help="a file of results: what it has is not tried again"
+    )
     chosen = parser.parse_args()
     end = time.monotonic() + chosen.seconds if chosen.seconds else float("inf")
     names = list(parts.PARTS) if chosen.part == "all" else [chosen.part]
@@ -64,12 +67,18 @@ def main() -> None:
         # A run that is ended early has seen some of everything.
         tasks.sort(key=lambda task: (task.file.path, task.change.text))
         random.Random(chosen.seed).shuffle(tasks)
-        results = []
-        for task, by, seconds in pool.imap_unordered(tried, tasks):
-            if by != NOT_TRIED:
-                results.append((task, by))
-                tell(task, by, seconds)
-    ended = [summed(part, results, chosen.allowed) for part in names]
+        results = known(chosen.resume, tasks)
+        left = [each for each in tasks if each.name not in results]
+        for task, by, seconds in pool.imap_unordered(tried, left):
+            if by == NOT_TRIED:
+                continue
+            results[task.name] = by
+            tell(task, by, seconds)
+            if chosen.resume:
+                with chosen.resume.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps([task.name, by]) + "\n")
+    results_of = [(each, results[each.name]) for each in tasks if each.name in results]
+    ended = [summed(part, results_of, chosen.allowed) for part in names]
     raise SystemExit(0 if all(ended) else 1)
 
 
@@ -89,6 +98,21 @@ class Task(NamedTuple):
     change: Change
     seconds: float
     end: float
+
+    @property
+    def name(self) -> str:
+        """It, among those of its seed and tree."""
+        change = self.change
+        return f"{self.file.path.as_posix()}:{change.line}: {change.before} -> {change.after}"
+
+
+def known(file: Path | None, tasks: list[Task]) -> dict[str, str | None]:
+    """What became of those that a file of results has."""
+    if file is None or not file.exists():
+        return {}
+    names = {each.name for each in tasks}
+    pairs = (json.loads(line) for line in file.read_text("utf-8").splitlines())
+    return {name: by for name, by in pairs if name in names}
 
 
 NO_EFFECT, NOT_TRIED = "no effect", "not tried"
@@ -145,7 +169,11 @@ def tried(task: Task) -> tuple[Task, str | None, float]:
         return task, NO_EFFECT, 0.0
     start = time.monotonic()
     run = to_run(file.stages, file.path, change, seconds)
-    by = noticing(executed.tree, file.path, change, *run)
+    try:
+        by = noticing(executed.tree, file.path, change, *run)
+    except RuntimeError as error:
+        print(f"{task.name} is not tried: {error}", flush=True)
+        by = NOT_TRIED
     return task, by, time.monotonic() - start
 
 
