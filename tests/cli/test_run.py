@@ -26,7 +26,8 @@ def run(*arguments: str, folder: Path, ours: bool = True) -> subprocess.Complete
     """``jetson-mamba run`` with the arguments, or ``python`` with the same ones."""
     return subprocess.run(
         [sys.executable, *(("-m", "jetson_mamba", "run") if ours else ()), *arguments],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "80"},
+        # What is said is kept back, as it is where nothing says otherwise.
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "80", "PYTHONUNBUFFERED": ""},
         cwd=folder,
         capture_output=True,
         text=True,
@@ -117,6 +118,7 @@ def test_code_runs_as_under_python(code: str, tmp_path: Path) -> None:
         "print('said, and not yet written')\nraise KeyboardInterrupt\n",
         "import sys\nsys.stderr.write('said')\nraise KeyboardInterrupt('why')\n",
         "import atexit\natexit.register(print, 'at exit')\nprint(1)\nraise KeyboardInterrupt\n",
+        "import atexit, sys\natexit.register(sys.stderr.write, 'end')\nraise KeyboardInterrupt\n",
         "import threading, time\n"
         "def work():\n    time.sleep(0.2)\n    print('done')\n"
         "threading.Thread(target=work).start()\nraise KeyboardInterrupt\n",
