@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Callable, Iterable, NamedTuple, Protocol, TypeVar
+from typing import Any, Callable, Iterable, NamedTuple, Protocol, TypeVar
 
 import coverage
 
@@ -99,11 +99,12 @@ def record_one(pair: tuple[str, float]) -> tuple[str, str]:
     for old in KEPT.glob(f"{_name(file)}.*.json"):
         old.unlink()
     made = recorded / f"{_name(file)}.json"
+    record: dict[str, Any] = {"tests": [], "failed": [], "seconds": [], "executed": {}}
     if made.exists():
-        shutil.move(str(made), _kept(file))
-    else:
-        _kept(file).write_text('{"tests": [], "seconds": [], "executed": {}}', "utf-8")
-    return file, said
+        record = json.loads(made.read_text("utf-8"))
+    record["failed"] = _failing(tree, record["failed"])
+    _kept(file).write_text(json.dumps(record), "utf-8")
+    return file, "; ".join([said, *(f"{each} fails" for each in record["failed"])])
 
 
 def _run(tree: Path, files: list[str], recorded: Path, seconds: float) -> str:
@@ -120,8 +121,19 @@ def _run(tree: Path, files: list[str], recorded: Path, seconds: float) -> str:
         modules=MODULES,
     )
     said = done.stdout.splitlines() or done.stderr.splitlines() or [""]
-    failed = [line.split(" - ")[0] for line in said if line.startswith(FAILED)]
-    return "; ".join([said[-1], *failed])
+    return said[-1]
+
+
+def _failing(tree: Path, tests: list[str]) -> list[str]:
+    """Those that fail also where nothing records them, and so can notice nothing."""
+    options = ["-q", "--no-header", "--tb=no", "-p", "no:cacheprovider"]
+    return [
+        each
+        for each in tests
+        if interpreters.run(
+            ["-m", "pytest", *options, each], env=environment(tree), cwd=tree, modules=MODULES
+        ).returncode
+    ]
 
 
 def environment(tree: Path) -> dict[str, str]:
@@ -160,7 +172,11 @@ def executing(files: Iterable[str], module: Path, change: Change) -> list[Timed]
             for line in lines:
                 bits |= int(executed.get(line, "0"), 16)
             pairs = zip(each["tests"], each["seconds"])
-            found += [Timed(*pair) for number, pair in enumerate(pairs) if bits >> number & 1]
+            found += [
+                Timed(*pair)
+                for number, pair in enumerate(pairs)
+                if bits >> number & 1 and pair[0] not in each.get("failed", ())
+            ]
         if found:
             return found
     return []

@@ -29,7 +29,6 @@ class _Plugin:
         self.file = ""
         self.tests: list[str] = []
         self.seconds: dict[str, float] = {}
-        # Those that fail where nothing is changed can notice nothing.
         self.failed: set[str] = set()
         # By the module's path and the line's text: the tests that execute it, as bits.
         self.executed: dict[str, dict[str, int]] = {}
@@ -94,18 +93,16 @@ class _Plugin:
         if not self.tests:
             return
         everyone = (1 << len(self.tests)) - 1
-        passing = everyone
-        for each in self.failed & set(self.tests):
-            passing &= ~(1 << numbers[each])
         for path, texts in self.shared.items():
             for line in texts:
                 self.executed[path][line] = everyone
         file = RECORDED / f"{self.file.replace('/', '+')}.json"
         content = {
             "tests": self.tests,
+            "failed": [each for each in self.tests if each in self.failed],
             "seconds": [round(self.seconds.get(each, 0.0), 2) for each in self.tests],
             "executed": {
-                path: {line: f"{bits & passing:x}" for line, bits in each.items()}
+                path: {line: f"{bits:x}" for line, bits in each.items()}
                 for path, each in self.executed.items()
             },
         }

@@ -180,6 +180,12 @@ def test_fails():
     import jetson_mamba
 
     assert jetson_mamba.chosen(1) == "much"
+
+
+def test_fails_where_it_is_recorded():
+    import jetson_mamba
+
+    assert jetson_mamba.chosen(9) == "much" and "noticed_recorder" not in sys.modules
 """
 
 
@@ -200,17 +206,18 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_executes_a_line_is_known_wherever_it_runs(recorded: Path) -> None:
     module = Path("jetson_mamba/__init__.py")
     assert (recorded / module).read_text() == PACKAGE
-    little, much, shares = "test_little", "test_much_in_a_process", "test_with_what_is_shared"
+    little, shares = "test_little", "test_with_what_is_shared"
+    much, again = "test_much_in_a_process", "test_fails_where_it_is_recorded"
     for before, after, by in (
         ('return "little"', "return", [little]),
-        ('return "much"', "return", [much]),
-        ("if number > LIMIT:", "if False:", [little, much]),
+        ('return "much"', "return", [much, again]),
+        ("if number > LIMIT:", "if False:", [little, much, again]),
         # A docstring whose function does nothing any more, and an element on a line of its own.
-        ('"""One of two."""', "pass", [little, much]),
+        ('"""One of two."""', "pass", [little, much, again]),
         # A fixture of the whole file is every later test's.
-        ("        2,\n", "", [little, much, shares, "test_of_nothing"]),
+        ("        2,\n", "", [little, much, shares, "test_of_nothing", again]),
         # What runs at import is everybody's who calls something.
-        ("LIMIT = 3", "LIMIT = 4", [little, much, shares, "test_of_nothing"]),
+        ("LIMIT = 3", "LIMIT = 4", [little, much, shares, "test_of_nothing", again]),
     ):
         changed = change(PACKAGE, PACKAGE.replace(before, after))
         found = executed.executing(["tests/test_it.py"], module, changed)
