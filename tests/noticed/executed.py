@@ -158,8 +158,7 @@ def _kept(file: str) -> Path:
 def executing(files: Iterable[str], module: Path, change: Change) -> list[Timed]:
     """The tests of these files that execute what is changed, as :func:`ordered` has them.
 
-    Of a line that runs at import, or that no test executes, those that execute its function or,
-    failing that, its module.
+    Of a line that no test executes itself, as what runs at import, those that execute its module.
     """
     text = (parts.REPOSITORY / module).read_text("utf-8")
     wider = [set(each) for each in _extents(text, change.line)]
@@ -183,10 +182,10 @@ def executing(files: Iterable[str], module: Path, change: Change) -> list[Timed]
 
 
 def _extents(text: str, line: int) -> list[list[str]]:
-    """The texts of the statement at a line, of its function, and of all functions of the module."""
+    """The texts of the statement at a line, or of its whole function, and of all functions."""
     texts = [each.strip() for each in text.splitlines()]
-    functions, statement = [], None
-    inside: list[list[str]] = []
+    functions, statement, whole = [], None, None
+    inside = False
     for node in ast.walk(ast.parse(text)):
         if not isinstance(node, ast.stmt):
             continue
@@ -200,11 +199,14 @@ def _extents(text: str, line: int) -> list[list[str]]:
             body = texts[bodies[0].lineno - 1 : last]
             functions += body
             if node.lineno <= line <= last:
-                inside.insert(0, body)
+                inside = True
+                # Which a change of a default, or a body that is skipped, is about.
+                if line < bodies[0].lineno + bool(ast.get_docstring(node)):
+                    whole = body
         elif not isinstance(node, ast.ClassDef) and node.lineno <= line <= head:
             statement = texts[node.lineno - 1 : head]
-    nearest = [statement] if statement and inside else []
-    return [each for each in (*nearest, *inside, functions) if each]
+    nearest = whole or (statement if inside else None)
+    return [each for each in (nearest, functions) if each]
 
 
 def ordered(tests: Iterable[Timed], own: Iterable[str], seconds: float) -> list[str]:
