@@ -47,6 +47,8 @@ OWN = {
     "ops/norms": "ops/test_norms.py",
     "ops/norm": "ops/test_norms.py",
     "ops/decoding": "ops/test_selective_state_update.py",
+    "ops/decoding/pieces": "modules/test_prefill.py",
+    "ops/decoding/several_tokens": "ops/test_whole_steps.py modules/test_prefill.py",
     "ops/swiglu": "ops/test_swiglu.py",
     "ops/mamba_inner": "ops/test_mamba_inner.py ops/test_blocks.py",
     "ops/mamba3": "ops/test_mamba3.py",
@@ -102,7 +104,7 @@ ALL = {
     "cli/test_status.py releases/test_bundle.py releases/test_blocks.py",
     "rewrite": "rewrite hook/test_rewrite.py hook/test_names_beside.py hook/test_unserved.py "
     "releases/test_copies.py rewrite/test_kept.py mutants releases/test_unknown_texts.py",
-    "ops": "ops export emulated compile "
+    "ops": "ops export emulated compile modules "
     "releases/test_blocks.py releases/test_past_targets.py releases/test_decoding.py",
     "report": "cli doctor docs installing",
 }
