@@ -56,7 +56,7 @@ OWN = {
     "ops/any_form": "ops/test_any_form.py",
     "ops/attention": "ops/test_attention.py",
     "call_forms": "ops/test_any_form.py rewrite/test_extents.py",
-    "dispatch/arguments": "ops/test_arguments.py ops/test_causal_conv1d.py ops/test_ssd_errors.py ops/test_mamba3.py",
+    "dispatch/arguments": "ops/test_arguments.py ops/test_ssd_errors.py ops/test_mamba3.py",
     "dispatch/computation": "ops/test_twice.py ops/test_ssd_mixer.py ops/test_norms.py",
     "dispatch/fields": "ops/test_fields.py compile/test_operators.py",
     "dispatch/launchers": "ops/test_launches.py ops/test_past_triton.py",
