@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Callable, Iterable, NamedTuple, Protocol, TypeVar
+from typing import Any, Callable, Iterable, NamedTuple, Protocol, Sequence, TypeVar
 
 import coverage
 
@@ -155,21 +155,24 @@ def _kept(file: str) -> Path:
     return KEPT / f"{_name(file)}.{digest}.json"
 
 
-def executing(files: Iterable[str], module: Path, change: Change) -> list[Timed]:
-    """The tests of these files that execute what is changed, as :func:`ordered` has them.
+def executing(own: Sequence[str], rest: Sequence[str], module: Path, change: Change) -> list[Timed]:
+    """The tests of these files that execute what is changed.
 
-    Of a line that no test executes itself, as what runs at import, those that execute its module.
+    Of a line that no test executes itself, as what runs at import, those that execute its module,
+    and all of its ``own`` files: a constant is read by whoever asks for it.
     """
     text = (parts.REPOSITORY / module).read_text("utf-8")
-    wider = [set(each) for each in _extents(text, change.line)]
-    records = [json.loads(_kept(each).read_text("utf-8")) for each in files]
-    for lines in wider:
+    *nearest, functions = [set(each) for each in _extents(text, change.line)]
+    records = {each: json.loads(_kept(each).read_text("utf-8")) for each in (*own, *rest)}
+    for lines in (*nearest, functions):
         found = []
-        for each in records:
+        for file, each in records.items():
             executed = each["executed"].get(module.as_posix(), {})
             bits = 0
             for line in lines:
                 bits |= int(executed.get(line, "0"), 16)
+            if lines is functions and file in own:
+                bits = (1 << len(each["tests"])) - 1
             pairs = zip(each["tests"], each["seconds"])
             found += [
                 Timed(*pair)
@@ -206,7 +209,7 @@ def _extents(text: str, line: int) -> list[list[str]]:
         elif not isinstance(node, ast.ClassDef) and node.lineno <= line <= head:
             statement = texts[node.lineno - 1 : head]
     nearest = whole or (statement if inside else None)
-    return [each for each in (nearest, functions) if each]
+    return [*([nearest] if nearest else []), functions]
 
 
 def ordered(tests: Iterable[Timed], own: Iterable[str], seconds: float) -> list[str]:

@@ -230,7 +230,7 @@ def to_run(
 ) -> tuple[list[str], float]:
     """The tests that should notice a change, or files of such, and how long they may take."""
     first, rest = stages
-    tests = executed.executing(first + rest, file, change)
+    tests = executed.executing(first, rest, file, change)
     names = executed.ordered(tests, first, seconds)
     if not names:
         return first or rest, START + TIMES * seconds

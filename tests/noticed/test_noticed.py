@@ -158,6 +158,12 @@ def shared():
     return jetson_mamba.other()
 
 
+def test_of_a_constant():
+    import jetson_mamba
+
+    assert jetson_mamba.LIMIT == 3
+
+
 def test_little():
     import jetson_mamba
 
@@ -220,8 +226,12 @@ def test_what_executes_a_line_is_known_wherever_it_runs(recorded: Path) -> None:
         ("LIMIT = 3", "LIMIT = 4", [little, much, shares, "test_of_nothing", again]),
     ):
         changed = change(PACKAGE, PACKAGE.replace(before, after))
-        found = executed.executing(["tests/test_it.py"], module, changed)
+        found = executed.executing([], ["tests/test_it.py"], module, changed)
         assert [each.name for each in found] == [f"tests/test_it.py::{each}" for each in by]
+    # What runs at import may be read by any of a module's own tests.
+    changed = change(PACKAGE, PACKAGE.replace("LIMIT = 3", "LIMIT = 4"))
+    own = executed.executing(["tests/test_it.py"], [], module, changed)
+    assert "tests/test_it.py::test_of_a_constant" in [each.name for each in own]
 
 
 def test_a_record_is_kept_until_its_tests_change(
