@@ -50,4 +50,10 @@ HARMLESS = (
         "packages = _told(tool, (*plan.optional, *plan.held), plan)",
         "it is the first that is told, of a list that is empty",
     ),
+    Harmless(
+        "jetson_mamba/ops/ssd/steps.py",
+        "return not (scan.dt_softplus and least <= 0 and most == math.inf)",
+        "return not (scan.dt_softplus and least < 0 and most == math.inf)",
+        "what softplus gives is left as it is by a limit of 0",
+    ),
 )
