@@ -52,7 +52,7 @@ def test_whatever_decorates_a_function_makes_a_kernel_that_tells_what_it_was_tol
     ):
         assert isinstance(decorated, triton.Kernel)
         assert decorated.fn is function
-        assert (decorated.__name__, decorated.__doc__) == ("function", "Its words.")
+        assert vars(decorated)["__name__"] == "function" and decorated.__doc__ == "Its words."
     tuned: Any = triton.autotune([1], key=["x"])(triton.jit(function))
     assert (tuned.configs, tuned.key) == ([1], ["x"])
     found: Any = triton.heuristics({"x": 1})(triton.jit(function))
