@@ -56,4 +56,10 @@ HARMLESS = (
         "return not (scan.dt_softplus and least < 0 and most == math.inf)",
         "what softplus gives is left as it is by a limit of 0",
     ),
+    Harmless(
+        "jetson_mamba/dispatch/unchecked.py",
+        "return inspect.signature(lambda *arguments, **keywords: None).parameters",
+        "return inspect.signature(lambda *arguments, **keywords: 0).parameters",
+        "of the function only its parameters are asked for",
+    ),
 )
