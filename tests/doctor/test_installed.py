@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from jetson_mamba.report import extensions, installed, machine, probe
+from jetson_mamba.report.findings import registry
 
 
 @pytest.fixture
@@ -169,3 +170,19 @@ def test_a_gpu_is_what_the_driver_tells_and_else_what_the_board_has(
     else:
         assert [(each.name, each.capability, each.memory_bytes) for each in gpus][:1] == found
         assert len(gpus) == len((told or "").splitlines())
+
+
+def test_one_symptom_has_the_same_words_wherever_it_is_looked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registry, "SYMPTOMS", {})
+    monkeypatch.setattr(registry, "DETECTORS", [])
+
+    def nothing(facts: Any) -> Any:
+        return iter(())
+
+    for _ in range(2):
+        assert registry.finds("a-symptom", "its words")(nothing) is nothing
+    with pytest.raises(ValueError, match="a-symptom: expected the words 'its words'"):
+        registry.finds("a-symptom", "other words")(nothing)
+    assert registry.DETECTORS == [("a-symptom", nothing)] * 2
