@@ -185,4 +185,4 @@ def test_one_symptom_has_the_same_words_wherever_it_is_looked_for(
         assert registry.finds("a-symptom", "its words")(nothing) is nothing
     with pytest.raises(ValueError, match="a-symptom: expected the words 'its words'"):
         registry.finds("a-symptom", "other words")(nothing)
-    assert registry.DETECTORS == [("a-symptom", nothing)] * 2
+    assert [("a-symptom", nothing)] * 2 == registry.DETECTORS
