@@ -273,6 +273,4 @@ def _with_notice(target: str, source: bytes, rewritten: Rewritten) -> str:
     )
     # A copy in which nothing changed is kept to know that, and is not run.
     text = rewritten.text if rewritten.applied else ""
-    if not text.endswith(("\n", "\r")):
-        text += end
     return text + end.join(notice)
