@@ -36,6 +36,9 @@ NEEDS = {
 # Xavier's Carmel. Its own choice has everything, and there torch 2.4 multiplies batches of float32
 # matrices in bfloat16, and torch 2.1 finds no product in 16 bits.
 PROCESSOR = "cortex-a76"
+# What an emulator is slow at. Python compiles what it imports; pip would compile every file of
+# transformers, of which a block needs few. Threads that wait by spinning take each other's turn.
+EMULATED = ("PIP_NO_COMPILE=1", "OMP_NUM_THREADS=1")
 DEVICES = {"null": (1, 3), "zero": (1, 5), "random": (1, 8), "urandom": (1, 9)}
 # Named, since pip would judge for this machine which of them another one needs.
 NEEDED_BY_TORCH = (
@@ -119,7 +122,7 @@ def command(board: Board, root: Path, script: str) -> list[str]:
     if not board.suite:
         own = [f"PATH={root}/venv/bin:/usr/bin:/bin", f"HOME={root}/root", "LANG=C.UTF-8", trusted]
         return ["env", "-i", *own, "bash", f"{root}/tmp/{script}"]
-    variables = [path, "HOME=/root", "LANG=C.UTF-8", trusted, f"QEMU_CPU={PROCESSOR}"]
+    variables = [path, "HOME=/root", "LANG=C.UTF-8", trusted, f"QEMU_CPU={PROCESSOR}", *EMULATED]
     return ["env", "-i", *variables, CHROOT, str(root), "/bin/bash", f"/tmp/{script}"]
 
 

@@ -12,13 +12,15 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import pytest
+import torch
 
 from jetson_mamba import advice
 from jetson_mamba.errors import Unavailable
 from jetson_mamba.kernels import compiler as compiler_of_kernels
+from jetson_mamba.kernels import through_libraries, through_packages
 from jetson_mamba.releases import get_torch
 from jetson_mamba.report.findings import SYMPTOMS
 from jetson_mamba.report.machine import ELF_MACHINES
@@ -646,30 +648,28 @@ ops.selective_scan_fn = lambda *_: module.OP.implementation(Case("cuda:0"))
 """
 
 
-def without_nvidias_packages(monkeypatch: pytest.MonkeyPatch, ask: Callable[[], object]) -> str:
-    """What the compiler says where neither cuda-core nor NVRTC can be imported."""
+def without_nvrtc(monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the compiler says where NVRTC is neither a package nor a library."""
 
     def missing(name: str) -> None:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-    monkeypatch.setattr(compiler_of_kernels, "import_module", missing)
+    monkeypatch.setattr(through_packages, "import_module", missing)
+    monkeypatch.setattr(through_libraries, "NVRTC_NAMES", {"": "libnvrtc-of-no-release.so"})
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(through_libraries, "_nvrtc", through_libraries._nvrtc.__wrapped__)
     with pytest.raises(Unavailable) as caught:
-        ask()
+        compiler_of_kernels._first.__wrapped__("version")
     return str(caught.value)
 
 
 @pytest.mark.parametrize(("cuda", "extra"), [("12.6", "cuda12"), ("13.0", "cuda13")])
-@pytest.mark.parametrize("ask", [compiler_of_kernels._cuda_core, compiler_of_kernels._nvrtc])
 def test_kernels_that_cannot_be_compiled_for_want_of_a_package(
-    machine: Machine,
-    monkeypatch: pytest.MonkeyPatch,
-    ask: Callable[[], object],
-    cuda: str,
-    extra: str,
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, cuda: str, extra: str
 ) -> None:
     healthy(machine)
     machine.torch_again(cuda=cuda)
-    reason = without_nvidias_packages(monkeypatch, ask)
+    reason = without_nvrtc(monkeypatch)
     assert "not installed" in reason
     machine.append_to_torch(OP_ON_A_GPU.format(error=f"Unavailable({reason!r})"))
     finding = machine.findings(hook=True)["no-nvrtc"]
