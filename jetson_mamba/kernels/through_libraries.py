@@ -1,4 +1,4 @@
-"""NVRTC and the driver as CUDA itself installs them, where NVIDIA's packages do not serve.
+"""The libraries that CUDA itself installs, for kernels where NVIDIA's packages do not serve.
 
 JetPack 5 has Python 3.8 and CUDA 11.4, for which there is no ``cuda-core``; its toolkit has NVRTC
 all the same, and its driver ``libcuda``. Both are called by ctypes here, by the functions of CUDA

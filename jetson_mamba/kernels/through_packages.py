@@ -1,7 +1,7 @@
-"""NVRTC and the driver through NVIDIA's ``cuda-bindings`` and ``cuda-core``, which find both.
+"""NVIDIA's own packages, ``cuda-bindings`` with ``cuda-core``, as the way of kernels to a GPU.
 
-Neither package is imported before a kernel is asked for. ``through_libraries.py`` has the same
-names; ``compiler.py`` chooses.
+They find the libraries themselves. Neither is imported before a kernel is asked for.
+``through_libraries.py`` has the same names; ``compiler.py`` chooses.
 """
 
 from __future__ import annotations
