@@ -37,15 +37,15 @@ NEEDS = {
 # matrices in bfloat16, and torch 2.1 finds no product in 16 bits.
 PROCESSOR = "cortex-a76"
 # What an emulator is slow at. Python compiles what it imports; pip would compile every file of
-# transformers, of which a block needs few. Threads that wait by spinning take each other's turn.
-EMULATED = ("PIP_NO_COMPILE=1", "OMP_NUM_THREADS=1")
+# transformers, of which a block needs few (0 is how an option that begins with "no" is given in a
+# variable of pip's). Threads that wait by spinning take each other's turn.
+EMULATED = ("PIP_NO_COMPILE=0", "OMP_NUM_THREADS=1")
 DEVICES = {"null": (1, 3), "zero": (1, 5), "random": (1, 8), "urandom": (1, 9)}
 # Named, since pip would judge for this machine which of them another one needs.
 NEEDED_BY_TORCH = (
     *("filelock", "typing-extensions", "sympy<1.14", "mpmath<1.4", "networkx", "jinja2"),
     *("MarkupSafe", "fsspec"),
 )
-BASE = "python3,python3-venv,python3-pip,ca-certificates"
 
 
 def prepare_machine() -> str | None:
@@ -65,10 +65,11 @@ def prepare_machine() -> str | None:
 def build(board: Board) -> Path:
     """The root of a board, made anew from what is kept of its suite."""
     if not board.suite:
-        return _environment(board)
+        return _own_python(board)
     base = FOLDER / "suites" / board.suite
-    if not (base / "usr" / "bin" / "python3").exists():
-        _bootstrap(board.suite, base)
+    python = base / "usr" / "bin" / f"python{board.python}"
+    if not python.exists():
+        _bootstrap(board, base)
     root = FOLDER / board.name
     shutil.rmtree(root, ignore_errors=True)
     subprocess.run(["cp", "--archive", "--reflink=auto", base, root], check=True)
@@ -120,25 +121,37 @@ def command(board: Board, root: Path, script: str) -> list[str]:
     # As on a board: no settings of pip that are this machine's, but whom it trusts.
     trusted = "PIP_CERT=/etc/ssl/certs/ca-certificates.crt"
     if not board.suite:
-        own = [f"PATH={root}/venv/bin:/usr/bin:/bin", f"HOME={root}/root", "LANG=C.UTF-8", trusted]
+        own = [
+            f"PATH={root}/python/bin:/usr/bin:/bin",
+            f"HOME={root}/root",
+            "LANG=C.UTF-8",
+            trusted,
+        ]
         return ["env", "-i", *own, "bash", f"{root}/tmp/{script}"]
     variables = [path, "HOME=/root", "LANG=C.UTF-8", trusted, f"QEMU_CPU={PROCESSOR}", *EMULATED]
     return ["env", "-i", *variables, CHROOT, str(root), "/bin/bash", f"/tmp/{script}"]
 
 
-def _environment(board: Board) -> Path:
-    """An environment of this machine's own Python; torch, which is large, is fetched once."""
+def _own_python(board: Board) -> Path:
+    """A copy of this machine's own Python of that version, as the system's; torch is kept."""
     root = FOLDER / board.name
-    python = root / "venv" / "bin" / "python"
+    python = root / "python" / "bin" / "python3"
     if not python.exists():
         found = interpreter(board)
         if found is None:
             raise SystemExit(
                 f"{board.name}: needs python{board.python}, on the path or under pyenv"
             )
-        subprocess.run([found, "-m", "venv", root / "venv"], check=True)
-    pip = [str(python), "-m", "pip"]
-    (site,) = (root / "venv" / "lib").glob("python*/site-packages")
+        prefix = subprocess.run(
+            [found, "-c", "import sys; print(sys.base_prefix)"], stdout=subprocess.PIPE, check=True
+        ).stdout.decode()
+        # A copy finds its library beside itself.
+        shutil.copytree(prefix.strip(), root / "python", symlinks=True)
+    library = root / "python" / "lib" / f"python{board.python}"
+    mark = library / "EXTERNALLY-MANAGED"
+    if mark.exists():
+        mark.unlink()
+    site, pip = library / "site-packages", [str(python), "-m", "pip"]
     if not (site / "torch").exists():
         subprocess.run([*pip, "install", "--quiet", f"torch=={board.torch}"], check=True)
     listed = subprocess.run([*pip, "freeze"], capture_output=True, text=True, check=True).stdout
@@ -146,21 +159,27 @@ def _environment(board: Board) -> Path:
     names = [re.split("[ =@]", line)[0].lower().replace("_", "-") for line in listed.splitlines()]
     others = [each for each in names if each not in kept and not each.startswith(("nvidia", "-"))]
     subprocess.run([*pip, "uninstall", "--quiet", "--yes", *others, "wheel"], check=True)
-    wanted = [f"pip=={board.pip}", *board.packages]
-    subprocess.run([*pip, "install", "--quiet", *wanted], check=True)
+    wanted = [*board.packages, *([f"triton=={board.triton}"] if board.triton else ())]
+    wanted += [f"pip=={board.pip}"] if board.pip else []
+    if wanted:
+        subprocess.run([*pip, "install", "--quiet", *wanted], check=True)
     _relabel(site, board)
+    if not board.pip:
+        mark.write_text("[externally-managed]\nError=As Ubuntu has it from 23.04 on.\n")
     shutil.rmtree(root / "root", ignore_errors=True)
     (root / "tmp").mkdir(exist_ok=True)
     _checkout(root)
     return root
 
 
-def _bootstrap(suite: str, base: Path) -> None:
+def _bootstrap(board: Board, base: Path) -> None:
     base.parent.mkdir(parents=True, exist_ok=True)
+    own = f"python{board.python}"
+    packages = ["python3", "python3-pip", "ca-certificates", own, f"{own}-venv"]
     subprocess.run(
         [
             *("debootstrap", "--foreign", "--arch=arm64", "--variant=minbase"),
-            *(f"--include={BASE}", suite, str(base)),
+            *(f"--include={','.join(packages)}", board.suite, str(base)),
         ],
         check=True,
         stdout=subprocess.DEVNULL,
@@ -168,6 +187,8 @@ def _bootstrap(suite: str, base: Path) -> None:
     # Unpacked by this machine's own dpkg, which takes seconds; configured, under emulation, hours.
     for package in sorted((base / "var/cache/apt/archives").glob("*.deb")):
         subprocess.run(["dpkg-deb", "--extract", package, base], check=True)
+    (base / "usr" / "bin" / "python3").unlink()
+    (base / "usr" / "bin" / "python3").symlink_to(own)
 
 
 def _files_of_the_board(board: Board, root: Path) -> None:

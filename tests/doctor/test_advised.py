@@ -266,12 +266,28 @@ def test_kernels_that_do_not_run_name_what_compiles_for_this_cuda(
         assert symptoms(changed(healthy, **other)) - {"backend-named"} == set()
 
 
-def test_no_compiler_is_named_for_a_python_that_cuda_core_does_not_have(
-    healthy: Facts, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("version", "cuda", "jetpack", "brings"),
+    [
+        ((3, 8, 10), "11.4", "5.1.2", "sudo apt-get install cuda-nvrtc-11-4"),
+        ((3, 10, 0), "11.8", None, "-m pip install nvidia-cuda-nvrtc-cu11"),
+        ((3, 9, 18), "12.6", None, "-m pip install nvidia-cuda-nvrtc-cu12"),
+        ((3, 8, 10), "12.2", "5.1.2", "-m pip install nvidia-cuda-nvrtc-cu12"),
+        ((3, 9, 18), "13.0", None, ""),
+    ],
+)
+def test_where_cuda_core_does_not_serve_nvrtc_alone_is_brought(
+    version: tuple[int, ...],
+    cuda: str,
+    jetpack: str | None,
+    brings: str,
+    healthy: Facts,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for version, found in (((3, 9, 18), None), ((3, 10, 0), "cuda12")):
-        monkeypatch.setattr(sys, "version_info", version)
-        assert commands.compiler(healthy) == found
+    monkeypatch.setattr(sys, "version_info", version)
+    facts = changed(healthy, torch__={"cuda": cuda}, machine__={"jetpack": jetpack})
+    command = commands.compiler(facts)
+    assert command.endswith(brings) and bool(command) == bool(brings)
 
 
 def test_a_triton_that_does_not_know_thor_takes_the_ptxas_of_cuda(
@@ -405,16 +421,15 @@ def test_one_of_two_mamba_ssm_that_pip_knows_is_uninstalled(
 
 
 @pytest.mark.parametrize(
-    ("cuda", "extra"),
-    [("12", "cuda12"), ("12.6", "cuda12"), ("13.0.1", "cuda13"), ("11.8", None), (None, None)],
+    ("cuda", "extra"), [("12", "cuda12"), ("12.6", "cuda12"), ("13.0.1", "cuda13"), (None, None)]
 )
 def test_the_compiler_is_that_of_the_major_version_of_cuda(
     cuda: str | None, extra: str | None, healthy: Facts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 10, 0))
     facts = changed(healthy, torch__={"cuda": cuda})
-    assert commands.compiler(facts) == extra
-    assert commands.compiler(changed(facts, torch=None)) is None
+    assert commands.compiler(facts) == (advice.extra(extra) if extra else "")
+    assert commands.compiler(changed(facts, torch=None)) == ""
 
 
 @pytest.mark.parametrize(

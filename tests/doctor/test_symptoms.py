@@ -690,15 +690,14 @@ def test_kernels_that_do_not_compile(machine: Machine) -> None:
     )
 
 
-def test_no_extra_is_named_for_a_cuda_that_has_none(machine: Machine) -> None:
-    """JetPack 5 has CUDA 11.4, for which there is no cuda-core."""
+def test_a_board_of_jetpack_5_gets_nvrtc_from_its_vendor(machine: Machine) -> None:
+    """There is no cuda-core for CUDA 11.4, and the kernels do without it."""
     healthy(machine)
     machine.torch_again(cuda="11.4")
+    on_a_board(machine, "NVIDIA Jetson Xavier NX", "35 (release), REVISION: 4.1")
     machine.append_to_torch(OP_ON_A_GPU.format(error="Unavailable('NVRTC is not installed')"))
-    report = machine.examine(hook=True)
-    assert report["findings"] == []
-    (row,) = report["backends"]
-    assert row["passed_over"] == [{"backend": "cuda", "reason": "NVRTC is not installed"}]
+    finding = machine.findings(hook=True)["no-nvrtc"]
+    assert finding["command"] == "sudo apt-get install cuda-nvrtc-11-4"
 
 
 def test_a_backend_that_is_named_and_serves_nothing_here(machine: Machine) -> None:

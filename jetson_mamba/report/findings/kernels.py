@@ -20,29 +20,28 @@ def _backends_broken(facts: Facts) -> Iterator[Cause]:
         )
 
 
-@finds("no-nvrtc", "NVRTC is not installed, or cuda-core 1.0 or later is not installed")
+@finds("no-nvrtc", "NVRTC is not installed")
 def _no_nvrtc(facts: Facts) -> Iterator[Cause]:
     reasons = [reason for reason in _kernels_do_not_run(facts) if "not installed" in reason]
-    extra = commands.compiler(facts)
-    if reasons and extra:
+    command = commands.compiler(facts)
+    if reasons and command:
         yield Cause(
             f"the CUDA kernels cannot be compiled: {reasons[0]}",
             "they are compiled for the GPU at their first use, and PyTorch's functions, which are "
             "many times slower, run in their place",
-            advice.extra(extra),
+            command,
         )
 
 
 @finds("kernels-broken", "causal_conv1d or selective_scan: installed but not working: 'cuda'")
 def _kernels_broken(facts: Facts) -> Iterator[Cause]:
     reasons = [reason for reason in _kernels_do_not_run(facts) if "not installed" not in reason]
-    extra = commands.compiler(facts)
-    if reasons and extra and facts.torch:
+    if reasons and facts.torch and facts.torch.cuda:
         yield Cause(
             f"the CUDA kernels do not run: {reasons[0]}",
             f"the NVRTC or cuda-core that is installed does not fit the GPU, its driver, or torch "
             f"for CUDA {facts.torch.cuda}",
-            advice.extra(extra, "--upgrade"),
+            commands.compiler(facts, "--upgrade"),
         )
 
 
