@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 import threading
-from ctypes import POINTER, byref, c_char_p, c_int, c_longlong, c_size_t, c_uint, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_void_p
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 import torch
 
@@ -88,7 +89,7 @@ class Kernel:
         overlapping: bool,
     ) -> tuple[Callable[..., None], Any, Any]:
         """A function that starts the kernel, and what it takes after the stream."""
-        return _start, (*grid, *block, shared_bytes), self.handle
+        return _start, (_driver().cuLaunchKernel, (*grid, *block, shared_bytes)), self.handle
 
 
 def current_stream(device_index: int) -> int:
@@ -154,16 +155,41 @@ def _strings(each: Any) -> Any:
     return (c_char_p * len(values))(*values)
 
 
-def _start(stream: int, geometry: tuple[int, ...], kernel: c_void_p, *arguments: int) -> None:
-    """Start a kernel. Its parameters, 64 bits each, lie one after another."""
-    packed = (c_longlong * len(arguments))(*arguments)
-    size = c_size_t(ctypes.sizeof(packed))
-    extra = (c_void_p * 5)(
-        *(_PARAMETERS, ctypes.addressof(packed), _PARAMETERS_SIZE, ctypes.addressof(size), None)
-    )
-    error = _driver().cuLaunchKernel(kernel, *geometry, stream, None, extra)
+def _start(
+    stream: int,
+    configuration: tuple[Any, tuple[int, ...]],
+    kernel: c_void_p,
+    *arguments: int,
+) -> None:
+    """Start a kernel. Its parameters, 64 bits each, lie one after another.
+
+    Before them lies what tells the driver so: keys and values up to a zero, the parameters' size.
+    """
+    launch, geometry = configuration
+    layout = _layout(len(arguments))
+    room = layout.room()
+    at = ctypes.addressof(room)
+    size, first = at + layout.size, at + layout.first
+    layout.pack(*(room, 0, _PARAMETERS, first, _PARAMETERS_SIZE, size, 0, layout.bytes), *arguments)
+    error = launch(kernel, *geometry, stream, None, at)
     if error:
         raise _failed("cuLaunchKernel", error)
+
+
+class _Layout(NamedTuple):
+    """How what a launch hands over lies in memory: where the size is, and the first parameter."""
+
+    room: Any
+    pack: Any
+    size: int
+    first: int
+    bytes: int
+
+
+@lru_cache(maxsize=None)
+def _layout(count: int) -> _Layout:
+    packed = struct.Struct(f"{6 + count}q")
+    return _Layout(ctypes.c_char * packed.size, packed.pack_into, 40, 48, 8 * count)
 
 
 def _make_current(device_index: int) -> None:

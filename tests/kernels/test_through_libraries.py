@@ -143,7 +143,8 @@ def test_a_launch_hands_over_its_parameters_one_after_another(
     def launch(kernel: Any, *rest: Any) -> int:
         *geometry, stream, parameters, extra = rest
         assert parameters is None
-        assert (extra[0], extra[2], extra[4]) == (1, 2, None)
+        extra = (ctypes.c_size_t * 5).from_address(extra)
+        assert (extra[0], extra[2], extra[4]) == (1, 2, 0)
         size = ctypes.c_size_t.from_address(extra[3]).value
         values = (ctypes.c_longlong * (size // 8)).from_address(extra[1])
         launched.append((kernel, geometry, stream, list(values)))
@@ -168,7 +169,7 @@ def test_a_failed_launch_says_what_the_driver_said(monkeypatch: pytest.MonkeyPat
         text._obj.value = b"CUDA_ERROR_OF_A_KIND"
         return 0
 
-    driver = SimpleNamespace(cuLaunchKernel=lambda *_: 719, cuGetErrorName=name_of)
+    driver = SimpleNamespace(cuGetErrorName=name_of)
     monkeypatch.setattr(through_libraries, "_driver", lambda: driver)
     with pytest.raises(RuntimeError, match=r"cuLaunchKernel: CUDA_ERROR_OF_A_KIND \(719\)"):
-        through_libraries._start(0, (1,) * 7, ctypes.c_void_p(), 3)
+        through_libraries._start(0, (lambda *_: 719, (1,) * 7), ctypes.c_void_p(), 3)
