@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Iterator
 
 from jetson_mamba import advice
 from jetson_mamba.report.facts import Facts
 from jetson_mamba.report.findings import commands
 from jetson_mamba.report.findings.registry import Cause, finds
+
+# An error that was raised, or a machine that NVRTC or the driver does not serve; other reasons are
+# limits of the kernels, such as the GPUs that they are made for.
+FAULT = re.compile(r"^\w+: |does not compile for|cannot be loaded")
 
 
 @finds("backends-broken", "no backend of an op works")
@@ -35,7 +40,7 @@ def _no_nvrtc(facts: Facts) -> Iterator[Cause]:
 
 @finds("kernels-broken", "causal_conv1d or selective_scan: installed but not working: 'cuda'")
 def _kernels_broken(facts: Facts) -> Iterator[Cause]:
-    reasons = [reason for reason in _kernels_do_not_run(facts) if "not installed" not in reason]
+    reasons = [reason for reason in _kernels_do_not_run(facts) if FAULT.search(reason)]
     if reasons and facts.torch and facts.torch.cuda:
         yield Cause(
             f"the CUDA kernels do not run: {reasons[0]}",
