@@ -157,7 +157,9 @@ def _own_python(board: Board) -> Path:
     listed = subprocess.run([*pip, "freeze"], capture_output=True, text=True, check=True).stdout
     kept = {"torch", *(re.sub(r"[<=].*", "", each).lower() for each in NEEDED_BY_TORCH)}
     names = [re.split("[ =@]", line)[0].lower().replace("_", "-") for line in listed.splitlines()]
-    others = [each for each in names if each not in kept and not each.startswith(("nvidia", "-"))]
+    others = [
+        each for each in names if each not in kept and not each.startswith(("nvidia", "cuda", "-"))
+    ]
     subprocess.run([*pip, "uninstall", "--quiet", "--yes", *others, "wheel"], check=True)
     wanted = [*board.packages, *([f"triton=={board.triton}"] if board.triton else ())]
     wanted += [f"pip=={board.pip}"] if board.pip else []

@@ -267,6 +267,30 @@ def test_kernels_that_do_not_run_name_what_compiles_for_this_cuda(
 
 
 @pytest.mark.parametrize(
+    ("error", "why", "helps"),
+    [
+        ("OutOfMemoryError: CUDA out of memory. Tried to allocate 2 MiB", "the memory", ""),
+        ("RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling", "the memory", ""),
+        ("ModuleNotFoundError: No module named 'jetson_mamba.ops.ssd'", "files", "again"),
+        ("ImportError: cannot import name 'OP' from 'jetson_mamba.ops.ssd' (x)", "files", "again"),
+        ("the process ended with signal SIGSEGV", "backend", "export JETSON_MAMBA_BACKEND=pytorch"),
+        ("no answer in time", "backend", "export JETSON_MAMBA_BACKEND=pytorch"),
+        ("AcceleratorError: CUDA error: no kernel image is available", "this GPU", "torch"),
+        ("RuntimeError: The NVIDIA driver on your system is too old", "this GPU", "torch"),
+        ("RuntimeError: out of order", "report", ""),
+    ],
+)
+def test_ops_that_fail_name_what_helps_and_reinstall_this_package_for_its_own_files_alone(
+    error: str, why: str, helps: str, healthy: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(advice, "again", lambda: "pip install it again")
+    found = the("backends-broken", changed(healthy, backends_error=error))
+    assert error in found.what and why in found.why
+    known = {"again": "pip install it again", "torch": commands.torch(healthy)}
+    assert advised(found) == known.get(helps, helps)
+
+
+@pytest.mark.parametrize(
     ("version", "cuda", "jetpack", "brings"),
     [
         ((3, 8, 10), "11.4", "5.1.2", "sudo apt-get install cuda-nvrtc-11-4"),

@@ -15,14 +15,30 @@ from jetson_mamba.report.findings.registry import Cause, finds
 FAULT = re.compile(r"^\w+: |does not compile for|cannot be loaded")
 
 
+# Ways in which an op fails that is tried, by what is said, each with what is then wrong.
+MEMORY = re.compile(r"out of memory|ALLOC_FAILED")
+OWN_FILES = re.compile(r"(Import|ModuleNotFound|FileNotFound|Syntax)Error: .*jetson_mamba")
+CRASH = re.compile(r"the process ended|no answer")
+OF_THE_DEVICE = re.compile(r"CUDA|HIP|kernel image|driver")
+
+
 @finds("backends-broken", "no backend of an op works")
 def _backends_broken(facts: Facts) -> Iterator[Cause]:
-    if facts.backends_error:
-        yield Cause(
-            f"the ops cannot be tried: {facts.backends_error}",
-            "an extension, torch, or this package does not work here",
-            advice.again() or f"{advice.pip()} check",
-        )
+    error = facts.backends_error
+    if not error:
+        return
+    why, command = "nothing that is known; please report it: jetson-mamba doctor --report", ""
+    if MEMORY.search(error):
+        why = "other programs have the memory; end one of them, and ask again"
+    elif OWN_FILES.search(error):
+        why, command = "files of this package are missing, or of two releases", advice.again() or ""
+    elif CRASH.search(error):
+        why = "a backend takes its process with it; PyTorch's needs nothing beside torch"
+        command = "export JETSON_MAMBA_BACKEND=pytorch"
+    elif OF_THE_DEVICE.search(error):
+        why = "torch does not run on this GPU: it was built for others, or for another driver"
+        command = commands.torch(facts)
+    yield Cause(f"the ops cannot be tried: {error}", why, command)
 
 
 @finds("no-nvrtc", "NVRTC is not installed")
