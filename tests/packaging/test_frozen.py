@@ -5,7 +5,6 @@ from __future__ import annotations
 import pkgutil
 import runpy
 import sys
-import tomllib
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -50,7 +49,9 @@ def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
 
 
 def test_pyinstaller_finds_the_files_by_the_entry_point() -> None:
-    declared = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    declared = import_module("tomllib").loads(
+        (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    )
     named = declared["project"]["entry-points"]["pyinstaller40"]["hook-dirs"]
     module, function = named.split(":")
     assert getattr(import_module(module), function) is hook_dirs
