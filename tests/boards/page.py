@@ -21,7 +21,11 @@ BEGINNING = """\
 `make boards` builds a user space for aarch64 of the board's kind, lays down its files \
 (`/etc/nv_tegra_release`, the name in the device tree), its pip and a torch of its version, and \
 then runs the commands of [the first steps](first-steps.md) as they stand there. The processor is \
-emulated (`qemu-user`, a Cortex-A76), so the times are many times a board's.
+emulated (`qemu-user`, a Cortex-A76), so the times are many times a board's. pip leaves \
+bytecode to be made when a module is imported, and torch computes with one thread: an emulator is \
+slow at both. Those named x86-64 run a copy of this machine's own Python, of the very version that \
+a JetPack has, without a board's files. `python -m tests.boards --from install NAME` goes on at \
+a step.
 
 | imitation | Python | torch | pip | Triton | mamba-ssm | verify | minutes | on |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -32,7 +36,7 @@ sees no GPU on a board.
 
 What an imitation cannot show: anything on a GPU, so neither CUDA kernels nor Triton's, and no \
 speed. Debian has no Python 3.8, 3.10 or 3.12 for aarch64: JetPack's Python is the nearest that it \
-has. Torch is PyPI's build for aarch64, which has the code of that release and no CUDA, under the \
+has. No JetPack has 3.15, the newest, or the newest torch. Torch is PyPI's build for aarch64, which has the code of that release and no CUDA, under the \
 version of the vendor's.
 """
 
