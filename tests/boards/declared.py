@@ -70,7 +70,4 @@ BOARDS = (
         *("x86-64-python-3.12", "JetPack 7", "", "3.12", "", "", None, "2.11.0", "2.11.0"),
         triton="3.6.0",
     ),
-    Board(
-        *("python-3.15", "JetPack 7", "sid", "3.15", THOR, R38, None, "2.15.0", "2.15.0"),
-    ),
 )

@@ -36,8 +36,8 @@ sees no GPU on a board.
 
 What an imitation cannot show: anything on a GPU, so neither CUDA kernels nor Triton's, and no \
 speed. Debian has no Python 3.8, 3.10 or 3.12 for aarch64: JetPack's Python is the nearest that it \
-has. No JetPack has 3.15, the newest, or the newest torch. Torch is PyPI's build for aarch64, \
-which has the code of that release and no CUDA, under the version of the vendor's.
+has. Torch is PyPI's build for aarch64, which has the code of that release and no CUDA, under the \
+version of the vendor's.
 """
 
 

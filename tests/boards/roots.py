@@ -46,6 +46,7 @@ NEEDED_BY_TORCH = (
     *("filelock", "typing-extensions", "sympy<1.14", "mpmath<1.4", "networkx", "jinja2"),
     *("MarkupSafe", "fsspec"),
 )
+BASE = "python3,python3-venv,python3-pip,ca-certificates"
 
 
 def prepare_machine() -> str | None:
@@ -67,9 +68,8 @@ def build(board: Board) -> Path:
     if not board.suite:
         return _own_python(board)
     base = FOLDER / "suites" / board.suite
-    python = base / "usr" / "bin" / f"python{board.python}"
-    if not python.exists():
-        _bootstrap(board, base)
+    if not (base / "usr" / "bin" / "python3").exists():
+        _bootstrap(board.suite, base)
     root = FOLDER / board.name
     shutil.rmtree(root, ignore_errors=True)
     subprocess.run(["cp", "--archive", "--reflink=auto", base, root], check=True)
@@ -174,14 +174,12 @@ def _own_python(board: Board) -> Path:
     return root
 
 
-def _bootstrap(board: Board, base: Path) -> None:
+def _bootstrap(suite: str, base: Path) -> None:
     base.parent.mkdir(parents=True, exist_ok=True)
-    own = f"python{board.python}"
-    packages = ["python3", "python3-pip", "ca-certificates", own, f"{own}-venv"]
     subprocess.run(
         [
             *("debootstrap", "--foreign", "--arch=arm64", "--variant=minbase"),
-            *(f"--include={','.join(packages)}", board.suite, str(base)),
+            *(f"--include={BASE}", suite, str(base)),
         ],
         check=True,
         stdout=subprocess.DEVNULL,
@@ -189,8 +187,6 @@ def _bootstrap(board: Board, base: Path) -> None:
     # Unpacked by this machine's own dpkg, which takes seconds; configured, under emulation, hours.
     for package in sorted((base / "var/cache/apt/archives").glob("*.deb")):
         subprocess.run(["dpkg-deb", "--extract", package, base], check=True)
-    (base / "usr" / "bin" / "python3").unlink()
-    (base / "usr" / "bin" / "python3").symlink_to(own)
 
 
 def _files_of_the_board(board: Board, root: Path) -> None:
