@@ -266,6 +266,15 @@ def test_kernels_that_do_not_run_name_what_compiles_for_this_cuda(
         assert symptoms(changed(healthy, **other)) - {"backend-named"} == set()
 
 
+def test_a_block_that_gives_no_answer_is_asked_again_and_nothing_is_installed(
+    healthy: Facts,
+) -> None:
+    """As on a machine that others keep busy: nothing is known to be wrong."""
+    found = the("block-fails", changed(healthy, trial_error="no answer within 300 s"))
+    assert "no answer within 300 s" in found.what and "idle" in found.why
+    assert advised(found) == ""
+
+
 @pytest.mark.parametrize(
     ("error", "why", "helps"),
     [
@@ -274,7 +283,7 @@ def test_kernels_that_do_not_run_name_what_compiles_for_this_cuda(
         ("ModuleNotFoundError: No module named 'jetson_mamba.ops.ssd'", "files", "again"),
         ("ImportError: cannot import name 'OP' from 'jetson_mamba.ops.ssd' (x)", "files", "again"),
         ("the process ended with signal SIGSEGV", "backend", "export JETSON_MAMBA_BACKEND=pytorch"),
-        ("no answer in time", "backend", "export JETSON_MAMBA_BACKEND=pytorch"),
+        ("no answer in time", "busy", ""),
         ("AcceleratorError: CUDA error: no kernel image is available", "this GPU", "torch"),
         ("RuntimeError: The NVIDIA driver on your system is too old", "this GPU", "torch"),
         ("RuntimeError: out of order", "report", ""),

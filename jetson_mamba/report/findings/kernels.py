@@ -8,7 +8,7 @@ from typing import Iterator
 from jetson_mamba import advice
 from jetson_mamba.report.facts import Facts
 from jetson_mamba.report.findings import commands
-from jetson_mamba.report.findings.registry import Cause, finds
+from jetson_mamba.report.findings.registry import BUSY, NO_ANSWER, Cause, finds
 
 # An error that was raised, or a machine that NVRTC or the driver does not serve; other reasons are
 # limits of the kernels, such as the GPUs that they are made for.
@@ -18,7 +18,7 @@ FAULT = re.compile(r"^\w+: |does not compile for|cannot be loaded")
 # Ways in which an op fails that is tried, by what is said, each with what is then wrong.
 MEMORY = re.compile(r"out of memory|ALLOC_FAILED")
 OWN_FILES = re.compile(r"(Import|ModuleNotFound|FileNotFound|Syntax)Error: .*jetson_mamba")
-CRASH = re.compile(r"the process ended|no answer")
+CRASH = re.compile(r"the process ended")
 OF_THE_DEVICE = re.compile(r"CUDA|HIP|kernel image|driver")
 
 
@@ -38,6 +38,8 @@ def _backends_broken(facts: Facts) -> Iterator[Cause]:
     elif OF_THE_DEVICE.search(error):
         why = "torch does not run on this GPU: it was built for others, or for another driver"
         command = commands.torch(facts)
+    elif NO_ANSWER in error:
+        why = BUSY
     yield Cause(f"the ops cannot be tried: {error}", why, command)
 
 
