@@ -33,7 +33,8 @@ help:
 	@echo '                                          changes of this code, each of which a test is to notice'
 	@echo 'make joints                               what users of torch and transformers do (an hour or more)'
 	@echo 'make exports                              every kind of model to ONNX, by every way'
-	@echo 'make boards [BOARDS=jetpack-7]           the first steps on imitated boards (hours)'
+	@echo 'make boards [BOARDS=jetpack-7 [FROM=verify]]'
+	@echo '                                          the first steps on imitated boards (16 minutes each)'
 	@echo 'make peers [MAMBA=checkout] [CAUSAL_CONV1D=checkout] [PYTEST=options]'
 	@echo '                                          the tests of these projects themselves'
 	@echo 'make copies                               the copies that a released wheel carries'
@@ -122,11 +123,13 @@ joints: .venv/ready .releases/ready
 exports: .venv/ready .releases/ready
 	PYTHONPATH=.releases/mamba-ssm-2.3.2.post1 .venv/bin/python -W ignore -m tests.export.models
 
-# Needs root, debootstrap and qemu-user-static, on anything but aarch64.
+# Needs root, debootstrap and qemu-user-static, on anything but aarch64. With FROM one that was built
+# goes on, as the project is now, at the first step with that text in it.
 BOARDS ?=
+FROM   ?=
 
 boards: .venv/ready
-	.venv/bin/python -m tests.boards $(BOARDS)
+	.venv/bin/python -m tests.boards $(if $(FROM),--from '$(FROM)') $(BOARDS)
 
 # A release of mamba-ssm is run in place of the checkout's own with PEER_RELEASE=2.3.2.post1.
 peers: .venv/ready .releases/ready

@@ -17,6 +17,7 @@ from typing import Any, Callable, Iterator
 import torch
 from torch import Tensor
 
+from benchmarks import processors
 from benchmarks.rows import copy_rate
 from jetson_mamba.ops.ssd import cuda_backward, cuda_forward
 from jetson_mamba.ops.ssd.contract import Scan
@@ -111,11 +112,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--upstream", action="store_true", help="time upstream's kernels too")
     parser.add_argument("--kernels", action="store_true", help="print each kernel's time too")
+    processors.add_option(parser)
     arguments = parser.parse_args()
+    with processors.limited(arguments.processors):
+        print_table(arguments.upstream, arguments.kernels)
+
+
+def print_table(upstream: bool, kernels: bool) -> None:
+    """Print a line a size, with upstream's kernels and each kernel's time where asked for."""
     print(f"{torch.cuda.get_device_name()}: copy {copy_rate() / 1e6:.2f} TB/s")
-    for shape, least, times in rows(SHAPES, arguments.upstream):
+    for shape, least, times in rows(SHAPES, upstream):
         print("x".join(map(str, shape)), f"floor {least:.0f}", *(f"{t:.1f}" for t, _ in times))
-        if arguments.kernels:
+        if kernels:
             for name, time in times[0][1].items():
                 print(f"    {name}: {time:.1f}")
 

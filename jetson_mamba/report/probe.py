@@ -21,8 +21,8 @@ import time
 import warnings
 from typing import Any, Callable, Sequence
 
-# What a report waits for: a first launch may compile kernels.
-SECONDS = 120.0
+# What a report waits for: a first launch may compile kernels, and a board is slow.
+SECONDS = 300.0
 START = (
     "import json, sys; path, tasks, folder = json.loads(sys.argv[1]); sys.path[:] = path; "
     "from jetson_mamba.report import probe; probe.main(tasks, folder)"

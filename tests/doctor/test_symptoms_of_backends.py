@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Callable
-
 import pytest
+import torch
 
 from jetson_mamba import advice
 from jetson_mamba.errors import Unavailable
 from jetson_mamba.kernels import compiler as compiler_of_kernels
+from jetson_mamba.kernels import through_libraries, through_packages
 from tests.doctor.sandbox import Machine, healthy
+from tests.doctor.situations import on_a_board
 
 
 @pytest.mark.parametrize(
@@ -69,30 +70,28 @@ ops.selective_scan_fn = lambda *_: module.OP.implementation(Case("cuda:0"))
 """
 
 
-def without_nvidias_packages(monkeypatch: pytest.MonkeyPatch, ask: Callable[[], object]) -> str:
-    """What the compiler says where neither cuda-core nor NVRTC can be imported."""
+def without_nvrtc(monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the compiler says where NVRTC is neither a package nor a library."""
 
     def missing(name: str) -> None:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-    monkeypatch.setattr(compiler_of_kernels, "import_module", missing)
+    monkeypatch.setattr(through_packages, "import_module", missing)
+    monkeypatch.setattr(through_libraries, "NVRTC_NAMES", {"": "libnvrtc-of-no-release.so"})
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(through_libraries, "_nvrtc", through_libraries._nvrtc.__wrapped__)
     with pytest.raises(Unavailable) as caught:
-        ask()
+        compiler_of_kernels._first.__wrapped__("version")
     return str(caught.value)
 
 
 @pytest.mark.parametrize(("cuda", "extra"), [("12.6", "cuda12"), ("13.0", "cuda13")])
-@pytest.mark.parametrize("ask", [compiler_of_kernels._cuda_core, compiler_of_kernels._nvrtc])
 def test_kernels_that_cannot_be_compiled_for_want_of_a_package(
-    machine: Machine,
-    monkeypatch: pytest.MonkeyPatch,
-    ask: Callable[[], object],
-    cuda: str,
-    extra: str,
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, cuda: str, extra: str
 ) -> None:
     healthy(machine)
     machine.torch_again(cuda=cuda)
-    reason = without_nvidias_packages(monkeypatch, ask)
+    reason = without_nvrtc(monkeypatch)
     assert "not installed" in reason
     machine.append_to_torch(OP_ON_A_GPU.format(error=f"Unavailable({reason!r})"))
     finding = machine.findings(hook=True)["no-nvrtc"]
@@ -113,15 +112,14 @@ def test_kernels_that_do_not_compile(machine: Machine) -> None:
     )
 
 
-def test_no_extra_is_named_for_a_cuda_that_has_none(machine: Machine) -> None:
-    """JetPack 5 has CUDA 11.4, for which there is no cuda-core."""
+def test_a_board_of_jetpack_5_gets_nvrtc_from_its_vendor(machine: Machine) -> None:
+    """There is no cuda-core for CUDA 11.4, and the kernels do without it."""
     healthy(machine)
     machine.torch_again(cuda="11.4")
+    on_a_board(machine, "NVIDIA Jetson Xavier NX", "35 (release), REVISION: 4.1")
     machine.append_to_torch(OP_ON_A_GPU.format(error="Unavailable('NVRTC is not installed')"))
-    report = machine.examine(hook=True)
-    assert report["findings"] == []
-    (row,) = report["backends"]
-    assert row["passed_over"] == [{"backend": "cuda", "reason": "NVRTC is not installed"}]
+    finding = machine.findings(hook=True)["no-nvrtc"]
+    assert finding["command"] == "sudo apt-get install cuda-nvrtc-11-4"
 
 
 def test_a_backend_that_is_named_and_serves_nothing_here(machine: Machine) -> None:

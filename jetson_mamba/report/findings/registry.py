@@ -7,6 +7,10 @@ from typing import Callable, Iterator, NamedTuple, TypeVar
 
 from jetson_mamba.report.facts import Facts
 
+# What the probe says of a trial that it stopped waiting for, and what that may mean.
+NO_ANSWER = "no answer"
+BUSY = "something waits, or this machine is slow or busy: ask again when it is idle"
+
 
 @dataclass(frozen=True)
 class Finding:
