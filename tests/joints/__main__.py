@@ -2,7 +2,8 @@
 
 A NAME is any part of a joint's name, or a word of a subject's. With ``--resume FILE`` verdicts are
 kept in a file, and not asked for again while the code is the same. A run of everything writes the
-table of the documentation, in one piece or as the last of several.
+table of the documentation, in one piece or as the last of several; ``--page FILE…`` writes it of
+such files, which may come from several machines.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from tests.joints.declared import AREAS, joints
 from tests.joints.page import PAGE, page
-from tests.joints.pieces import Pieces
+from tests.joints.pieces import Pieces, collected, described
 from tests.joints.rows import Judge
 from tests.joints.subjects import SUBJECTS
 
@@ -35,8 +36,13 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=1, help="how many rows at a time")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no row after these")
     parser.add_argument("--resume", type=Path, help="keep verdicts in this file, and go on there")
+    parser.add_argument("--page", type=Path, nargs="+", help="run nothing: write the page of these")
     chosen = parser.parse_args()
     every = joints()
+    if chosen.page:
+        PAGE.write_text(page(*collected(chosen.page, every)), encoding="utf-8")
+        print(PAGE)
+        return 0
     names = [
         name for name, each in every.items() if chosen.joint in name and chosen.area in each.area
     ]
@@ -86,7 +92,7 @@ def main() -> int:
     passing = sum(judged.verdict.passes for judged in found.values())
     print(f"{passing} of {len(found)} rows pass, {time.monotonic() - start:.0f} s")
     if not (chosen.joint or chosen.subject or chosen.area):
-        PAGE.write_text(page(found), encoding="utf-8")
+        PAGE.write_text(page(found, dict.fromkeys(found, described())), encoding="utf-8")
         print(PAGE)
     return 0 if passing == len(wanted) else 1
 
