@@ -44,7 +44,7 @@ def forward(
 ) -> Tensor:
     """As :class:`~.contract.Forward` says."""
     out = torch.empty_like(x)
-    threads = _threads(x)
+    threads = workers.threads_for(x.numel()) if x.is_cpu else 1
     if threads == 1:
         _forward(x, weight, bias, seq_idx, initial_states, out, silu)
     else:
@@ -122,7 +122,7 @@ def backward(
         if return_dinitial_states
         else None
     )
-    threads = _threads(x)
+    threads = workers.threads_for(x.numel()) if x.is_cpu else 1
     if threads == 1:
         dweight, dbias = _backward(
             *(x, weight, bias, dout, seq_idx, initial_states, dfinal_states),
@@ -394,11 +394,6 @@ def _in_columns(
 def _target(result: Tensor, dtype: torch.dtype) -> Tensor:
     """Where to compute a block of a result: in place, unless its dtype is too narrow."""
     return result if result.dtype == dtype else torch.empty_like(result, dtype=dtype)
-
-
-def _threads(x: Tensor) -> int:
-    """How many threads convolve."""
-    return workers.threads_for(x.numel()) if x.device.type == "cpu" else 1
 
 
 def _parts(x: Tensor, threads: int) -> list[Part]:

@@ -11,7 +11,6 @@ from typing import NamedTuple, overload
 import torch
 from torch import Tensor
 
-from jetson_mamba.dispatch import workers
 from jetson_mamba.dispatch.division import Part, divided
 
 from .contract import Returning, Scan, Scanned
@@ -79,13 +78,6 @@ class PartOfScan(Part):
         return Returning(
             self.signal(dout), self.signal(x), self.signal(out), self.signal(dz), recompute_out_z
         )
-
-
-def threads_of(scan: Scan) -> int:
-    """How many threads work on a scan."""
-    if scan.u.device.type != "cpu":
-        return 1
-    return workers.threads_for(scan.u.numel() * scan.A.shape[1])
 
 
 def parts_of(scan: Scan, threads: int) -> list[PartOfScan]:
