@@ -313,7 +313,7 @@ def test_finders_that_are_wrapped(sandbox: Sandbox) -> None:
 )
 def test_a_startup_that_fails(tmp_path: Path) -> None:
     environment = Environment(tmp_path, copied=True)
-    with (environment.site / "jetson_mamba" / "hook" / "finder.py").open("a") as file:
+    with (environment.site / "jetson_mamba" / "finder.py").open("a") as file:
         file.write("raise RuntimeError('broken')\n")
     done = environment.run("print('running')", recorder=False)
     assert (done.returncode, done.stdout.strip()) == (0, "running")
