@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from jetson_mamba.cli import output, tables
-from jetson_mamba.hook.finder import TARGETS
+from jetson_mamba.finder import TARGETS
 from jetson_mamba.report import changes, documents, kept_copies
 
 STYLES = (("+++", "bold"), ("---", "bold"), ("@@", "cyan"), ("+", "green"), ("-", "red"))

@@ -74,6 +74,7 @@ def is_plain(module: nn.Module | None) -> bool:
         return True
     kind = type(module)
     attributes = module.__dict__
+    parameters = attributes["_parameters"]
     known = kind.forward is _FORWARD if kind is _LINEAR else kind.__module__.startswith(_KNOWN)
     return (
         known
@@ -82,7 +83,8 @@ def is_plain(module: nn.Module | None) -> bool:
         and not attributes["_backward_hooks"]
         and not attributes["_backward_pre_hooks"]
         and "forward" not in attributes
-        and type(attributes["_parameters"].get("weight")) in _TENSORS
+        and "weight" in parameters
+        and type(parameters["weight"]) in _TENSORS
         and not (_HOOKS or _PRE_HOOKS or _BACKWARD_HOOKS or _BACKWARD_PRE_HOOKS)
     )
 
@@ -179,7 +181,8 @@ def _found(owner: nn.Module, weights: dict[str, Any]) -> Modules | None:
         if weight is None:
             continue
         module = modules.get(name)
-        if module is None or module._parameters.get("weight") is not weight:
+        parameters = {} if module is None else module._parameters
+        if "weight" not in parameters or parameters["weight"] is not weight:
             module = _holder(modules, name, weight)
         if module is None:
             continue

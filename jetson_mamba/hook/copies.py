@@ -19,7 +19,7 @@ from typing import Any, Collection, Iterator, NamedTuple
 
 from jetson_mamba import cache, overrides
 from jetson_mamba.errors import LeftOut, Refused
-from jetson_mamba.hook.finder import TARGETS
+from jetson_mamba.finder import TARGETS
 from jetson_mamba.texts import Texts, digest_beside
 
 TYPE_CHECKING = False

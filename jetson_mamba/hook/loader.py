@@ -12,7 +12,7 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from types import ModuleType
 from typing import Any, Sequence
 
-from jetson_mamba.hook.finder import TARGETS, Finder, is_a, loader_of
+from jetson_mamba.finder import TARGETS, Finder, is_a, loader_of
 
 # Without any of these words a text of another package is none of mamba-ssm.
 WORDS = (b"selective_scan_cuda", b"causal_conv1d", b"triton", b"mamba")

@@ -16,7 +16,7 @@ import inspect
 from types import CodeType, FunctionType, ModuleType, TracebackType
 from typing import Any, Callable, Iterator
 
-from jetson_mamba.hook.finder import EXTENSIONS
+from jetson_mamba.finder import EXTENSIONS
 
 # What upstream binds, for a module whose source cannot be had.
 NAMES = (

@@ -355,6 +355,11 @@ def _are_shared(inputs: tuple[Tensor, ...], written: int) -> bool:
     return written > 0 and len({x.data_ptr() for x in inputs}) < len(inputs)
 
 
+def is_on_gpu(first: object) -> bool:
+    """Whether this is a plain tensor on a GPU: the cheapest of what a graph asks for."""
+    return type(first) is Tensor and first.is_cuda
+
+
 def is_small(first: object, most_elements: int) -> bool:
     """Whether this is a tensor of that many numbers at most, on a GPU."""
     return type(first) is Tensor and first.is_cuda and first.numel() <= most_elements

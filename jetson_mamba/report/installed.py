@@ -16,7 +16,7 @@ from importlib import metadata
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any, Callable, NamedTuple, Sequence
 
-from jetson_mamba.hook.finder import is_a
+from jetson_mamba.finder import is_a
 
 
 class Distribution(NamedTuple):

@@ -177,7 +177,7 @@ def test_the_hook_is_active_in_the_script(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(
         "import sys\nprint(type(sys.meta_path[0]).__module__, 'torch' in sys.modules)\n"
     )
-    assert run("script.py", folder=tmp_path).stdout == "jetson_mamba.hook.finder False\n"
+    assert run("script.py", folder=tmp_path).stdout == "jetson_mamba.finder False\n"
 
 
 @pytest.mark.parametrize(

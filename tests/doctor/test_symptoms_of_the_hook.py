@@ -35,7 +35,7 @@ def test_a_hook_that_another_finder_goes_before(machine: Machine) -> None:
     )
     report = machine.examine(hook=True, first=code)
     assert report["hook"]["taken_by"] == "__main__.Other"
-    assert report["hook"]["finders"][:2] == ["__main__.Other", "jetson_mamba.hook.finder.Finder"]
+    assert report["hook"]["finders"][:2] == ["__main__.Other", "jetson_mamba.finder.Finder"]
     assert [each["symptom"] for each in report["findings"]] == ["bypassed"]
 
 

@@ -27,7 +27,7 @@ OWN = {
     "hook/runner": "cli/test_run.py",
     "hook/unserved": "hook/test_package.py hook/test_unserved.py",
     "hook/loader": "hook/test_package.py hook/test_loaders.py hook/test_import.py",
-    "hook/finder": "hook/test_import.py hook/test_other_packages.py",
+    "finder": "hook/test_import.py hook/test_other_packages.py",
     "rewrite": "rewrite hook/test_rewrite.py",
     "texts": "rewrite/test_closure.py hook/test_package.py hook/test_names_beside.py",
     "cache": "hook/test_cache_folder.py faults/test_cache.py",

@@ -50,6 +50,7 @@ def imitated(monkeypatch: pytest.MonkeyPatch) -> list[Imitated]:
     monkeypatch.setattr(captured, "_stream", stream)
     monkeypatch.setattr(captured, "_has_place", lambda device, stream: True)
     monkeypatch.setattr(captured, "is_small", lambda first, _: type(first) is torch.Tensor)
+    monkeypatch.setattr(captured, "is_on_gpu", lambda first: type(first) is torch.Tensor)
     monkeypatch.setattr(captured, "MEMORY", captured.Memory())
     return Imitated.made
 

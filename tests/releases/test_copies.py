@@ -13,8 +13,8 @@ from typing import Iterator, NamedTuple
 
 import pytest
 
+from jetson_mamba.finder import TARGETS
 from jetson_mamba.hook import copies
-from jetson_mamba.hook.finder import TARGETS
 from jetson_mamba.rewrite import Rewritten
 from tools.releases import MAMBA_SSM, release_path
 

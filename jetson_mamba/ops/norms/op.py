@@ -109,7 +109,7 @@ def layer_norm(
     tensors = (x, weight, bias, residual, x1, weight1, bias1, rowscale)
     is_plain = dropout_p == 0.0 and out_dtype == x.dtype and wide == torch.float32
     if is_plain and x1 is None and weight1 is None and rowscale is None:
-        kernels = _kernels(x, weight, bias, dim, residual)
+        kernels = _kernels(x, weight, bias, dim, residual) if x.is_cuda else None
         if kernels is not None:
             # Where there is no sum, it is x itself.
             keeps = prenorm and (residual is not None or total_dtype != x.dtype)
@@ -288,7 +288,9 @@ def layernorm_fn(
     if group_size < 1 or dim % group_size:
         raise ValueError(f"group_size: expected a divisor of dim={dim}, found {group_size}")
     dtype = compute_dtype(x, weight, bias, z)
-    kernels = _kernels(x, weight, bias, group_size, z) if dtype == torch.float32 else None
+    kernels = None
+    if x.is_cuda and dtype == torch.float32:
+        kernels = _kernels(x, weight, bias, group_size, z)
     if kernels is not None and (z is None or z.dtype == x.dtype):
         gate = Gate.NONE if z is None else Gate.OUTPUT if norm_before_gate else Gate.INPUT
         return autograd.normed(
