@@ -175,8 +175,12 @@ def variant(
         "INPUT": NUMBERS[case.dtype],
         "STEP": NUMBERS[case.step_dtype],
         "WEIGHT": NUMBERS[case.weight_dtype],
+        "SKIP": NUMBERS[case.weight_dtype],
+        "BIAS": NUMBERS[case.weight_dtype],
         "INDEX": INDICES[torch.int32 if indices is None else indices.dtype],
         "WARPS": str(WARPS),
+        "LOGARITHM": "0",
+        "EARLY": "0",
         **{name.upper(): str(int(value)) for name, value in form._asdict().items()},
     }
     return "state_update", tuple(defines.items())
