@@ -20,29 +20,9 @@
 // A vector of the norm's weight, of 16 bytes at most.
 constexpr int SCALES = VECTOR * sizeof(SCALE) > 16 ? 16 / sizeof(SCALE) : VECTOR;
 constexpr int TEAMS = THREADS / TEAM, WARPS_OF_TEAM = TEAM / 32, RESULTS = ROWS * BATCH;
+// Of shared memory, in units of 16 bytes: a number for each warp and result.
+constexpr int SUMS = (THREADS / 32 * RESULTS + 3) / 4;
 static_assert(RESULTS <= 32);
-
-// What is read but once in a kernel goes past the L1 cache.
-template <typename T, int COUNT>
-__device__ __forceinline__ void load_once(Packed<T, COUNT>& packed, const T* address) {
-    if constexpr (Packed<T, COUNT>::bytes == 16)
-        asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(packed.words[0]), "=r"(packed.words[1]), "=r"(packed.words[2]),
-                       "=r"(packed.words[3])
-                     : "l"(address));
-    else
-        packed.load(address);
-}
-
-// Brings a row as near as the L2 cache, where every kernel sees what is written meanwhile.
-__device__ __forceinline__ void fetch_ahead(const INPUT* row, int columns) {
-#if __CUDA_ARCH__ >= 900
-    if constexpr (VECTOR * sizeof(INPUT) == 16)
-        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;"
-                     :
-                     : "l"(row), "r"(columns * static_cast<int>(sizeof(INPUT))));
-#endif
-}
 
 // x times silu(z), divided by the root of the mean of its squares, times `norm`: of the whole
 // block, in shared memory, rounded as x is.
@@ -50,8 +30,8 @@ __device__ __forceinline__ const INPUT* normed(const INPUT* x, const INPUT* z, c
                                                long long x_batch, long long z_batch, int vectors,
                                                long long eps_bits) {
     extern __shared__ uint4 memory[];
-    __shared__ float squares[THREADS / 32][BATCH];
-    INPUT* rows = reinterpret_cast<INPUT*>(memory);
+    float* squares = reinterpret_cast<float*>(memory);
+    INPUT* rows = reinterpret_cast<INPUT*>(memory + SUMS);
     const int thread = threadIdx.x, columns = vectors * VECTOR;
     float sums[BATCH] = {};
     Packed<INPUT, VECTOR> given, gates;
@@ -72,7 +52,7 @@ __device__ __forceinline__ const INPUT* normed(const INPUT* x, const INPUT* z, c
 #pragma unroll
         for (int lanes = 16; lanes; lanes /= 2)
             sums[b] += __shfl_xor_sync(0xffffffffu, sums[b], lanes);
-        if (thread % 32 == 0) squares[thread / 32][b] = sums[b];
+        if (thread % 32 == 0) squares[thread / 32 * BATCH + b] = sums[b];
     }
     __syncthreads();
     const float eps = __uint_as_float(static_cast<unsigned>(eps_bits));
@@ -80,7 +60,7 @@ __device__ __forceinline__ const INPUT* normed(const INPUT* x, const INPUT* z, c
     for (int b = 0; b < BATCH; ++b) {
         float sum = 0.0f;
 #pragma unroll
-        for (int warp = 0; warp < THREADS / 32; ++warp) sum += squares[warp][b];
+        for (int warp = 0; warp < THREADS / 32; ++warp) sum += squares[warp * BATCH + b];
         sums[b] = 1.0f / sqrtf(sum / columns + eps);
     }
     for (int v = thread; v < vectors; v += THREADS) {
@@ -136,7 +116,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) projection(
         load(0);
     } else if (member == 0) {
 #pragma unroll
-        for (int r = 0; r < ROWS; ++r) fetch_ahead(from[r], columns);
+        for (int r = 0; r < ROWS; ++r) fetch_ahead<VECTOR>(from[r], columns);
     }
     wait_for_the_kernel_before();
     let_the_next_kernel_start();
@@ -196,14 +176,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) projection(
         }
     }
     if constexpr (WARPS_OF_TEAM > 1) {
-        __shared__ float parts[THREADS / 32][RESULTS];
-        if (lane < RESULTS) parts[thread / 32][lane] = sum;
+        extern __shared__ uint4 memory[];
+        float* parts = reinterpret_cast<float*>(memory);
+        if (lane < RESULTS) parts[thread / 32 * RESULTS + lane] = sum;
         __syncthreads();
         if (member < RESULTS) {
             sum = 0.0f;
 #pragma unroll
             for (int warp = 0; warp < WARPS_OF_TEAM; ++warp)
-                sum += parts[thread / TEAM * WARPS_OF_TEAM + warp][member];
+                sum += parts[(thread / TEAM * WARPS_OF_TEAM + warp) * RESULTS + member];
         }
     }
     if (!has_result) return;
