@@ -4,11 +4,11 @@
 // LANES threads have a channel: four neighbouring states each, and every LANES-th run of VECTOR
 // columns of the channel's row of the step size's weight, ROUNDS of them.
 //
-// The kernel before must not write weights or states, and must itself have waited: what it does not
-// write is loaded while it drains.
+// With EARLY, the kernel before writes no weights or states and has itself waited: they are loaded
+// while it drains.
 //
 // Definitions: INPUT (x, z, dt, B, C, out and W), STATE, RATE (A_log), SKIP (D), BIAS (dt_bias);
-// VECTOR, LANES, ROUNDS, THREADS. States of a channel are neighbours, as are the columns of all.
+// VECTOR, LANES, ROUNDS, THREADS, EARLY. States of a channel are neighbours, as are the columns of all.
 // Grid: (dim / (THREADS / LANES), batch).
 #include "numbers.cuh"
 
@@ -27,6 +27,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) mamba_step(
     // Threads beyond the last channel work on it too, and write nothing.
     const int own = min(channel, dim - 1);
     STATE* states = state + b * state_batch + (static_cast<long long>(own) * LANES + lane) * STATES;
+    if constexpr (!EARLY) wait_for_the_kernel_before();
     Packed<STATE, STATES> before;
     Packed<RATE, STATES> logs;
     Packed<INPUT, VECTOR> weights[ROUNDS];
@@ -38,7 +39,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) mamba_step(
         if (v < vectors) weights[k].load(W + static_cast<long long>(own) * rank64 + v * VECTOR);
     }
     const float skip = D ? to_float(D[own]) : 0.0f, bias = dt_bias ? to_float(dt_bias[own]) : 0.0f;
-    wait_for_the_kernel_before();
+    if constexpr (EARLY) wait_for_the_kernel_before();
     let_the_next_kernel_start();
     Packed<INPUT, STATES> written, read;
     written.load(B + b * B_batch + lane * STATES), read.load(C + b * C_batch + lane * STATES);

@@ -70,6 +70,8 @@ class Read:
             # Such as running means, which trying the method out would update once more.
             if module.training and module._buffers:
                 raise Unknown
+        # Also where it stands for another of this package's making.
+        method = inspect.unwrap(method)
         names = method.__code__.co_names if isinstance(method, FunctionType) else ()
         called = [(kinds[0], name) for name in ("__call__", *names)]
         called += [(kind, name) for kind in kinds[1:] for name in ("__call__", "forward")]
