@@ -296,6 +296,61 @@ def test_what_changes_between_tokens_is_noticed_where_a_streamer_may_do_it(
     assert torch.equal(found[1], right[1])
 
 
+def test_a_generation_within_another_leaves_its_states_alone(imitated: list[Imitated]) -> None:
+    model = Model()
+    hold(model, batch=1)
+    inner: list[Any] = []
+
+    class Streamer:
+        def put(self, tokens: Tensor) -> None:
+            if len(inner) < 3:
+                inner.append(None)
+                inner[-1] = decode(torch.tensor([[len(inner), 5, 6]]), model, 9)
+
+    prompt = torch.tensor([[1, 2, 3]])
+    found = decode(prompt, model, 12, streamer=Streamer())
+    assert torch.equal(found[1], plain_decode(prompt, model, 12)[1])
+    for number, result in enumerate(inner, 1):
+        right = plain_decode(torch.tensor([[number, 5, 6]]), model, 9)
+        assert torch.equal(result[1], right[1])
+
+
+def test_an_interrupted_generation_leaves_the_graph_to_the_next(imitated: list[Imitated]) -> None:
+    model = Model()
+    hold(model, batch=1)
+
+    class Streamer:
+        left = 5
+
+        def put(self, tokens: Tensor) -> None:
+            self.left -= 1
+            if not self.left:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        decode(torch.tensor([[1, 2, 3]]), model, 12, streamer=Streamer())
+    before = replays()
+    assert hold(model, batch=1) == STEPS + 1  # what an imitated graph runs, and the prompt
+    assert replays() == before + STEPS
+    del interrupt  # whose frames keep all of the generation until now
+
+
+def test_the_states_of_a_generation_are_copied_once(
+    imitated: list[Imitated], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, given = Model(), []
+    hold(model)
+    launched = Imitated.launched
+
+    def noting(graph: Imitated, inputs: tuple[Tensor, ...], stream: int) -> tuple[Tensor, ...]:
+        given.append(len(inputs))
+        return launched(graph, inputs, stream)
+
+    monkeypatch.setattr(Imitated, "launched", noting)
+    hold(model)
+    assert given == [4] + [2] * (STEPS - 1)
+
+
 class Placed(Model):
     """Depends on how far it is, as attention does."""
 
