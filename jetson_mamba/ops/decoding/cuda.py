@@ -120,11 +120,12 @@ def plan_of(
     """
     batch, nheads, dim = step.x.shape
     dstate = step.states.shape[3]
-    of_channels = [None if each is None else each.dtype for each in (step.D, step.dt_bias)]
+    skip = None if step.D is None else step.D.dtype
+    bias = None if step.dt_bias is None else step.dt_bias.dtype
     form = form_of(step, processors)
-    if form is None or nheads > MAXIMUM_GRID or not NUMBERS.keys() >= {*of_channels} - {None}:
+    if form is None or nheads > MAXIMUM_GRID or not NUMBERS.keys() >= {skip, bias} - {None}:
         return None
-    name, defines = variant(case, form, step.indices, *of_channels, logarithm, early)
+    name, defines = variant(case, form, step.indices, skip, bias, logarithm, early)
     kernel = compiler.load(f"{name}.cu", name, defines, index)
     rows = WARPS * (32 // form.lanes) * form.rows * form.tiles
     grid = (-(-dim // rows), nheads, min(batch, MAXIMUM_GRID))

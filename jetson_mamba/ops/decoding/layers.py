@@ -144,7 +144,7 @@ def _read(
     except (AttributeError, KeyError):  # a block of another making
         return None
     device = hidden.device
-    tensors = []
+    tensors: list[Any] = []
     for tensor in (hidden, conv_state, states, *weights):
         if tensor is None:
             tensors.append(None)

@@ -97,7 +97,8 @@ def product(
     if vector is None or not 0 < batch <= MOST_VECTORS or weight.dtype not in NUMBERS:
         return None
     form = form_of(rows, columns, vector, processors)
-    filter_dtype, state_strides, first, channels, width = torch.float32, (0, 0, 0), 0, 0, 0
+    filter_dtype, first, channels, width = torch.float32, 0, 0, 0
+    state_strides: tuple[int, ...] = (0, 0, 0)
     if convolved is not None:
         filter_dtype, first = convolved.filter.dtype, convolved.first
         state_strides = convolved.state.stride()
