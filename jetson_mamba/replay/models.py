@@ -21,6 +21,7 @@ import os
 import warnings
 from contextlib import contextmanager
 from functools import wraps
+from inspect import signature
 from types import SimpleNamespace
 from typing import Any, Callable, Iterator
 from weakref import ref
@@ -69,11 +70,14 @@ def decoding_by_graph(decode: Callable[..., Any]) -> Callable[..., Any]:
     With ``cg=True`` it makes a graph of its own.
     """
 
+    names = [*signature(decode).parameters]
+
     @wraps(decode)
     def call(input_ids: Any, model: Any, *given: Any, **named: Any) -> Any:
-        if not _enabled or not isinstance(model, nn.Module) or named.get("cg"):
+        asked = {**dict(zip(names[2:], given)), **named}
+        if not _enabled or not isinstance(model, nn.Module) or asked.get("cg"):
             return decode(input_ids, model, *given, **named)
-        steps = Steps(model, watched=named.get("streamer") is not None or bool(given))
+        steps = Steps(model, watched=asked.get("streamer") is not None)
         try:
             return decode(input_ids, steps, *given, **named)
         finally:

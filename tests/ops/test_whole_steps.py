@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from jetson_mamba.dispatch.paths import inference_path
 from jetson_mamba.replay import captured
 from jetson_mamba.replay.models import decoding_by_graph, whole_steps
+from jetson_mamba.replay.noticing import Read
 from tests.ops.imitated import Imitated
 
 Output = namedtuple("Output", ["logits"])
@@ -294,6 +295,29 @@ def test_what_changes_between_tokens_is_noticed_where_a_streamer_may_do_it(
     model.scale = 0.5
     found = decode(prompt, model, 12, streamer=Streamer())
     assert torch.equal(found[1], right[1])
+    model.scale = 0.5
+    by_position = decode(prompt, model, 12, False, Streamer())
+    assert torch.equal(by_position[1], right[1])
+
+
+@pytest.mark.parametrize("streamer", [None, "one"])
+def test_a_model_is_looked_at_between_tokens_only_for_a_streamer(
+    streamer: Any, imitated: list[Imitated], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, looks, look = Model(), [], Read.is_as_it_was
+    hold(model)
+
+    class Streamer:
+        def put(self, tokens: Tensor) -> None:
+            pass
+
+    def noting(read: Read) -> bool:
+        looks.append(None)
+        return look(read)
+
+    monkeypatch.setattr(Read, "is_as_it_was", noting)
+    decode(torch.tensor([[1, 2, 3]] * 2), model, 12, streamer=streamer and Streamer())
+    assert len(looks) == (STEPS if streamer else 1)
 
 
 def test_a_generation_within_another_leaves_its_states_alone(imitated: list[Imitated]) -> None:

@@ -55,14 +55,20 @@ class Product(NamedTuple):
         self.launch(stream, *addresses, *self.constants)
 
 
-def form_of(rows: int, columns: int, vector: int, processors: int) -> Form:
-    """How a matrix is cut: few rows among many threads each, many rows several to a warp."""
+def form_of(rows: int, columns: int, vector: int, batch: int, processors: int) -> Form:
+    """How a matrix is cut: as many threads to a row as have two or three runs of it each.
+
+    Few rows have as many as there can be, so that all of the device is at work. Measured on an
+    H200 with the sizes of the published models: ``docs/notes-kernels.md``.
+    """
     vectors = columns // vector
     if rows < 4 * processors:
-        team = 128 if vectors >= 128 else 64 if vectors >= 64 else 32
-        return Form(team, 1, min(4, -(-vectors // team)), 128)
-    rows_of_team = 2 if rows >= 16 * processors else 1
-    return Form(32, rows_of_team, min(4, -(-vectors // 32)), 128)
+        team = next(team for team in (32, 64, 128, 256) if team >= min(vectors, 256))
+        return Form(team, 1, min(2, -(-vectors // team)), max(128, team))
+    team = 32 if vectors <= 128 else 128 if 256 < vectors <= 512 else 64
+    many = rows >= 16 * processors and (team == 32 or batch > 1)
+    depth = 2 if team == 32 and batch > 2 else 4
+    return Form(team, 2 if many else 1, min(depth, -(-vectors // team)), 128)
 
 
 def vector_of(weight: Tensor) -> int | None:
@@ -96,7 +102,7 @@ def product(
     vector = vector_of(weight)
     if vector is None or not 0 < batch <= MOST_VECTORS or weight.dtype not in NUMBERS:
         return None
-    form = form_of(rows, columns, vector, processors)
+    form = form_of(rows, columns, vector, batch, processors)
     filter_dtype, first, channels, width = torch.float32, 0, 0, 0
     state_strides: tuple[int, ...] = (0, 0, 0)
     if convolved is not None:
