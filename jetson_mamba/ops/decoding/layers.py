@@ -84,7 +84,7 @@ def in_few_kernels(step: Callable[..., Any]) -> Callable[..., Any]:
         kind, of, key, weights = found
         entry = known.find(key)
         if entry is None:
-            if torch._C._cuda_isCurrentStreamCapturing():
+            if _is_capturing():
                 return step(block, *given)
             try:
                 layer = _tried(step, kind.layer, of, block, given, weights)
@@ -101,6 +101,14 @@ def in_few_kernels(step: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _is_on_a_gpu(tensor: Tensor) -> bool:
+    return tensor.is_cuda
+
+
+def _is_capturing() -> bool:
+    return bool(torch._C._cuda_isCurrentStreamCapturing())
+
+
 class _Undecided(Exception):
     """Nothing could be found out this time."""
 
@@ -113,7 +121,7 @@ def _read(
         type(hidden) is not Tensor
         or type(conv_state) is not Tensor
         or type(states) is not Tensor
-        or not hidden.is_cuda
+        or not _is_on_a_gpu(hidden)
         or hidden.ndim != 3
         or hidden.shape[1] != 1
         or not 0 < hidden.shape[0] <= MOST_SEQUENCES
