@@ -67,7 +67,7 @@ def form_of(rows: int, columns: int, vector: int, batch: int, processors: int) -
         return Form(team, 1, min(2, -(-vectors // team)), max(128, team))
     team = 32 if vectors <= 128 else 128 if 256 < vectors <= 512 else 64
     many = rows >= 16 * processors and (team == 32 or batch > 1)
-    depth = 2 if team == 32 and batch > 2 else 4
+    depth = 2 if batch > 2 else 4
     return Form(team, 2 if many else 1, min(depth, -(-vectors // team)), 128)
 
 
