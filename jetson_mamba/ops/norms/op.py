@@ -2,10 +2,10 @@
 
 They take the place of the functions of the same names in ``mamba_ssm.ops.triton.layer_norm``
 (``layernorm`` in 1.x) and ``layernorm_gated`` wherever :func:`through_norm_autograd` is false.
-Where no gradient is recorded they launch upstream's Triton kernels; for a step of decoding, and on a
-GPU without Triton, this project's CUDA kernels. Where something traces or transforms, a compiler of
-which fuses them, and elsewhere they are plain tensor operations. All compute in at least float32,
-and return the dtype of ``x``.
+Where no gradient is recorded they launch upstream's Triton kernels; for a step of decoding, and on
+a GPU without Triton, this project's CUDA kernels. Where something traces or transforms, a compiler
+of which fuses them, and elsewhere they are plain tensor operations. All compute in at least
+float32, and return the dtype of ``x``.
 """
 
 from __future__ import annotations
