@@ -30,6 +30,8 @@ Step = Callable[..., Any]
 # Of two tokens, relative norms: they tell rounding, TF32's too, from another computation.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-3}
 TOLERANCE_OF_OTHERS = 5e-2
+# Numbers that are summed up at once in float64.
+MOST_AT_ONCE = 1 << 17
 
 
 def several_tokens(step: Step) -> Step:
@@ -141,7 +143,8 @@ def _mamba(block: Any, hidden_states: Tensor, conv_state: Tensor, ssm_state: Ten
     rest, decayed = _of_first_state(ssm_state, dt, bias, A, C, z)
     with torch.no_grad():
         ssm_state.copy_(last + decayed)
-    out: Tensor = block.out_proj((y + rest).to(y.dtype).transpose(1, 2))
+    y = (y + rest if torch.is_grad_enabled() else rest.add_(y)).to(y.dtype)
+    out: Tensor = block.out_proj(y.transpose(1, 2))
     return out
 
 
@@ -154,15 +157,26 @@ def _of_first_state(
     it is ``exp(A (dt[0] + ... + dt[t]))`` times what it was.
     """
     steps = dt.to(A.dtype) if bias is None else dt.to(A.dtype) + bias.unsqueeze(-1)
-    elapsed = functional.softplus(steps).double().cumsum(-1).to(A.dtype)
+    steps = functional.softplus(steps)
+    # Channel by channel, or state by state: all at once would be larger than anything else.
+    few = max(1, steps.shape[1] * MOST_AT_ONCE // max(1, steps.numel()))
+    parts = [some.double().cumsum(-1).to(A.dtype) for some in steps.split(few, dim=1)]
+    elapsed = torch.cat(parts, dim=1)
+    del steps, parts
     state, C = state.to(A.dtype), C.to(A.dtype)
     read = torch.zeros_like(elapsed)
-    # One by one: all at once would be dstate times as large as anything else.
+    in_place = not torch.is_grad_enabled()
     for n in range(A.shape[1]):
-        decay = torch.exp(elapsed * A[:, n, None])
-        read = read + decay * state[:, :, n, None] * C[:, n, None]
+        decay = elapsed * A[:, n, None]
+        if in_place:
+            read.addcmul_(decay.exp_().mul_(state[:, :, n, None]), C[:, n, None])
+        else:
+            read = read + decay.exp() * state[:, :, n, None] * C[:, n, None]
     decayed = state * torch.exp(elapsed[..., -1:] * A)
-    return read * functional.silu(z.to(A.dtype)), decayed
+    del elapsed
+    gate = z.to(A.dtype)
+    gated = read.mul_(functional.silu(gate)) if in_place else read * functional.silu(gate)
+    return gated, decayed
 
 
 def _mamba2(block: Any, hidden_states: Tensor, conv_state: Tensor, ssm_state: Tensor) -> Tensor:
