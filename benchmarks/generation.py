@@ -3,7 +3,7 @@
 ``python -m benchmarks.generation`` needs a CUDA GPU, mamba_ssm on the path, and transformers. For a
 model of each layer, with the sizes of the published 130M models and random weights, it prints
 milliseconds per token at batch 1: without the inference path, with it, with a whole step by one
-launch (``JETSON_MAMBA_WHOLE_STEPS``), and with upstream's own CUDA graph (``cg=True``).
+launch, as is the default, and with upstream's own CUDA graph (``cg=True``).
 The prompt's pass is not in them: the time of a generation is taken from one twice as long. Medians
 over repeated runs.
 """

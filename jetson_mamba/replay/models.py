@@ -11,8 +11,8 @@ runs code in between. All else is as for a block: a model with hooks, adapters, 
 that does not tell all about itself takes its steps as it is, and so does one with attention, whose
 step depends on how far it is.
 
-Off unless ``JETSON_MAMBA_WHOLE_STEPS=on``, read when this module is imported, or
-:func:`whole_steps`.
+``JETSON_MAMBA_WHOLE_STEPS=off``, read when this module is imported, or :func:`whole_steps` switch
+that off.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from .watching import Watching
 MOST_SEQUENCES = 64
 VARIABLE = "JETSON_MAMBA_WHOLE_STEPS"
 
-_value = os.environ.get(VARIABLE) or "off"
+_value = os.environ.get(VARIABLE) or "on"
 if _value not in ("on", "off"):
     warnings.warn(
-        f"{VARIABLE}: expected on or off, found {_value!r}; taken as off",
+        f"{VARIABLE}: expected on or off, found {_value!r}; taken as on",
         RuntimeWarning,
         stacklevel=2,
     )
-_enabled = _value == "on"
+_enabled = _value != "off"
 
 
 @contextmanager

@@ -423,10 +423,19 @@ def test_layers_with_other_states_have_no_graph(imitated: list[Imitated]) -> Non
     assert imitated == []
 
 
-@pytest.mark.parametrize("off", ["by default", "the inference path", "upstream's own"])
+def test_what_upstream_s_own_graphs_leave_in_a_model_is_none_of_it(
+    imitated: list[Imitated],
+) -> None:
+    model = Model()
+    model._decoding_cache = object()  # type: ignore[assignment]
+    hold(model)
+    assert (len(imitated), replays()) == (1, STEPS - 1)
+
+
+@pytest.mark.parametrize("off", ["by name", "the inference path", "upstream's own"])
 def test_switched_off_every_token_is_the_model_s(off: str, imitated: list[Imitated]) -> None:
     model = Model()
-    with whole_steps(off != "by default"), inference_path(off != "the inference path"):
+    with whole_steps(off != "by name"), inference_path(off != "the inference path"):
         assert hold(model, cg=off == "upstream's own") == STEPS + 1
     assert imitated == []
 

@@ -27,6 +27,9 @@ from .products import MOST_VECTORS, Convolved, Product, product
 
 # States that a thread has of a channel of Mamba, and the threads of a block.
 STATES, THREADS = 4, 128
+# Columns of a vector that every block of a product normalises for itself. Of more, and of several
+# vectors, that takes longer than a kernel of its own.
+MOST_NORMED = 2048
 ACTIVATIONS = (None, "silu", "swish")
 
 Weights = Tuple[Optional[Tensor], ...]
@@ -275,12 +278,10 @@ class Mamba2(_Layer):
             self._in = self.product(W_in, (hidden.stride(0), self.rows), convolved=convolved)
             more: dict[str, Any] = {"early": True}
             whole = of.group_size in (None, dim) and not of.norm_before_gate
-            whole = whole and (batch == 1 or self.rows * self.size % VECTOR_BYTES == 0)
+            whole = whole and batch == 1 and dim <= MOST_NORMED
             if norm is not None and whole and _is_aligned(norm):
                 self._is_normed = True
                 more["norm"] = (norm.dtype, self.rows, of.eps)
-            elif norm is not None:
-                more["early"] = False
             self._out = self.product(W_out, (dim, width), **more)
 
     def __call__(
