@@ -95,7 +95,8 @@ class Norm(nn.Module):
         groups = wide.unflatten(-1, (-1, self.group_size or x.shape[-1]))
         scale = (groups.square().mean(-1, keepdim=True) + self.eps).rsqrt()
         wide = (groups * scale).flatten(-2) * self.weight.float()
-        return (wide * gate if self.norm_before_gate else wide).to(x.dtype)
+        out: Tensor = (wide * gate if self.norm_before_gate else wide).to(x.dtype)
+        return out
 
 
 class Mamba2(Layer):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from jetson_mamba.dispatch import backends
 from jetson_mamba.dispatch.paths import inference_path
+from jetson_mamba.kernels import compiler
 from jetson_mamba.ops.decoding import layers
 from jetson_mamba.ops.decoding.layers import in_few_kernels
 from tests.kernels import layers as small
@@ -41,7 +42,7 @@ def imitated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(layers, name, getattr(layers, name)._replace(layer=Kernels))
     monkeypatch.setattr(layers, "_is_on_a_gpu", lambda tensor: True)
     monkeypatch.setattr(layers, "_is_capturing", lambda: False)
-    monkeypatch.setattr(layers.compiler, "current_device", lambda: -1)
+    monkeypatch.setattr(compiler, "current_device", lambda: -1)
     with torch.no_grad():
         yield
 

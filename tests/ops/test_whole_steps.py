@@ -304,7 +304,8 @@ def test_what_changes_between_tokens_is_noticed_where_a_streamer_may_do_it(
 def test_a_model_is_looked_at_between_tokens_only_for_a_streamer(
     streamer: Any, imitated: list[Imitated], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, looks, look = Model(), [], Read.is_as_it_was
+    model, look = Model(), Read.is_as_it_was
+    looks: list[None] = []
     hold(model)
 
     class Streamer:
