@@ -95,7 +95,7 @@ class Steps:
     def __init__(self, model: nn.Module, watched: bool) -> None:
         self._model = model
         self._watched = watched
-        self._looked = False
+        self._looks = True
         self._moved: _Moved | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -140,8 +140,9 @@ class Steps:
         model = self._model
         if _is_wrapped(model):
             return None
-        graphs = _WATCHING.of(model, look=self._watched or not self._looked)
-        self._looked = True
+        graphs = _WATCHING.of(model, look=self._looks)
+        # A model that cannot be known is not looked at again by this generation.
+        self._looks = self._watched and graphs is not None
         form = type(params), tuple(params.key_value_memory_dict), params.max_batch_size
         moved = self._moved
         if moved is not None:
@@ -267,4 +268,5 @@ def _stepping(model: Any) -> int:
 _WATCHING = Watching(
     lambda model: Read(model, type(model).forward, inside=True),
     lambda model: Captured(_function(model), 2 * _stepping(model())),
+    calls_until_another_look=1,
 )

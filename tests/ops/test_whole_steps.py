@@ -275,6 +275,17 @@ def test_a_model_that_a_graph_cannot_know_takes_its_steps_as_it_is(
         assert replays() == before
 
 
+def test_a_model_that_a_graph_can_know_again_has_one(imitated: list[Imitated]) -> None:
+    model = Model()
+    plain = model.head
+    with_adapter(model)
+    hold(model)
+    assert imitated == []
+    model.head = plain
+    hold(model)
+    assert (len(imitated), replays()) == (1, STEPS - 1)
+
+
 def test_what_changes_between_tokens_is_noticed_where_a_streamer_may_do_it(
     imitated: list[Imitated],
 ) -> None:
