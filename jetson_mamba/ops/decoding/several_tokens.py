@@ -30,7 +30,7 @@ Step = Callable[..., Any]
 # Of two tokens, relative norms: they tell rounding, TF32's too, from another computation.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-3}
 TOLERANCE_OF_OTHERS = 5e-2
-# Numbers that are summed up at once in float64.
+# Numbers, of channels and tokens, that follow a state at once where memory is to be little.
 MOST_AT_ONCE = 1 << 17
 
 
@@ -140,10 +140,21 @@ def _mamba(block: Any, hidden_states: Tensor, conv_state: Tensor, ssm_state: Ten
         x, dt, A, B, C, block.D.float(), z, bias, True, return_last_state=True
     )
     y, last = scanned
-    rest, decayed = _of_first_state(ssm_state, dt, bias, A, C, z)
-    with torch.no_grad():
-        ssm_state.copy_(last + decayed)
-    y = (y + rest if torch.is_grad_enabled() else rest.add_(y)).to(y.dtype)
+    # Some channels after others: what each has would be larger than anything else.
+    count = dt.shape[1]
+    some = count if torch.is_grad_enabled() else max(1, count * MOST_AT_ONCE // max(1, dt.numel()))
+    for first in range(0, count, some):
+        own = slice(first, first + some)
+        of_bias = None if bias is None else bias[own]
+        rest, decayed = _of_first_state(
+            ssm_state[:, own], dt[:, own], of_bias, A[own], C, z[:, own]
+        )
+        if torch.is_grad_enabled():
+            y = (y + rest).to(y.dtype)
+        else:
+            y[:, own].add_(rest)
+        with torch.no_grad():
+            ssm_state[:, own].copy_(last[:, own] + decayed)
     out: Tensor = block.out_proj(y.transpose(1, 2))
     return out
 
@@ -157,12 +168,8 @@ def _of_first_state(
     it is ``exp(A (dt[0] + ... + dt[t]))`` times what it was.
     """
     steps = dt.to(A.dtype) if bias is None else dt.to(A.dtype) + bias.unsqueeze(-1)
-    steps = functional.softplus(steps)
-    # Channel by channel, or state by state: all at once would be larger than anything else.
-    few = max(1, steps.shape[1] * MOST_AT_ONCE // max(1, steps.numel()))
-    parts = [some.double().cumsum(-1).to(A.dtype) for some in steps.split(few, dim=1)]
-    elapsed = torch.cat(parts, dim=1)
-    del steps, parts
+    elapsed = functional.softplus(steps).double().cumsum(-1).to(A.dtype)
+    del steps
     state, C = state.to(A.dtype), C.to(A.dtype)
     read = torch.zeros_like(elapsed)
     in_place = not torch.is_grad_enabled()
