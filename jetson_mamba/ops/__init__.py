@@ -18,7 +18,7 @@ from jetson_mamba.ops.causal_conv1d import (
     causal_conv1d_fn,
     causal_conv1d_update,
 )
-from jetson_mamba.ops.decoding import selective_state_update, several_tokens
+from jetson_mamba.ops.decoding import in_few_kernels, selective_state_update, several_tokens
 from jetson_mamba.ops.mamba3 import (
     apply_rotary_qk_inference_fwd,
     mamba3_mimo,
@@ -91,6 +91,7 @@ __all__ = [
     "forward_by_graph",
     "gated_norm_backward",
     "gated_norm_forward",
+    "in_few_kernels",
     "layer_norm_again",
     "layer_norm_fn",
     "layer_norm_linear_fn",

@@ -41,12 +41,13 @@ class EmulatedLaunch:
     ) -> None:
         self._run = kernel.run
         self._grid = (ctypes.c_longlong * 3)(*grid)
-        self._threads, self._shared_bytes = block[0], shared_bytes
+        self._block = (ctypes.c_longlong * 2)(*block[:2])
+        self._shared_bytes = shared_bytes
 
     def __call__(self, stream: object, *arguments: int) -> None:
         """Run every block of the grid, one after the other."""
         given = (ctypes.c_longlong * MOST_ARGUMENTS)(*arguments)
-        self._run(self._grid, self._threads, self._shared_bytes, given)
+        self._run(self._grid, self._block, self._shared_bytes, given)
 
 
 class Emulator:

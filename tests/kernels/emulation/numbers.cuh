@@ -183,6 +183,12 @@ struct Packed {
     }
 };
 
+template <typename T, int COUNT>
+void load_once(Packed<T, COUNT>& packed, const T* address) {
+    packed.load(address);
+}
+template <int COUNT, typename T>
+void fetch_ahead(const T*, int) {}
 inline void wait_for_the_kernel_before() {}
 inline void let_the_next_kernel_start() {}
 inline void commit_copies() {}

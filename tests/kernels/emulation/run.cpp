@@ -35,8 +35,9 @@ using Any = void (*)(long long, long long, long long, long long, long long, long
                      long long, long long, long long, long long, long long, long long, long long,
                      long long);
 
-extern "C" void run(const long long* grid, long long threads, long long shared_bytes,
+extern "C" void run(const long long* grid, const long long* block_size, long long shared_bytes,
                     const long long* a) {
+    const long long width = block_size[0], threads = width * block_size[1];
     gridDim = {unsigned(grid[0]), unsigned(grid[1]), unsigned(grid[2])};
     shared_end = shared_begin + shared_bytes;
     const Any kernel = reinterpret_cast<Any>(&KERNEL);
@@ -61,7 +62,7 @@ extern "C" void run(const long long* grid, long long threads, long long shared_b
                 std::vector<int> order;
                 for (int i = 0; i < threads; ++i) {
                     Fibre& fibre = fibres[i];
-                    fibre.threadIdx = {unsigned(i), 0, 0};
+                    fibre.threadIdx = {unsigned(i % width), unsigned(i / width), 0};
                     fibre.stack.resize(1 << 16);
                     fibre.done = false;
                     getcontext(&fibre.context);
