@@ -116,7 +116,7 @@ def main() -> None:
     for shape, least, times in rows(SHAPES, arguments.upstream):
         print("x".join(map(str, shape)), f"floor {least:.0f}", *(f"{t:.1f}" for t, _ in times))
         if arguments.kernels:
-            for name, time in times[0][1].items():
+            for name, time in (pair for _, each in times[:2] for pair in each.items()):
                 print(f"    {name}: {time:.1f}")
 
 
