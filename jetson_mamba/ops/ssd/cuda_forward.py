@@ -7,6 +7,9 @@ in nothing else; a repeated call allocates and launches.
 
 from __future__ import annotations
 
+import heapq
+import math
+import os
 import struct
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -32,6 +35,9 @@ from .contract import SCAN, Scan
 KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 THREADS = 160
 PASS_THREADS = 256
+# Threads of a warpgroup; heads that a block of these takes at most, and what it takes longer then.
+GROUP = 128
+HEADS, LONGER = 2, 1.65
 # States up to which the kernels have room for more.
 WIDE = 128
 SOFTPLUS = 1 << 8
@@ -86,6 +92,12 @@ class Variant(NamedTuple):
         return -(-self.headdim // self.slice("ssd_forward"))
 
     @property
+    def fits_warpgroups(self) -> bool:
+        """Whether products of warpgroups are of these sizes."""
+        is_whole = self.headdim % 64 == 0 and self.dstate in (64, 128)
+        return self.aligned and self.dtype != torch.float32 and is_whole
+
+    @property
     def kept_arrays(self) -> int:
         """Numbers of a step that the backward pass reads again."""
         return 3 + (self.dtype == torch.float32) + self.has_sequences
@@ -94,12 +106,16 @@ class Variant(NamedTuple):
         """Threads of a block."""
         if kernel == "ssd_backward":
             return 3 * 2 * self.chunk
+        if kernel == "ssd_forward_warpgroups":
+            return GROUP * (HEADS + 1)
         return THREADS if kernel in ("ssd_forward", "ssd_states") else PASS_THREADS
 
     def stages(self, kernel: str) -> int:
         """Chunks in shared memory; copies ahead of the work are of 16-bit numbers only."""
         if self.dtype == torch.float32 or not self.aligned:
             return 1
+        if kernel == "ssd_forward_warpgroups":
+            return 3 if self._shared_bytes(kernel, 3) <= self.room else 2
         return 2 if self._shared_bytes(kernel, 2) <= self.room else 1
 
     def shared_bytes(self, kernel: str) -> int:
@@ -120,6 +136,10 @@ class Variant(NamedTuple):
                 + tile(chunk, chunk, self.made(kernel))
                 + 2 * 24 * chunk
             )
+        if kernel == "ssd_forward_warpgroups":
+            part = 2 * chunk * states
+            tiles = stages * (2 * part + HEADS * 2 * chunk * 64) + HEADS * self.made(kernel) * part
+            return -(-(tiles + HEADS * stages * 24 * chunk) // 1024) * 1024
         if kernel == "ssd_states":
             return stages * (wide + narrow) + 2 * 36 * chunk
         if kernel == "ssd_backward":
@@ -130,6 +150,8 @@ class Variant(NamedTuple):
 
     def blocks(self, kernel: str) -> int:
         """Blocks of a kernel that are to fit a multiprocessor by their registers."""
+        if kernel == "ssd_forward_warpgroups":
+            return 1
         return 2 if self.states <= WIDE else 1
 
     def defines(self, kernel: str) -> tuple[tuple[str, str], ...]:
@@ -149,6 +171,7 @@ class Variant(NamedTuple):
             ("HAS_SEQUENCES", str(int(self.has_sequences))),
             ("SHARED", str(self.shared_bytes(kernel))),
             ("BLOCKS", str(self.blocks(kernel))),
+            *([("HEADS", str(HEADS))] if kernel == "ssd_forward_warpgroups" else ()),
         )
 
     def launch(self, kernel: str, grid: tuple[int, int, int], index: int) -> compiler.Launch:
@@ -242,7 +265,15 @@ def _plan(scan: Scan, is_aligned: bool, index: int) -> ForwardPlan:
         pass_launch = variant.launch(
             "ssd_pass", (-(-size // PASS_THREADS), batch * nheads, 1), index
         )
-    launch = variant.launch("ssd_forward", (nheads, batch * variant.slices, segments), index)
+    grid: tuple[int, int, int] = (nheads, batch * variant.slices, segments)
+    kernel, divided = "ssd_forward", ()
+    if has_warpgroups(index) and variant.fits_warpgroups:
+        per_group, units_of_batch = nheads // B.shape[2], B.shape[2] * variant.slices
+        units = batch * units_of_batch
+        full = full_blocks(per_group, units * segments, index)
+        grid = (units * (per_group - (HEADS - 1) * full), segments, 1)
+        kernel, divided = "ssd_forward_warpgroups", (full, units_of_batch, batch)
+    launch = variant.launch(kernel, grid, index)
     scalars = (options_of(scan), *limits_of(scan))
     sequence = (0, 0) if seq_idx is None else seq_idx.stride()
     parts = batch * nheads * segments
@@ -266,6 +297,7 @@ def _plan(scan: Scan, is_aligned: bool, index: int) -> ForwardPlan:
             *(*x.stride()[:3], *dt.stride(), *B.stride()[:3], *C.stride()[:3]),
             *((0, 0, 0) if z is None else z.stride()[:3]),
             *sequence,
+            *divided,
         ),
     )
 
@@ -366,6 +398,33 @@ def room(index: int) -> int:
     if capability in ((8, 0), (8, 7)):
         return 163 * 1024
     return 227 * 1024 if capability[0] in (9, 10, 11) else 99 * 1024
+
+
+@lru_cache(maxsize=1024)
+def full_blocks(heads: int, units: int, index: int) -> int:
+    """Of the heads of a group how many blocks take two, so that all blocks are done soonest.
+
+    There are ``units`` such groups. A multiprocessor has room for one block, and takes the next
+    where one is done; the full ones come first.
+    """
+    if units * heads > 16 * processors(index):
+        return heads // HEADS
+    shortest, found = math.inf, 0
+    for full in range(heads // HEADS, -1, -1):
+        free = [0.0] * processors(index)
+        for _ in range(units * full):
+            heapq.heapreplace(free, free[0] + LONGER)
+        for _ in range(units * (heads - HEADS * full)):
+            heapq.heapreplace(free, free[0] + 1.0)
+        if max(free) < shortest - 1e-6:
+            shortest, found = max(free), full
+    return found
+
+
+@lru_cache(maxsize=None)
+def has_warpgroups(index: int) -> bool:
+    """Whether a device has the products of ``kernels/wgmma.cuh``: compute capability 9.0 alone."""
+    return os.environ.get("TRY_WARPGROUPS") == "1" and index >= 0 and torch.cuda.get_device_capability(index) == (9, 0)
 
 
 @lru_cache(maxsize=1024)

@@ -1,0 +1,307 @@
+// Mamba-2's scan as ssd_forward.cu has it, for GPUs with products of warpgroups: a block to some heads
+// of a group, which share B and C, a warpgroup to each, and 64 channels of these. Of each group `full`
+// blocks take HEADS heads; the others, which come last, one.
+//
+// A warpgroup walks along time by itself, with the state in registers. Of each chunk of 64 steps it
+// makes C B^T, whose numbers, as they have decayed, are the left factor of M x where they lie; y =
+// C h, for which h goes to shared memory in 16 bits; and (x dt decay_to_end)^T B, whose left factor
+// comes from registers too. One more warpgroup fetches what is needed, STAGES chunks ahead, and leaves
+// its registers to the others.
+#include "ssd.cuh"
+#include "warpgroups.cuh"
+
+constexpr int GROUP = 128;
+constexpr int FETCHERS = 128;
+constexpr int BLOCK_THREADS = HEADS * GROUP + FETCHERS;
+// Of a thread, that all have at first; together no more than these.
+constexpr int FETCHER_REGISTERS = 56;
+constexpr int REGISTERS = HEADS == 1 ? 200 : HEADS == 2 ? 224 : 152;
+static_assert(CHUNK == 64 && SLICE == 64 && GIVEN == 1 && ALIGNED, "as the tiles are");
+static_assert(STATES == 64 || STATES == 128, "parts of 64 columns");
+
+struct Shared {
+    Exchanged<CHUNK, STATES> C[STAGES];
+    Exchanged<CHUNK, STATES> B[STAGES];
+    Exchanged<CHUNK, SLICE> x[HEADS][STAGES];
+    Exchanged<SLICE, STATES> h[HEADS][MADE];
+    Steps steps[HEADS][STAGES];
+};
+static_assert(sizeof(Shared) == SHARED, "the host counts shared memory otherwise");
+
+// Numbers of barriers: of what has been fetched for a head, what it has done with, of its warps.
+__device__ __forceinline__ int fetched(int head, int stage) { return 1 + head * STAGES + stage; }
+__device__ __forceinline__ int used(int head, int stage) {
+    return 1 + (HEADS + head) * STAGES + stage;
+}
+__device__ __forceinline__ int own(int head) { return 1 + 2 * HEADS * STAGES + head; }
+static_assert(1 + 2 * HEADS * STAGES + HEADS <= 16, "a block has sixteen barriers");
+
+template <int ROWS, int COLUMNS>
+__device__ __forceinline__ void fetch(Exchanged<ROWS, COLUMNS>& to, const NUMBER* from,
+                                      long long row_stride, int rows, int columns, int thread) {
+    constexpr int VECTORS = COLUMNS / 8, STEP = FETCHERS / VECTORS;
+    const int row = thread / VECTORS, column = thread % VECTORS * 8;
+    if (column >= columns) rows = 0;
+    from += row * row_stride + column;
+    const unsigned place = shared_address(to.bytes);
+#pragma unroll
+    for (int i = 0; i < ROWS / STEP; ++i) {
+        const bool there = row + i * STEP < rows;
+        copy_16_async(place + to.offset(row + i * STEP, column), from, there);
+        from += STEP * row_stride;
+    }
+}
+
+// What of M = C B^T decay dt is the left factor of a product over the steps from `column` on.
+template <bool ON_DIAGONAL>
+__device__ __forceinline__ void set_mask(Fragment<MADE>& to, const float (&low)[4],
+                                         const float (&high)[4], const Steps& steps,
+                                         const Moment (&later)[2], int row, int column, int lane) {
+    const int g = lane / 4, q = lane % 4;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const float(&products)[4] = half ? high : low;
+        const int s = column + 8 * half + 2 * q;
+        Moment from[2];
+        moments_of(from, steps, s);
+        const float2 dt = pair_at(steps.dt, s);
+#pragma unroll
+        for (int down = 0; down < 2; ++down) {
+            const int t = row + 8 * down + g;
+            to.set(2 * half + down,
+                   decayed<ON_DIAGONAL>(products[2 * down] * dt.x, from[0], later[down], s <= t),
+                   decayed<ON_DIAGONAL>(products[2 * down + 1] * dt.y, from[1], later[down],
+                                        s < t));
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_warpgroups(
+    const NUMBER* x, const void* dt, const void* A, const NUMBER* B, const NUMBER* C, const void* D,
+    const NUMBER* z, const void* bias, const int* seq_idx, const float* first, NUMBER* out,
+    float* last, long long option_bits, long long low_bits, long long high_bits, long long seqlen,
+    long long heads, long long heads_of_group, long long segment, long long segments,
+    long long x_batch, long long x_time, long long x_head, long long dt_batch, long long dt_time,
+    long long dt_head, long long B_batch, long long B_time, long long B_group, long long C_batch,
+    long long C_time, long long C_group, long long z_batch, long long z_time, long long z_head,
+    long long seq_batch, long long seq_time, long long full, long long units_of_batch,
+    long long batches) {
+    extern __shared__ uint4 memory[];
+    Shared& shared = *reinterpret_cast<Shared*>(memory);
+    const int warp = uniform(threadIdx.x / 32), lane = threadIdx.x % 32;
+    // Groups of a batch and slice, one after another.
+    const long long units = units_of_batch * batches;
+    const bool is_full = blockIdx.x < units * full;
+    const long long number_of_block = is_full ? blockIdx.x : blockIdx.x - units * full;
+    const long long in_unit = is_full ? full : heads_of_group - HEADS * full;
+    const long long unit = number_of_block / in_unit, member_of_unit = number_of_block % in_unit;
+    const int count = is_full ? HEADS : 1;
+    const long long group = unit % (units_of_batch / SLICES);
+    const long long first_head = group * heads_of_group +
+                                 (is_full ? HEADS * member_of_unit : HEADS * full + member_of_unit);
+    const long long batch = unit / units_of_batch;
+    const int slice = static_cast<int>(unit % units_of_batch / (units_of_batch / SLICES)) * SLICE;
+    const long long begin = blockIdx.y * segment * CHUNK;
+    const long long end = min(seqlen, begin + segment * CHUNK);
+    const Options options{option_bits};
+
+    if (warp < FETCHERS / 32) {
+        leave_registers<FETCHER_REGISTERS>();
+        const int number = warp;
+        const long long head = first_head + min(number, count - 1);
+        const StepSource source(dt, A, bias, seq_idx, options, low_bits, high_bits, seqlen, batch,
+                                head, dt_batch, dt_time, dt_head, seq_batch, seq_time);
+        x += batch * x_batch + first_head * x_head + slice;
+        B += batch * B_batch + group * B_group;
+        C += batch * C_batch + group * C_group;
+        RawSteps raw;
+        raw.load(source, begin, lane);
+        int stage = 0, before = 0;
+        bool again = false;
+        const auto give = [&](int stage) {
+            show_to_products();
+            for (int j = 0; j < count; ++j) arrive_at<GROUP + FETCHERS>(fetched(j, stage));
+        };
+        for (long long start = begin; start < end; start += CHUNK) {
+            // With two stages there is no chunk in between to wait for.
+            if (STAGES == 2 && start > begin) wait_for_copies<0>(), give(before);
+            if (again)
+                for (int j = 0; j < count; ++j) meet_at<GROUP + FETCHERS>(used(j, stage));
+            const int rows = static_cast<int>(min(end - start, static_cast<long long>(CHUNK)));
+            fetch(shared.C[stage], C + start * C_time, C_time, rows, DSTATE, threadIdx.x);
+            fetch(shared.B[stage], B + start * B_time, B_time, rows, DSTATE, threadIdx.x);
+            for (int j = 0; j < count; ++j)
+                fetch(shared.x[j][stage], x + start * x_time + j * x_head, x_time, rows, SLICE,
+                      threadIdx.x);
+            commit_copies();
+            if (number < count) {
+                raw.finish(shared.steps[number][stage], source, start, lane);
+                raw.load(source, start + CHUNK, lane);
+            }
+            if (STAGES > 2 && start > begin) wait_for_copies<1>(), give(before);
+            before = stage;
+            if (++stage == STAGES) stage = 0, again = true;
+        }
+        wait_for_copies<0>();
+        give(before);
+        return;
+    }
+
+    take_registers<REGISTERS>();
+    const int member = warp / 4 - 1, row = warp % 4 * 16;
+    if (member >= count) return;
+    const int g = lane / 4, q = lane % 4;
+    const long long head = first_head + member;
+    if (HAS_Z) z += batch * z_batch + head * z_head + slice;
+    out += ((batch * seqlen) * heads + head) * HEADDIM + slice;
+    const long long out_time = heads * HEADDIM;
+    const float skip_of_head = HAS_D == 1 ? number_at(D, head, options.D()) : 0.0f;
+
+    State state;
+    const long long place = (batch * heads + head) * segments + blockIdx.y;
+    if (first)
+        state.load(first + (place * HEADDIM + slice) * DSTATE, row, SLICE, lane);
+    else
+        state.clear();
+
+    Exchanged<SLICE, STATES>(&h)[MADE] = shared.h[member];
+    int stage = 0;
+    for (long long start = begin; start < end; start += CHUNK) {
+        meet_at<GROUP + FETCHERS>(fetched(member, stage));
+        const Steps& steps = shared.steps[member][stage];
+        const Exchanged<CHUNK, STATES>&C_tile = shared.C[stage], &B_tile = shared.B[stage];
+        const Exchanged<CHUNK, SLICE>& x_tile = shared.x[member][stage];
+
+#pragma unroll
+        for (int j = 0; j < STATES / 8; ++j)
+#pragma unroll
+            for (int down = 0; down < 2; ++down) {
+                Pair<MADE> pair;
+                pair.pack(state.numbers[j][2 * down], state.numbers[j][2 * down + 1]);
+#pragma unroll
+                for (int piece = 0; piece < MADE; ++piece)
+                    h[piece].set_word(row + 8 * down + g, 8 * j + 2 * q, pair.words[piece]);
+            }
+        float products[8][4];
+        begin_products();
+#pragma unroll
+        for (int k = 0; k < STATES / 16; ++k)
+            multiply_groups(products, C_tile.summed_columns(16 * k), B_tile.summed_columns(16 * k),
+                            k > 0, NUMBER{});
+        commit_products();
+        show_to_products();
+        meet_at<GROUP>(own(member));
+
+        float y[8][4];
+        begin_products();
+#pragma unroll
+        for (int k = 0; k < STATES / 16; ++k)
+#pragma unroll
+            for (int piece = 0; piece < MADE; ++piece)
+                multiply_groups(y, C_tile.summed_columns(16 * k), h[piece].summed_columns(16 * k),
+                                k + piece > 0, NUMBER{});
+        commit_products();
+
+        wait_for_products<1>();
+        settle(products);
+        Fragment<MADE> mask[4];
+        const Moment later[2] = {moment_of(steps, row + g), moment_of(steps, row + g + 8)};
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            if (16 * k < row)
+                set_mask<false>(mask[k], products[2 * k], products[2 * k + 1], steps, later, row,
+                                16 * k, lane);
+            else if (16 * k == row)
+                set_mask<true>(mask[k], products[2 * k], products[2 * k + 1], steps, later, row,
+                               16 * k, lane);
+            else
+                mask[k] = {};
+        }
+        wait_for_products<0>();
+        settle(y);
+        const float since[2] = {steps.since_start[row + g], steps.since_start[row + g + 8]};
+#pragma unroll
+        for (int j = 0; j < 8; ++j)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) y[j][i] *= since[i / 2];
+
+        begin_products();
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+#pragma unroll
+            for (int piece = 0; piece < MADE; ++piece) {
+                const unsigned(&words)[4] = mask[k].words[piece];
+                add_groups(y, words[0], words[1], words[2], words[3], x_tile.summed_rows(16 * k),
+                           NUMBER{});
+            }
+        commit_products();
+
+        Fragment<MADE> columns[4];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            Fragment<> given;
+            x_tile.load_transposed(given.words[0], 16 * k, row, lane);
+            columns[k] = scaled_steps(given, steps.to_end, 16 * k, lane);
+        }
+        state.scale(steps.decay_of_chunk());
+        begin_products();
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+#pragma unroll
+            for (int piece = 0; piece < MADE; ++piece) {
+                const unsigned(&words)[4] = columns[k].words[piece];
+                add_groups(state.numbers, words[0], words[2], words[1], words[3],
+                           B_tile.summed_rows(16 * k), NUMBER{});
+            }
+        commit_products();
+
+        wait_for_products<1>();
+        settle(y);
+        NUMBER* row_out = out + start * out_time;
+        const NUMBER* row_z = HAS_Z ? z + start * z_time : nullptr;
+        const int left = static_cast<int>(min(end - start, static_cast<long long>(CHUNK)));
+#pragma unroll
+        for (int down = 0; down < 2; ++down) {
+            const int t = row + 8 * down + g;
+#pragma unroll
+            for (int j = 0; j < 8; j += 2) {
+                float pairs[2][2];
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    const int p = 8 * (j + half) + 2 * q;
+                    pairs[half][0] = y[j + half][2 * down];
+                    pairs[half][1] = y[j + half][2 * down + 1];
+                    if constexpr (HAS_D) {
+                        const unsigned word = x_tile.word(t, p);
+                        float skip[2] = {skip_of_head, skip_of_head};
+                        if constexpr (HAS_D == 2) {
+                            const long long of_D = head * HEADDIM + slice + p;
+                            skip[0] = number_at(D, of_D, options.D());
+                            skip[1] = number_at(D, of_D + 1, options.D());
+                        }
+                        pairs[half][0] += skip[0] * low_half(word);
+                        pairs[half][1] += skip[1] * high_half(word);
+                    }
+                    if constexpr (HAS_Z) {
+                        Packed<NUMBER, 2> packed;
+                        if (t < left) {
+                            packed.load(row_z + t * z_time + p);
+#pragma unroll
+                            for (int i = 0; i < 2; ++i)
+                                pairs[half][i] *= packed.number(i) * sigmoid(packed.number(i));
+                        }
+                    }
+                }
+                Packed<NUMBER, 4> packed;
+                const int p = 8 * j + gathered(packed, pairs[0], pairs[1], lane);
+                if (t < left) packed.store(row_out + t * out_time + p);
+            }
+        }
+        wait_for_products<0>();
+        settle(state.numbers);
+        if (start + STAGES * CHUNK < end) arrive_at<GROUP + FETCHERS>(used(member, stage));
+        if (++stage == STAGES) stage = 0;
+    }
+    if (last && blockIdx.y == segments - 1)
+        state.store(last + ((batch * heads + head) * HEADDIM + slice) * DSTATE, row, SLICE, lane);
+}
