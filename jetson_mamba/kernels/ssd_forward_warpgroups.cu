@@ -1,23 +1,12 @@
 // Mamba-2's scan as ssd_forward.cu has it, for GPUs with products of warpgroups: a block to some heads
-// of a group, which share B and C, a warpgroup to each, and 64 channels of these. Of each group `full`
-// blocks take HEADS heads; the others, which come last, one.
+// of a group, which share B and C, a warpgroup to each, and 64 channels of these.
 //
 // A warpgroup walks along time by itself, with the state in registers. Of each chunk of 64 steps it
 // makes C B^T, whose numbers, as they have decayed, are the left factor of M x where they lie; y =
 // C h, for which h goes to shared memory in 16 bits; and (x dt decay_to_end)^T B, whose left factor
 // comes from registers too. One more warpgroup fetches what is needed, STAGES chunks ahead, and leaves
 // its registers to the others.
-#include "ssd.cuh"
-#include "warpgroups.cuh"
-
-constexpr int GROUP = 128;
-constexpr int FETCHERS = 128;
-constexpr int BLOCK_THREADS = HEADS * GROUP + FETCHERS;
-// Of a thread, that all have at first; together no more than these.
-constexpr int FETCHER_REGISTERS = 56;
-constexpr int REGISTERS = HEADS == 1 ? 200 : HEADS == 2 ? 224 : 152;
-static_assert(CHUNK == 64 && SLICE == 64 && GIVEN == 1 && ALIGNED, "as the tiles are");
-static_assert(STATES == 64 || STATES == 128, "parts of 64 columns");
+#include "ssd_warpgroups.cuh"
 
 struct Shared {
     Exchanged<CHUNK, STATES> C[STAGES];
@@ -27,30 +16,6 @@ struct Shared {
     Steps steps[HEADS][STAGES];
 };
 static_assert(sizeof(Shared) == SHARED, "the host counts shared memory otherwise");
-
-// Numbers of barriers: of what has been fetched for a head, what it has done with, of its warps.
-__device__ __forceinline__ int fetched(int head, int stage) { return 1 + head * STAGES + stage; }
-__device__ __forceinline__ int used(int head, int stage) {
-    return 1 + (HEADS + head) * STAGES + stage;
-}
-__device__ __forceinline__ int own(int head) { return 1 + 2 * HEADS * STAGES + head; }
-static_assert(1 + 2 * HEADS * STAGES + HEADS <= 16, "a block has sixteen barriers");
-
-template <int ROWS, int COLUMNS>
-__device__ __forceinline__ void fetch(Exchanged<ROWS, COLUMNS>& to, const NUMBER* from,
-                                      long long row_stride, int rows, int columns, int thread) {
-    constexpr int VECTORS = COLUMNS / 8, STEP = FETCHERS / VECTORS;
-    const int row = thread / VECTORS, column = thread % VECTORS * 8;
-    if (column >= columns) rows = 0;
-    from += row * row_stride + column;
-    const unsigned place = shared_address(to.bytes);
-#pragma unroll
-    for (int i = 0; i < ROWS / STEP; ++i) {
-        const bool there = row + i * STEP < rows;
-        copy_16_async(place + to.offset(row + i * STEP, column), from, there);
-        from += STEP * row_stride;
-    }
-}
 
 // What of M = C B^T decay dt is the left factor of a product over the steps from `column` on.
 template <bool ON_DIAGONAL>
@@ -89,18 +54,9 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
     extern __shared__ uint4 memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     const int warp = uniform(threadIdx.x / 32), lane = threadIdx.x % 32;
-    // Groups of a batch and slice, one after another.
-    const long long units = units_of_batch * batches;
-    const bool is_full = blockIdx.x < units * full;
-    const long long number_of_block = is_full ? blockIdx.x : blockIdx.x - units * full;
-    const long long in_unit = is_full ? full : heads_of_group - HEADS * full;
-    const long long unit = number_of_block / in_unit, member_of_unit = number_of_block % in_unit;
-    const int count = is_full ? HEADS : 1;
-    const long long group = unit % (units_of_batch / SLICES);
-    const long long first_head = group * heads_of_group +
-                                 (is_full ? HEADS * member_of_unit : HEADS * full + member_of_unit);
-    const long long batch = unit / units_of_batch;
-    const int slice = static_cast<int>(unit % units_of_batch / (units_of_batch / SLICES)) * SLICE;
+    const Work work(blockIdx.x, full, heads_of_group, units_of_batch, batches);
+    const int count = work.count, slice = work.slice;
+    const long long batch = work.batch, group = work.group, first_head = work.first_head;
     const long long begin = blockIdx.y * segment * CHUNK;
     const long long end = min(seqlen, begin + segment * CHUNK);
     const Options options{option_bits};

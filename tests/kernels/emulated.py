@@ -20,7 +20,7 @@ from jetson_mamba.kernels import compiler
 HERE = Path(__file__).parent / "emulation"
 KERNELS = Path(compiler.__file__).parent
 # Of the kernels' own; the others are those of here.
-HEADERS = (KERNELS / "ssd.cuh", KERNELS / "warpgroups.cuh")
+HEADERS = tuple(KERNELS / f"{name}.cuh" for name in ("ssd", "warpgroups", "ssd_warpgroups"))
 MOST_ARGUMENTS = 64
 
 
@@ -62,8 +62,7 @@ class Emulator:
     ) -> EmulatedKernel:
         """As :func:`compiler.load` does."""
         text = b"".join(
-            path.read_bytes()
-            for path in (KERNELS / source_name, *HEADERS, *sorted(HERE.iterdir()))
+            path.read_bytes() for path in (KERNELS / source_name, *HEADERS, *sorted(HERE.iterdir()))
         )
         name = hashlib.sha256(text + repr((source_name, defines)).encode()).hexdigest()[:24]
         library = self._directory / f"{name}.so"

@@ -215,8 +215,8 @@ def _plan(
     scalars = (forward.options_of(scan), *forward.limits_of(scan))
     sequence = (0, 0) if seq_idx is None else seq_idx.stride()
     inputs = (*x.stride()[:3], *dout.stride()[:3], *dt.stride(), *B.stride()[:3], *C.stride()[:3])
-    states_launch = variant.launch(
-        "ssd_states", (nheads, batch * variant.slices, 2 * segments), index
+    states_launch, divided = variant.divided(
+        "ssd_states", batch, nheads, groups, 2 * segments, index
     )
     pass_launch = None
     if not walks:
@@ -239,7 +239,7 @@ def _plan(
         batch * nheads * chunks * variant.chunk * variant.kept_arrays,
         (nheads, nheads, dD),
         states_launch,
-        (*scalars, seqlen, nheads, per_group, segment, segments, *inputs, *sequence),
+        (*scalars, seqlen, nheads, per_group, segment, segments, *inputs, *sequence, *divided),
         pass_launch,
         (nheads, segments),
         launch,

@@ -38,6 +38,7 @@ PASS_THREADS = 256
 # Threads of a warpgroup; heads that a block of these takes at most, and what it takes longer then.
 GROUP = 128
 HEADS, LONGER = 2, 1.65
+OF_WARPGROUPS = ("ssd_forward_warpgroups", "ssd_states_warpgroups")
 # States up to which the kernels have room for more.
 WIDE = 128
 SOFTPLUS = 1 << 8
@@ -106,7 +107,7 @@ class Variant(NamedTuple):
         """Threads of a block."""
         if kernel == "ssd_backward":
             return 3 * 2 * self.chunk
-        if kernel == "ssd_forward_warpgroups":
+        if kernel in OF_WARPGROUPS:
             return GROUP * (HEADS + 1)
         return THREADS if kernel in ("ssd_forward", "ssd_states") else PASS_THREADS
 
@@ -114,7 +115,7 @@ class Variant(NamedTuple):
         """Chunks in shared memory; copies ahead of the work are of 16-bit numbers only."""
         if self.dtype == torch.float32 or not self.aligned:
             return 1
-        if kernel == "ssd_forward_warpgroups":
+        if kernel in OF_WARPGROUPS:
             return 3 if self._shared_bytes(kernel, 3) <= self.room else 2
         return 2 if self._shared_bytes(kernel, 2) <= self.room else 1
 
@@ -140,6 +141,9 @@ class Variant(NamedTuple):
             part = 2 * chunk * states
             tiles = stages * (2 * part + HEADS * 2 * chunk * 64) + HEADS * self.made(kernel) * part
             return -(-(tiles + HEADS * stages * 24 * chunk) // 1024) * 1024
+        if kernel == "ssd_states_warpgroups":
+            tiles = stages * 2 * chunk * (states + HEADS * 64)
+            return -(-(tiles + HEADS * stages * 36 * chunk) // 1024) * 1024
         if kernel == "ssd_states":
             return stages * (wide + narrow) + 2 * 36 * chunk
         if kernel == "ssd_backward":
@@ -150,7 +154,7 @@ class Variant(NamedTuple):
 
     def blocks(self, kernel: str) -> int:
         """Blocks of a kernel that are to fit a multiprocessor by their registers."""
-        if kernel == "ssd_forward_warpgroups":
+        if kernel in OF_WARPGROUPS:
             return 1
         return 2 if self.states <= WIDE else 1
 
@@ -171,7 +175,7 @@ class Variant(NamedTuple):
             ("HAS_SEQUENCES", str(int(self.has_sequences))),
             ("SHARED", str(self.shared_bytes(kernel))),
             ("BLOCKS", str(self.blocks(kernel))),
-            *([("HEADS", str(HEADS))] if kernel == "ssd_forward_warpgroups" else ()),
+            *([("HEADS", str(HEADS))] if kernel in OF_WARPGROUPS else ()),
         )
 
     def launch(self, kernel: str, grid: tuple[int, int, int], index: int) -> compiler.Launch:
@@ -180,6 +184,21 @@ class Variant(NamedTuple):
         return compiler.Launch(
             loaded, grid, (self.threads(kernel), 1, 1), shared_bytes=self.shared_bytes(kernel)
         )
+
+    def divided(
+        self, kernel: str, batch: int, heads: int, groups: int, parts: int, index: int
+    ) -> tuple[compiler.Launch, tuple[int, ...]]:
+        """A kernel that walks along time, over parts of it, and its last arguments.
+
+        By products of warpgroups where there are these: each group's heads are divided over blocks.
+        """
+        if not (has_warpgroups(index) and self.fits_warpgroups):
+            return self.launch(kernel, (heads, batch * self.slices, parts), index), ()
+        units_of_batch = groups * self.slices
+        units, per_group = batch * units_of_batch, heads // groups
+        full = full_blocks(per_group, units * parts, index)
+        grid = (units * (per_group - (HEADS - 1) * full), parts, 1)
+        return self.launch(f"{kernel}_warpgroups", grid, index), (full, units_of_batch, batch)
 
 
 class ForwardPlan(NamedTuple):
@@ -255,31 +274,25 @@ def _plan(scan: Scan, is_aligned: bool, index: int) -> ForwardPlan:
     variant = variant_of(scan, is_aligned, index)
     chunks = -(-seqlen // variant.chunk)
     segment, segments = segments_of(chunks, nheads * batch * variant.slices, index)
-    sizes = (seqlen, nheads, nheads // B.shape[2], segment, segments)
+    groups = B.shape[2]
+    sizes = (seqlen, nheads, nheads // groups, segment, segments)
     states_launch = pass_launch = None
-    size = variant.headdim * variant.dstate
+    states_divided: tuple[int, ...] = ()
     if segments > 1:
-        states_launch = variant.launch(
-            "ssd_states", (nheads, batch * variant.slices, segments - 1), index
+        states_launch, states_divided = variant.divided(
+            "ssd_states", batch, nheads, groups, segments - 1, index
         )
+        size = variant.headdim * variant.dstate
         pass_launch = variant.launch(
             "ssd_pass", (-(-size // PASS_THREADS), batch * nheads, 1), index
         )
-    grid: tuple[int, int, int] = (nheads, batch * variant.slices, segments)
-    kernel, divided = "ssd_forward", ()
-    if has_warpgroups(index) and variant.fits_warpgroups:
-        per_group, units_of_batch = nheads // B.shape[2], B.shape[2] * variant.slices
-        units = batch * units_of_batch
-        full = full_blocks(per_group, units * segments, index)
-        grid = (units * (per_group - (HEADS - 1) * full), segments, 1)
-        kernel, divided = "ssd_forward_warpgroups", (full, units_of_batch, batch)
-    launch = variant.launch(kernel, grid, index)
+    launch, divided = variant.divided("ssd_forward", batch, nheads, groups, segments, index)
     scalars = (options_of(scan), *limits_of(scan))
     sequence = (0, 0) if seq_idx is None else seq_idx.stride()
     parts = batch * nheads * segments
     return ForwardPlan(
         segments,
-        parts * size,
+        parts * variant.headdim * variant.dstate,
         parts,
         states_launch,
         (
@@ -287,6 +300,7 @@ def _plan(scan: Scan, is_aligned: bool, index: int) -> ForwardPlan:
             *sizes,
             *(*x.stride()[:3], 0, 0, 0, *dt.stride(), *B.stride()[:3], *C.stride()[:3]),
             *sequence,
+            *states_divided,
         ),
         pass_launch,
         (nheads, segments),
@@ -424,7 +438,11 @@ def full_blocks(heads: int, units: int, index: int) -> int:
 @lru_cache(maxsize=None)
 def has_warpgroups(index: int) -> bool:
     """Whether a device has the products of ``kernels/wgmma.cuh``: compute capability 9.0 alone."""
-    return os.environ.get("TRY_WARPGROUPS") == "1" and index >= 0 and torch.cuda.get_device_capability(index) == (9, 0)
+    return (
+        os.environ.get("TRY_WARPGROUPS") == "1"
+        and index >= 0
+        and torch.cuda.get_device_capability(index) == (9, 0)
+    )
 
 
 @lru_cache(maxsize=1024)
