@@ -10,8 +10,8 @@ constexpr int GROUP = 128;
 constexpr int FETCHERS = 128;
 constexpr int BLOCK_THREADS = HEADS * GROUP + FETCHERS;
 // Of a thread, that all have at first; together no more than these.
-constexpr int FETCHER_REGISTERS = 56;
-constexpr int REGISTERS = HEADS == 1 ? 200 : HEADS == 2 ? 224 : 152;
+constexpr int FETCHER_REGISTERS = 64, REGISTERS = 224;
+static_assert(HEADS == 2, "for which these are");
 static_assert(CHUNK == 64 && SLICE == 64 && GIVEN == 1 && ALIGNED, "as the tiles are");
 static_assert(STATES == 64 || STATES == 128, "parts of 64 columns");
 
@@ -37,6 +37,15 @@ __device__ __forceinline__ void fetch(Exchanged<ROWS, COLUMNS>& to, const NUMBER
         copy_16_async(place + to.offset(row + i * STEP, column), from, there);
         from += STEP * row_stride;
     }
+}
+
+#ifndef READERS_FENCE
+#define READERS_FENCE 1
+#endif
+// Says that a stage is there, to those who wait for it.
+__device__ __forceinline__ void give(int heads, int stage) {
+    if (!READERS_FENCE) show_to_products();
+    for (int j = 0; j < heads; ++j) arrive_at<GROUP + FETCHERS>(fetched(j, stage));
 }
 
 // Which heads are a block's. Of each group `full` blocks take HEADS heads; the others, which come last,

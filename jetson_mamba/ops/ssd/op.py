@@ -62,17 +62,19 @@ def _through_autograd(
 ) -> bool:
     if not isinstance(first, Tensor) or not through_autograd(first):
         return False
-    if not triton_runs_on(first.device):
-        return False
     if OP.selection is not None:
-        return OP.selection.backend == "triton"
-    if not torch.is_grad_enabled():
-        return True
-    try:
-        case = packed(given).case
-    except (AttributeError, IndexError, TypeError, ValueError, ZeroDivisionError):
+        return OP.selection.backend == "triton" and triton_runs_on(first.device)
+    if first.device.type != "cuda" and not triton_runs_on(first.device):
         return False
-    return not OP.implementation(case).comes_before_triton
+    if torch.is_grad_enabled():
+        try:
+            case = packed(given).case
+        except (AttributeError, IndexError, TypeError, ValueError, ZeroDivisionError):
+            return False
+        # Before a launch of Triton's is tried, which takes longer than all else of a first call.
+        if OP.implementation(case).comes_before_triton:
+            return False
+    return triton_runs_on(first.device)
 
 
 def _scan_of(given: Mapping[str, Any]) -> Scan:
