@@ -3,7 +3,8 @@
 ``python -m benchmarks.loss_curves --backend cuda --seeds 0 1 2 --out curves.json`` needs a CUDA GPU
 and mamba_ssm on the path; it trains on the demo's text, a character a token, under autocast to
 bfloat16, and prints the mean loss of every ten steps. ``--compare curves.json other.json`` says how
-far the curves of the second file lie from the mean of the first's, beside the spread of these.
+far the curves of the second file lie from those of the same seeds in the first, whose seeds lie how
+far from one another.
 """
 
 from __future__ import annotations
@@ -67,19 +68,18 @@ def smoothed(curve: list[float]) -> list[float]:
 
 
 def compare(given: list[list[float]], others: list[list[float]]) -> str:
-    """How far curves are from the mean of the given, in units of the spread of these."""
-    points = list(zip(*map(smoothed, given)))
-    means = [sum(point) / len(point) for point in points]
-    spreads = [max(point) - min(point) for point in points]
-    inside = distance = 0.0
-    for curve in map(smoothed, others):
-        inside += sum(min(p) <= each <= max(p) for p, each in zip(points, curve)) / len(points)
-        apart = [abs(each - mean) for each, mean in zip(curve, means)]
-        distance = max(distance, *apart)
+    """How far curves are from the given of the same seeds, beside the spread of the given."""
+    curves = list(map(smoothed, given))
+    spreads = [max(point) - min(point) for point in zip(*curves)]
+    apart = [
+        abs(each - own)
+        for curve, other in zip(curves, map(smoothed, others))
+        for own, each in zip(curve, other)
+    ]
     return (
-        f"{inside / len(others):.0%} of points within the spread, at most {distance:.3f} from the "
-        f"mean; the spread is {sum(spreads) / len(spreads):.3f} on average, {max(spreads):.3f} at "
-        "most"
+        f"from the curve of the same seed at most {max(apart):.3f}, on average "
+        f"{sum(apart) / len(apart):.3f}; from seed to seed on average "
+        f"{sum(spreads) / len(spreads):.3f}, at most {max(spreads):.3f}"
     )
 
 

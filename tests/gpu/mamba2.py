@@ -77,7 +77,9 @@ def inference() -> Results:
                 # The mixers of the model are of the kind that the block's is.
                 with jetson_mamba.backend(ssd="triton"):
                     assert repeated() == min(count, 4)
-    assert [len(each._recordings) for each in norm_launches._repeatable.values()] == [1, 2]
+        if way == "launches":
+            norms = norm_launches._repeatable.values()
+            assert [len(each._recordings) for each in norms] == [1, 2]
 
 
 def captured() -> Results:

@@ -442,7 +442,7 @@ def full_blocks(heads: int, units: int, index: int) -> int:
             heapq.heapreplace(free, free[0] + LONGER)
         for _ in range(units * (heads - HEADS * full)):
             heapq.heapreplace(free, free[0] + 1.0)
-        if max(free) < shortest - 1e-6:
+        if max(free) < shortest + 1e-6:
             shortest, found = max(free), full
     return found
 
