@@ -84,8 +84,9 @@ def test_products_of_warpgroups_agree_with_float64(
     forward = forward_errors(scan)
     error, rounding = forward["out"]
     assert error < rounding + 5e-4 and forward["state"][0] < 1e-5
-    errors = backward_errors(scan)
-    assert all(error < TOLERANCE[BRAIN] for error, _ in errors.values()), errors
+    # A's and dt_bias's are sums of many signs.
+    for name, (error, _) in backward_errors(scan).items():
+        assert error < (5e-2 if name in ("dA", "ddt_bias") else TOLERANCE[BRAIN]), name
 
 
 def test_blocks_take_two_heads_where_all_are_done_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
