@@ -12,6 +12,8 @@
 constexpr int GROUP = 128, ROLES = 3;
 constexpr int BLOCK_THREADS = (ROLES + 1) * GROUP;
 constexpr int FETCHER_REGISTERS = 56, REGISTERS = 152;
+static_assert(GROUP * (ROLES * REGISTERS + FETCHER_REGISTERS) <=
+              65536 / BLOCK_THREADS / 8 * 8 * BLOCK_THREADS);
 // Heads whose sums and steps are kept at once.
 constexpr int HEADS_KEPT = 4;
 static_assert(CHUNK == 64 && HEADDIM == 64 && SLICE == 64 && GIVEN == 1 && MADE == 1 && ALIGNED);

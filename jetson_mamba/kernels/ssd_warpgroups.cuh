@@ -9,9 +9,10 @@
 constexpr int GROUP = 128;
 constexpr int FETCHERS = 128;
 constexpr int BLOCK_THREADS = HEADS * GROUP + FETCHERS;
-// Of a thread, that all have at first; together no more than these.
-constexpr int FETCHER_REGISTERS = 64, REGISTERS = 224;
-static_assert(HEADS == 2, "for which these are");
+// Of a thread: what all have at first is shared out anew. Who asks for more than is left waits forever.
+constexpr int FETCHER_REGISTERS = 56, REGISTERS = 224;
+static_assert(HEADS * GROUP * REGISTERS + FETCHERS * FETCHER_REGISTERS <=
+              65536 / BLOCK_THREADS / 8 * 8 * BLOCK_THREADS);
 static_assert(CHUNK == 64 && SLICE == 64 && GIVEN == 1 && ALIGNED, "as the tiles are");
 static_assert(STATES == 64 || STATES == 128, "parts of 64 columns");
 
