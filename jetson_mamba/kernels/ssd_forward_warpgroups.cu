@@ -70,17 +70,13 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
         x += batch * x_batch + first_head * x_head + slice;
         B += batch * B_batch + group * B_group;
         C += batch * C_batch + group * C_group;
-        RawSteps raw;
+        // Read two chunks ahead: a fence waits for what is being read.
+        RawSteps raw, next;
         raw.load(source, begin, lane);
+        next.load(source, begin + CHUNK, lane);
         int stage = 0, before = 0;
         bool again = false;
-        const auto give = [&](int stage) {
-            show_to_products();
-            for (int j = 0; j < count; ++j) arrive_at<GROUP + FETCHERS>(fetched(j, stage));
-        };
         for (long long start = begin; start < end; start += CHUNK) {
-            // With two stages there is no chunk in between to wait for.
-            if (STAGES == 2 && start > begin) wait_for_copies<0>(), give(before);
             if (again)
                 for (int j = 0; j < count; ++j) meet_at<GROUP + FETCHERS>(used(j, stage));
             const int rows = static_cast<int>(min(end - start, static_cast<long long>(CHUNK)));
@@ -90,16 +86,15 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
                 fetch(shared.x[j][stage], x + start * x_time + j * x_head, x_time, rows, SLICE,
                       threadIdx.x);
             commit_copies();
-            if (number < count) {
-                raw.finish(shared.steps[number][stage], source, start, lane);
-                raw.load(source, start + CHUNK, lane);
-            }
-            if (STAGES > 2 && start > begin) wait_for_copies<1>(), give(before);
+            if (number < count) raw.finish(shared.steps[number][stage], source, start, lane);
+            if (start > begin) wait_for_copies<1>(), give(count, before);
+            raw = next;
+            if (number < count) next.load(source, start + 2 * CHUNK, lane);
             before = stage;
             if (++stage == STAGES) stage = 0, again = true;
         }
         wait_for_copies<0>();
-        give(before);
+        give(count, before);
         return;
     }
 
@@ -121,13 +116,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
         state.clear();
 
     Exchanged<SLICE, STATES>(&h)[MADE] = shared.h[member];
-    int stage = 0;
-    for (long long start = begin; start < end; start += CHUNK) {
-        meet_at<GROUP + FETCHERS>(fetched(member, stage));
-        const Steps& steps = shared.steps[member][stage];
-        const Exchanged<CHUNK, STATES>&C_tile = shared.C[stage], &B_tile = shared.B[stage];
-        const Exchanged<CHUNK, SLICE>& x_tile = shared.x[member][stage];
-
+    const auto keep_state = [&] {
 #pragma unroll
         for (int j = 0; j < STATES / 8; ++j)
 #pragma unroll
@@ -138,6 +127,19 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
                 for (int piece = 0; piece < MADE; ++piece)
                     h[piece].set_word(row + 8 * down + g, 8 * j + 2 * q, pair.words[piece]);
             }
+    };
+    keep_state();
+
+    int stage = 0;
+    for (long long start = begin; start < end; start += CHUNK) {
+        const Steps& steps = shared.steps[member][stage];
+        const Exchanged<CHUNK, STATES>&C_tile = shared.C[stage], &B_tile = shared.B[stage];
+        const Exchanged<CHUNK, SLICE>& x_tile = shared.x[member][stage];
+
+        meet_at<GROUP + FETCHERS>(fetched(member, stage));
+        show_to_products();
+        meet_at<GROUP>(own(member));
+        state.scale(steps.decay_of_chunk());
         float products[8][4];
         begin_products();
 #pragma unroll
@@ -145,9 +147,6 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
             multiply_groups(products, C_tile.summed_columns(16 * k), B_tile.summed_columns(16 * k),
                             k > 0, NUMBER{});
         commit_products();
-        show_to_products();
-        meet_at<GROUP>(own(member));
-
         float y[8][4];
         begin_products();
 #pragma unroll
@@ -158,7 +157,25 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
                                 k + piece > 0, NUMBER{});
         commit_products();
 
-        wait_for_products<1>();
+        Fragment<MADE> columns[4];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            Fragment<> given;
+            x_tile.load_transposed(given.words[0], 16 * k, row, lane);
+            columns[k] = scaled_steps(given, steps.to_end, 16 * k, lane);
+        }
+        begin_products();
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+#pragma unroll
+            for (int piece = 0; piece < MADE; ++piece) {
+                const unsigned(&words)[4] = columns[k].words[piece];
+                add_groups(state.numbers, words[0], words[2], words[1], words[3],
+                           B_tile.summed_rows(16 * k), NUMBER{});
+            }
+        commit_products();
+
+        wait_for_products<2>();
         settle(products);
         Fragment<MADE> mask[4];
         const Moment later[2] = {moment_of(steps, row + g), moment_of(steps, row + g + 8)};
@@ -173,14 +190,13 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
             else
                 mask[k] = {};
         }
-        wait_for_products<0>();
+        wait_for_products<1>();
         settle(y);
         const float since[2] = {steps.since_start[row + g], steps.since_start[row + g + 8]};
 #pragma unroll
         for (int j = 0; j < 8; ++j)
 #pragma unroll
             for (int i = 0; i < 4; ++i) y[j][i] *= since[i / 2];
-
         begin_products();
 #pragma unroll
         for (int k = 0; k < 4; ++k)
@@ -192,26 +208,12 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
             }
         commit_products();
 
-        Fragment<MADE> columns[4];
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-            Fragment<> given;
-            x_tile.load_transposed(given.words[0], 16 * k, row, lane);
-            columns[k] = scaled_steps(given, steps.to_end, 16 * k, lane);
-        }
-        state.scale(steps.decay_of_chunk());
-        begin_products();
-#pragma unroll
-        for (int k = 0; k < 4; ++k)
-#pragma unroll
-            for (int piece = 0; piece < MADE; ++piece) {
-                const unsigned(&words)[4] = columns[k].words[piece];
-                add_groups(state.numbers, words[0], words[2], words[1], words[3],
-                           B_tile.summed_rows(16 * k), NUMBER{});
-            }
-        commit_products();
-
+        // The state is ready; all warps have read the one before.
         wait_for_products<1>();
+        settle(state.numbers);
+        meet_at<GROUP>(own(member));
+        keep_state();
+        wait_for_products<0>();
         settle(y);
         NUMBER* row_out = out + start * out_time;
         const NUMBER* row_z = HAS_Z ? z + start * z_time : nullptr;
@@ -253,8 +255,6 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
                 if (t < left) packed.store(row_out + t * out_time + p);
             }
         }
-        wait_for_products<0>();
-        settle(state.numbers);
         if (start + STAGES * CHUNK < end) arrive_at<GROUP + FETCHERS>(used(member, stage));
         if (++stage == STAGES) stage = 0;
     }

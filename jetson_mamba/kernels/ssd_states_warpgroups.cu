@@ -48,14 +48,12 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_states_w
         B += batch * B_batch + work.group * B_group;
         const bool makes_steps = warp < count;
         const bool keeps_steps = kept_steps && !direction && !slice && makes_steps;
-        RawSteps raw;
+        // Read two chunks ahead: a fence waits for what is being read.
+        RawSteps raw, next;
         raw.load(source, chunk * CHUNK, lane);
+        next.load(source, (chunk + step) * CHUNK, lane);
         int before = -1;
         bool again = false;
-        const auto give = [&](int stage) {
-            show_to_products();
-            for (int j = 0; j < count; ++j) arrive_at<GROUP + FETCHERS>(fetched(j, stage));
-        };
         for (; left > 0; --left, chunk += step) {
             if (again)
                 for (int j = 0; j < count; ++j) meet_at<GROUP + FETCHERS>(used(j, stage));
@@ -66,22 +64,21 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_states_w
                 fetch(shared.x[j][stage], x + start * x_time + j * x_head, x_time, rows, SLICE,
                       threadIdx.x);
             commit_copies();
-            if (makes_steps) {
-                raw.finish(shared.steps[warp][stage], source, start, lane);
-                raw.load(source, start + step * CHUNK, lane);
-            }
+            if (makes_steps) raw.finish(shared.steps[warp][stage], source, start, lane);
             if (keeps_steps) {
                 __syncwarp();
                 keep_steps(kept_steps + ((batch * heads + head) * chunks + chunk) * KEPT_ARRAYS *
                                             CHUNK,
                            shared.steps[warp][stage], lane);
             }
-            if (before >= 0) wait_for_copies<1>(), give(before);
+            if (before >= 0) wait_for_copies<1>(), give(count, before);
+            raw = next;
+            if (makes_steps) next.load(source, start + 2 * step * CHUNK, lane);
             before = stage;
             if (++stage == STAGES) stage = 0, again = true;
         }
         wait_for_copies<0>();
-        give(before);
+        give(count, before);
         return;
     }
 
@@ -102,8 +99,9 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_states_w
                       slice * DSTATE;
 
     for (; left > 0; --left, chunk += step) {
-        if (kept) state.store(kept + chunk * heads * size, row, SLICE, lane);
         meet_at<GROUP + FETCHERS>(fetched(member, stage));
+        if (READERS_FENCE) show_to_products();
+        if (kept) state.store(kept + chunk * heads * size, row, SLICE, lane);
         const Steps& steps = shared.steps[member][stage];
         const Exchanged<CHUNK, STATES>& B_tile = shared.B[stage];
         const Exchanged<CHUNK, SLICE>& x_tile = shared.x[member][stage];

@@ -40,6 +40,15 @@ __device__ __forceinline__ void fetch(Exchanged<ROWS, COLUMNS>& to, const NUMBER
     }
 }
 
+#ifndef READERS_FENCE
+#define READERS_FENCE 1
+#endif
+// Says that a stage is there, to those who wait for it.
+__device__ __forceinline__ void give(int heads, int stage) {
+    if (!READERS_FENCE) show_to_products();
+    for (int j = 0; j < heads; ++j) arrive_at<GROUP + FETCHERS>(fetched(j, stage));
+}
+
 // Which heads are a block's. Of each group `full` blocks take HEADS heads; the others, which come last,
 // one. A unit is a group of a batch and slice.
 struct Work {

@@ -223,7 +223,9 @@ def _plan(
         pass_launch = variant.launch(
             "ssd_pass", (-(-size // forward.PASS_THREADS), batch * nheads, 2), index
         )
-    launch = variant.launch("ssd_backward", (chunks, batch, groups * slots), index)
+    by_warpgroups = forward.has_warpgroups(index) and variant.fits_warpgroups and headdim == 64
+    kernel = "ssd_backward_warpgroups" if by_warpgroups else "ssd_backward"
+    launch = variant.launch(kernel, (chunks, batch, groups * slots), index)
     dD = 0 if D is None else D.numel()
     row = nheads * 2 + dD
     weight_blocks = -(-row // SUM_COLUMNS)

@@ -38,6 +38,8 @@ PASS_THREADS = 256
 GROUP = 128
 HEADS, LONGER = 2, 1.65
 OF_WARPGROUPS = ("ssd_forward_warpgroups", "ssd_states_warpgroups")
+# Of another kernel: three warpgroups multiply, and the sums of four heads are kept.
+ROLES, HEADS_KEPT = 3, 4
 # States up to which the kernels have room for more.
 WIDE = 128
 SOFTPLUS = 1 << 8
@@ -70,7 +72,8 @@ class Variant(NamedTuple):
         Rounded to 8 bits, the factors of an output would together add to its error as much as its
         own rounding does. Two pieces cost the forward pass a quarter (``docs/notes-kernels.md``).
         """
-        return 2 if self.dtype == torch.bfloat16 and kernel != "ssd_backward" else self.given
+        is_forward = not kernel.startswith("ssd_backward")
+        return 2 if self.dtype == torch.bfloat16 and is_forward else self.given
 
     @property
     def states(self) -> int:
@@ -108,12 +111,16 @@ class Variant(NamedTuple):
             return 3 * 2 * self.chunk
         if kernel in OF_WARPGROUPS:
             return GROUP * (HEADS + 1)
+        if kernel == "ssd_backward_warpgroups":
+            return GROUP * (ROLES + 1)
         return THREADS if kernel in ("ssd_forward", "ssd_states") else PASS_THREADS
 
     def stages(self, kernel: str) -> int:
         """Chunks in shared memory; copies ahead of the work are of 16-bit numbers only."""
         if self.dtype == torch.float32 or not self.aligned:
             return 1
+        if kernel == "ssd_backward_warpgroups":
+            return 2
         if kernel in OF_WARPGROUPS:
             return 3 if self._shared_bytes(kernel, 3) <= self.room else 2
         return 2 if self._shared_bytes(kernel, 2) <= self.room else 1
@@ -140,6 +147,10 @@ class Variant(NamedTuple):
             part = 2 * chunk * states
             tiles = stages * (2 * part + HEADS * 2 * chunk * 64) + HEADS * self.made(kernel) * part
             return -(-(tiles + HEADS * stages * 24 * chunk) // 1024) * 1024
+        if kernel == "ssd_backward_warpgroups":
+            tiles = 2 * chunk * (2 * states + stages * (2 * 64 + 2 * states)) + 2 * 8 * GROUP * 16
+            sums = 4 * (4 * chunk + 4 + 4 * (self.headdim if self.d == 2 else 1))
+            return -(-(tiles + HEADS_KEPT * (36 * chunk + sums)) // 1024) * 1024
         if kernel == "ssd_states_warpgroups":
             tiles = stages * 2 * chunk * (states + HEADS * 64)
             return -(-(tiles + HEADS * stages * 36 * chunk) // 1024) * 1024
@@ -153,7 +164,7 @@ class Variant(NamedTuple):
 
     def blocks(self, kernel: str) -> int:
         """Blocks of a kernel that are to fit a multiprocessor by their registers."""
-        if kernel in OF_WARPGROUPS:
+        if kernel.endswith("_warpgroups"):
             return 1
         return 2 if self.states <= WIDE else 1
 
