@@ -70,7 +70,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
         x += batch * x_batch + first_head * x_head + slice;
         B += batch * B_batch + group * B_group;
         C += batch * C_batch + group * C_group;
-        // Read two chunks ahead: a fence waits for what is being read.
+        // Read two chunks ahead.
         RawSteps raw, next;
         raw.load(source, begin, lane);
         next.load(source, begin + CHUNK, lane);

@@ -48,7 +48,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_states_w
         B += batch * B_batch + work.group * B_group;
         const bool makes_steps = warp < count;
         const bool keeps_steps = kept_steps && !direction && !slice && makes_steps;
-        // Read two chunks ahead: a fence waits for what is being read.
+        // Read two chunks ahead.
         RawSteps raw, next;
         raw.load(source, chunk * CHUNK, lane);
         next.load(source, (chunk + step) * CHUNK, lane);
@@ -100,7 +100,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_states_w
 
     for (; left > 0; --left, chunk += step) {
         meet_at<GROUP + FETCHERS>(fetched(member, stage));
-        if (READERS_FENCE) show_to_products();
+        show_to_products();
         if (kept) state.store(kept + chunk * heads * size, row, SLICE, lane);
         const Steps& steps = shared.steps[member][stage];
         const Exchanged<CHUNK, STATES>& B_tile = shared.B[stage];

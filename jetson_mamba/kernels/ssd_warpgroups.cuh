@@ -40,12 +40,8 @@ __device__ __forceinline__ void fetch(Exchanged<ROWS, COLUMNS>& to, const NUMBER
     }
 }
 
-#ifndef READERS_FENCE
-#define READERS_FENCE 1
-#endif
-// Says that a stage is there, to those who wait for it.
+// Says that a stage is there, to those who wait for it, and then show it to their products.
 __device__ __forceinline__ void give(int heads, int stage) {
-    if (!READERS_FENCE) show_to_products();
     for (int j = 0; j < heads; ++j) arrive_at<GROUP + FETCHERS>(fetched(j, stage));
 }
 
