@@ -161,10 +161,10 @@ docs-check: docs .releases/ready
 # left out are cuda-bindings asking for functions that the driver does not have.
 SANITIZER = compute-sanitizer --error-exitcode 1 --report-api-errors no \
     --kernel-name kns=selective_scan --kernel-name kns=causal_conv1d \
-    --kernel-name kns=norm_ --kernel-name kns=state_update
+    --kernel-name kns=norm_ --kernel-name kns=state_update --kernel-name kns=ssd_
 SANITIZED = $(PYTHON) -m pytest --quiet -p no:cacheprovider tests/gpu/test_kernels_causal_conv1d.py \
     tests/gpu/test_kernels_selective_scan.py tests/gpu/test_kernels_norms.py \
-    tests/gpu/test_kernels_decoding.py
+    tests/gpu/test_kernels_decoding.py tests/gpu/test_kernels_ssd.py
 
 sanitize:
 	$(SANITIZER) --tool memcheck $(SANITIZED)

@@ -124,7 +124,7 @@ def print_table(upstream: bool, kernels: bool) -> None:
     for shape, least, times in rows(SHAPES, upstream):
         print("x".join(map(str, shape)), f"floor {least:.0f}", *(f"{t:.1f}" for t, _ in times))
         if kernels:
-            for name, time in times[0][1].items():
+            for name, time in (pair for _, each in times[:2] for pair in each.items()):
                 print(f"    {name}: {time:.1f}")
 
 

@@ -125,9 +125,14 @@ def load(
             if torch.version.cuda is None or not torch.cuda.is_available():
                 raise Unavailable("this torch has no CUDA device")
             major, minor = torch.cuda.get_device_capability(device_index)
-            code = cubin(source_name, defines, f"sm_{major}{minor}")
+            code = cubin(source_name, defines, architecture_of((major, minor)))
             kernel = _loaded[key] = driver.Kernel(code, entry, device_index)
     return kernel
+
+
+def architecture_of(capability: tuple[int, int]) -> str:
+    """The architecture of a compute capability; of 9.0 with what no later one has."""
+    return f"sm_{capability[0]}{capability[1]}" + ("a" if capability == (9, 0) else "")
 
 
 def compile_source(
@@ -160,7 +165,7 @@ def _compile(
     more: tuple[str, ...] = (),
 ) -> tuple[bytes, str]:
     """The code and the log, which may be empty: NVRTC keeps results of its own."""
-    if architecture not in supported_architectures():
+    if architecture.rstrip("a") not in supported_architectures():
         raise Unavailable(f"NVRTC {nvrtc_version()} does not compile for {architecture}")
     headers = sources(source_name)
     text = headers.pop(source_name)

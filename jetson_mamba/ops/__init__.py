@@ -60,7 +60,8 @@ from jetson_mamba.ops.ssd import (
     mamba_split_conv1d_scan_combined,
     state_passing,
     state_passing_forward,
-    through_triton_autograd,
+    through_mixer_autograd,
+    through_scan_autograd,
     triton_runs_on,
 )
 from jetson_mamba.ops.swiglu import swiglu_backward, swiglu_forward
@@ -123,8 +124,9 @@ __all__ = [
     "swiglu_forward",
     "through_autograd",
     "through_inner_autograd",
+    "through_mixer_autograd",
     "through_norm_autograd",
-    "through_triton_autograd",
+    "through_scan_autograd",
     "triton_runs_on",
     "twice_differentiable",
     "unchecked",

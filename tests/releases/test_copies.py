@@ -185,8 +185,8 @@ def describe(target: str, difference: Difference) -> str:
         return {
             f"autograd({first})": "past the autograd function",
             f"inner_autograd({named})": "past the autograd function",
-            f"triton_autograd({first})": "past Triton's autograd function",
-            f"triton_autograd({first}) and {fused}": "past Triton's autograd function",
+            f"scan_autograd({named})": "past Triton's autograd function",
+            f"mixer_autograd({named}) and {fused}": "past Triton's autograd function",
             f"norm_autograd({first})": "past Triton's autograd function",
         }[ast.unparse(copy.test).partition("jetson_mamba.ops.through_")[2]]
     if target.endswith("modules.mha") and isinstance(copy, (ast.Subscript, ast.Constant)):

@@ -13,7 +13,7 @@ from ....launchers import past_triton
 CHUNK_SCAN = Dispatch(
     inside="mamba_chunk_scan_combined",
     call="MambaChunkScanCombinedFn.apply",
-    condition="jetson_mamba.ops.through_triton_autograd({first})",
+    condition="jetson_mamba.ops.through_scan_autograd({given})",
     becomes="jetson_mamba.ops.mamba_chunk_scan_combined",
     parameters=(
         "x",
@@ -41,7 +41,7 @@ SPLIT_CONV1D_SCAN = Dispatch(
     inside="mamba_split_conv1d_scan_combined",
     call="MambaSplitConv1dScanCombinedFn.apply",
     condition=(
-        "jetson_mamba.ops.through_triton_autograd({first}) and "
+        "jetson_mamba.ops.through_mixer_autograd({given}) and "
         "jetson_mamba.ops.may_be_fused(norm=rmsnorm_weight, out_proj=outproj_weight)"
     ),
     becomes="jetson_mamba.ops.mamba_split_conv1d_scan_combined",
