@@ -90,6 +90,12 @@ for Q in map(int, sys.argv[1:] or (64, 128, 256)):
             return T(float(cb) * __expf(d > 0.f ? 0.f : d)); }""")
         rs = [r32.to(bf)] * 3; ss = [s32.to(bf)] * 3
         show("jiterator bf16 7 inputs", lambda: fb(CBb, *rs, *ss))
+        mixed = f32(CBb, r32, s32)
+        print("mixed jiterator dtype", mixed.dtype, mixed.shape)
+        show("jiterator mixed bf16 cb, fp32 rows", lambda: f32(CBb, r32, s32))
+        xt = xk.transpose(2, 3)
+        scale = jit("template <typename T> T scaled(T x, T w) { return x * w; }")
+        show("jiterator bf16 x*w", lambda: scale(xt, w32.to(bf).transpose(2, 3)))
         fb2 = jit("""template <typename T> T pairs_c(T cb, T r, T s) {
             return T(float(cb) * __expf(float(r) - float(s))); }""")
         show("jiterator bf16 3 inputs", lambda: fb2(CBb, rs[0], ss[0]))
