@@ -29,9 +29,7 @@ from .steps import finite
 
 # Measured on a CPU with 24 heads of 64 channels, dstate 128: 128 and 256 cost more elementwise
 # work per step, 32 makes the products too small.
-import os
-CHUNK = int(os.environ.get("PROBE_CHUNK", "64"))
-NARROW = os.environ.get("PROBE_NARROW", "0") == "1"
+CHUNK = 64
 
 # Elements of the (chunk, chunk) matrices of one block: within a CPU's caches (measured as above),
 # elsewhere enough to fill a GPU and to make the launches few.
@@ -100,11 +98,8 @@ def product(a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | None = None)
     if out is None and a.dtype == dtype:
         return a @ b
     first, second = a.flatten(0, -3), b.flatten(0, -3)
-    if out is not None and a.dtype == dtype:
-        torch.bmm(first, second, out=out.flatten(0, -3))
-        return out
     if out is not None:
-        torch.ops.aten.bmm.dtype_out(first, second, dtype, out=out.flatten(0, -3))
+        torch.bmm(first, second, out=out.flatten(0, -3))
         return out
     return torch.unflatten(torch.bmm(first, second, out_dtype=dtype), 0, a.shape[:-2])
 
@@ -124,7 +119,6 @@ class Local:
         self.groups = scan.B.shape[2]
         self.dtype = steps.dtype
         self._scan = scan
-        self.narrow = operand_dtype(scan) if NARROW else self.dtype
         self.x = self.view(scan.x)
         self.B = self._per_group(scan.B)
         self.C = self._per_group(scan.C)
@@ -245,15 +239,13 @@ class Local:
 
     def read(self, starts: Tensor) -> Tensor:
         """What each step reads of the state before its chunk, undecayed, (k, b, q, g, r, p)."""
-        starts = starts.to(self.narrow)
-        return self.heads(product(self.C.to(self.narrow), starts.transpose(-1, -2), self.dtype))
+        return self.heads(product(self.C, starts.transpose(-1, -2), self.dtype))
 
     def output(self, read: Tensor, out: Tensor | None = None) -> Tensor:
         """``y`` before the gate, (k, b, q, g, r, p), where asked for into a tensor of any dtype."""
         exponents, scale = self.exponents()
-        room = exponents if self.narrow == self.dtype else None
-        matrix = self.mixing(exponents, scale, self.narrow, out=room)[1]
-        inside = product(matrix, self.per_head(self.x, scale, self.narrow), self.dtype)
+        matrix = self.mixing(exponents, scale, self.dtype, out=exponents)[1]
+        inside = product(matrix, self.per_head(self.x, scale), self.dtype)
         del matrix, exponents
         terms = (inside.permute(0, 1, 4, 2, 3, 5), read, self.along(self.enter))
         D = self.channels_of_d()
@@ -290,8 +282,8 @@ class Local:
             return state.unsqueeze(0), state
         sources = torch.empty((count + 1, *state.shape), dtype=self.dtype, device=state.device)
         sources[0] = state
-        left = self.per_step(self.x, self.sending, self.narrow)
-        product(left.transpose(-1, -2), self.B.to(self.narrow), self.dtype, out=sources[1:])
+        left = self.per_step(self.x, self.sending)
+        product(left.transpose(-1, -2), self.B, self.dtype, out=sources[1:])
         del left
         starts = self.pass_on(sources[:-1])
         # In memory of its own: it is kept for long, and the others are not.
