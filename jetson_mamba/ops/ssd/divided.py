@@ -1,9 +1,8 @@
-"""A scan's chunks: on a GPU, with factors in 16 bits where it can be; on a CPU by its threads.
+"""A scan's chunks: on a GPU in 16 bits where that serves, on a CPU by threads.
 
-Each of these has heads of its own of some sequences.
-Heads know nothing of each other but the B and C of their group, of which gradients are summed. All
-parts are cut into the blocks of the whole, so that what the forward pass keeps does not tell by how
-many threads it was made.
+Each thread has heads of its own of some sequences. Heads know nothing of each other but the B and C
+of their group, of which gradients are summed. All parts are cut into the blocks of the whole, so
+that what the forward pass keeps does not tell by how many threads it was made.
 """
 
 from __future__ import annotations

@@ -173,8 +173,8 @@ def _pair_gradients(
     pairs = _product(dy_rows, local.per_head(local.x).transpose(-1, -2), WIDE)
     del dy_rows
     # What a step takes of itself crosses no step.
-    alone = pairs.diagonal(dim1=-2, dim2=-1).contiguous()
-    scores = CB.diagonal(dim1=-2, dim2=-1).contiguous()
+    alone = pairs.diagonal(dim1=-2, dim2=-1).clone()
+    scores = CB.diagonal(dim1=-2, dim2=-1).clone()
     weighted(pairs, exponents, out=pairs)
     del exponents
     dCB = pairs.sum(3).tril_().to(NARROW)

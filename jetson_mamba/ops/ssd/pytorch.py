@@ -246,7 +246,9 @@ def _mixer_passes_back(
         )
         if normed is None and weight is not None:
             normed = gated_norm.forward(norm, scanned, columns.z)[0]
-        if normed is not None:
+        if normed is not None and mlp == 0:
+            projected = normed
+        elif normed is not None:
             projected[..., mlp:] = normed
 
     xBC = convolved(given, columns)
