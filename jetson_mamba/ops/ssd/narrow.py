@@ -87,10 +87,12 @@ def backward(
     dstate = None
     if dfinal_states is not None:
         dstate = dfinal_states.to(WIDE).reshape(_no_state(scan).shape)
-    total = torch.zeros(3, scan.A.shape[0], dtype=WIDE, device=scan.x.device)
+    total = None
     for block, state in zip(reversed(cut), reversed(kept)):
         sums, dstate = _block_gradients(_Local(scan, block), state, dout, dstate, targets)
-        total += sums
+        total = sums if total is None else total + sums
+    if total is None:
+        total = scan.A.new_zeros(3, scan.A.shape[0], dtype=WIDE)
     dA, dD, dbias = total.unbind()
     dinitial = None
     if scan.initial_states is not None:
