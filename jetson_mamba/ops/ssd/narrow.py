@@ -39,7 +39,8 @@ ALIGNED = 8
 def serves(scan: Scan) -> bool:
     """Whether this scan is computed here: of one sequence a row, without a gate."""
     return (
-        scan.z is None
+        scan.x.numel() > 0
+        and scan.z is None
         and scan.seq_idx is None
         and scan.state_dtype is None
         and (scan.D is None or scan.D.dim() == 1)
@@ -86,18 +87,16 @@ def backward(
     """As ``chunks.backward``."""
     dstate = None
     if dfinal_states is not None:
-        dstate = dfinal_states.to(WIDE).reshape(_no_state(scan).shape)
-    total = None
+        dstate = _private_state(dfinal_states, scan)
+    total: Tensor | None = None
     for block, state in zip(reversed(cut), reversed(kept)):
         sums, dstate = _block_gradients(_Local(scan, block), state, dout, dstate, targets)
         total = sums if total is None else total + sums
-    if total is None:
-        total = scan.A.new_zeros(3, scan.A.shape[0], dtype=WIDE)
+    assert total is not None
     dA, dD, dbias = total.unbind()
     dinitial = None
-    if scan.initial_states is not None:
-        dinitial = _no_state(scan) if dstate is None else dstate
-        dinitial = dinitial.view(scan.initial_states.shape)
+    if scan.initial_states is not None and dstate is not None:
+        dinitial = dstate.view(scan.initial_states.shape)
     return Gradients(
         A=dA,
         D=None if scan.D is None else dD,
@@ -106,17 +105,17 @@ def backward(
     )
 
 
-def _no_state(scan: Scan) -> Tensor:
-    batch, _, nheads, headdim = scan.x.shape
-    groups, dstate = scan.B.shape[2:]
-    return scan.x.new_zeros(batch, groups, nheads // groups * headdim, dstate, dtype=WIDE)
-
-
 def _first_state(scan: Scan) -> Tensor:
-    state = _no_state(scan)
-    if scan.initial_states is not None:
-        state = scan.initial_states.to(WIDE).reshape(state.shape)
-    return state
+    """The initial one, and of none something that is saved in its place."""
+    if scan.initial_states is None:
+        return scan.A.new_empty(0)
+    return _private_state(scan.initial_states, scan)
+
+
+def _private_state(state: Tensor, scan: Scan) -> Tensor:
+    """(batch, nheads, headdim, dstate) as (b, g, r p, n)."""
+    groups, dstate = scan.B.shape[2:]
+    return state.to(WIDE).reshape(len(state), groups, -1, dstate)
 
 
 def _block_gradients(
@@ -124,94 +123,106 @@ def _block_gradients(
 ) -> tuple[Tensor, Tensor | None]:
     """Write the gradients of a block's long arguments; return those of A, D and dt_bias, (3,
     nheads), and that of the state before the block, None where there is none."""
-    block, dy, before = local.block, local.view(dout), local.before(state)
+    dy, before = local.view(dout), local.before(state)
     entering = local.entering()
     sent = local.sent(entering, before)
-    starts = local.passed(sent)
+    starts = local.by_chunk(local.passed(sent))
 
     dinside, dCB, of_pairs = _pair_gradients(local, dy)
-    dC = _product(dCB, local.B, WIDE)
-    dB = _product(dCB.transpose(-1, -2), local.C, WIDE)
+    dC = _wide(dCB, local.B)
+    dB = _wide(dCB.transpose(1, 2), local.C)
 
-    # Through the state before each chunk and what each chunk adds to it, (k, b, g, r p, n).
-    reads = _along(local.read(starts), dy)
+    # Through the state before each chunk and what each chunk adds to it.
+    reads = _along(local.heads(torch.bmm(local.C, starts.transpose(1, 2))), dy)
     dread = local.per_step(dy, local.enter)
-    dC += _product(dread, starts, WIDE)
+    dC += _wide(dread, starts)
     del starts
     dends = local.room(dafter)
-    _product(dread.transpose(-1, -2), local.C, NARROW, out=dends[: block.nchunks])
+    torch.bmm(dread.transpose(1, 2), local.C, out=local.by_chunk(dends))
     del dread
-    through = local.between(dends, sent)
+    through = _wide(dends.transpose(0, 1), sent.permute(1, 2, 0))
     del sent
-    dsent = local.passed(dends, back=True)
+    dsent = local.by_chunk(local.passed(dends, back=True))
     dbefore = None if before is None else local.passed_through(dends, dafter, back=True)
     del dends
-    dB += _product(entering, dsent, WIDE)
+    dB += _wide(entering, dsent)
     del entering
-    dentering = local.heads(_product(local.B, dsent.transpose(-1, -2), NARROW))
+    dentering = local.heads(torch.bmm(local.B, dsent.transpose(1, 2)))
     del dsent
     sends = _along(dentering, local.x)
-    torch.addcmul(
-        *(dinside.permute(0, 1, 4, 2, 3, 5), dentering, local.sending.unsqueeze(-1)),
-        out=local.view(targets.x),
-    )
+    torch.addcmul(dinside, dentering, local.sending.transpose(2, 3), out=local.view(targets.x))
     ddt, sums = _SLOPES(
         (local.dt, local.A, reads, sends, *of_pairs, through), local.weights, *local.options
     )
     local.steps(targets.dt).copy_(ddt)
-    block.of(targets.B).copy_(dB.transpose(2, 3))
-    block.of(targets.C).copy_(dC.transpose(2, 3))
+    for target, found in ((targets.B, dB), (targets.C, dC)):
+        of_groups = local.of_groups(target)
+        of_groups.copy_(found.view(of_groups.shape))
     return sums, dbefore
 
 
 def _pair_gradients(
     local: _Local, dy: Tensor
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Through the (chunk, chunk) matrices: the gradients of x (k, b, g, r, q, p) and of ``C B``
-    (k, b, g, q, q), and what :func:`_slopes` takes of pairs."""
+    """Through the (chunk, chunk) matrices: the gradients of x (k, b, q, g, r, p) and of ``C B``
+    (k b g, q, q), and what :func:`_slopes` takes of pairs."""
     CB, exponents = local.scores(), local.exponents()
     dy_rows = local.per_head(dy, local.scale)
-    dinside = _product(local.matrix(CB, exponents).transpose(-1, -2), dy_rows, NARROW)
-    pairs = _product(dy_rows, local.per_head(local.x).transpose(-1, -2), WIDE)
+    dinside = torch.bmm(local.matrix(CB, exponents).transpose(1, 2), dy_rows)
+    pairs = _wide(dy_rows, local.per_head(local.x).transpose(1, 2)).view(exponents.shape)
     del dy_rows
     # What a step takes of itself crosses no step.
     alone = pairs.diagonal(dim1=-2, dim2=-1).clone()
     scores = CB.diagonal(dim1=-2, dim2=-1).clone()
     weighted(pairs, exponents, out=pairs)
     del exponents
-    dCB = pairs.sum(3).tril_().to(NARROW)
+    dCB = pairs.sum(3).tril_().to(NARROW).flatten(0, 2)
     pairs *= CB.tril_(-1)
     size = pairs.shape[-1]
     rows = torch.mv(pairs.view(-1, size), pairs.new_ones(size)).view(alone.shape)
-    return dinside, dCB, (alone, scores, rows, pairs.sum(-2))
+    return local.of_heads(dinside), dCB, (alone, scores, rows, pairs.sum(-2))
 
 
 class _Local:
-    """One block, with the factors that it needs."""
+    """One block, with the factors that it needs.
+
+    Matrices are in the form of ``torch.bmm``, with axes that go through them by (k b g) or
+    (k b g r); states are (k, b g r, p n), one of each chunk, or an end more. Every view costs a CPU
+    time, so there are few.
+    """
 
     def __init__(self, scan: Scan, block: Block) -> None:
-        self.block = block
-        self.groups, self.dstate = scan.B.shape[2:]
-        self._has_initial = scan.initial_states is not None
-        self.dt, self.A = self.steps(scan.dt), scan.A
-        self.x, self.B, self.C = self.view(scan.x), self._of(scan.B), self._of(scan.C)
+        batch, _, nheads, headdim = scan.x.shape
+        groups, self.dstate = scan.B.shape[2:]
+        _, chunks, size = block
+        heads, all_heads = nheads // groups, batch * nheads
+        self.block, self._has_initial = block, scan.initial_states is not None
+        self._sizes = (chunks, batch, size, groups, heads, headdim)
+        self.dt, self.A, self.x = self.steps(scan.dt), scan.A, self.view(scan.x)
+        self.B, self.C = (
+            self.of_groups(each).contiguous().view(-1, size, self.dstate)
+            for each in (scan.B, scan.C)
+        )
         self.weights: Weights = (scan.dt_bias, scan.D)
-        self.options = (self.groups, block.chunk, scan.dt_limit)
+        self.options = (groups, size, scan.dt_limit)
         wide, narrow = _FACTORS((self.dt, self.A), self.weights, *self.options)
-        chunks, batch, size, groups, heads = self.x.shape[:5]
-        steps, all_heads = batch * size * groups * heads * chunks, batch * groups * heads
-        ends = _ends(chunks)
-        rows, sources, own, carry = wide.split([steps, steps, all_heads * chunks, all_heads])
+        ends, per_chunk = _ends(chunks), chunks * all_heads
+        steps = per_chunk * size
+        rows, sources, own, carry = torch.split_with_sizes(
+            wide, (steps, steps, per_chunk, all_heads)
+        )
         by_head = (chunks, batch, groups, heads)
         self.rows, self.sources = rows.view(*by_head, size, 1), sources.view(*by_head, 1, size)
-        self.own, self.carry = own.view(*by_head, 1), carry.view(batch, groups, heads, 1, 1)
-        enter, sending, scale, passing = narrow.split(
-            [steps, steps, all_heads * chunks, all_heads * ends * ends]
+        self.own, self.carry = own.view(*by_head, 1), carry.view(all_heads, 1)
+        enter, sending, scale, passing = torch.split_with_sizes(
+            narrow, (steps, steps, per_chunk, all_heads * ends * ends)
         )
-        # (k, b, q, g, r)
-        self.enter, self.sending = (each.view(self.x.shape[:5]) for each in (enter, sending))
+        # (k, b, g, q, r, 1)
+        self.enter, self.sending = (
+            each.view(chunks, batch, groups, size, heads, 1) for each in (enter, sending)
+        )
         self.scale = scale.view(*by_head, 1, 1)
-        self.passing = passing.view(all_heads, ends, ends)
+        self._passing = passing.view(all_heads, ends, ends)
 
     def steps(self, tensor: Tensor) -> Tensor:
         """This block's steps of (batch, seqlen, ...), as a view."""
@@ -219,109 +230,128 @@ class _Local:
         return tensor[:, start : start + chunks * size]
 
     def view(self, tensor: Tensor) -> Tensor:
-        """This block of (batch, seqlen, nheads, ...), as a view (k, b, q, g, r, ...)."""
-        return torch.unflatten(self.block.of(tensor), 3, (self.groups, -1))
+        """This block of (batch, seqlen, nheads, headdim), as a view (k, b, q, g, r, p)."""
+        by_batch, by_step, by_head, by_channel = tensor.stride()
+        return tensor.as_strided(
+            self._sizes,
+            (
+                *(self.block.chunk * by_step, by_batch, by_step),
+                *(self._sizes[4] * by_head, by_head, by_channel),
+            ),
+            tensor.storage_offset() + self.block.start * by_step,
+        )
 
-    def _of(self, tensor: Tensor) -> Tensor:
-        """This block of (batch, seqlen, groups, dstate), as (k, b, g, q, n)."""
-        return self.block.of(tensor).transpose(2, 3).contiguous()
+    def of_groups(self, tensor: Tensor) -> Tensor:
+        """This block of (batch, seqlen, groups, dstate), as a view (k, b, g, q, n)."""
+        by_batch, by_step, by_group, by_state = tensor.stride()
+        chunks, batch, size, groups = self._sizes[:4]
+        return tensor.as_strided(
+            (chunks, batch, groups, size, self.dstate),
+            (size * by_step, by_batch, by_group, by_step, by_state),
+            tensor.storage_offset() + self.block.start * by_step,
+        )
 
     def per_head(self, view: Tensor, factor: Tensor | None = None) -> Tensor:
-        """A view as (k, b, g, r, q, p), times a factor, in memory of its own."""
+        """A view, times a factor (k, b, g, r, 1, 1), as (k b g r, q, p), in memory of its own."""
         view = view.permute(0, 1, 3, 4, 2, 5)
-        return view.contiguous() if factor is None else _laid(view, factor)
+        found = view.contiguous() if factor is None else _laid(view, factor)
+        return found.view(-1, *found.shape[4:])
 
     def per_step(self, view: Tensor, factor: Tensor) -> Tensor:
-        """A view times a factor (k, b, q, g, r), as (k, b, g, q, r p), in memory of its own."""
-        order = (0, 1, 3, 2, 4, 5)
-        return _laid(view.permute(order), factor.unsqueeze(-1).permute(order)).flatten(4)
+        """A view times a factor (k, b, g, q, r, 1), as (k b g, q, r p), in memory of its own."""
+        size, headdim = self._sizes[2], self._sizes[5]
+        found = _laid(view.transpose(2, 3), factor)
+        return found.view(-1, size, self._sizes[4] * headdim)
 
     def heads(self, values: Tensor) -> Tensor:
-        """(k, b, g, q, r p) as a view (k, b, q, g, r, p)."""
-        return torch.unflatten(values, -1, (-1, self.x.shape[-1])).transpose(2, 3)
+        """(k b g, q, r p) as a view (k, b, q, g, r, p)."""
+        chunks, batch, size, groups, heads, headdim = self._sizes
+        return values.view(chunks, batch, groups, size, heads, headdim).transpose(2, 3)
+
+    def of_heads(self, values: Tensor) -> Tensor:
+        """(k b g r, q, p) as a view (k, b, q, g, r, p)."""
+        chunks, batch, size, groups, heads, headdim = self._sizes
+        return values.view(chunks, batch, groups, heads, size, headdim).permute(0, 1, 4, 2, 3, 5)
 
     def scores(self) -> Tensor:
         """``C B`` of each step with those up to it, (k, b, g, 1, q, q)."""
-        return _product(self.C, self.B.transpose(-1, -2), WIDE).tril_().unsqueeze(3)
+        chunks, batch, size, groups = self._sizes[:4]
+        found = _wide(self.C, self.B.transpose(1, 2)).tril_()
+        return found.view(chunks, batch, groups, 1, size, size)
 
     def exponents(self) -> Tensor:
         """``log(decay * dt / scale)`` (k, b, g, r, q, q) from step j to step i, at most 0 where
         ``j <= i``."""
-        shape = (*self.rows.shape[:-1], self.rows.shape[-2])
-        exponents = torch.empty(shape, dtype=WIDE, device=self.rows.device)
-        return torch.sub(self.rows, self.sources, out=exponents)
+        return self.rows - self.sources
 
     def matrix(self, CB: Tensor, exponents: Tensor) -> Tensor:
         """By what x is multiplied, over ``scale``: with the decays, the steps and D."""
-        matrix = torch.empty(exponents.shape, dtype=NARROW, device=exponents.device)
+        matrix = torch.empty_like(exponents, dtype=NARROW)
         weighted(CB, exponents, out=matrix)
         matrix.diagonal(dim1=-2, dim2=-1).add_(self.own)
-        return matrix
+        return matrix.view(-1, *matrix.shape[4:])
 
     def output(self, read: Tensor, out: Tensor) -> None:
         """Write the output of what each step reads of the state before its chunk."""
         matrix = self.matrix(self.scores(), self.exponents())
-        inside = _product(matrix, self.per_head(self.x, self.scale), NARROW)
+        inside = self.of_heads(torch.bmm(matrix, self.per_head(self.x, self.scale)))
         del matrix
-        inside = inside.permute(0, 1, 4, 2, 3, 5)
-        torch.addcmul(inside, read, self.enter.unsqueeze(-1), out=out)
+        torch.addcmul(inside, read, self.enter.transpose(2, 3), out=out)
 
     def before(self, state: Tensor) -> Tensor | None:
         """The state before the block; None where that is none, and its gradient nobody's."""
         return state if self.block.start > 0 or self._has_initial else None
 
     def entering(self) -> Tensor:
-        """What each step adds to the state at the end of its chunk, by B, (k, b, g, q, r p)."""
+        """What each step adds to the state at the end of its chunk, by B, (k b g, q, r p)."""
         return self.per_step(self.x, self.sending)
 
     def room(self, state: Tensor | None) -> Tensor:
-        """Memory for a state of each chunk, (k, b, g, r p, n), and for this one after them."""
-        chunks, batch, _, groups, heads, headdim = self.x.shape
+        """Memory for a state of each chunk, and for this one after them."""
+        chunks, batch, _, groups, heads, headdim = self._sizes
         count = chunks if state is None else chunks + 1
-        shape = (count, batch, groups, heads * headdim, self.dstate)
-        room = torch.empty(shape, dtype=NARROW, device=self.x.device)
+        room = self.B.new_empty(count, batch * groups * heads, headdim * self.dstate)
         if state is not None:
-            room[-1] = state
+            room[-1] = state.view(room.shape[1:])
         return room
+
+    def by_chunk(self, states: Tensor) -> Tensor:
+        """The states of the chunks as a view (k b g, r p, n)."""
+        chunks, _, _, _, heads, headdim = self._sizes
+        if len(states) > chunks:
+            states = states[:chunks]
+        return states.view(-1, heads * headdim, self.dstate)
 
     def sent(self, entering: Tensor, before: Tensor | None) -> Tensor:
         """What is sent to the ends of the chunks, and the state before the block."""
         sent = self.room(before)
-        _product(entering.transpose(-1, -2), self.B, NARROW, out=sent[: self.block.nchunks])
+        torch.bmm(entering.transpose(1, 2), self.B, out=self.by_chunk(sent))
         return sent
 
     def passed(self, sent: Tensor, back: bool = False) -> Tensor:
-        """The state before each chunk, (k, b, g, r p, n), of what is sent. ``back``: the gradients
-        of what the chunks send, of those of the states at the ends."""
-        count, chunks = len(sent), self.block.nchunks
-        passing = self.passing.transpose(1, 2) if back else self.passing
-        found = torch.empty((chunks, *sent.shape[1:]), dtype=NARROW, device=sent.device)
-        torch.bmm(*(passing[:, :chunks, :count], self._by_head(sent)), out=self._by_head(found))
+        """The state before each chunk, of what is sent. ``back``: the gradients of what the chunks
+        send, of those of the states at the ends."""
+        passing = self._passing.transpose(1, 2) if back else self._passing
+        found = self.room(None)
+        torch.bmm(
+            *(passing[:, : self.block.nchunks, : len(sent)], sent.transpose(0, 1)),
+            out=found.transpose(0, 1),
+        )
         return found
 
     def passed_through(self, sent: Tensor, before: Tensor | None, back: bool = False) -> Tensor:
         """The state after the block, (b, g, r p, n). ``back``: the gradient of that before it."""
-        chunks = self.block.nchunks
-        passing = self.passing.transpose(1, 2) if back else self.passing
-        by_head = self._by_head(sent[:chunks])
-        found = _wide(passing[:, chunks : chunks + 1, :chunks], by_head).view(
-            *self.carry.shape[:3], -1, self.dstate
-        )
+        chunks, batch, _, groups = self._sizes[:4]
+        passing = self._passing.transpose(1, 2) if back else self._passing
+        by_head = sent[:chunks].transpose(0, 1)
+        found = _wide(passing[:, chunks : chunks + 1, :chunks], by_head).squeeze(1)
         if before is not None:
-            found = found + self.carry * before.view(found.shape)
-        return found.flatten(2, 3)
-
-    def between(self, dends: Tensor, sent: Tensor) -> Tensor:
-        """The gradient of the matrix by which states pass, (b g r, ends, sent)."""
-        return _wide(self._by_head(dends), self._by_head(sent).transpose(1, 2))
-
-    def _by_head(self, states: Tensor) -> Tensor:
-        """(k, b, g, r p, n) as a view (b g r, k, p n)."""
-        return states.view(len(states), len(self.passing), -1).transpose(0, 1)
+            found = torch.addcmul(found, self.carry, before.view(found.shape))
+        return found.view(batch, groups, -1, self.dstate)
 
     def read(self, starts: Tensor) -> Tensor:
         """What each step reads of the state before its chunk, undecayed, (k, b, q, g, r, p)."""
-        return self.heads(_product(self.C, starts.transpose(-1, -2), NARROW))
+        return self.heads(torch.bmm(self.C, self.by_chunk(starts).transpose(1, 2)))
 
 
 def _laid(values: Tensor, factor: Tensor) -> Tensor:
@@ -335,17 +365,8 @@ def _along(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(-1, dtype=WIDE)
 
 
-def _product(a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-    """``a @ b`` with results in ``dtype``, or into ``out``, of axes that are the same before the
-    last two."""
-    first, second = a.flatten(0, -3), b.flatten(0, -3)
-    if out is not None:
-        return torch.bmm(first, second, out=out.flatten(0, -3))
-    found = torch.bmm(first, second) if dtype == NARROW else _wide(first, second)
-    return found.view(*a.shape[:-1], b.shape[-1])
-
-
 def _wide(a: Tensor, b: Tensor) -> Tensor:
+    """A product of bfloat16 with results in float32."""
     return torch.bmm(a, b, out_dtype=WIDE)
 
 
@@ -409,7 +430,7 @@ def _factors(inputs: tuple[Tensor, ...], weights: Weights, *options: Any) -> tup
     missing = _ends(chunks) - chunks - 1
     along = (found.enter, found.leave * found.steps)
     narrow = (
-        *(each.permute(0, 1, 4, 2, 3) for each in along),
+        *(each.transpose(3, 4) for each in along),
         scale,
         functional.pad(found.passing, (0, missing, 0, missing)),
     )
