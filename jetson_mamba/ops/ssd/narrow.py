@@ -151,9 +151,7 @@ def _block_gradients(
     del dsent
     sends = _along(dentering, local.x)
     torch.addcmul(dinside, dentering, local.sending.transpose(2, 3), out=local.view(targets.x))
-    ddt, sums = _SLOPES(
-        (local.dt, local.A, reads, sends, *of_pairs, through), local.weights, *local.options
-    )
+    ddt, sums = _SLOPES((*local.short, reads, sends, *of_pairs, through), (), *local.options)
     local.steps(targets.dt).copy_(ddt)
     for target, found in ((targets.B, dB), (targets.C, dC)):
         of_groups = local.of_groups(target)
@@ -198,14 +196,17 @@ class _Local:
         heads, all_heads = nheads // groups, batch * nheads
         self.block, self._has_initial = block, scan.initial_states is not None
         self._sizes = (chunks, batch, size, groups, heads, headdim)
-        self.dt, self.A, self.x = self.steps(scan.dt), scan.A, self.view(scan.x)
+        self.x = self.view(scan.x)
         self.B, self.C = (
             self.of_groups(each).contiguous().view(-1, size, self.dstate)
             for each in (scan.B, scan.C)
         )
-        self.weights: Weights = (scan.dt_bias, scan.D)
-        self.options = (groups, size, scan.dt_limit)
-        wide, narrow = _FACTORS((self.dt, self.A), self.weights, *self.options)
+        # All are inputs, so that every layer of a model is launched by the same graphs.
+        vectors = (scan.A, scan.dt_bias, scan.D)
+        self.short = (self.steps(scan.dt), *(each for each in vectors if each is not None))
+        given = (scan.dt_bias is not None, scan.D is not None)
+        self.options = (*given, groups, size, scan.dt_limit)
+        wide, narrow = _FACTORS(self.short, (), *self.options)
         ends, per_chunk = _ends(chunks), chunks * all_heads
         steps = per_chunk * size
         rows, sources, own, carry = torch.split_with_sizes(
@@ -373,14 +374,15 @@ def _wide(a: Tensor, b: Tensor) -> Tensor:
 class _Decays:
     """The steps of a block and their decays, (k, b, g, r, q), in float64 but for the steps."""
 
-    def __init__(
-        self, inputs: tuple[Tensor, ...], weights: Weights, options: tuple[Any, ...]
-    ) -> None:
-        dt, A = inputs[:2]
-        self.bias, self.D = weights
-        groups, size, dt_limit = options
+    def __init__(self, inputs: tuple[Tensor, ...], options: tuple[Any, ...]) -> None:
+        has_bias, has_D, groups, size, dt_limit = options
+        rest = [*inputs]
+        dt, A = rest.pop(0), rest.pop(0)
+        bias = rest.pop(0) if has_bias else None
+        self.D = rest.pop(0) if has_D else None
+        self.others = rest
         self.scan = Scan(
-            *(dt, dt, A, dt, dt, self.D, None, self.bias),
+            *(dt, dt, A, dt, dt, self.D, None, bias),
             *(None, None, None, size, True, dt_limit),
         )
         self.shape = (dt.shape[0], dt.shape[1] // size, size, groups, A.shape[0] // groups)
@@ -412,10 +414,10 @@ def _ends(chunks: int) -> int:
     return -(-(chunks + 1) // ALIGNED) * ALIGNED
 
 
-def _factors(inputs: tuple[Tensor, ...], weights: Weights, *options: Any) -> tuple[Tensor, ...]:
+def _factors(inputs: tuple[Tensor, ...], _: Weights, *options: Any) -> tuple[Tensor, ...]:
     """What a block is multiplied by, of dt (batch, steps, nheads), A, dt_bias and D: in float32 and
     in bfloat16, one after another, as :class:`_Local` takes them apart."""
-    found = _Decays(inputs, weights, options)
+    found = _Decays(inputs, options)
     scale = found.power.exp2()
     own = torch.zeros_like(scale)
     if found.D is not None:
@@ -440,16 +442,17 @@ def _factors(inputs: tuple[Tensor, ...], weights: Weights, *options: Any) -> tup
     )
 
 
-def _slopes(inputs: tuple[Tensor, ...], weights: Weights, *options: Any) -> tuple[Tensor, ...]:
+def _slopes(inputs: tuple[Tensor, ...], _: Weights, *options: Any) -> tuple[Tensor, ...]:
     """The gradients of dt (batch, steps, nheads), and of A, D and dt_bias, (3, nheads).
 
-    After dt and A come the gradients of the factors: ``reads`` and ``sends`` (k, b, q, g, r) of
-    ``enter`` and ``sending``; of pairs of steps what a step has of itself (k, b, g, r, q) over
-    scale, times ``scores`` (k, b, g, 1, q), and the sums (k, b, g, r, q) of the others over the
-    earlier and over the later step; and that of ``passing`` (b g r, ends, sent).
+    After dt, A and what there is of dt_bias and D come the gradients of the factors: ``reads`` and
+    ``sends`` (k, b, q, g, r) of ``enter`` and ``sending``; of pairs of steps what a step has of
+    itself (k, b, g, r, q) over scale, times ``scores`` (k, b, g, 1, q), and the sums (k, b, g, r,
+    q) of the others over the earlier and over the later step; and that of ``passing`` (b g r,
+    ends, sent).
     """
-    found = _Decays(inputs, weights, options)
-    reads, sends, alone, scores, rows, columns, through = inputs[2:]
+    found = _Decays(inputs, options)
+    reads, sends, alone, scores, rows, columns, through = found.others
     reads, sends = (each.permute(0, 1, 3, 4, 2) for each in (reads, sends))
     alone = alone / found.power.exp2()
     ddt = columns / found.lengths + alone * scores + sends * found.leave
