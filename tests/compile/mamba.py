@@ -49,6 +49,7 @@ def compiled(
 ) -> Iterator[tuple[str, float]]:
     """A block in one graph, forward and backward, and without gradients."""
     module = block()
+    module(drawn(4))  # as most programs do: ops are there before a compiler is imported
     torch._dynamo.reset()
     whole: Any = torch.compile(module, fullgraph=True, **options)
     for seqlen in lengths:
