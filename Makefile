@@ -19,7 +19,7 @@ DEMO_BASE  = .demo/base-$(shell echo '$(TORCH) $(TRITON)' | cksum | cut -d ' ' -
 DEMO_MAMBA = .demo/mamba-ssm-$(MAMBA_SSM)
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test hook lint kernels matrix mutants mutate joints exports boards peers copies release docs docs-check sanitize clean
+.PHONY: help demo test hook lint kernels matrix tritons mutants mutate joints exports boards peers copies release docs docs-check sanitize clean
 
 help:
 	@echo 'make demo [MAMBA_SSM=2.2.4] [TEXT=file]   train two small models here, nothing compiled'
@@ -28,6 +28,7 @@ help:
 	@echo 'make lint                                 lint and types only'
 	@echo 'make kernels                              every kernel of the convolution for every architecture'
 	@echo 'make matrix                               every release with every release (half an hour)'
+	@echo 'make tritons                              the latest mamba-ssm beside released Tritons, on a CPU'
 	@echo 'make mutants [COUNT=1200] [SEED=0]        variants of every text, each held to what it means'
 	@echo 'make mutate [PART=hook|rewrite|ops|report] [COUNT=20] [SEED=0]'
 	@echo '                                          changes of this code, each of which a test is to notice'
@@ -99,6 +100,16 @@ lint: .venv/ready
 # In `make test`, any two of what a kernel is specialised by.
 kernels: .venv/ready
 	EVERY_KERNEL=1 .venv/bin/python -m pytest --numprocesses 2 tests/kernels
+
+# Wheels of Triton with which the latest mamba-ssm works in part, not at all, and whole.
+TRITONS = 3.0.0 3.2.0 3.6.0
+
+.releases/triton-%: .venv/ready
+	.venv/bin/python -m pip install --quiet --no-deps --upgrade --target $@ triton==$*
+	touch $@
+
+tritons: .releases/ready $(TRITONS:%=.releases/triton-%)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests/without_triton/test_released.py
 
 matrix: .venv/ready .releases/ready
 	.venv/bin/python -m tests.matrix docs

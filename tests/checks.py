@@ -12,8 +12,12 @@ import torch
 def run(checks: Mapping[str, Callable[[], Iterator[tuple[str, float]]]]) -> None:
     """Run those named on the command line; print a line for each result, its number last.
 
-    Under ``TRITON_INTERPRET=1`` upstream's Triton kernels run on the CPU.
+    Under ``TRITON_INTERPRET=1`` upstream's Triton kernels run on the CPU. With ``CHECKS_ON_GPU=1``
+    tensors and modules are made on a GPU.
     """
+    if os.environ.get("CHECKS_ON_GPU") == "1":
+        # A default device would be a mode, which looks at every call.
+        torch.set_default_tensor_type("torch.cuda.FloatTensor")
     if os.environ.get("TRITON_INTERPRET") == "1":
         from tests.releases import triton_on_cpu
 

@@ -131,8 +131,12 @@ def load(
 
 
 def architecture_of(capability: tuple[int, int]) -> str:
-    """The architecture of a compute capability; of 9.0 with what no later one has."""
-    return f"sm_{capability[0]}{capability[1]}" + ("a" if capability == (9, 0) else "")
+    """The architecture of a compute capability; of 9.0 with what no later one has.
+
+    NVRTC knows that from CUDA 12 on.
+    """
+    hopper = capability == (9, 0) and int(nvrtc_version().partition(".")[0]) >= 12
+    return f"sm_{capability[0]}{capability[1]}" + ("a" if hopper else "")
 
 
 def compile_source(

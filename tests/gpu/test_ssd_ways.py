@@ -150,3 +150,41 @@ def test_a_state_that_decays_at_once_is_no_nan_without_triton(decay: float) -> N
     given["A"] = torch.full_like(given["A"], -decay)
     with jetson_mamba.backend(ssd="pytorch"):
         assert scan(**given, chunk_size=64, dt_softplus=True).isfinite().all()
+
+
+@pytest.mark.parametrize("initial_states", [True, False])
+def test_factors_in_bfloat16_give_float64s_results_at_every_call(initial_states: bool) -> None:
+    """By the second call graphs launch what lies between the products, by numbers of each call."""
+    import jetson_mamba
+    from jetson_mamba.ops.ssd import narrow
+
+    torch.manual_seed(0)
+    batch, seqlen, nheads, headdim, dstate = 2, 700, 8, 64, 128
+    heads = (batch, seqlen, nheads)
+    shapes: dict[str, Any] = {"x": (*heads, headdim), "dt": heads, "A": (nheads,)}
+    shapes.update(dict.fromkeys(("B", "C"), (batch, seqlen, 1, dstate)))
+    if initial_states:
+        shapes["initial_states"] = (batch, nheads, headdim, dstate)
+    # They outlast a call, as parameters do.
+    lasting = {name: torch.randn(nheads, device="cuda") for name in ("D", "dt_bias")}
+    for _ in range(4):
+        low = {name: torch.randn(shape, device="cuda") for name, shape in shapes.items()}
+        low["A"] = -low["A"].exp()
+        for name in ("x", "dt", "B", "C"):
+            low[name] = low[name].bfloat16()
+        low.update(lasting)
+        found = []
+        for dtype in (None, torch.float64):
+            given = low if dtype is None else {name: each.to(dtype) for name, each in low.items()}
+            given = {name: each.detach().requires_grad_() for name, each in given.items()}
+            with jetson_mamba.backend(ssd="pytorch"):
+                out, state = scan(
+                    **given, chunk_size=64, dt_softplus=True, return_final_states=True
+                )
+                total = (out.double() ** 2).sum() + (state.double() ** 2).sum()
+                found.append([out, state, *torch.autograd.grad(total, list(given.values()))])
+        for name, actual, right in zip(("out", "state", *low), *found):
+            # Sums over all steps, in which rounded terms cancel.
+            most = 5e-2 if name in ("A", "D", "dt_bias") else 8e-3
+            assert relative_norm(actual, right) < most, name
+    assert narrow._FACTORS.graphs() and narrow._SLOPES.graphs()

@@ -1,12 +1,15 @@
-"""Runs the whole matrix: ``python -m tests.matrix [FOLDER]``, by default ``docs``."""
+"""Runs the whole matrix: ``python -m tests.matrix [FOLDER [PROCESSES]]``, by default ``docs``."""
 
 from __future__ import annotations
 
 import datetime
 import json
+import os
+import platform
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 from tests.matrix.cell import Cell, Outcome
@@ -25,6 +28,7 @@ from tests.without_triton.environment import Bare
 def main() -> int:
     """Run it, write the two files, and say how many cells work; 1 unless all do that should."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "docs")
+    processes = int(sys.argv[2]) if len(sys.argv) > 2 else os.cpu_count() or 1
     groups = {
         "before": before_cells(),
         "after": after_cells(),
@@ -49,7 +53,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as kept:
         for triton in (True, False):
             bare = None if triton else Bare(Path(kept) / "bare")
-            with workers(Path(kept) / "cache", bare=bare) as started:
+            with workers(Path(kept) / "cache", processes, bare) as started:
                 run_all([cell for cell in cells if cell.triton is triton], started, done)
     counts = {
         name: (sum(outcomes[cell].works for cell in group), len(group))
@@ -64,6 +68,11 @@ def main() -> int:
             {
                 "date": today,
                 "command": "make matrix",
+                "environment": {
+                    "python": platform.python_version(),
+                    **{name: version(name) for name in ("torch", "triton", "transformers")},
+                    "processes": processes,
+                },
                 "counts": {
                     name: {"works": works, "of": of} for name, (works, of) in counts.items()
                 },
@@ -76,7 +85,10 @@ def main() -> int:
         )
         + "\n"
     )
-    draw_again(folder)
+    try:
+        draw_again(folder)
+    except ImportError as error:
+        print(f"no picture ({error}): python -m tests.matrix.picture {folder} draws it")
     for name, (works, of) in counts.items():
         print(f"{name}: {works} of {of}")
     for cell in quiet:

@@ -51,9 +51,10 @@ def test_the_same_where_there_is_no_triton(tmp_path: Path) -> None:
 def test_without_the_hook_only_matching_calls_work(started: Workers) -> None:
     """The emulated extensions are strict: this is what makes the rest of the matrix mean much."""
     matching = [Cell("1.0.1", "1.0.2", False), Cell("1.2.2", "1.5.0.post8", False)]
+    matching += [Cell("2.2.4", "1.2.1", False), Cell("2.3.2.post1", "1.7.0", False)]
     others = [Cell("1.0.1", "1.1.1", False), Cell("1.2.2", "1.7.0", False)]
     outcomes = outcomes_of([*matching, *others], started)
-    assert [outcomes[cell].works for cell in matching] == [True, True]
+    assert [cell for cell in matching if not outcomes[cell].works] == []
     assert all("TypeError" in str(outcomes[cell].raised) for cell in others)
 
 

@@ -118,12 +118,12 @@ def backward(
     cut: Sequence[Block],
     *,
     out: Tensor | None = None,
-    narrow: torch.dtype | None = None,
+    operands: torch.dtype | None = None,
 ) -> Gradients:
     """The gradients of :func:`forward` in the dtype of computation, from the states that it kept.
 
-    ``out``, where given with z, receives the output of the forward pass once more. ``narrow`` is
-    the ``operand_dtype`` of what scan has been widened from.
+    ``out``, where given with z, receives the output of the forward pass once more. ``operands``
+    is the ``operand_dtype`` of what scan has been widened from.
     """
     groups = scan.B.shape[2]
     steps = steps_taken(scan)
@@ -149,7 +149,9 @@ def backward(
             if out is not None:
                 local.view(out).copy_(y.mul_(gate))
             dy = gate.mul_(dy)
-        found = _block_gradients(local, narrow or operand_dtype(scan), starts, rounded, dy, dstate)
+        found = _block_gradients(
+            local, operands or operand_dtype(scan), starts, rounded, dy, dstate
+        )
         dstate = found.dstate
         D = local.channels_of_d()
         if D is None:

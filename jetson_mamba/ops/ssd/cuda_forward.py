@@ -448,7 +448,9 @@ def full_blocks(heads: int, units: int, index: int) -> int:
 @lru_cache(maxsize=None)
 def has_warpgroups(index: int) -> bool:
     """Whether a device has the products of ``kernels/wgmma.cuh``: compute capability 9.0 alone."""
-    return index >= 0 and torch.cuda.get_device_capability(index) == (9, 0)
+    if index < 0:
+        return False
+    return compiler.architecture_of(torch.cuda.get_device_capability(index)) == "sm_90a"
 
 
 @lru_cache(maxsize=1024)

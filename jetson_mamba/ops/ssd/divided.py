@@ -1,8 +1,8 @@
-"""A scan's chunks by threads of a CPU, each of which has heads of its own of some sequences.
+"""A scan's chunks: on a GPU in 16 bits where that serves, on a CPU by threads.
 
-Heads know nothing of each other but the B and C of their group, of which gradients are summed. All
-parts are cut into the blocks of the whole, so that what the forward pass keeps does not tell by how
-many threads it was made.
+Each thread has heads of its own of some sequences. Heads know nothing of each other but the B and C
+of their group, of which gradients are summed. All parts are cut into the blocks of the whole, so
+that what the forward pass keeps does not tell by how many threads it was made.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from jetson_mamba.dispatch import workers
 from jetson_mamba.dispatch.division import Part, divided
 
-from . import chunks
+from . import chunks, narrow
 from .block import CHUNK, blocks
 from .chunks import Gradients, Targets
 from .contract import Scan
@@ -25,6 +25,8 @@ from .contract import Scan
 def forward(scan: Scan, out: Tensor) -> tuple[Tensor, list[Tensor]]:
     """As :func:`chunks.forward`, which says what is kept."""
     cut = blocks(scan, 0, scan.x.shape[1])
+    if narrow.serves(scan):
+        return narrow.forward(scan, out, cut)
     threads, parts = _parts(scan)
     if threads == 1:
         return chunks.forward(scan, out, cut)
@@ -37,6 +39,8 @@ def forward(scan: Scan, out: Tensor) -> tuple[Tensor, list[Tensor]]:
 def states(scan: Scan) -> list[Tensor]:
     """As :func:`chunks.states`."""
     cut = blocks(scan, 0, scan.x.shape[1])
+    if narrow.serves(scan):
+        return narrow.states(scan, cut)
     threads, parts = _parts(scan)
     if threads == 1:
         return chunks.states(scan, cut)[1]
@@ -52,14 +56,16 @@ def backward(
     targets: Targets,
     *,
     out: Tensor | None = None,
-    narrow: torch.dtype | None = None,
+    operands: torch.dtype | None = None,
 ) -> Gradients:
     """As :func:`chunks.backward`."""
     cut = blocks(scan, 0, scan.x.shape[1])
+    if narrow.serves(scan):
+        return _cast(scan, narrow.backward(scan, kept, dout, dfinal_states, targets, cut))
     threads, parts = _parts(scan)
     if threads == 1:
         found = chunks.backward(
-            scan, kept, dout, dfinal_states, targets, cut, out=out, narrow=narrow
+            scan, kept, dout, dfinal_states, targets, cut, out=out, operands=operands
         )
         return _cast(scan, found)
     calls, shares = [], []
@@ -83,7 +89,7 @@ def backward(
                 ),
                 cut,
                 out=None if out is None else _signal(part, out),
-                narrow=narrow,
+                operands=operands,
             )
         )
     found = _summed(scan, parts, workers.run(calls, threads))

@@ -17,7 +17,7 @@ from jetson_mamba.dispatch.computation import Computation
 from jetson_mamba.dispatch.fields import Tensors
 from jetson_mamba.ops.causal_conv1d import causal_conv1d_bwd
 
-from . import chunks, composed, core, divided, gated_norm
+from . import chunks, composed, core, divided, gated_norm, narrow
 from .block import operand_dtype
 from .contract import (
     MIXER,
@@ -179,8 +179,7 @@ def _mixer_forward(
     columns = split_columns(given, whole)
     norm = norm_of(given)
     with without_autocast(whole.device):
-        xBC = _widened(convolved(given, columns), given.dtype)
-        inner = inner_scan(given, columns, xBC, gated=norm is None)
+        inner = _widened(given, columns, convolved(given, columns))
         scanned = torch.empty(columns.z.shape, dtype=whole.dtype, device=whole.device)
         last, kept = divided.forward(inner, torch.unflatten(scanned, -1, (-1, given.headdim)))
         out = scanned
@@ -193,12 +192,16 @@ def _mixer_forward(
     return out, chunks.public_state(last, inner), None if norm is None else scanned, kept
 
 
-def _widened(xBC: Tensor, dtype: torch.dtype) -> Tensor:
-    """On a GPU all of it at once in the dtype of computation.
+def _widened(given: Mixer, columns: Columns, xBC: Tensor) -> Scan:
+    """The scan inside a mixer, on a GPU of tensors in the dtype of computation.
 
     Each layout of its parts would be converted again, by kernels that are half as fast.
     """
-    return xBC.to(dtype) if xBC.is_cuda else xBC
+    gated = norm_of(given) is None
+    inner = inner_scan(given, columns, xBC, gated=gated)
+    if not xBC.is_cuda or narrow.serves(inner):
+        return inner
+    return inner_scan(given, columns, xBC.to(given.dtype), gated=gated)
 
 
 def _mixer_passes_forward(
@@ -243,13 +246,14 @@ def _mixer_passes_back(
         )
         if normed is None and weight is not None:
             normed = gated_norm.forward(norm, scanned, columns.z)[0]
-        if normed is not None:
+        if normed is not None and mlp == 0:
+            projected = normed
+        elif normed is not None:
             projected[..., mlp:] = normed
 
     xBC = convolved(given, columns)
-    narrow = operand_dtype(inner_scan(given, columns, xBC, gated=False))
-    xBC = _widened(xBC, given.dtype)
-    inner = inner_scan(given, columns, xBC, gated=norm is None)
+    operands = operand_dtype(inner_scan(given, columns, xBC, gated=False))
+    inner = _widened(given, columns, xBC)
     dxBC = torch.empty_like(columns.conv)
     dx, dB, dC = split_heads(given, dxBC)
     dz = torch.unflatten(dcolumns.z, -1, (-1, given.headdim)) if norm is None else None
@@ -260,7 +264,7 @@ def _mixer_passes_back(
         dstate,
         chunks.Targets(dx, dcolumns.dt, dB, dC, dz),
         out=torch.unflatten(projected[..., mlp:], -1, (-1, given.headdim)),
-        narrow=narrow,
+        operands=operands,
     )
     if weight is not None and dout is not None:
         rows = dout.flatten(0, 1)

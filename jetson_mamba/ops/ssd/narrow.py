@@ -1,0 +1,478 @@
+"""Mamba-2's scan on a GPU with factors in bfloat16, in both directions.
+
+What ``chunks`` does, for the calls that models in bfloat16 make: products of bfloat16, which are
+exact, with sums in float32. The time of such a scan is that of its passes over memory and, at the
+sizes of most models, that of a CPU which launches them. So what is as long as x or longer is in 16
+bits wherever a pass takes that at full speed, and all that is as short as dt is put together by
+two functions, :func:`_factors` before the products and :func:`_slopes` after them, each of which
+one CUDA graph launches.
+
+Axes are those of ``block``. A block of k chunks has k + 1 *ends*: where each chunk starts, and
+where the last stops. What a chunk adds to the state, and the state before the block, which comes
+last, are *sent* to an end and pass to all later ones, by one matrix for each head.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from jetson_mamba.replay.captured import Captured, Weights
+
+from .block import LEAST_STEP, Block, operand_dtype, weighted
+from .chunks import Gradients, Targets
+from .contract import Scan
+from .steps import finite, slope, steps_taken
+
+WIDE, NARROW = torch.float32, torch.bfloat16
+# A step that decays a state by exp(-104) leaves nothing of it in float32. Differences of sums of
+# larger ones would lose their digits.
+MOST_DECAY = 104.0
+# Elements to which the rows of matrices are filled up: other products are far slower.
+ALIGNED = 8
+
+
+def serves(scan: Scan) -> bool:
+    """Whether this scan is computed here: of one sequence a row, without a gate."""
+    return (
+        scan.x.numel() > 0
+        and scan.z is None
+        and scan.seq_idx is None
+        and scan.state_dtype is None
+        and (scan.D is None or scan.D.dim() == 1)
+        and scan.dt_softplus
+        and scan.dt_limit[0] >= 0
+        and operand_dtype(scan) == NARROW
+    )
+
+
+def forward(scan: Scan, out: Tensor, cut: Sequence[Block]) -> tuple[Tensor, list[Tensor]]:
+    """As ``chunks.forward``."""
+    state = _first_state(scan)
+    kept = []
+    for block in cut:
+        kept.append(state)
+        local = _Local(scan, block)
+        before = local.before(state)
+        sent = local.sent(local.entering(), before)
+        state = local.passed_through(sent, before)
+        read = local.read(local.passed(sent))
+        del sent
+        local.output(read, local.view(out))
+    return state, kept
+
+
+def states(scan: Scan, cut: Sequence[Block]) -> list[Tensor]:
+    """What :func:`forward` keeps."""
+    kept = [_first_state(scan)]
+    for block in cut[:-1]:
+        local = _Local(scan, block)
+        before = local.before(kept[-1])
+        kept.append(local.passed_through(local.sent(local.entering(), before), before))
+    return kept[: len(cut)]
+
+
+def backward(
+    scan: Scan,
+    kept: Sequence[Tensor],
+    dout: Tensor,
+    dfinal_states: Tensor | None,
+    targets: Targets,
+    cut: Sequence[Block],
+) -> Gradients:
+    """As ``chunks.backward``."""
+    dstate = None
+    if dfinal_states is not None:
+        dstate = _private_state(dfinal_states, scan)
+    total: Tensor | None = None
+    for block, state in zip(reversed(cut), reversed(kept)):
+        sums, dstate = _block_gradients(_Local(scan, block), state, dout, dstate, targets)
+        total = sums if total is None else total + sums
+    assert total is not None
+    dA, dD, dbias = total.unbind()
+    dinitial = None
+    if scan.initial_states is not None and dstate is not None:
+        dinitial = dstate.view(scan.initial_states.shape)
+    return Gradients(
+        A=dA,
+        D=None if scan.D is None else dD,
+        dt_bias=None if scan.dt_bias is None else dbias,
+        initial_states=dinitial,
+    )
+
+
+def _first_state(scan: Scan) -> Tensor:
+    """The initial one, and of none something that is saved in its place."""
+    if scan.initial_states is None:
+        return scan.A.new_empty(0)
+    return _private_state(scan.initial_states, scan)
+
+
+def _private_state(state: Tensor, scan: Scan) -> Tensor:
+    """(batch, nheads, headdim, dstate) as (b, g, r p, n)."""
+    groups, dstate = scan.B.shape[2:]
+    return state.to(WIDE).reshape(len(state), groups, -1, dstate)
+
+
+def _block_gradients(
+    local: _Local, state: Tensor, dout: Tensor, dafter: Tensor | None, targets: Targets
+) -> tuple[Tensor, Tensor | None]:
+    """Write the gradients of a block's long arguments; return those of A, D and dt_bias, (3,
+    nheads), and that of the state before the block, None where there is none."""
+    dy, before = local.view(dout), local.before(state)
+    entering = local.entering()
+    sent = local.sent(entering, before)
+    starts = local.by_chunk(local.passed(sent))
+
+    dinside, dCB, of_pairs = _pair_gradients(local, dy)
+    dC = _wide(dCB, local.B)
+    dB = _wide(dCB.transpose(1, 2), local.C)
+
+    # Through the state before each chunk and what each chunk adds to it.
+    reads = _along(local.heads(torch.bmm(local.C, starts.transpose(1, 2))), dy)
+    dread = local.per_step(dy, local.enter)
+    dC += _wide(dread, starts)
+    del starts
+    dends = local.room(dafter)
+    torch.bmm(dread.transpose(1, 2), local.C, out=local.by_chunk(dends))
+    del dread
+    through = _wide(dends.transpose(0, 1), sent.permute(1, 2, 0))
+    del sent
+    dsent = local.by_chunk(local.passed(dends, back=True))
+    dbefore = None if before is None else local.passed_through(dends, dafter, back=True)
+    del dends
+    dB += _wide(entering, dsent)
+    del entering
+    dentering = local.heads(torch.bmm(local.B, dsent.transpose(1, 2)))
+    del dsent
+    sends = _along(dentering, local.x)
+    torch.addcmul(dinside, dentering, local.sending.transpose(2, 3), out=local.view(targets.x))
+    ddt, sums = _SLOPES((*local.short, reads, sends, *of_pairs, through), (), *local.options)
+    local.steps(targets.dt).copy_(ddt)
+    for target, found in ((targets.B, dB), (targets.C, dC)):
+        of_groups = local.of_groups(target)
+        of_groups.copy_(found.view(of_groups.shape))
+    return sums, dbefore
+
+
+def _pair_gradients(
+    local: _Local, dy: Tensor
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Through the (chunk, chunk) matrices: the gradients of x (k, b, q, g, r, p) and of ``C B``
+    (k b g, q, q), and what :func:`_slopes` takes of pairs."""
+    CB, exponents = local.scores(), local.exponents()
+    dy_rows = local.per_head(dy, local.scale)
+    dinside = torch.bmm(local.matrix(CB, exponents).transpose(1, 2), dy_rows)
+    pairs = _wide(dy_rows, local.per_head(local.x).transpose(1, 2)).view(exponents.shape)
+    del dy_rows
+    # What a step takes of itself crosses no step.
+    alone = pairs.diagonal(dim1=-2, dim2=-1).clone()
+    scores = CB.diagonal(dim1=-2, dim2=-1).clone()
+    weighted(pairs, exponents, out=pairs)
+    del exponents
+    dCB = pairs.sum(3).tril_().to(NARROW).flatten(0, 2)
+    pairs *= CB.tril_(-1)
+    size = pairs.shape[-1]
+    rows = torch.mv(pairs.view(-1, size), pairs.new_ones(size)).view(alone.shape)
+    return local.of_heads(dinside), dCB, (alone, scores, rows, pairs.sum(-2))
+
+
+class _Local:
+    """One block, with the factors that it needs.
+
+    Matrices are in the form of ``torch.bmm``, with axes that go through them by (k b g) or
+    (k b g r); states are (k, b g r, p n), one of each chunk, or an end more. Every view costs a CPU
+    time, so there are few.
+    """
+
+    def __init__(self, scan: Scan, block: Block) -> None:
+        batch, _, nheads, headdim = scan.x.shape
+        groups, self.dstate = scan.B.shape[2:]
+        _, chunks, size = block
+        heads, all_heads = nheads // groups, batch * nheads
+        self.block, self._has_initial = block, scan.initial_states is not None
+        self._sizes = (chunks, batch, size, groups, heads, headdim)
+        self.x = self.view(scan.x)
+        self.B, self.C = (
+            self.of_groups(each).contiguous().view(-1, size, self.dstate)
+            for each in (scan.B, scan.C)
+        )
+        # All are inputs, so that every layer of a model is launched by the same graphs.
+        vectors = (scan.A, scan.dt_bias, scan.D)
+        self.short = (self.steps(scan.dt), *(each for each in vectors if each is not None))
+        given = (scan.dt_bias is not None, scan.D is not None)
+        self.options = (*given, groups, size, scan.dt_limit)
+        wide, narrow = _FACTORS(self.short, (), *self.options)
+        ends, per_chunk = _ends(chunks), chunks * all_heads
+        steps = per_chunk * size
+        rows, sources, own, carry = torch.split_with_sizes(
+            wide, (steps, steps, per_chunk, all_heads)
+        )
+        by_head = (chunks, batch, groups, heads)
+        self.rows, self.sources = rows.view(*by_head, size, 1), sources.view(*by_head, 1, size)
+        self.own, self.carry = own.view(*by_head, 1), carry.view(all_heads, 1)
+        enter, sending, scale, passing = torch.split_with_sizes(
+            narrow, (steps, steps, per_chunk, all_heads * ends * ends)
+        )
+        # (k, b, g, q, r, 1)
+        self.enter, self.sending = (
+            each.view(chunks, batch, groups, size, heads, 1) for each in (enter, sending)
+        )
+        self.scale = scale.view(*by_head, 1, 1)
+        self._passing = passing.view(all_heads, ends, ends)
+
+    def steps(self, tensor: Tensor) -> Tensor:
+        """This block's steps of (batch, seqlen, ...), as a view."""
+        start, chunks, size = self.block
+        return tensor[:, start : start + chunks * size]
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """This block of (batch, seqlen, nheads, headdim), as a view (k, b, q, g, r, p)."""
+        by_batch, by_step, by_head, by_channel = tensor.stride()
+        return tensor.as_strided(
+            self._sizes,
+            (
+                *(self.block.chunk * by_step, by_batch, by_step),
+                *(self._sizes[4] * by_head, by_head, by_channel),
+            ),
+            tensor.storage_offset() + self.block.start * by_step,
+        )
+
+    def of_groups(self, tensor: Tensor) -> Tensor:
+        """This block of (batch, seqlen, groups, dstate), as a view (k, b, g, q, n)."""
+        by_batch, by_step, by_group, by_state = tensor.stride()
+        chunks, batch, size, groups = self._sizes[:4]
+        return tensor.as_strided(
+            (chunks, batch, groups, size, self.dstate),
+            (size * by_step, by_batch, by_group, by_step, by_state),
+            tensor.storage_offset() + self.block.start * by_step,
+        )
+
+    def per_head(self, view: Tensor, factor: Tensor | None = None) -> Tensor:
+        """A view, times a factor (k, b, g, r, 1, 1), as (k b g r, q, p), in memory of its own."""
+        view = view.permute(0, 1, 3, 4, 2, 5)
+        found = view.contiguous() if factor is None else _laid(view, factor)
+        return found.view(-1, *found.shape[4:])
+
+    def per_step(self, view: Tensor, factor: Tensor) -> Tensor:
+        """A view times a factor (k, b, g, q, r, 1), as (k b g, q, r p), in memory of its own."""
+        size, headdim = self._sizes[2], self._sizes[5]
+        found = _laid(view.transpose(2, 3), factor)
+        return found.view(-1, size, self._sizes[4] * headdim)
+
+    def heads(self, values: Tensor) -> Tensor:
+        """(k b g, q, r p) as a view (k, b, q, g, r, p)."""
+        chunks, batch, size, groups, heads, headdim = self._sizes
+        return values.view(chunks, batch, groups, size, heads, headdim).transpose(2, 3)
+
+    def of_heads(self, values: Tensor) -> Tensor:
+        """(k b g r, q, p) as a view (k, b, q, g, r, p)."""
+        chunks, batch, size, groups, heads, headdim = self._sizes
+        return values.view(chunks, batch, groups, heads, size, headdim).permute(0, 1, 4, 2, 3, 5)
+
+    def scores(self) -> Tensor:
+        """``C B`` of each step with those up to it, (k, b, g, 1, q, q)."""
+        chunks, batch, size, groups = self._sizes[:4]
+        found = _wide(self.C, self.B.transpose(1, 2)).tril_()
+        return found.view(chunks, batch, groups, 1, size, size)
+
+    def exponents(self) -> Tensor:
+        """``log(decay * dt / scale)`` (k, b, g, r, q, q) from step j to step i, at most 0 where
+        ``j <= i``."""
+        return self.rows - self.sources
+
+    def matrix(self, CB: Tensor, exponents: Tensor) -> Tensor:
+        """By what x is multiplied, over ``scale``: with the decays, the steps and D."""
+        matrix = torch.empty_like(exponents, dtype=NARROW)
+        weighted(CB, exponents, out=matrix)
+        matrix.diagonal(dim1=-2, dim2=-1).add_(self.own)
+        return matrix.view(-1, *matrix.shape[4:])
+
+    def output(self, read: Tensor, out: Tensor) -> None:
+        """Write the output of what each step reads of the state before its chunk."""
+        matrix = self.matrix(self.scores(), self.exponents())
+        inside = self.of_heads(torch.bmm(matrix, self.per_head(self.x, self.scale)))
+        del matrix
+        torch.addcmul(inside, read, self.enter.transpose(2, 3), out=out)
+
+    def before(self, state: Tensor) -> Tensor | None:
+        """The state before the block; None where that is none, and its gradient nobody's."""
+        return state if self.block.start > 0 or self._has_initial else None
+
+    def entering(self) -> Tensor:
+        """What each step adds to the state at the end of its chunk, by B, (k b g, q, r p)."""
+        return self.per_step(self.x, self.sending)
+
+    def room(self, state: Tensor | None) -> Tensor:
+        """Memory for a state of each chunk, and for this one after them."""
+        chunks, batch, _, groups, heads, headdim = self._sizes
+        count = chunks if state is None else chunks + 1
+        room = self.B.new_empty(count, batch * groups * heads, headdim * self.dstate)
+        if state is not None:
+            room[-1] = state.view(room.shape[1:])
+        return room
+
+    def by_chunk(self, states: Tensor) -> Tensor:
+        """The states of the chunks as a view (k b g, r p, n)."""
+        chunks, _, _, _, heads, headdim = self._sizes
+        if len(states) > chunks:
+            states = states[:chunks]
+        return states.view(-1, heads * headdim, self.dstate)
+
+    def sent(self, entering: Tensor, before: Tensor | None) -> Tensor:
+        """What is sent to the ends of the chunks, and the state before the block."""
+        sent = self.room(before)
+        torch.bmm(entering.transpose(1, 2), self.B, out=self.by_chunk(sent))
+        return sent
+
+    def passed(self, sent: Tensor, back: bool = False) -> Tensor:
+        """The state before each chunk, of what is sent. ``back``: the gradients of what the chunks
+        send, of those of the states at the ends."""
+        passing = self._passing.transpose(1, 2) if back else self._passing
+        found = self.room(None)
+        torch.bmm(
+            *(passing[:, : self.block.nchunks, : len(sent)], sent.transpose(0, 1)),
+            out=found.transpose(0, 1),
+        )
+        return found
+
+    def passed_through(self, sent: Tensor, before: Tensor | None, back: bool = False) -> Tensor:
+        """The state after the block, (b, g, r p, n). ``back``: the gradient of that before it."""
+        chunks, batch, _, groups = self._sizes[:4]
+        passing = self._passing.transpose(1, 2) if back else self._passing
+        by_head = sent[:chunks].transpose(0, 1)
+        found = _wide(passing[:, chunks : chunks + 1, :chunks], by_head).squeeze(1)
+        if before is not None:
+            found = torch.addcmul(found, self.carry, before.view(found.shape))
+        return found.view(batch, groups, -1, self.dstate)
+
+    def read(self, starts: Tensor) -> Tensor:
+        """What each step reads of the state before its chunk, undecayed, (k, b, q, g, r, p)."""
+        return self.heads(torch.bmm(self.C, self.by_chunk(starts).transpose(1, 2)))
+
+
+def _laid(values: Tensor, factor: Tensor) -> Tensor:
+    """A product in the order of its axes."""
+    return torch.mul(
+        values, factor, out=torch.empty(values.shape, dtype=NARROW, device=values.device)
+    )
+
+
+def _along(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(-1, dtype=WIDE)
+
+
+def _wide(a: Tensor, b: Tensor) -> Tensor:
+    """A product of bfloat16 with results in float32."""
+    return torch.bmm(a, b, out_dtype=WIDE)
+
+
+class _Decays:
+    """The steps of a block and their decays, (k, b, g, r, q), in float64 but for the steps."""
+
+    def __init__(self, inputs: tuple[Tensor, ...], options: tuple[Any, ...]) -> None:
+        has_bias, has_D, groups, size, dt_limit = options
+        rest = [*inputs]
+        dt, A = rest.pop(0), rest.pop(0)
+        bias = rest.pop(0) if has_bias else None
+        self.D = rest.pop(0) if has_D else None
+        self.others = rest
+        self.scan = Scan(
+            *(dt, dt, A, dt, dt, self.D, None, bias),
+            *(None, None, None, size, True, dt_limit),
+        )
+        self.shape = (dt.shape[0], dt.shape[1] // size, size, groups, A.shape[0] // groups)
+        steps = steps_taken(self.scan).to(WIDE).reshape(self.shape)
+        self.steps = steps.permute(1, 0, 3, 4, 2).contiguous()
+        self.A = finite(A.double()).view(groups, -1, 1)
+        self.log = (self.steps * self.A).clamp_(min=-MOST_DECAY).cumsum(-1)
+        self.last = self.log[..., -1:]
+        self.enter, self.leave = self.log.exp(), (self.last - self.log).exp()
+        self.lengths = self.steps.clamp(min=LEAST_STEP)
+        lengths = self.lengths.double().log_()
+        self.sources = self.log - lengths
+        # All steps of a head decay its state, or all let it grow.
+        greatest = lengths.amax(-1, keepdim=True) + self.last.clamp(min=0)
+        self.power = (greatest / math.log(2.0)).ceil_()
+        # As a state passes from each source, the first of which is after the first chunk, to each
+        # end: (b, g, r, k + 1, k + 1).
+        total = functional.pad(self.last.squeeze(-1).cumsum(0), (0, 0) * 3 + (1, 0))
+        total = total.permute(1, 2, 3, 0)
+        sources = total.roll(-1, -1)
+        passing = (total.unsqueeze(-1) - sources.unsqueeze(-2)).exp_()
+        # The upper half is left out after exp: there the difference is positive.
+        self.passing = passing.tril_(-1)
+        self.passing[..., -1] = total.exp()
+
+
+def _ends(chunks: int) -> int:
+    """The ends of that many chunks, filled up."""
+    return -(-(chunks + 1) // ALIGNED) * ALIGNED
+
+
+def _factors(inputs: tuple[Tensor, ...], _: Weights, *options: Any) -> tuple[Tensor, ...]:
+    """What a block is multiplied by, of dt (batch, steps, nheads), A, dt_bias and D: in float32 and
+    in bfloat16, one after another, as :class:`_Local` takes them apart."""
+    found = _Decays(inputs, options)
+    scale = found.power.exp2()
+    own = torch.zeros_like(scale)
+    if found.D is not None:
+        own = found.D.double().view(found.A.shape) / scale
+    wide = (
+        found.log - found.power * math.log(2.0),
+        found.sources,
+        own,
+        found.passing[..., -1, -1],
+    )
+    chunks = len(found.steps)
+    missing = _ends(chunks) - chunks - 1
+    along = (found.enter, found.leave * found.steps)
+    narrow = (
+        *(each.transpose(3, 4) for each in along),
+        scale,
+        functional.pad(found.passing, (0, missing, 0, missing)),
+    )
+    return tuple(
+        torch.cat([each.flatten() for each in parts]).to(dtype)
+        for parts, dtype in ((wide, WIDE), (narrow, NARROW))
+    )
+
+
+def _slopes(inputs: tuple[Tensor, ...], _: Weights, *options: Any) -> tuple[Tensor, ...]:
+    """The gradients of dt (batch, steps, nheads), and of A, D and dt_bias, (3, nheads).
+
+    After dt, A and what there is of dt_bias and D come the gradients of the factors: ``reads`` and
+    ``sends`` (k, b, q, g, r) of ``enter`` and ``sending``; of pairs of steps what a step has of
+    itself (k, b, g, r, q) over scale, times ``scores`` (k, b, g, 1, q), and the sums (k, b, g, r,
+    q) of the others over the earlier and over the later step; and that of ``passing`` (b g r,
+    ends, sent).
+    """
+    found = _Decays(inputs, options)
+    reads, sends, alone, scores, rows, columns, through = found.others
+    reads, sends = (each.permute(0, 1, 3, 4, 2) for each in (reads, sends))
+    alone = alone / found.power.exp2()
+    ddt = columns / found.lengths + alone * scores + sends * found.leave
+    # Each came through the decays of the steps that it crosses. The sums over rows and columns are
+    # of the same numbers, of which those cancel that do not.
+    back = rows.double() - columns + reads * found.enter
+    dlog = back.flip(-1).cumsum(-1).flip(-1)
+    dlog[..., 1:] += (sends * found.leave * found.steps).cumsum(-1)[..., :-1]
+    ends, sent = through.shape[-2:]
+    chunks = len(found.steps)
+    passed = through.view(*found.passing.shape[:3], ends, sent) * found.passing[..., :ends, :sent]
+    flow = functional.pad(passed.sum(-1), (0, chunks + 1 - ends))
+    flow[..., 1:] -= passed.sum(-2)[..., :chunks]
+    crossing = flow.flip(-1).cumsum(-1).flip(-1)[..., 1:]
+    dlog += crossing.permute(3, 0, 1, 2).unsqueeze(-1)
+    ddt = ddt + dlog * found.A
+    dA = (dlog * found.steps).sum((0, 1, 4))
+    ddt = ddt.permute(1, 0, 4, 2, 3).reshape(inputs[0].shape) * slope(found.scan)
+    sums = (dA.flatten(), alone.sum((0, 1, 4)).flatten(), ddt.sum((0, 1)))
+    return ddt.to(WIDE), torch.stack([each.to(WIDE) for each in sums])
+
+
+_FACTORS, _SLOPES = Captured(_factors), Captured(_slopes)
