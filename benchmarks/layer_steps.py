@@ -1,4 +1,4 @@
-"""How long a layer's step takes within a CUDA graph, by few kernels and as upstream writes it.
+"""How long a layer's step takes in a CUDA graph, by few kernels or as upstream writes it.
 
 ``python -m benchmarks.layer_steps`` needs a CUDA GPU and mamba_ssm on the path. For a layer of each
 kind, with the sizes of the published 130M and 2.7B models and random bfloat16 weights, it prints

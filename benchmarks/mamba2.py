@@ -1,11 +1,12 @@
-"""A Mamba-2 block on a GPU by each backend of its op, the project's kernels and upstream's Triton.
+"""A Mamba-2 block on a GPU by each backend of its op.
 
-``python -m benchmarks.mamba2`` needs a CUDA GPU and mamba_ssm on the path. For each size and
-backend it prints medians over calls that follow each other, in microseconds: under ``no_grad``, and
-of a step, forward and backward; what the GPU works of each, and its kernels; the peak of memory of
-each beyond what stands before it; and how far the output and the gradients are from those of the
-PyTorch backend in float64 (relative norms). ``--compiled`` times the block compiled, ``--kernels``
-lists what the GPU spends a call on, ``--backend pytorch`` leaves the others out.
+Among them are the project's kernels and upstream's Triton. ``python -m benchmarks.mamba2`` needs a
+CUDA GPU and mamba_ssm on the path. For each size and backend it prints medians over calls that
+follow each other, in microseconds: under ``no_grad``, and of a step, forward and backward; what the
+GPU works of each, and its kernels; the peak of memory of each beyond what stands before it; and how
+far the output and the gradients are from those of the PyTorch backend in float64 (relative norms).
+``--compiled`` times the block compiled, ``--kernels`` lists what the GPU spends a call on,
+``--backend pytorch`` leaves the others out.
 
 ``--first`` prints instead what the first forward and the first backward pass of a process take, in
 seconds, once the GPU's context and its matrix library are there.

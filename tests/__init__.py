@@ -1,1 +1,4 @@
-"""Tests; what several of them share lies in `references`, `emulated` and `releases`."""
+"""The tests of the package.
+
+What several of them share lies in `references`, `emulated` and `releases`.
+"""

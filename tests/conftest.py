@@ -1,7 +1,7 @@
-"""The order of the tests, in which what takes long comes first, and that none depends on it.
+"""The order of the tests, in which what takes long comes first.
 
-Processes that run tests side by side take them from each other; one that is left with a long test
-when the others are done would make the run as long as that.
+No test depends on it. Processes that run tests side by side take them from each other; one that is
+left with a long test when the others are done would make the run as long as that.
 """
 
 from __future__ import annotations

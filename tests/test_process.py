@@ -1,4 +1,4 @@
-"""A test that leaves something changed for those that follow is told so, and it is put back."""
+"""A test that leaves something changed for those that follow is told so. It is put back."""
 
 from __future__ import annotations
 

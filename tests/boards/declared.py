@@ -1,4 +1,4 @@
-"""Which boards are imitated, and with what."""
+"""The boards that are imitated. Each says what it is imitated with."""
 
 from __future__ import annotations
 

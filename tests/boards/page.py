@@ -1,4 +1,4 @@
-"""The page of the documentation that says what was run in the imitations, and what came of it."""
+"""The page of the documentation that says what came of the imitations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Builds the root of an imitation: a user space for aarch64, and what its vendor put there."""
+"""Builds the root of an imitation of a board.
+
+It is a user space for aarch64, with what the board's vendor put there.
+"""
 
 from __future__ import annotations
 

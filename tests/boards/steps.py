@@ -1,4 +1,4 @@
-"""Takes the commands of the first steps out of the documentation, and carries them out."""
+"""Carries out the commands of the first steps, as the documentation shows them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An environment in which the command runs and nothing else is: no torch, no pip, no mamba-ssm."""
+"""An environment in which only the command runs. No torch, no pip, no mamba-ssm."""
 
 from __future__ import annotations
 

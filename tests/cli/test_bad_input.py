@@ -1,4 +1,4 @@
-"""What cannot be done ends with exit code 2 and one line that says why, never a traceback."""
+"""What cannot be done ends with one line that says why, never a traceback. The exit code is 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `bench` times what is available here, and says what is not, and why."""
+"""The command `bench` times what is available here. It says what is not, and why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A shell completes commands, options and values, from a script that the command prints."""
+"""A shell completes what is typed, from a script that the command prints.
+
+It knows commands, options and values.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `copies` lists what is kept, and clears what was made here and nothing else."""
+"""The command `copies` lists what is kept. It clears what was made here and nothing else."""
 
 from __future__ import annotations
 

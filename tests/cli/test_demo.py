@@ -1,4 +1,4 @@
-"""The demo trains published releases of mamba-ssm with nothing compiled, and says how it went."""
+"""The demo trains published releases of mamba-ssm with nothing compiled. It says how it went."""
 
 from __future__ import annotations
 

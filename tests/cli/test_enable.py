@@ -1,4 +1,7 @@
-"""The commands `enable` and `disable`, and what `status` and `doctor` say of the files."""
+"""The command `enable` puts the startup files in place.
+
+`disable` takes them away; `status` and `doctor` say what there is of them.
+"""
 
 from __future__ import annotations
 

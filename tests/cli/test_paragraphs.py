@@ -1,4 +1,7 @@
-"""What is printed of a paragraph, and in which form `run` is told what to run."""
+"""Paragraphs are printed in the style of their words.
+
+`run` knows by the first word in which form it is told what to run.
+"""
 
 from __future__ import annotations
 

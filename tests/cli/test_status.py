@@ -1,4 +1,4 @@
-"""What ``status()`` and ``jetson-mamba status`` say about a process."""
+"""What ``jetson-mamba status`` says about a process. ``status()`` says it within one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `verify` holds real releases to float64 here, and fails where something is wrong."""
+"""The command `verify` holds real releases to float64 here. It fails where something is wrong."""
 
 from __future__ import annotations
 

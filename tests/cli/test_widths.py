@@ -1,4 +1,4 @@
-"""What commands print keeps to a terminal's width, and nothing of it is cut on any."""
+"""What commands print keeps to a terminal's width. Nothing of it is cut on any."""
 
 from __future__ import annotations
 

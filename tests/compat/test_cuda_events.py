@@ -1,4 +1,4 @@
-"""Events that time a generation, with a GPU and without."""
+"""Events that time a generation, also without a GPU."""
 
 from __future__ import annotations
 

@@ -1,1 +1,4 @@
-"""torch.compile and torch.export over the ops, and over the blocks of real releases."""
+"""Tests of the ops in graphs.
+
+Those of torch.compile and torch.export, of blocks of real releases as well.
+"""

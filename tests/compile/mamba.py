@@ -1,8 +1,8 @@
-"""Compiles and exports the Mamba block of one release, and prints how far it is from eager calls.
+"""Prints how far the Mamba block of one release is in a graph from its eager calls.
 
-``python -m tests.compile.mamba CHECK...`` prints a line for each result: its name and the relative
-norm of its difference. The release is whatever ``mamba_ssm`` is first on the path, the device is
-torch's default.
+The block is compiled, and exported. ``python -m tests.compile.mamba CHECK...`` prints a line for
+each result: its name and the relative norm of its difference. The release is whatever ``mamba_ssm``
+is first on the path, the device is torch's default.
 """
 
 from __future__ import annotations

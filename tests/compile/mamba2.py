@@ -1,7 +1,8 @@
-"""Compiles and exports Mamba-2 of one release, and prints how far it is from eager calls.
+"""Prints how far Mamba-2 of one release is in a graph from its eager calls.
 
-``python -m tests.compile.mamba2 CHECK...`` prints a line for each result: its name and the relative
-norm of its difference. The release is whatever ``mamba_ssm`` is first on the path.
+It is compiled, and exported. ``python -m tests.compile.mamba2 CHECK...`` prints a line for each
+result: its name and the relative norm of its difference. The release is whatever ``mamba_ssm`` is
+first on the path.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The Mamba block of real releases in a graph, without a break and equal to its eager calls."""
+"""The Mamba block of real releases is one graph that equals its eager calls."""
 
 from __future__ import annotations
 

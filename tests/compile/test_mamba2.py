@@ -1,4 +1,4 @@
-"""Mamba-2 of real releases in a graph, without a break and equal to its eager calls.
+"""Mamba-2 of real releases is one graph that equals its eager calls.
 
 So is the language model, in its default configuration; and so are calls without gradients, which
 take a path of their own.

@@ -1,4 +1,4 @@
-"""The operators that stand for the convolution and the scan in a graph.
+"""The operators that stand for the convolution in a graph, or for the scan.
 
 ``torch.library.opcheck`` holds each to its schema, its fake implementation and its gradient, in
 eager mode and traced, with static and symbolic sizes.

@@ -1,7 +1,7 @@
-"""The operators of Mamba-2's scan, and the op's functions in a graph.
+"""The operators that stand for Mamba-2's scan in a graph.
 
-``torch.library.opcheck`` holds each operator to its schema, its fake implementation and its
-gradient, in eager mode and traced, with static and symbolic sizes.
+The op's functions are compiled too. ``torch.library.opcheck`` holds each operator to its schema,
+its fake implementation and its gradient, in eager mode and traced, with static and symbolic sizes.
 """
 
 from __future__ import annotations

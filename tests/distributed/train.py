@@ -1,8 +1,9 @@
-"""Trains a Mamba and a Mamba-2 block on several processes, and once more on a single one.
+"""Trains blocks on several processes, then once more on a single one.
 
-``torchrun`` starts it. It knows nothing of jetson_mamba: what serves it is the startup file.
-Each process also trains the same blocks alone, on the whole batch, and writes down how far the
-gradients of the two are apart: ``rank-N.json``, in the folder that it runs in.
+A Mamba and a Mamba-2 block. ``torchrun`` starts it. It knows nothing of jetson_mamba: what serves
+it is the startup file. Each process also trains the same blocks alone, on the whole batch, and
+writes down how far the gradients of the two are apart: ``rank-N.json``, in the folder that it runs
+in.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""How each command and program of the pages is tried: at once, by ``make docs-check``, or why not.
+"""How each command or program of the pages is tried.
 
-One table: a command that a page shows stands in one of these, and none stands here for nothing.
+At once, by ``make docs-check``, or why not. One table: a command that a page shows stands in one of
+these, and none stands here for nothing.
 """
 
 from __future__ import annotations

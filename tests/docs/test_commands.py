@@ -1,4 +1,7 @@
-"""What a page shows to be typed can be typed: each command and program, as it stands there."""
+"""What a page shows to be typed can be typed as it stands there.
+
+Each command and program is tried, or says why not.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Facts of a machine on which nothing is wrong, and others of them, for the findings' tests."""
+"""Facts of a machine, for the findings' tests.
+
+One machine on which nothing is wrong, and others that differ from it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A machine of the tests' own: what is installed on it, and what the doctor says of it.
+"""A machine of the tests' own, for the doctor to examine.
 
 The interpreter sees the standard library, this repository and the folder ``site``. Torch and the
 extensions are small modules that behave as a machine has them: a CUDA build that sees one GPU,

@@ -1,4 +1,4 @@
-"""What a finding says, and the command that it advises, for each cause that it may have."""
+"""A finding says what mends it, for each cause that it may have."""
 
 from __future__ import annotations
 

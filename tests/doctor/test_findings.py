@@ -1,7 +1,7 @@
-"""Of facts, each finding and nothing else: what decides it, one thing at a time.
+"""The facts of a machine give each finding that is theirs, nothing else.
 
-How the facts are found out on a machine is tested where machines are laid down
-(``test_symptoms*.py``); here they are given.
+What decides it is changed one thing at a time. How the facts are found out on a machine is tested
+where machines are laid down (``test_symptoms*.py``); here they are given.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is read of installed distributions and extensions, without importing any of them."""
+"""What is installed is read without importing any of it. Distributions and extensions."""
 
 from __future__ import annotations
 

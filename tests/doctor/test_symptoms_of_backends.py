@@ -1,4 +1,7 @@
-"""Ops that fail, kernels that do not compile and backends that serve nothing here are found."""
+"""The doctor finds what keeps a backend from serving.
+
+Ops that fail, kernels that do not compile, and backends that serve nothing here.
+"""
 
 from __future__ import annotations
 

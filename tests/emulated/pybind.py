@@ -1,4 +1,4 @@
-"""A function as pybind11 makes it: strict about its arguments, and it lists them in its doc."""
+"""A function as pybind11 makes it. It is strict about its arguments, and lists them in its doc."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The compiled module of mamba-ssm's selective scan: a loop over time and autograd.
+"""The compiled module of mamba-ssm's selective scan, as a loop over time with autograd.
 
 The recurrence is ``h[t] = exp(delta[t] A) h[t-1] + delta[t] B[t] u[t]`` and ``y[t] = C[t] h[t]``
 for each channel and state (Mamba, section 3.2), in float32. ``x`` holds two numbers per chunk

@@ -1,1 +1,1 @@
-"""What leaves Python: forms, files, and programs that run them."""
+"""Tests of what leaves Python. Forms, files, and programs that run them."""

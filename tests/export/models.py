@@ -1,4 +1,4 @@
-"""Models that users export, each through the exporter of torch and through this package's own.
+"""Models that users export, each through torch's exporter or this package's own.
 
 A test runs this in an interpreter of its own, ``python -m tests.export.models CASE…``, with a
 release of mamba_ssm on its path; without a case for all of them. For each it prints the largest

@@ -1,4 +1,7 @@
-"""A file that agrees is left behind, one that does not is not; and what is said of the rest."""
+"""A file is left behind only if it agrees with its model.
+
+Of the rest it is said why there is none.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models leave Python, and compute in ONNX Runtime what they compute here.
+"""Exported models compute in ONNX Runtime what they compute in Python.
 
 Every model through this package, a few through torch's exporter as well; ``make exports`` takes all
 both ways.

@@ -1,4 +1,4 @@
-"""Declares which fault a test injects, and makes the table of the documentation from that."""
+"""Declares which fault a test injects. The table of the documentation is made from that."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Environments in which packages are installed with the startup file, and a program for them."""
+"""Environments in which packages are installed with the startup file.
+
+A program for them says what came of it.
+"""
 
 from __future__ import annotations
 

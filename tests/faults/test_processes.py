@@ -1,4 +1,7 @@
-"""Faults of concurrency: several processes, threads and interpreters import at once."""
+"""Faults of concurrency: several importers at once.
+
+They are processes, threads and interpreters.
+"""
 
 from __future__ import annotations
 

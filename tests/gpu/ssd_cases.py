@@ -1,4 +1,4 @@
-"""Scans of every kind that the CUDA kernels of ssd tell apart, and how far their results are off.
+"""Prints how far ssd's CUDA kernels are off, for scans of every kind that they tell apart.
 
 ``python -m tests.gpu.ssd_cases [NAME...]`` prints a line for each case.
 """

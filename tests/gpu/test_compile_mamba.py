@@ -1,4 +1,7 @@
-"""The Mamba block of a release in a graph on a GPU, and its inference path in bfloat16."""
+"""The Mamba block of a release gives in a graph on a GPU what its eager calls give.
+
+Its inference path does so in bfloat16.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Upstream's text generation on a GPU, with CUDA graphs and without, nothing compiled."""
+"""Upstream's text generation on a GPU, with nothing compiled. With CUDA graphs and without."""
 
 from __future__ import annotations
 

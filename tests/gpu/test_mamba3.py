@@ -1,4 +1,7 @@
-"""Mamba-3 on a GPU: upstream's kernels run where they run, and elsewhere it is computed as well."""
+"""Mamba-3 is computed on any GPU.
+
+Upstream's kernels run where they run, and elsewhere it is computed as well.
+"""
 
 from __future__ import annotations
 

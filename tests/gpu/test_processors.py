@@ -1,4 +1,7 @@
-"""A GPU limited to some of its multiprocessors: what is planned, and where kernels then run."""
+"""Kernels keep to the multiprocessors that are set apart for them.
+
+What is planned for few has the same results.
+"""
 
 from __future__ import annotations
 

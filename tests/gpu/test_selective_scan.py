@@ -1,4 +1,7 @@
-"""The selective scan on a CUDA device: every backend that works there, and the choice itself."""
+"""Every backend of the selective scan that works on a CUDA device agrees with the loop.
+
+So does the one that is chosen.
+"""
 
 from __future__ import annotations
 

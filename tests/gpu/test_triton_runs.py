@@ -1,4 +1,7 @@
-"""On a GPU: a Triton that works launches one small kernel, and one without a compiler says so."""
+"""A first small kernel on a GPU says whether Triton works.
+
+A Triton without a compiler is told by it.
+"""
 
 from __future__ import annotations
 

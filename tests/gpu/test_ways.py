@@ -1,4 +1,7 @@
-"""What torch asks of the convolution and the scan, where kernels are launched by the driver."""
+"""What torch asks of the ops, where the driver launches their kernels.
+
+The ops are the convolution and the scan.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""On a GPU without Triton: blocks and models train to float64's gradients and generate."""
+"""On a GPU without Triton, models train to float64's gradients.
+
+Blocks do as well, and models generate.
+"""
 
 from __future__ import annotations
 

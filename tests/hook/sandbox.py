@@ -1,4 +1,4 @@
-"""A folder with a small `mamba_ssm` in it, and interpreters that import it through the hook.
+"""Interpreters that import a small `mamba_ssm` through the hook.
 
 The ops are replaced by a recorder, so that no torch is needed and any Python can run it.
 """

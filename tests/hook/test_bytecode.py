@@ -1,4 +1,7 @@
-"""The bytecode of a copy: kept as that of any module, and run in place of compiling it again."""
+"""The bytecode of a copy is kept as that of any module.
+
+It runs in place of compiling the copy again.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Where the cache is, and what is left in it of a write that does not end."""
+"""The cache is in a folder that only its user writes to.
+
+A write that does not end leaves nothing there.
+"""
 
 from __future__ import annotations
 

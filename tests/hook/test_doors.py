@@ -1,6 +1,6 @@
-"""Other code imports causal-conv1d and the extensions by their names: the doors, and what is there.
+"""Other code imports the extensions by their names, causal-conv1d's too.
 
-The numbers are held to loops in float64.
+Each such door opens where nothing is installed. The numbers are held to loops in float64.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an import of a target gives with the hook, and what it leaves alone."""
+"""What an import of a target gives with the hook. What is no target is left alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies of mamba-ssm in packages of other names are modified, and nothing else is touched."""
+"""Copies of mamba-ssm in packages of other names are modified. Nothing else is touched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What the package itself offers, and small things of the hook that no import of a target shows."""
+"""What the package itself offers.
+
+Small things of the hook are here too that no import of a target shows.
+"""
 
 from __future__ import annotations
 

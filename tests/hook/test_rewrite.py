@@ -1,4 +1,4 @@
-"""Which ways of calling the extensions are understood, and what is refused with which reason."""
+"""Which ways of calling the extensions are understood. What is refused has its reason."""
 
 from __future__ import annotations
 

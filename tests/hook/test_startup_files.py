@@ -1,4 +1,7 @@
-"""Where startup files are looked for, written and removed, and what is said where that fails."""
+"""Startup files are where Python looks for them.
+
+Where they cannot be written or removed, the file is named.
+"""
 
 from __future__ import annotations
 

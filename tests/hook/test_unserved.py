@@ -1,4 +1,4 @@
-"""A text that is refused and an extension that is missing end in one message that says both."""
+"""A refused text whose extension is missing ends in one message that says both."""
 
 from __future__ import annotations
 

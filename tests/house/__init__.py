@@ -1,1 +1,1 @@
-"""Tests of how the project is built: its rooms, and what a folder may hold."""
+"""Tests of how the project is built. Its rooms, and what a folder may hold."""

@@ -1,1 +1,4 @@
-"""What `import mamba_ssm` imports besides, and what it says where that is missing."""
+"""Tests of what `import mamba_ssm` imports besides.
+
+Where that is missing, the error says what to install.
+"""

@@ -1,4 +1,4 @@
-"""Which errors of a missing package say what to install, and which are left alone."""
+"""Which errors of a missing package say what to install. All others are left alone."""
 
 from __future__ import annotations
 

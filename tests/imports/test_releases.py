@@ -1,4 +1,4 @@
-"""Real releases import no transformers until text is generated, and run their blocks without."""
+"""Real releases import no transformers until text is generated. Their blocks run without it."""
 
 from __future__ import annotations
 

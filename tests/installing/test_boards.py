@@ -1,4 +1,4 @@
-"""What make boards runs and tells, without running it."""
+"""What ``make boards`` runs, without running it. What it tells of each step is held too."""
 
 from __future__ import annotations
 

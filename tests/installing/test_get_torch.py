@@ -1,4 +1,4 @@
-"""What brings a torch to a board, and what a torch that is there lacks."""
+"""What brings a torch to a board. What a torch that is there lacks is brought too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What is advised for a package that is missing goes with the torch and the pip that are there."""
+"""What is advised for a missing package goes with the torch that is there.
+
+It goes with the pip as well.
+"""
 
 from __future__ import annotations
 

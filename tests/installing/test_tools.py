@@ -1,4 +1,7 @@
-"""What installs into an environment, and the commands that it takes, for each kind of it."""
+"""What installs into an environment, for each kind of tool.
+
+It is held to the commands that it takes.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Which Triton an installed torch asks for here: its metadata has markers, and aarch64 no wheel.
+"""Which Triton an installed torch asks for here.
 
-Wheels of torch for aarch64 on PyPI carry the metadata of those for x86-64.
+Its metadata has markers, and aarch64 no wheel. Wheels of torch for aarch64 on PyPI carry the
+metadata of those for x86-64.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The steps of a plan for each kind of tool, what is refused, and what a failure says."""
+"""A plan has the steps that its kind of tool takes. Some are refused, and a failure says why."""
 
 from __future__ import annotations
 

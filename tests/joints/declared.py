@@ -1,4 +1,4 @@
-"""Declares a joint, and collects those of every area."""
+"""Declares the joints of every area."""
 
 from __future__ import annotations
 

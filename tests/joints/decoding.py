@@ -1,4 +1,4 @@
-"""A block step by step, and what holds of its states."""
+"""Joints of a block step by step. What holds of its states is among them."""
 
 from __future__ import annotations
 

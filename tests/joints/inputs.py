@@ -1,4 +1,7 @@
-"""Inputs of other sizes, strides and kinds, and those that are refused."""
+"""Joints of inputs out of the ordinary.
+
+Other sizes, strides and kinds, and those that are refused.
+"""
 
 from __future__ import annotations
 

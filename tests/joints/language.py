@@ -1,4 +1,7 @@
-"""Language models: losses, generation, caches, masks, and what transformers does with them."""
+"""Joints of language models.
+
+Losses, generation, caches, masks, and what transformers does with them.
+"""
 
 from __future__ import annotations
 

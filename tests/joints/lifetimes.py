@@ -1,4 +1,7 @@
-"""Modules that are copied, stored, wrapped, spread over processes, and freed."""
+"""Joints of what becomes of a module.
+
+It is copied, stored, wrapped, spread over processes, and freed.
+"""
 
 from __future__ import annotations
 

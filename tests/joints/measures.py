@@ -1,4 +1,4 @@
-"""What joints measure: outputs, losses, gradients; and whether what they got is right."""
+"""What joints measure. Outputs, losses, gradients; and whether what they got is right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Modes that see or stand in for calls, devices without numbers, and tools built on them."""
+"""Joints of modes that see calls or stand in for them.
+
+Devices without numbers are among them, and tools built on modes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Dtypes, autocast, and settings of a process that decide or should not decide the numbers."""
+"""Joints of settings that decide the numbers, or should not.
+
+Dtypes, autocast, and settings of a process.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs a row with the hook and without, both at once, and judges it."""
+"""Brings a row to its verdict. It runs with the hook and without, both at once."""
 
 from __future__ import annotations
 

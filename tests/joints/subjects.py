@@ -1,7 +1,8 @@
-"""What joints are run over: mamba_ssm's blocks and language models, and transformers' models.
+"""What joints are run over.
 
-Each is tiny and has the same weights in every process. Without the hook, where mamba_ssm cannot be
-imported, the twins stand in for it; transformers takes its own slow path.
+They are mamba_ssm's blocks and language models, and transformers' models. Each is tiny and has the
+same weights in every process. Without the hook, where mamba_ssm cannot be imported, the twins stand
+in for it; transformers takes its own slow path.
 """
 
 from __future__ import annotations

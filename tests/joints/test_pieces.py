@@ -1,4 +1,4 @@
-"""A run in pieces goes on where it was, and takes no verdict of another state of the code."""
+"""A run in pieces goes on where it was. It takes no verdict of another state of the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verdicts: each kind of difference between a row with the hook and without has its own."""
+"""Each kind of difference that the hook makes to a row has a verdict of its own."""
 
 from __future__ import annotations
 

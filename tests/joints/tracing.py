@@ -1,4 +1,7 @@
-"""Traces, exports and graphs: right at the sizes that they are for, saved and loaded."""
+"""Joints of traces, exports or graphs, right at the sizes that they are for.
+
+They are saved and loaded too.
+"""
 
 from __future__ import annotations
 

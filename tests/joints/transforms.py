@@ -1,4 +1,4 @@
-"""Derivatives of every kind, and the transforms of torch.func."""
+"""Joints of derivatives of every kind. The transforms of torch.func are among them."""
 
 from __future__ import annotations
 

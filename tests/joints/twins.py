@@ -1,9 +1,10 @@
-"""mamba_ssm's blocks and language model in plain torch: what they would be without kernels.
+"""mamba_ssm in plain torch: what it would be without kernels.
 
-mamba_ssm cannot be imported without the hook, so that these stand in for it: modules of the same
-names, parameters and signatures, each projection called as a module, the recurrences written as
-sums over earlier steps (Dao and Gu, section 3), in float64. Nothing of them depends on the sizes
-of an input, so that torch may trace, transform and differentiate them.
+These are its blocks and its language model. mamba_ssm cannot be imported without the hook, so that
+these stand in for it: modules of the same names, parameters and signatures, each projection called
+as a module, the recurrences written as sums over earlier steps (Dao and Gu, section 3), in float64.
+Nothing of them depends on the sizes of an input, so that torch may trace, transform and
+differentiate them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Judges a row by what came of it with the hook and without."""
+"""Judges a row by what came of it with the hook, beside what came without."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Every kernel of the convolution compiles, without spills and within its shared memory.
+"""Every kernel of the convolution compiles.
 
-Of each kernel's form any two of dtype, width and flags meet, in a variant that is compiled for one
-of the architectures, and the heaviest for every second one, so that both neighbours of an
-architecture have those that it has not. All variants for all architectures take minutes: `make
-kernels`.
+It does so without spills and within its shared memory. Of each kernel's form any two of dtype,
+width and flags meet, in a variant that is compiled for one of the architectures, and the heaviest
+for every second one, so that both neighbours of an architecture have those that it has not. All
+variants for all architectures take minutes: `make kernels`.
 """
 
 from __future__ import annotations

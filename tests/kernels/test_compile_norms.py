@@ -1,4 +1,4 @@
-"""Every kernel of norms and decoding steps compiles, without spills.
+"""Every kernel of norms or decoding steps compiles, without spills.
 
 Each choice is compiled for one architecture, and the heaviest for all: the product would take
 minutes.

@@ -1,7 +1,8 @@
-"""Every kernel of the selective scan compiles, without spills and within its shared memory.
+"""Every kernel of the selective scan compiles.
 
-The number of states decides the kernels' layout, the flags what is in them; one of each layout
-and each flag is compiled, not their product, and all architectures only for 16 states.
+It does so without spills and within its shared memory. The number of states decides the kernels'
+layout, the flags what is in them; one of each layout and each flag is compiled, not their product,
+and all architectures only for 16 states.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Every kernel of the ssd op compiles, with few spills and within a block's shared memory.
+"""Every kernel of the ssd op compiles.
 
-All architectures for the sizes of most models; of the other sizes and flags one each, not their
-product. The kernels count their shared memory themselves: one that the host counts otherwise does
-not compile.
+It does so with few spills and within a block's shared memory. All architectures for the sizes of
+most models; of the other sizes and flags one each, not their product. The kernels count their
+shared memory themselves: one that the host counts otherwise does not compile.
 """
 
 from __future__ import annotations

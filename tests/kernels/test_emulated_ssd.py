@@ -1,7 +1,8 @@
-"""The kernels of ssd and all that surrounds them, run on a CPU, against float64.
+"""The kernels of ssd agree on a CPU with float64.
 
-They are the sources that a GPU runs but for a few instructions (``tests/kernels/emulation``): what
-is found here is an index, a barrier or a plan that is wrong, not what a GPU alone can get wrong.
+All that surrounds them runs with them. They are the sources that a GPU runs but for a few
+instructions (``tests/kernels/emulation``): what is found here is an index, a barrier or a plan that
+is wrong, not what a GPU alone can get wrong.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Kernels without NVIDIA's Python packages: NVRTC and the driver by ctypes, here without a GPU."""
+"""Kernels are made without NVIDIA's Python packages.
+
+NVRTC and the driver are called by ctypes, here without a GPU.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which cells there are: the whole matrix, and the part that meets each text and form once."""
+"""Which cells the matrix has. The whole of it, and the part that meets each text and form once."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""The matrix as a picture: before and after, side by side.
+"""The matrix as a picture.
 
-``python -m tests.matrix.picture [FOLDER]`` draws it again from the ``matrix.json`` that is there.
+Before and after, side by side. ``python -m tests.matrix.picture [FOLDER]`` draws it again from the
+``matrix.json`` that is there.
 """
 
 from __future__ import annotations

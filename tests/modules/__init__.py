@@ -1,1 +1,4 @@
-"""Adapters, hooks and the like on the modules that a fused function is given the weights of."""
+"""Things put on the modules whose weights a fused function is given.
+
+Adapters, hooks and the like.
+"""

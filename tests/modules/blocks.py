@@ -1,4 +1,4 @@
-"""Puts things on the projections of mamba_ssm's blocks, and prints how far the blocks are off.
+"""Prints how far mamba_ssm's blocks are off with things on their projections.
 
 ``python -m tests.modules.blocks CHECK...`` prints a line for each result: the block, the
 projection, what is on it, what was looked at, and the error beside a float64 block that calls each

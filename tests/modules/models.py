@@ -1,4 +1,4 @@
-"""Puts things on the projections of transformers' Mamba mixers, and trains the models a step.
+"""Trains transformers' Mamba models a step with things on their projections.
 
 ``python -m tests.modules.models FILE`` writes to FILE what each model gives with each thing on each
 projection of its first mixer: the loss, the gradients, and how often the module was called. Whoever

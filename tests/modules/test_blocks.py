@@ -1,4 +1,4 @@
-"""mamba_ssm's blocks call what is on their projections, and are right with it."""
+"""mamba_ssm's blocks are right with what is on their projections. They call it."""
 
 from __future__ import annotations
 

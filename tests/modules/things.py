@@ -1,4 +1,7 @@
-"""What people put on a projection, each a function of the module that has it and its name there."""
+"""What people put on a projection.
+
+Each is a function of the module that has it and of its name there.
+"""
 
 from __future__ import annotations
 

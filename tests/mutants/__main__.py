@@ -1,4 +1,4 @@
-"""Runs mutants and prints what came of them; see ``python -m tests.mutants --help``."""
+"""Prints what comes of mutants; see ``python -m tests.mutants --help``."""
 
 from __future__ import annotations
 

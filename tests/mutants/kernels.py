@@ -1,4 +1,4 @@
-"""Kind: what decides what a target means and stands elsewhere, down to the Triton kernels."""
+"""Kind: what stands elsewhere yet decides what a target means. Down to the Triton kernels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a mutation is, and the list of all of them, by kind."""
+"""The list of all mutations, by kind. It says what a mutation is."""
 
 from __future__ import annotations
 

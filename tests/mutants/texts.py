@@ -1,4 +1,4 @@
-"""The texts that mutants are made of, and edits of a text by the nodes of its syntax tree."""
+"""The texts that mutants are made of. They are edited by the nodes of their syntax trees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What comes of a mutant, and how that is told from what it means by itself."""
+"""What came of a mutant, beside what it means by itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs one mutant: a tree of links with its files in it, and a process for each situation."""
+"""Runs one mutant. It lies in a tree of links, and each situation has a process."""
 
 from __future__ import annotations
 

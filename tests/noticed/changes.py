@@ -1,7 +1,8 @@
-"""Every change of one place in a module: mutmut's, and four kinds that it does not have.
+"""Every change of one place in a module.
 
-mutmut changes comparisons, constants, arguments, operators and assignments. Here a check is
-removed too, a function's body, what it returns, and an element of a tuple, such as a part of a key.
+There are mutmut's, and four kinds that it does not have. mutmut changes comparisons, constants,
+arguments, operators and assignments. Here a check is removed too, a function's body, what it
+returns, and an element of a tuple, such as a part of a key.
 """
 
 from __future__ import annotations

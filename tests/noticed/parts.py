@@ -1,4 +1,4 @@
-"""The parts of the package, and for each file the tests that are to notice a change of it.
+"""For each file of the package, the tests that are to notice a change of it.
 
 A folder's or file's own tests come first, by the names below, or those that are called as it is;
 then what else runs its code.

@@ -1,10 +1,10 @@
-"""Changes the package's own code in one place at a time, and prints what no test noticed.
+"""Prints which changes of the package's own code no test noticed.
 
-``python -m tests.noticed --part hook --count 20 --seed 0``. The changes are made in a copy of the
-tree, never in the checkout. For each, the tests that execute what is changed run until one fails,
-among those of its file and its part (``tests/noticed/parts.py``; ``tests/noticed/executed.py``
-knows which execute a line); a change that makes them hang is noticed too. Ends with exit code 1
-where more was missed than ``--allowed`` percent.
+It changes one place at a time. ``python -m tests.noticed --part hook --count 20 --seed 0``. The
+changes are made in a copy of the tree, never in the checkout. For each, the tests that execute what
+is changed run until one fails, among those of its file and its part (``tests/noticed/parts.py``;
+``tests/noticed/executed.py`` knows which execute a line); a change that makes them hang is noticed
+too. Ends with exit code 1 where more was missed than ``--allowed`` percent.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The tool that changes the code: what it changes, what it leaves alone, and what it notices."""
+"""The tool that changes the code tells which tests notice it.
+
+What it changes, and what it leaves alone.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the ops begin with: one thread, since they compute small things, and graphs."""
+"""What the tests of the ops begin with. One thread, since they compute small things, and graphs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What the convolution is tried with, and the check that every backend has to pass.
+"""What every backend of the convolution is tried with.
 
-The tests for the CPU and for a GPU share it.
+The check that each has to pass lies here too. The tests for the CPU and for a GPU share it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Attention over a cache and rotary embedding, beside attention to all in float64."""
+"""Attention over a cache agrees with attention to all in float64.
+
+The rotary embedding is held to float64 too.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How an op picks its backend: in order, once for each case, and loud only where it must be."""
+"""An op picks the first backend that serves. Once for each case, and loud only where it must be."""
 
 from __future__ import annotations
 

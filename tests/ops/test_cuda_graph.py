@@ -1,4 +1,4 @@
-"""What is asked of the driver for a graph, and what becomes of its errors: it is imitated here."""
+"""What is asked of the driver for a graph. The driver is imitated here, and its errors are said."""
 
 from __future__ import annotations
 

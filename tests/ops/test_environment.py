@@ -1,4 +1,4 @@
-"""The key of what decides the numbers: it changes with each setting, and never raises."""
+"""The key of what decides the numbers changes with each setting. It never raises."""
 
 from __future__ import annotations
 

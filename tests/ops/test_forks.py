@@ -1,4 +1,7 @@
-"""A forked child: no lock is held in it by a thread that it has not, and no graph is its own."""
+"""A forked child goes on without what only its parent has.
+
+No lock is held in it by a thread that it has not, and no graph is its own.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The ops imported a second time, or reloaded, as notebooks and test runners do it."""
+"""Ops that are imported a second time serve as before.
+
+Notebooks and test runners do that, and reload them.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Repeated launches give what the function gives, and are made only where that is certain.
+"""Repeated launches give what the function gives.
 
-The kernels here are Triton's own objects as far as binding arguments goes; what would be compiled
-is a Python function on addresses, so that a repeated launch really computes from them.
+They are made only where that is certain. The kernels here are Triton's own objects as far as
+binding arguments goes; what would be compiled is a Python function on addresses, so that a repeated
+launch really computes from them.
 """
 
 from __future__ import annotations

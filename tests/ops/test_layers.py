@@ -1,4 +1,7 @@
-"""Which steps of a layer go by few kernels, and that these are held to the layer's own step."""
+"""A step by few kernels is held to the layer's own step.
+
+A layer that is not plain takes its own.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mamba-3's scan and steps beside a recurrence in float64, forward and backward."""
+"""Mamba-3's scan agrees with a recurrence in float64, forward or backward. Its steps do too."""
 
 from __future__ import annotations
 

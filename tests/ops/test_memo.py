@@ -1,4 +1,7 @@
-"""The memory of calls: what it keeps, what goes first, and that it keeps nothing else alive."""
+"""What the memory of calls keeps.
+
+What was used least recently goes first, and nothing else is kept alive.
+"""
 
 from __future__ import annotations
 

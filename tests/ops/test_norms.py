@@ -1,4 +1,7 @@
-"""The norms against formulas in float64: outputs, sums, every gradient, and what they refuse."""
+"""The norms agree with formulas in float64.
+
+Outputs, sums and every gradient; what they refuse is named.
+"""
 
 from __future__ import annotations
 

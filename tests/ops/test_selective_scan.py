@@ -1,4 +1,7 @@
-"""The selective scan: every backend held to the float64 loop, and what the op promises besides."""
+"""Every backend of the selective scan agrees with the float64 loop.
+
+What the op promises besides is held too.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ssd op against a loop over time in float64: outputs, states and every gradient."""
+"""The ssd op agrees with a loop over time in float64. Outputs, states and every gradient."""
 
 from __future__ import annotations
 

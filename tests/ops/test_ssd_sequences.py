@@ -1,4 +1,7 @@
-"""Sequences that follow one another, padding and states at a sequence's end, for the ssd op."""
+"""The ssd op keeps sequences apart that follow one another.
+
+Padding, and states at a sequence's end, are tried too.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Steps and decays that are none of a trained model's, and factors that a GPU rounds."""
+"""The ssd op is right for steps that no trained model has.
+
+For such decays too, and for factors that a GPU rounds.
+"""
 
 from __future__ import annotations
 

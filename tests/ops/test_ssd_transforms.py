@@ -1,6 +1,7 @@
-"""What torch asks of the ssd op beyond results and gradients: transforms, traces, hooks, modes.
+"""What torch asks of the ssd op beyond results.
 
-Each is held to the recurrence in float64 under the same transform, which is plain operations.
+Gradients, transforms, traces, hooks and modes. Each is held to the recurrence in float64 under the
+same transform, which is plain operations.
 """
 
 from __future__ import annotations

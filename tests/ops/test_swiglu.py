@@ -1,4 +1,4 @@
-"""The gate of a gated MLP against float64, and a norm with its projection."""
+"""The gate of a gated MLP agrees with float64. So does a norm with its projection."""
 
 from __future__ import annotations
 

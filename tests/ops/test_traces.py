@@ -1,4 +1,7 @@
-"""The convolution, the scan and a block's inner part where something records what they do."""
+"""The ops are right where something records what they do.
+
+The convolution, the scan and a block's inner part.
+"""
 
 from __future__ import annotations
 

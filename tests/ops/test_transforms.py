@@ -1,8 +1,8 @@
-"""The convolution, the scan and the two together under what torch does to functions.
+"""The ops are right under what torch does to functions.
 
-Transforms of ``torch.func``, forward-mode derivatives, second derivatives, subclasses of tensors,
-checkpoints: each is held to the same of a function that is nothing but plain operations, in
-float64.
+The convolution, the scan, and the two together. Transforms of ``torch.func``, forward-mode
+derivatives, second derivatives, subclasses of tensors, checkpoints: each is held to the same of a
+function that is nothing but plain operations, in float64.
 """
 
 from __future__ import annotations

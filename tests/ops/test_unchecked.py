@@ -1,4 +1,4 @@
-"""A function whose text was not checked runs its own code, and the op where that cannot run."""
+"""A function whose text was not checked runs its own code. The op serves where that cannot run."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""What the convolution and the scan write in place: that it is counted, and in any dtype.
+"""What the ops write in place is counted.
 
-Backends that write by address are imitated by one that writes past PyTorch's count.
+The convolution and the scan write in any dtype. Backends that write by address are imitated by one
+that writes past PyTorch's count.
 """
 
 from __future__ import annotations

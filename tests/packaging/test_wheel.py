@@ -1,4 +1,4 @@
-"""What an installation puts into an environment, what that does, and that it goes away again."""
+"""What an installation puts into an environment goes away again. In between it does its work."""
 
 from __future__ import annotations
 

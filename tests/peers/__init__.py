@@ -1,1 +1,4 @@
-"""The tests of mamba-ssm and causal-conv1d themselves, run against the hook and the stand-in."""
+"""Upstream's own tests, run against the hook.
+
+Those of mamba-ssm and of causal-conv1d, the latter against the stand-in.
+"""

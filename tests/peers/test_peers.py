@@ -1,4 +1,4 @@
-"""A checkout of another project: its tests are run with the hook, and counted as they end."""
+"""Tests in another project's checkout are run with the hook. They are counted as they end."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Whole Mamba and Mamba-2 blocks in float64, from a block's parameters and the recurrences.
+"""Whole blocks in float64, from their parameters by the recurrences.
 
-Nothing of mamba_ssm or of the package under test is called: parameters go in by name.
+Those of Mamba and of Mamba-2. Nothing of mamba_ssm or of the package under test is called:
+parameters go in by name.
 """
 
 from __future__ import annotations

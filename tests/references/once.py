@@ -1,4 +1,7 @@
-"""References are loops, and many tests hold something to the same one: each is computed once."""
+"""Computes each reference once.
+
+References are loops, and many tests hold something to the same one.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Mamba-2's scan and mixer in float64, one step of time after the other.
+"""Mamba-2's mixer in float64, one step of time after the other.
 
-Written from the recurrence and not from the chunked form, with autograd for the gradients, so
-that nothing is shared with what it is compared to.
+The scan stands here by itself too. Written from the recurrence and not from the chunked form, with
+autograd for the gradients, so that nothing is shared with what it is compared to.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The published releases of mamba-ssm, and what the tests of the copies need of them."""
+"""The published releases of mamba-ssm. What the tests of the copies need of them is here."""

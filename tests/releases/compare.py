@@ -1,8 +1,9 @@
-"""Runs the blocks and functions of one release of mamba-ssm and compares them with float64.
+"""Compares one release of mamba-ssm with float64.
 
-``python -m tests.releases.compare VERSION CHECK...`` prints a line for each result of each
-check: its name and the relative norm of its error. The release is whatever ``mamba_ssm`` is first
-on the path; the package that is tested is activated by its startup file alone, or imported here.
+Its blocks and its functions are run. ``python -m tests.releases.compare VERSION CHECK...`` prints a
+line for each result of each check: its name and the relative norm of its error. The release is
+whatever ``mamba_ssm`` is first on the path; the package that is tested is activated by its startup
+file alone, or imported here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Decodes token by token with one release of mamba-ssm, and compares with whole sequences.
+"""Compares decoding by one release of mamba-ssm with whole sequences.
 
-``python -m tests.releases.decoding CHECK...`` prints a line for each result of each check: its
-name and the relative norm of its error. The release is whatever ``mamba_ssm`` is first on the path.
+It decodes token by token. ``python -m tests.releases.decoding CHECK...`` prints a line for each
+result of each check: its name and the relative norm of its error. The release is whatever
+``mamba_ssm`` is first on the path.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Functions of mamba-ssm that launch kernels and that programs import: on a CPU, beside float64.
+"""Functions of mamba-ssm that launch kernels, on a CPU beside float64.
 
-Run by ``test_launched`` in a process with a release on its path; under Triton's interpreter it is
-upstream's kernels that are held to the same.
+Programs import them. Run by ``test_launched`` in a process with a release on its path; under
+Triton's interpreter it is upstream's kernels that are held to the same.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The bundled copies: what a wheel of a release carries, and how it is used."""
+"""The bundled copies: what a wheel of a release carries. How they are used is held too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What programs launch of mamba-ssm runs on a CPU, and is what the kernels compute."""
+"""What programs launch of mamba-ssm is on a CPU what the kernels compute."""
 
 from __future__ import annotations
 

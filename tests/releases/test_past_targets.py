@@ -1,4 +1,4 @@
-"""What else of mamba-ssm launches Triton runs on a CPU, and is what the kernels compute."""
+"""What else of mamba-ssm launches Triton is on a CPU what the kernels compute."""
 
 from __future__ import annotations
 

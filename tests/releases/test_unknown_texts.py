@@ -1,6 +1,7 @@
-"""Texts that no release has, made of one that was: every model trains and generates on a CPU.
+"""Models run on a CPU with texts that no release has.
 
-Where a function's own code is Triton's, which does not run there, the op serves with one warning.
+Each is made of one that was, and every model trains and generates. Where a function's own code is
+Triton's, which does not run there, the op serves with one warning.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Runs transformers' Mamba models, tiny and with random weights, on whatever functions they find.
+"""Runs transformers' Mamba models on whatever functions they find.
 
-``python -m tests.releases.transformers_models FILE DEVICE WHAT...`` writes to FILE what each
-model computes (``COMPUTED``), and prints as JSON which functions its module has found and how
-often an op was called. Whoever starts the process decides what there is to be found: a
-``mamba_ssm`` that jetson_mamba lets be imported, and the stand-in, or neither.
+The models are tiny and have random weights. ``python -m tests.releases.transformers_models FILE
+DEVICE WHAT...`` writes to FILE what each model computes (``COMPUTED``), and prints as JSON which
+functions its module has found and how often an op was called. Whoever starts the process decides
+what there is to be found: a ``mamba_ssm`` that jetson_mamba lets be imported, and the stand-in, or
+neither.
 """
 
 from __future__ import annotations

@@ -1,1 +1,4 @@
-"""What the rewriter makes of names, functions and texts that no release has."""
+"""Tests of what the rewriter makes of texts that no release has.
+
+Of their names and functions too.
+"""

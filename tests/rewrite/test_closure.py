@@ -1,4 +1,4 @@
-"""A function is known by all that decides what it computes, and by nothing else."""
+"""A function is known by all that decides what it computes. By nothing else."""
 
 from __future__ import annotations
 

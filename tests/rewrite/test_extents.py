@@ -1,4 +1,4 @@
-"""Where a node begins and ends in the text, however it is written there."""
+"""A node is found in the text however it is written there. It begins and ends where it does."""
 
 from __future__ import annotations
 

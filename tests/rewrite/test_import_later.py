@@ -1,4 +1,4 @@
-"""Which imports of transformers wait for the use of what they import, and which stay."""
+"""Which imports of transformers wait until they are used. Others stay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A kept copy is found by everything that decides what is in it, and by nothing named by hand."""
+"""A kept copy is found by everything that decides what is in it. By nothing named by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ways past a function are taken where it is known, and leave out nothing but themselves."""
+"""Ways past a function are taken where it is known. They leave out nothing but themselves."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""What runs in a process without Triton: models of mamba_ssm and of transformers.
+"""What runs in a process without Triton.
 
-``python -m tests.without_triton.programs CHECK...`` prints a line for each result.
+Models of mamba_ssm and of transformers. ``python -m tests.without_triton.programs CHECK...`` prints
+a line for each result.
 """
 
 from __future__ import annotations

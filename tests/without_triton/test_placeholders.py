@@ -1,4 +1,4 @@
-"""What a text gets of Triton where there is none: it can be looked at, and not be launched."""
+"""What a text gets of Triton where there is none can be looked at, not launched."""
 
 from __future__ import annotations
 

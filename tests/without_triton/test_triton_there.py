@@ -1,4 +1,4 @@
-"""Whether what is there of Triton can serve a text, and what is said where it cannot."""
+"""Whether what is there of Triton can serve a text. Where it cannot, the reason is said."""
 
 from __future__ import annotations
 
