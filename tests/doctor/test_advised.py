@@ -14,7 +14,7 @@ from jetson_mamba import advice
 from jetson_mamba.releases import get_torch, instead
 from jetson_mamba.report import installed
 from jetson_mamba.report.facts import Facts, Unserved
-from jetson_mamba.report.findings import commands, findings, the_hook
+from jetson_mamba.report.findings import commands, findings
 from jetson_mamba.report.findings.with_triton import PTXAS
 from jetson_mamba.report.hook import NOT_WHOLE
 from jetson_mamba.report.packages import Package
@@ -478,27 +478,3 @@ def test_a_transformers_that_is_missing_is_one_for_this_torch(
     # Of a mamba_ssm that pip knows nothing of, an installer would put another beside it.
     unknown = replace(facts, mamba_ssm=(replace(facts.mamba_ssm[0], distribution=None),))
     assert advised(the("no-dependency", unknown)) == commands.install(f"einops {bound}")
-
-
-def test_the_startup_file_that_imports_too_early_is_named(
-    healthy: Facts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folders = [str(tmp_path / "nowhere"), str(tmp_path / "site")]
-    monkeypatch.setattr(the_hook, "startup_folders", lambda: folders)
-    (tmp_path / "site").mkdir()
-    for name, text in (
-        *(("a.txt", "import mamba_ssm"), ("b.pth", "import os")),
-        ("jetson_mamba.pth", "import mamba_ssm"),
-    ):
-        (tmp_path / "site" / name).write_text(text)
-    facts = changed(healthy, hook__={"too_late": ("mamba_ssm.x",)})
-    found = the("bypassed", facts)
-    assert advised(found) == "python -X importtime -c pass"
-    assert found.why == "another startup file imports it" and "mamba_ssm.x is" in found.what
-    starter = tmp_path / "site" / "c.pth"
-    starter.write_bytes(b"# \xff\nimport mamba_ssm\n")
-    found = the("bypassed", facts)
-    assert advised(found) == f"mv {starter} {starter}.aside"
-    assert found.why == f"{starter} imports it"
-    taken = the("bypassed", changed(healthy, hook__={"taken_by": "other.Finder"}))
-    assert taken.command == "jetson-mamba run SCRIPT" and "other.Finder" in taken.what
