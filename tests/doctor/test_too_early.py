@@ -1,4 +1,4 @@
-"""A finding names the startup file that imports what the hook is to serve before the hook is there."""
+"""A finding names the startup file that imports a target before the hook is there."""
 
 from __future__ import annotations
 

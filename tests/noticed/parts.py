@@ -82,7 +82,7 @@ OWN = {
     "replay/cuda_graph": "ops/test_cuda_graph.py",
     "kernels": "kernels/test_compiler.py ops/test_backends*.py",
     "report": "doctor cli/test_doctor.py",
-    "report/findings": "doctor/test_findings.py doctor/test_advised.py",
+    "report/findings": "doctor/test_findings.py doctor/test_advised.py doctor/test_too_early.py",
     "report/changes": "cli/test_diff.py",
     "report/kept_copies": "cli/test_copies.py",
     "report/machine": "doctor/test_machine.py doctor/test_installed.py "
