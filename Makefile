@@ -19,13 +19,14 @@ DEMO_BASE  = .demo/base-$(shell echo '$(TORCH) $(TRITON)' | cksum | cut -d ' ' -
 DEMO_MAMBA = .demo/mamba-ssm-$(MAMBA_SSM)
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test hook lint matrix tritons mutants mutate joints exports boards peers copies release docs docs-check sanitize clean
+.PHONY: help demo test hook lint kernels matrix tritons mutants mutate joints exports boards peers copies release docs docs-check sanitize clean
 
 help:
 	@echo 'make demo [MAMBA_SSM=2.2.4] [TEXT=file]   train two small models here, nothing compiled'
 	@echo 'make test                                 lint, types and the test suite'
 	@echo 'make hook [HOOK_PYTHON=3.8]               the tests of the hook, by a Python without torch'
 	@echo 'make lint                                 lint and types only'
+	@echo 'make kernels                              every kernel of the convolution for every architecture'
 	@echo 'make matrix                               every release with every release (half an hour)'
 	@echo 'make tritons                              the latest mamba-ssm beside released Tritons, on a CPU'
 	@echo 'make mutants [COUNT=1200] [SEED=0]        variants of every text, each held to what it means'
@@ -33,7 +34,8 @@ help:
 	@echo '                                          changes of this code, each of which a test is to notice'
 	@echo 'make joints                               what users of torch and transformers do (an hour or more)'
 	@echo 'make exports                              every kind of model to ONNX, by every way'
-	@echo 'make boards [BOARDS=jetpack-7]           the first steps on imitated boards (hours)'
+	@echo 'make boards [BOARDS=jetpack-7 [FROM=verify]]'
+	@echo '                                          the first steps on imitated boards (16 minutes each)'
 	@echo 'make peers [MAMBA=checkout] [CAUSAL_CONV1D=checkout] [PYTEST=options]'
 	@echo '                                          the tests of these projects themselves'
 	@echo 'make copies                               the copies that a released wheel carries'
@@ -60,8 +62,13 @@ $(DEMO_MAMBA): $(DEMO_BASE) pyproject.toml
 	.demo/$(PIP) --editable '.[demo]'
 	touch $@
 
-# Two tests at a time, each on one thread: more of either only makes them wait for each other.
-test: lint .releases/ready
+# An environment that forbids bytecode would have every process of the tests compile all it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
+# The releases are fetched beside what is installed and linted. Then two tests at a time, each on
+# one thread: more of either only makes them wait for each other.
+test:
+	$(MAKE) --no-print-directory --jobs 2 lint .releases/ready
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist worksteal
 
 # The hook alone, by a Python that has no torch; uv brings one that is not here.
@@ -78,15 +85,21 @@ lint: .venv/ready
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy .
 
-.venv/ready: requirements-dev.txt pyproject.toml
-	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/ready: requirements-dev.txt pyproject.toml | .venv/bin/python
 	.venv/$(PIP) --requirement requirements-dev.txt --editable .
 	touch $@
 
 # The published source distributions that tests run against.
-.releases/ready: tools/releases.py | .venv/ready
+.releases/ready: tools/releases.py | .venv/bin/python
 	.venv/bin/python -m tools.releases
 	touch $@
+
+# In `make test`, any two of what a kernel is specialised by.
+kernels: .venv/ready
+	EVERY_KERNEL=1 .venv/bin/python -m pytest --numprocesses 2 tests/kernels
 
 # Wheels of Triton with which the latest mamba-ssm works in part, not at all, and whole.
 TRITONS = 3.0.0 3.2.0 3.6.0
@@ -121,11 +134,13 @@ joints: .venv/ready .releases/ready
 exports: .venv/ready .releases/ready
 	PYTHONPATH=.releases/mamba-ssm-2.3.2.post1 .venv/bin/python -W ignore -m tests.export.models
 
-# Needs root, debootstrap and qemu-user-static, on anything but aarch64.
+# Needs root, debootstrap and qemu-user-static, on anything but aarch64. With FROM one that was built
+# goes on, as the project is now, at the first step with that text in it.
 BOARDS ?=
+FROM   ?=
 
 boards: .venv/ready
-	.venv/bin/python -m tests.boards $(BOARDS)
+	.venv/bin/python -m tests.boards $(if $(FROM),--from '$(FROM)') $(BOARDS)
 
 # A release of mamba-ssm is run in place of the checkout's own with PEER_RELEASE=2.3.2.post1.
 peers: .venv/ready .releases/ready
@@ -157,10 +172,10 @@ docs-check: docs .releases/ready
 # left out are cuda-bindings asking for functions that the driver does not have.
 SANITIZER = compute-sanitizer --error-exitcode 1 --report-api-errors no \
     --kernel-name kns=selective_scan --kernel-name kns=causal_conv1d \
-    --kernel-name kns=norm_ --kernel-name kns=state_update
+    --kernel-name kns=norm_ --kernel-name kns=state_update --kernel-name kns=ssd_
 SANITIZED = $(PYTHON) -m pytest --quiet -p no:cacheprovider tests/gpu/test_kernels_causal_conv1d.py \
     tests/gpu/test_kernels_selective_scan.py tests/gpu/test_kernels_norms.py \
-    tests/gpu/test_kernels_decoding.py
+    tests/gpu/test_kernels_decoding.py tests/gpu/test_kernels_ssd.py
 
 sanitize:
 	$(SANITIZER) --tool memcheck $(SANITIZED)

@@ -1,4 +1,4 @@
-"""What one call of a block costs the CPU and the GPU, in every way that a block can be called.
+"""What one call of a block costs, in every way that a block can be called.
 
 ``python -m benchmarks.calls`` needs a CUDA GPU and mamba_ssm on the path. For each block and size
 it prints, in microseconds, medians over repeated runs of a few calls, the ways in turn: *call*,

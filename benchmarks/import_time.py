@@ -1,4 +1,4 @@
-"""What ``import mamba_ssm`` takes beyond ``import torch``, and what the hook adds, caches warm.
+"""What ``import mamba_ssm`` takes beyond ``import torch``, with the hook or without.
 
 Fresh interpreters take turns: with the hook, and without it but with empty modules in place of
 the compiled extensions, so that upstream's own files can be imported at all. Each imports torch

@@ -13,6 +13,7 @@ from typing import Iterator
 import torch
 from torch import Tensor
 
+from benchmarks import processors
 from benchmarks.rows import Row, copy_rate, microseconds
 from jetson_mamba.ops.causal_conv1d import cuda
 from jetson_mamba.ops.causal_conv1d.contract import Case
@@ -63,16 +64,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--op", default="", help="only the rows whose op contains this")
     parser.add_argument("--rep", type=int, default=200, help="milliseconds spent on each row")
+    processors.add_option(parser)
     arguments = parser.parse_args()
+    with processors.limited(arguments.processors):
+        print_table(arguments.op, arguments.rep)
+
+
+def print_table(op: str, rep: int) -> None:
+    """Print the rows whose op contains ``op``, each timed for ``rep`` milliseconds."""
     rate = copy_rate()
     print(f"{torch.cuda.get_device_name()}: copy {rate / 1e6:.2f} TB/s")
     print("| op | B, D, L | dtype | layout | floor | measured | of the floor |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for table in TABLES:
         for row in table():
-            if arguments.op not in row.op:
+            if op not in row.op:
                 continue
-            floor, time = row.least_bytes / rate, microseconds(row.call, arguments.rep)
+            floor, time = row.least_bytes / rate, microseconds(row.call, rep)
             dtype = str(row.dtype).rsplit(".", 1)[-1]
             shape = ", ".join(map(str, row.shape))
             print(

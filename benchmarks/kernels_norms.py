@@ -1,4 +1,4 @@
-"""Times the CUDA kernels of norms and of decoding steps against the least time for their bytes.
+"""Times the kernels of norms, or of decoding steps, beside the least time for their bytes.
 
 ``python -m benchmarks.kernels_norms`` prints one table on the GPU at hand. The floor is the fewest
 bytes (each input read once, each output written once) over the measured rate of a large copy.
@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
-from typing import Any, Callable, Iterator
+from typing import Iterator
 
 import torch
 from torch import Tensor
 
+from benchmarks import processors
 from benchmarks.rows import Row, copy_rate, microseconds
 from jetson_mamba.ops.decoding import cuda as decoding
 from jetson_mamba.ops.decoding.contract import Case as StepCase
@@ -93,23 +94,19 @@ def step_rows() -> Iterator[Row]:
         yield Row("step", shape, step.x.dtype, "", 2 * step.states.nbytes, call)
 
 
-def captured(call: Callable[[], Any], calls: int = 20) -> Callable[[], Any]:
-    """Calls in a CUDA graph, one after another."""
-    call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(calls):
-            call()
-    return graph.replay
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rep", type=int, default=200, help="milliseconds spent on each row")
     parser.add_argument("--graph", action="store_true", help="time steps of 20 in a graph")
+    processors.add_option(parser)
     arguments = parser.parse_args()
+    with processors.limited(arguments.processors):
+        print_table(arguments.rep, arguments.graph)
+
+
+def print_table(rep: int, graph: bool) -> None:
+    """Print the rows, each timed for ``rep`` milliseconds."""
     rate = copy_rate()
     print(f"{torch.cuda.get_device_name()}: copy {rate / 1e6:.2f} TB/s")
     print("| op | B, L, D | dtype | floor | measured | of the floor |")
@@ -117,10 +114,10 @@ def main() -> None:
     for table in (norm_rows, step_rows):
         for row in table():
             floor = row.least_bytes / rate
-            if arguments.graph and table is step_rows:
-                time = microseconds(captured(row.call), arguments.rep) / 20
+            if graph and table is step_rows:
+                time = microseconds(processors.captured(row.call, 20), rep) / 20
             else:
-                time = microseconds(row.call, arguments.rep)
+                time = microseconds(row.call, rep)
             dtype = str(row.dtype).rsplit(".", 1)[-1]
             shape = ", ".join(map(str, row.shape))
             print(

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
-from typing import Any, Callable, Iterator
+from typing import Iterator
 
 import torch
 
+from benchmarks import processors
 from benchmarks.rows import Row, copy_rate, microseconds
 from jetson_mamba.ops.selective_scan import cuda
 from jetson_mamba.ops.selective_scan.contract import Returning, Scan
@@ -56,16 +57,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rep", type=int, default=200, help="milliseconds spent on each row")
     parser.add_argument("--graph", action="store_true", help="time the replay of a graph")
+    processors.add_option(parser)
     arguments = parser.parse_args()
+    with processors.limited(arguments.processors) as used:
+        print_table(used, arguments.rep, arguments.graph)
+
+
+def print_table(used: int, rep: int, graph: bool) -> None:
+    """Print the rows, each timed for ``rep`` milliseconds on so many multiprocessors."""
     rate = copy_rate()
-    properties = torch.cuda.get_device_properties(0)
-    exponentials = 16 * properties.multi_processor_count * _clock_megahertz()
-    print(f"{properties.name}: copy {rate / 1e6:.2f} TB/s, {exponentials / 1e6:.2f} T exp2/s")
+    exponentials = 16 * used * _clock_megahertz()
+    name = torch.cuda.get_device_name()
+    print(f"{name}: copy {rate / 1e6:.2f} TB/s, {exponentials / 1e6:.2f} T exp2/s")
     print("| op | B, D, L | dtype | memory floor | exp2 floor | measured |")
     print("| --- | --- | --- | --- | --- | --- |")
     for row, special in rows():
-        call = _captured(row.call) if arguments.graph else row.call
-        time = microseconds(call, arguments.rep)
+        call = processors.captured(row.call) if graph else row.call
+        time = microseconds(call, rep)
         dtype = str(row.dtype).rsplit(".", 1)[-1]
         shape = ", ".join(map(str, row.shape))
         print(
@@ -99,15 +107,6 @@ def drawn_scan(shape: tuple[int, int, int], dtype: torch.dtype) -> Scan:
 
 def _clock_megahertz() -> float:
     return float(getattr(torch.cuda.get_device_properties(0), "clock_rate", 1755e3)) / 1e3
-
-
-def _captured(call: Callable[[], Any]) -> Callable[[], Any]:
-    call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Times the kernels of Mamba-2's scan against the least time that its bytes take, and upstream's.
+"""Times the kernels of Mamba-2's scan beside the least time that its bytes take.
 
 ``python -m benchmarks.kernels_ssd`` prints one table on the GPU at hand: headdim 64, 128 states,
 one group, bf16, with D, dt bias and softplus; the GPU's time of all kernels of a pass, as torch's
@@ -17,6 +17,7 @@ from typing import Any, Callable, Iterator
 import torch
 from torch import Tensor
 
+from benchmarks import processors
 from benchmarks.rows import copy_rate
 from jetson_mamba.ops.ssd import cuda_backward, cuda_forward
 from jetson_mamba.ops.ssd.contract import Scan
@@ -111,12 +112,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--upstream", action="store_true", help="time upstream's kernels too")
     parser.add_argument("--kernels", action="store_true", help="print each kernel's time too")
+    processors.add_option(parser)
     arguments = parser.parse_args()
+    with processors.limited(arguments.processors):
+        print_table(arguments.upstream, arguments.kernels)
+
+
+def print_table(upstream: bool, kernels: bool) -> None:
+    """Print a line a size, with upstream's kernels and each kernel's time where asked for."""
     print(f"{torch.cuda.get_device_name()}: copy {copy_rate() / 1e6:.2f} TB/s")
-    for shape, least, times in rows(SHAPES, arguments.upstream):
+    for shape, least, times in rows(SHAPES, upstream):
         print("x".join(map(str, shape)), f"floor {least:.0f}", *(f"{t:.1f}" for t, _ in times))
-        if arguments.kernels:
-            for name, time in times[0][1].items():
+        if kernels:
+            for name, time in (pair for _, each in times[:2] for pair in each.items()):
                 print(f"    {name}: {time:.1f}")
 
 

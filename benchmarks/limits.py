@@ -1,4 +1,4 @@
-"""What may take no longer than it was promised to, each measured and held to its limit.
+"""Measures what may take no longer than promised.
 
 ``python -m benchmarks.limits`` prints a line for each and ends with exit code 1 where one takes
 longer. Of an idle machine: the tests, which share theirs, look at no clock.

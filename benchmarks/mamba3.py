@@ -1,4 +1,4 @@
-"""Mamba-3's scan on a GPU: upstream's kernels, where they run, and this project's own way.
+"""Mamba-3's scan on a GPU: upstream's kernels beside this project's own way.
 
 Prints how far both are from the recurrence's own result in float32, and the milliseconds of a
 forward pass and of one with its backward pass. ``python -m benchmarks.mamba3 [SEQLEN]``, with

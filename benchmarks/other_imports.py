@@ -1,4 +1,4 @@
-"""What the hook adds to imports that are none of its business: ``torch`` and ``transformers``.
+"""What the hook adds to imports that it does not concern, such as that of ``torch``.
 
 Fresh interpreters take turns, with the hook and without; each imports one of them. Prints the
 medians of both, and of each pair's ratio; then the part of an import that is spent in the finder,

@@ -1,4 +1,4 @@
-"""What a table of kernel timings is made of: rows, and how a call is timed on a GPU."""
+"""The rows of a table of kernel timings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long the selective scan takes, and how much memory beyond its arguments.
+"""How long the selective scan takes on a CPU, or how much memory.
 
 ``python benchmarks/selective_scan.py`` prints seconds for the forward pass and for forward and
 backward, and the peak of extra memory, for the backend that the op picks; and the same for

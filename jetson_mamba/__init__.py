@@ -23,7 +23,7 @@ A process has one finder: reloading this package, or importing it again after it
 import os
 import sys
 
-from jetson_mamba.hook.finder import TARGETS, Finder, present
+from jetson_mamba.finder import TARGETS, Finder, present
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Files that this package makes and later executes: modified copies and compiled kernels.
+"""Keeps files that this package makes to be executed later, such as modified copies.
 
 What lies in a cache is code, so it is held to more than speed. A directory is used only where
 nobody but its owner can write; a file is written whole under another name and moved into

@@ -1,9 +1,9 @@
-"""What a forked child must not take over as it is: locks, and whatever belongs to a GPU.
+"""Locks that are free again in a forked child, whatever another thread of its parent held.
 
-A child has one thread, the one that forked. A lock that another thread held in that moment stays
-locked in the child for ever, and a handle of the GPU is good in the process that made it alone. So
-every lock of this package is made here, and is made anew in a child; so is told whoever keeps what
-a child cannot use.
+A child has one thread, the one that forked. A lock that another thread held in that moment would
+stay locked in the child for ever, and a handle of the GPU is good only in the process that made it.
+So every lock of this package is made here, and made anew in a child; whatever keeps handles of the
+GPU is told of the fork, and drops them in the child.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What kernels of mamba_ssm are written in beside Triton, and whether a text can have it here.
+"""The packages besides Triton that kernels of mamba_ssm are written in.
 
 Mamba-3's are in tilelang and in CuTe's Python, which are installed apart and are made for few GPUs.
 A text that imports one of them can be imported all the same, with a placeholder in its place.

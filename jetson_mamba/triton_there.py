@@ -1,4 +1,4 @@
-"""Whether the Triton of this process can serve a text of mamba_ssm, and why not where it cannot.
+"""Whether the Triton of this process can serve a text of mamba_ssm, with the reason if not.
 
 Three things may be wrong: there is none, it cannot be imported, or it is too old for the text. The
 first is found out without importing anything; the others when a text is imported that would import

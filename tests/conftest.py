@@ -18,7 +18,8 @@ TESTS = Path(__file__).resolve().parent
 # Files and folders with tests that take many seconds each, the longest first.
 LONG = (
     *("compile/test_mamba", "kernels", "without_triton", "releases", "modules", "matrix"),
-    *("cli/test_demo.py", "distributed", "mutants", "packaging", "joints"),
+    *("joints", "export/test_models.py", "docs/test_commands.py", "cli/test_demo.py"),
+    *("distributed", "mutants", "packaging"),
 )
 
 

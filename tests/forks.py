@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
@@ -44,10 +46,21 @@ class Workers:
         for _ in range(processes):
             self._idle.put(_worker(module, cache, options, environment))
 
-    def run(self, requests: Sequence[Any], done: Callable[[int, Any], None]) -> None:
-        """Run every request and hand over its place and each answer as it comes."""
+    def run(
+        self,
+        requests: Sequence[Any],
+        done: Callable[[int, Any], None],
+        seconds: float = math.inf,
+    ) -> None:
+        """Run every request and hand over its place and each answer as it comes.
+
+        None is begun after so many seconds.
+        """
+        start = time.monotonic()
 
         def one(place: int) -> None:
+            if time.monotonic() - start > seconds:
+                return
             worker = self._idle.get()
             try:
                 assert worker.stdin is not None and worker.stdout is not None
@@ -102,6 +115,7 @@ def serve(run: Callable[[Any], Any], ended: Callable[[int], Any]) -> None:
     """
     import einops
     import torch
+    import torch._dynamo  # what the first backward pass of an autograd function imports
     from transformers.generation.streamers import TextStreamer
     from transformers.generation.utils import GenerateDecoderOnlyOutput
 

@@ -29,7 +29,7 @@ COMPILER = (
 )
 
 _copies: list[tempfile.TemporaryDirectory[str]] = []
-_servers: dict[tuple[str, ...], subprocess.Popen[str]] = {}
+_servers: dict[tuple[Any, ...], subprocess.Popen[str]] = {}
 
 
 def run(
@@ -39,17 +39,19 @@ def run(
     cwd: Path = REPOSITORY,
     timeout: float = 300,
     modules: tuple[str, ...] = TORCH,
+    bare: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """As ``subprocess.run([sys.executable, *arguments], ...)`` with both outputs captured.
 
     ``arguments`` are ``-W action`` or ``-W action::Category`` any number of times, then
     ``-c code``, ``-m module`` or a file. The environment is that of this process by default. A
-    process that takes longer than ``timeout`` seconds ends by a signal.
+    process that takes longer than ``timeout`` seconds ends by a signal. With ``bare`` it is one of
+    ``python -S``, and the server has its modules from that folder.
     """
-    server = _servers.get(modules)
+    server = _servers.get((modules, bare))
     environment = dict(os.environ if env is None else env)
     if server is None or server.poll() is not None:
-        server = _servers[modules] = _start(modules)
+        server = _servers[modules, bare] = _start(modules, bare)
     with tempfile.TemporaryDirectory() as folder:
         outputs = [str(Path(folder) / name) for name in ("stdout", "stderr")]
         request = [list(arguments), environment, str(cwd), timeout, *outputs]
@@ -82,9 +84,10 @@ def _close() -> None:
         folder.cleanup()
 
 
-def _start(modules: tuple[str, ...]) -> subprocess.Popen[str]:
+def _start(modules: tuple[str, ...], bare: Path | None) -> subprocess.Popen[str]:
+    options = ("-W", "ignore") if bare is None else ("-W", "ignore", "-S")
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", __file__, *modules],
+        [sys.executable, *options, __file__, *modules],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -96,6 +99,7 @@ def _start(modules: tuple[str, ...]) -> subprocess.Popen[str]:
             "OMP_NUM_THREADS": "1",
             # Inductor would start processes for it, each with a torch of its own.
             "TORCHINDUCTOR_COMPILE_THREADS": "1",
+            **({} if bare is None else {"PYTHONPATH": str(bare)}),
         },
     )
 

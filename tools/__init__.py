@@ -1,1 +1,1 @@
-"""What is run at a release, and ships with none."""
+"""What is run to build or release the project; none of it is installed."""

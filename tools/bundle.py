@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Iterator
 
 from jetson_mamba import cache, kernel_packages
+from jetson_mamba.finder import TARGETS
 from jetson_mamba.hook import copies
-from jetson_mamba.hook.finder import TARGETS
 from tools.releases import MAMBA_SSM, release_path
 
 FOLDER = Path(__file__).resolve().parent.parent / "vendored_overrides" / "copies"

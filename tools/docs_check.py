@@ -1,4 +1,4 @@
-"""Looks at every page of the built site as a phone and a desk show it: ``make docs-check``.
+"""Looks at every page of the built site in a browser, as wide as a phone or a desk.
 
 A headless Chromium loads each page in a frame of 390 and of 1280 px. What reaches beyond the frame
 and cannot be scrolled by itself, a message or command that is cut, and a name in a table that is

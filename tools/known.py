@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Dict, List
 
+from jetson_mamba.finder import TARGETS
 from jetson_mamba.hook import copies
-from jetson_mamba.hook.finder import TARGETS
 from jetson_mamba.rewrite.closure import closure
 from jetson_mamba.rewrite.edit import WAY_PAST
 from jetson_mamba.texts import Texts

@@ -1,4 +1,4 @@
-"""Builds what is published, and shows that it runs as published.
+"""Builds what is published, then runs it as a user would.
 
 ``python -m tools.release``: the bundled copies are made and checked, a wheel and an sdist are built
 into ``dist``, the wheel is installed into a fresh environment, and there two releases of mamba-ssm

@@ -1,4 +1,4 @@
-"""Fetches the published source distributions that the tests run against, and unpacks them.
+"""Fetches the published sources that the tests run against.
 
 They are kept in ``.releases`` at the top of the checkout (or where ``JETSON_MAMBA_RELEASES``
 says) and never committed. ``python -m tools.releases`` fetches all of them.
@@ -75,45 +75,78 @@ FOLDER = Path(
 )
 
 
+# Before it keeps a source distribution, pip asks its build backend for the metadata. Upstream's
+# is made by a setup.py that imports torch; what the distribution says itself is the same.
+BACKEND = """
+import os, re, shutil, sys
+__legacy__ = sys.modules[__name__]
+def prepare_metadata_for_build_wheel(folder, settings=None):
+    with open("PKG-INFO", encoding="utf-8") as opened:
+        name = re.search("^Name: (.*)$", opened.read(), re.MULTILINE)[1]
+    os.mkdir(os.path.join(folder, name + ".dist-info"))
+    shutil.copy("PKG-INFO", os.path.join(folder, name + ".dist-info", "METADATA"))
+    return name + ".dist-info"
+"""
+
+
 def release_path(version: str, package: str = "mamba-ssm") -> Path:
     """The folder that holds the Python package of that release, fetched if it is not there."""
-    folder = FOLDER / f"{package}-{version}"
-    if not folder.exists():
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=FOLDER) as temporary:
-            _download(package, version, temporary)
-            (archive,) = Path(temporary).glob("*.tar.gz")
+    fetch({package: version})
+    return _folder(package, version)
+
+
+def fetch(wanted: dict[str, str]) -> None:
+    """Have these versions of packages in :data:`FOLDER`; what is not there comes by one pip."""
+    missing = {package: each for package, each in wanted.items() if not _there(package, each)}
+    if not missing:
+        return
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=FOLDER) as temporary:
+        _download(missing, temporary)
+        for archive in Path(temporary).glob("*.tar.gz"):
             with tarfile.open(archive) as tar:
                 tar.extractall(temporary, filter="data")
-            (unpacked,) = (each for each in Path(temporary).iterdir() if each.is_dir())
+        for package, version in missing.items():
+            folder = _folder(package, version)
             try:
-                unpacked.rename(folder)
+                (Path(temporary) / f"{package.replace('-', '_')}-{version}").rename(folder)
             except OSError:
                 if not folder.exists():  # else another process was faster
                     raise
-    return folder
 
 
-def _download(package: str, version: str, folder: str) -> None:
-    skip = package.replace("-ssm", "").replace("-", "_").upper() + "_SKIP_CUDA_BUILD"
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
-            *("--no-binary", ":all:", "--no-build-isolation", "--dest", folder),
-            f"{package}=={version}",
-        ],
-        check=True,
-        env={**os.environ, skip: "TRUE"},
-    )
+def _folder(package: str, version: str) -> Path:
+    return FOLDER / f"{package}-{version}"
+
+
+def _there(package: str, version: str) -> bool:
+    return _folder(package, version).exists()
+
+
+def _download(wanted: dict[str, str], folder: str) -> None:
+    with tempfile.TemporaryDirectory() as backend:
+        place = Path(backend) / "setuptools"
+        place.mkdir()
+        (place / "__init__.py").touch()
+        (place / "build_meta.py").write_text(BACKEND, encoding="utf-8")
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
+                *("--no-binary", ":all:", "--no-build-isolation", "--use-pep517"),
+                *("--dest", folder, *(f"{package}=={each}" for package, each in wanted.items())),
+            ],
+            check=True,
+            env={**os.environ, "PYTHONPATH": backend},
+        )
 
 
 def main() -> None:
     """Fetch every release of both packages."""
-    wanted = [(version, "mamba-ssm") for version in MAMBA_SSM]
-    wanted += [(version, "causal-conv1d") for version in CAUSAL_CONV1D]
+    wanted: list[dict[str, str]] = [{"mamba-ssm": version} for version in MAMBA_SSM]
+    for each, version in zip(wanted, CAUSAL_CONV1D):
+        each["causal-conv1d"] = version
     with ThreadPoolExecutor(2) as pool:
-        for folder in pool.map(lambda each: release_path(*each), wanted):
-            print(folder)
+        list(pool.map(fetch, wanted))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "docs" / "rooms.svg"
 PACKAGE = "jetson_mamba"
 # From the top down. A room imports rooms of rows below its own, and the package itself, which is
-# the handle of the one finder.
+# the handle of the one finder, with that finder.
 ROWS = (
     ("cli",),
     ("installing", "demo"),
@@ -54,11 +54,15 @@ def imported(name: str, path: Path) -> Iterator[str]:
 
 
 def room(name: str) -> str | None:
-    """The room of a module, or of what is in one; None outside of all and for the package."""
+    """The room of a module, or of what is in one; None outside of all and for the package.
+
+    The finder is the package's: it lies beside the rooms because every interpreter imports it, and
+    a package around it would be one import more.
+    """
     parts = name.split(".")
     if parts[0] == "vendored_overrides":
         return parts[0]
-    if parts[0] != PACKAGE or len(parts) == 1:
+    if parts[0] != PACKAGE or len(parts) == 1 or parts[1] == "finder":
         return None
     if (ROOT / PACKAGE / parts[1]).is_dir():
         return parts[1]

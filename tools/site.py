@@ -1,4 +1,4 @@
-"""What the site needs beyond mkdocs: commands without prompts, and the language of each page."""
+"""A plugin of mkdocs that prepares the pages of the site."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The calls of compiled extensions that both Mamba-1 and Mamba-2 make, and what they become.
+"""The calls of compiled extensions that Mamba-1 has in common with Mamba-2.
 
 The forms of their calls are in ``jetson_mamba/call_forms.py``.
 """

@@ -1,4 +1,4 @@
-"""Functions that launch Triton kernels, and what computes the same where those cannot run."""
+"""Functions that launch Triton kernels, with what computes the same where those cannot run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The norms that are Triton kernels, and where they go otherwise.
+"""The norms that are Triton kernels, with what computes them where those cannot run.
 
 Each function that a model calls goes past its autograd function while a graph is traced, where no
 gradient is recorded, and on a device that Triton has no kernels for.

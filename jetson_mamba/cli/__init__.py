@@ -1,4 +1,4 @@
-"""The command line, ``jetson-mamba``: it presents what others find out and do.
+"""The command line, ``jetson-mamba``.
 
 Exit codes: 0 done; 1 done, and the result is bad; 2 the command cannot run as it was given or
 on this machine, or its output cannot be written, with one line on stderr that says why; 130

@@ -1,7 +1,8 @@
-"""All commands, put together; and what of typer's own ways is not this command line's.
+"""Puts the commands together on typer, with exit codes that are this command line's own.
 
-typer ends a process itself where it meets an interrupt or a closed pipe, each release in another
-way. So what a command raises of these passes it wrapped, and :func:`carry_out` unwraps it.
+typer itself ends the process at an interrupt or a closed pipe, each release of it in another way.
+So a command raises these wrapped in an exception that typer lets pass, and :func:`carry_out`
+unwraps it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``jetson-mamba diff`` and ``copies``: what is changed, and where the results are kept."""
+"""``jetson-mamba diff`` shows the modified copies; ``copies`` lists those that are kept."""
 
 import dataclasses
 import sys
@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from jetson_mamba.cli import output, tables
-from jetson_mamba.hook.finder import TARGETS
+from jetson_mamba.finder import TARGETS
 from jetson_mamba.report import changes, documents, kept_copies
 
 STYLES = (("+++", "bold"), ("---", "bold"), ("@@", "cyan"), ("+", "green"), ("-", "red"))

@@ -1,4 +1,4 @@
-"""``jetson-mamba demo``: two models learn to write, and what they ran on is shown."""
+"""``jetson-mamba demo`` trains two small models, then says what they ran on."""
 
 import math
 import time

@@ -1,4 +1,4 @@
-"""What commands write: documents for programs, and prose that keeps to a terminal's width."""
+"""Prints what commands say: JSON for programs, prose of a terminal's width for people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``jetson-mamba enable`` and ``disable``: the startup files in ``site-packages``."""
+"""``jetson-mamba enable`` writes the startup file; ``disable`` removes it."""
 
 import dataclasses
 from typing import List

@@ -1,4 +1,4 @@
-"""``jetson-mamba status``: whether programs that start here are patched, and what runs."""
+"""``jetson-mamba status`` says whether programs that start here are patched."""
 
 import dataclasses
 

@@ -1,7 +1,8 @@
-"""What takes the place of a package that kernels are written in, where there is none.
+"""A module that stands in for a package of kernels which cannot be imported.
 
-A text can be imported with it: whatever it takes of the package is there, and what it decorates is
-a kernel that says, when it is called, what is missing. Nobody but modified copies gets to see it.
+A module of mamba_ssm can be imported with it. Every name that is imported from it exists; a
+function that one of them decorates becomes a kernel whose call raises an error, which says what is
+missing. Only modified copies get to see it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""CUDA's events and its synchronisation, also where torch has no GPU.
+"""CUDA events that can be used without a GPU.
 
 mamba-ssm times its text generation by them. Without a GPU nothing runs asynchronously, so the
 clock says what an event would.

@@ -1,4 +1,4 @@
-"""Names of a package that is imported when one of them is used, and not before.
+"""Names of a package that is imported only when one of them is used.
 
 ``import mamba_ssm`` imports the language model, and with it transformers, which takes longer than
 all the rest and may be missing: whoever wants the blocks alone needs none of it.

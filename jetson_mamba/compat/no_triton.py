@@ -1,6 +1,7 @@
-"""What cannot be imported: for imports of Triton that a module of mamba_ssm has an answer to.
+"""A module that cannot be imported, for modules of mamba_ssm that can do without Triton.
 
-A folder that is called triton would be imported in its place, and a broken one raise anything.
+Such a module catches an ImportError of Triton. A folder named ``triton`` would raise none, and a
+broken Triton may raise anything; importing this module always raises an ImportError.
 """
 
 raise ModuleNotFoundError("No module named 'triton'", name="triton")

@@ -1,8 +1,8 @@
 """What the modules of mamba_ssm import as ``triton`` where no Triton can serve them.
 
-Everything that is asked of this module is there: what decorates functions makes kernels of them
-that cannot be launched, and all else is a :class:`Placeholder`. Nobody but the modified copies gets
-to see it: it is in ``sys.modules`` under its own name.
+Every name exists in this module. Decorators such as ``jit`` make kernels that cannot be launched,
+and any other name is a :class:`Placeholder`. Only modified copies get to see it: it is in
+``sys.modules`` under its own name, not as ``triton``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Small language models of Mamba and Mamba-2 blocks, from the mamba-ssm that is installed."""
+"""Small language models made of blocks of the mamba-ssm that is installed."""
 
 from __future__ import annotations
 

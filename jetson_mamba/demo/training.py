@@ -1,6 +1,7 @@
-"""Training a language model on characters, testing it on text it has not seen, and sampling.
+"""Trains a language model on characters.
 
-Everything random comes from one seed and is drawn on the CPU, so that a run can be repeated.
+The model is tested on text that it has not seen, and writes a sample. Everything random comes from
+one seed and is drawn on the CPU, so that a run can be repeated.
 """
 
 from __future__ import annotations

@@ -77,7 +77,8 @@ def check_all(
     ``meaning`` says what the sizes of the shape are.
     """
     # Each is asked for once: to ask a tensor costs as much as all that is done with the answer.
-    check_dtype(name, tensor, dtypes)
+    if getattr(tensor, "dtype", None) not in dtypes:
+        check_dtype(name, tensor, dtypes)
     found = tensor.shape
     if found != shape:
         raise ValueError(f"{name}: expected shape {meaning} = {shape}, found {tuple(found)}")

@@ -90,15 +90,14 @@ def _are_plain(block: nn.Module, multiplied: tuple[str, ...]) -> bool:
 
 
 def _are_plain_now(block: nn.Module, names: tuple[str, ...]) -> bool:
-    modules = block._modules
-    for name in names:
-        if not is_plain(modules.get(name)):
+    for name, module in block._modules.items():
+        if module is None or name not in _PROJECTIONS:
+            continue
+        if name in names and not is_plain(module):
             return False
-    # A fused function finds the others by their weights, which a container of modules has not.
-    for name in _PROJECTIONS:
-        module = modules.get(name)
-        if module is not None and "weight" not in module._parameters:
-            return hasattr(module, "weight")
+        # A fused function finds the others by their weights, which a container of modules has not.
+        if "weight" not in module._parameters and not hasattr(module, "weight"):
+            return False
     return True
 
 

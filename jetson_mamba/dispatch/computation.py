@@ -1,8 +1,8 @@
 """The derivatives of what a backend computes with kernels: one autograd function for all.
 
-A backend has a forward and a backward pass, and of both no graph. What is saved between them is
-unpacked in one place, once, as ``torch.utils.checkpoint`` and other users of saved tensors' hooks
-demand. A backward pass that kernels cannot serve is that of the composed form.
+A backend has a forward and a backward pass, and autograd records neither. What is saved between
+them is unpacked in one place, once, as ``torch.utils.checkpoint`` and other users of saved tensors'
+hooks demand. Where kernels cannot serve a backward pass, that of the composed form is taken.
 """
 
 from __future__ import annotations
@@ -41,39 +41,35 @@ class Computation(Generic[Arguments]):
 
     def __call__(self, given: Arguments, *others: Any) -> Any:
         """The results, with a graph."""
-        return _Function.apply(self, others, *given)  # type: ignore[no-untyped-call]
+        return _Function.apply(*given, self, others)  # type: ignore[no-untyped-call]
 
 
 class _Function(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, computation: Computation[Any], others: tuple[Any, ...], *arguments: Any
-    ) -> Tensors:
-        tensors, ctx.options = computation.fields.unpack(arguments)
+    def forward(ctx: Any, *arguments: Any) -> Tensors:
+        *_, computation, others = arguments
+        given, _ = computation.fields.split(arguments)
         ctx.set_materialize_grads(False)
         ctx.computation, ctx.others = computation, others
-        results, kept = computation.forward(computation.fields.pack(arguments, ()), *others)
-        ctx.save_for_backward(*tensors, *kept)
-        return results
+        results, kept = computation.forward(given, *others)
+        computation.fields.keep(ctx, given, *kept)
+        return results  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *dresults: Tensor | None) -> tuple[Any, ...]:
-        computation, options, others = ctx.computation, ctx.options, ctx.others
+        computation, others = ctx.computation, ctx.others
         fields = computation.fields
-        saved = ctx.saved_tensors
-        tensors = fields.tensors(saved)
+        given, kept = fields.kept(ctx)
+        tensors, options = fields.unpack(given)
         with without_autocast(tensors[0].device):
             if torch.is_grad_enabled() or way_back(*dresults) is not Way.KERNELS:
                 found = gradients(
                     lambda *given: computation.composed(fields.pack(given, options), *others),
                     tensors,
-                    fields.tensors(ctx.needs_input_grad[2:]),
+                    fields.tensors(ctx.needs_input_grad),
                     dresults,
                 )
-                return (None, None, *found, *[None] * len(options))
-            given, kept = fields.pack(tensors, options), fields.options(saved)
-            return (
-                None,
-                None,
-                *fields.gradients(computation.backward(given, kept, dresults, *others)),
-            )
+                found = (*found, *[None] * len(options))
+            else:
+                found = fields.gradients(computation.backward(given, kept, dresults, *others))
+        return (*found, None, None)

@@ -1,4 +1,4 @@
-"""The parts that an op on sequences of channels falls into, where threads are to have one each."""
+"""Divides an op over the channels of some sequences into parts, one for each thread."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ def divided(
     Sequences are told apart before channels: they share less. Channels ``i * channels / groups``
     and on belong to group ``i``.
     """
+    if threads == 1:
+        return [Part(slice(0, batch), slice(0, channels), slice(0, groups))]
     sequences = runs(batch, min(threads, batch))
     among = max(1, min(-(-threads // len(sequences)), channels // max(1, fewest)))
     parts = []

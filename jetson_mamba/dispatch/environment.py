@@ -1,7 +1,7 @@
-"""Whatever is set elsewhere but decides the numbers of a call, in one place.
+"""The settings outside a call that decide its numbers, such as those of ``torch.backends``.
 
-What was made of one call serves another only where all of this is as it was: how products are
-rounded, what must be deterministic, autocast, the backends that are named. Each torch has other
+What is remembered of one call may serve another only where all of them are the same: how products
+are rounded, what must be deterministic, autocast, the backends that are named. Each torch has other
 settings and other ways to ask for them, and some ways raise once another has been used
 (``torch.get_float32_matmul_precision`` after ``torch.backends.cuda.matmul.fp32_precision = ...``).
 So each is asked for by the function that the setting itself is made of, where there is that

@@ -1,6 +1,6 @@
 """The arguments of an op as a NamedTuple, taken apart by what its fields are said to be.
 
-Autograd knows arguments by their places, tensors apart from the rest. Which
+Autograd and ``torch.library`` know arguments by their places, tensors apart from the rest. Which
 place is whose is said here once, by the names of the fields, so that one more shifts none.
 """
 
@@ -13,6 +13,8 @@ from torch import Tensor
 
 Arguments = TypeVar("Arguments", bound=Tuple[Any, ...])
 Tensors = Tuple[Optional[Tensor], ...]
+# Of an annotation, what a schema of torch.library says.
+_TYPES = {"str": "str", "torch.dtype": "ScalarType"}
 
 
 class Fields(Generic[Arguments]):
@@ -27,13 +29,19 @@ class Fields(Generic[Arguments]):
     def __init__(self, kind: type[Arguments]) -> None:
         self._kind: Any = kind
         annotations = kind.__annotations__.values()
-        are = ["Tensor" in str(getattr(each, "__forward_arg__", each)) for each in annotations]
+        self._annotations = [str(getattr(each, "__forward_arg__", each)) for each in annotations]
+        are = ["Tensor" in each for each in self._annotations]
         count = sum(are)
         if not all(are[:count]):
             raise TypeError(f"{kind.__name__}: expected its tensors before all else, found {are}")
         self.count = len(are)
         self.tensors = itemgetter(slice(count))
         self.options = itemgetter(slice(count, None))
+
+    @property
+    def schema(self) -> str:
+        """The fields as the arguments of an operator of ``torch.library``."""
+        return ", ".join(map(_argument, self._kind._fields, self._annotations))
 
     def unpack(self, given: Arguments) -> tuple[Tensors, tuple[Any, ...]]:
         """The tensors, and the options."""
@@ -48,6 +56,22 @@ class Fields(Generic[Arguments]):
         """The fields out of a sequence that begins with them, and the rest of it."""
         return self._kind(*arguments[: self.count]), arguments[self.count :]
 
+    def keep(self, ctx: Any, given: Arguments, *others: Tensor | None) -> None:
+        """Keep arguments for the backward pass of an autograd function, and tensors with them."""
+        tensors, ctx.options = self.unpack(given)
+        ctx.save_for_backward(*tensors, *others)
+
+    def kept(self, ctx: Any) -> tuple[Arguments, tuple[Any, ...]]:
+        """What :meth:`keep` kept: the arguments, and the others."""
+        # Once: each look unpacks all of them again.
+        saved = ctx.saved_tensors
+        return self.pack(self.tensors(saved), ctx.options), self.options(saved)
+
     def gradients(self, found: Mapping[str, Tensor | None]) -> Tensors:
         """One for each field in its place; None for an option, and where none was found."""
         return (*map(found.get, self._kind._fields),)
+
+
+def _argument(name: str, annotation: str) -> str:
+    kind, _, optional = annotation.partition(" | ")
+    return f"{_TYPES.get(kind, kind)}{'?' if optional else ''} {name}"

@@ -1,7 +1,7 @@
-"""What the modified copies hand over: the modules in which upstream launches its kernels.
+"""The modules of upstream that launch kernels, as the modified copies hand them over.
 
-An op that takes the place of a function of upstream is told whose, while the copy is imported; so
-no op looks for mamba_ssm by itself.
+An op may launch upstream's own kernels. A copy says where they are while it is imported, so no op
+looks for mamba_ssm by itself.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What calls remember: one kind of bounded memory, of which what was used least recently goes.
+"""A bounded memory for what calls remember, from which the least recently used goes first.
 
-A choice, a plan, a recording or a graph is remembered by whatever decides it, and whoever calls
-with ever new sizes would fill the memory of the machine with them. Nothing that is remembered may
-keep anything of the caller's alive; what it says something about can be named instead, and the
-entry goes with that.
+Choices, plans, recordings and graphs are kept in memories of this kind, each under a key of
+everything that decides it. The bound is for programs that call with ever new sizes. An entry must
+not keep an object of the caller's alive: it can name such objects instead, and is removed when one
+of them is freed.
 """
 
 from __future__ import annotations

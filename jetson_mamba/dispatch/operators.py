@@ -1,9 +1,9 @@
 """How an op becomes an operator of ``torch.library``, which a traced graph can hold.
 
-``torch.compile`` and ``torch.export`` trace tensor operations, and a backend is none: it launches
-kernels of its own. So each op has operators that stand for it in a graph, with a *fake*
-implementation that tells the results' shapes, and a formula for the gradient. Eager calls never
-pass through them: they reach the backend with less on the way.
+``torch.compile`` and ``torch.export`` trace tensor operations, and a backend is not made of them:
+it launches kernels of its own. So each op has operators that stand for it in a graph, with a *fake*
+implementation that tells the results' shapes, and a formula for the gradient. Eager calls do not
+use them: they reach the backend directly, which costs less.
 
 torch has what is needed from 2.4 on. With an earlier one nothing is defined, ``is_compiling`` is
 never true, and tracing ends at an op as it does at any function that it does not know.
@@ -11,8 +11,9 @@ never true, and tracing ends at an op as it does at any function that it does no
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
-from typing import Any, Callable, ContextManager
+from typing import Any, Callable, ContextManager, Dict
 
 import torch
 from torch import Tensor
@@ -125,10 +126,28 @@ def _decompose(operator: Any, decomposed: Callable[..., Any]) -> None:
         )
         return decomposed(*arguments, **keywords) if overridden else NotImplemented
 
+    operator.py_kernels = _Kernels(operator.py_kernels)
     operator.py_kernels.pop(_IMPLICIT, None)  # of an earlier import
     operator.py_impl(_IMPLICIT)(decomposition)
     if not operator._schema.is_mutable:
         _on_table[operator] = decomposition
+
+
+class _Kernels(Dict[Any, Any]):
+    """The Python kernels of an operator, without the decomposition while Inductor is imported.
+
+    It then takes torch's table of decompositions over, and refuses whatever is on that as an
+    operator to call.
+    """
+
+    def __contains__(self, key: object) -> bool:
+        return super().__contains__(key) and not (key == _IMPLICIT and _inductor_is_imported())
+
+
+def _inductor_is_imported() -> bool:
+    """Whether the module with Inductor's decompositions is being imported."""
+    module = sys.modules.get("torch._inductor.decomposition")
+    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
 
 
 def _mapped(operator: Any) -> Callable[..., Any]:

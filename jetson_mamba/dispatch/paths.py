@@ -10,10 +10,10 @@ something around it looks at tensors otherwise than by their numbers:
   or knows none but torch's own (``torch.jit.trace`` and the exporter built on it) is given the
   *composed* form, plain tensor operations.
 
-Upstream's functions wrap a ``torch.autograd.Function``. They are gone past on those two ways, and
-where no gradient is recorded: then the *inference path* does the work of the forward pass and
-nothing else. ``JETSON_MAMBA_INFERENCE=off``, read when this module is imported, or
-:func:`inference_path` switch that off.
+Upstream's functions wrap a ``torch.autograd.Function``. The ways by operators and by the composed
+form do not enter it, nor does a call that records no gradient: that one takes the *inference path*,
+which does the work of the forward pass and nothing else. ``JETSON_MAMBA_INFERENCE=off``, read when
+this module is imported, or :func:`inference_path` switch that off.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import os
 import warnings
 from contextlib import contextmanager
 from enum import Enum
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Callable, Iterator
 
@@ -94,6 +95,24 @@ _is_batched: Callable[[Tensor], bool] = getattr(
 )
 
 
+def _finds_batches() -> Callable[[], bool]:
+    """A function that says whether there may be such a batch: one call, whatever the tensors."""
+    keys: Any = torch._C
+    parse = getattr(keys, "_parse_dispatch_key", None)
+    is_included = getattr(keys, "_dispatch_tls_is_dispatch_key_included", None)
+    if parse is None or is_included is None:
+        return lambda: True
+    try:
+        found: Callable[[], bool] = partial(is_included, parse("VmapMode"))
+        found()
+    except (RuntimeError, TypeError):
+        return lambda: True
+    return found
+
+
+_may_be_batched = _finds_batches()
+
+
 def is_batched(*tensors: Any) -> bool:
     """Whether one of these is a batch that ``torch.autograd`` hides from what it calls.
 
@@ -138,7 +157,7 @@ def way_back(*tensors: Tensor | None) -> Way:
     of this package.
     """
     found = way(*tensors)
-    if found is _KERNELS:
+    if found is _KERNELS and _may_be_batched():
         for tensor in tensors:
             if tensor is not None and _is_batched(tensor):
                 return _COMPOSED
@@ -196,4 +215,4 @@ def without_gradients(*tensors: Tensor | None) -> bool:
 
 def through_autograd(*tensors: Tensor | None) -> bool:
     """Whether a call is to go through upstream's autograd function."""
-    return way(*tensors) is _KERNELS and (not _inference or torch.is_grad_enabled())
+    return (not _inference or torch.is_grad_enabled()) and way(*tensors) is _KERNELS

@@ -1,10 +1,10 @@
-"""Modules that a fused call goes past: which of them have to be called.
+"""Finds modules that have to be called, though a fused call is given their weights.
 
-``mamba_inner_fn`` and ``mamba_split_conv1d_scan_combined`` are given the weights of projections
-and of a norm, not the modules. That is the same for a ``torch.nn.Linear`` that is nothing else. An
-adapter in its place, a hook, a parametrization, a quantised, sharded or offloaded weight does what
-it does when the *module is called*. The weights do not tell; the module that calls does, and it is
-``self`` of a function that is running. So a fused call looks who called it:
+``mamba_inner_fn`` and ``mamba_split_conv1d_scan_combined`` are given the weights of projections and
+of a norm, not the modules. For a plain ``torch.nn.Linear`` that makes no difference. But an adapter
+in its place, a hook, a parametrization, a quantised, sharded or offloaded weight takes effect only
+when the *module is called*. The weights do not tell which module they are of; the block that calls
+does, and it is ``self`` of a function that is running. So a fused call looks who called it:
 
 * Where everything is plain, it goes on, some 1 us later.
 * Else it computes up to the projection and calls the module.
@@ -74,6 +74,7 @@ def is_plain(module: nn.Module | None) -> bool:
         return True
     kind = type(module)
     attributes = module.__dict__
+    parameters = attributes["_parameters"]
     known = kind.forward is _FORWARD if kind is _LINEAR else kind.__module__.startswith(_KNOWN)
     return (
         known
@@ -82,7 +83,8 @@ def is_plain(module: nn.Module | None) -> bool:
         and not attributes["_backward_hooks"]
         and not attributes["_backward_pre_hooks"]
         and "forward" not in attributes
-        and type(attributes["_parameters"].get("weight")) in _TENSORS
+        and "weight" in parameters
+        and type(parameters["weight"]) in _TENSORS
         and not (_HOOKS or _PRE_HOOKS or _BACKWARD_HOOKS or _BACKWARD_PRE_HOOKS)
     )
 
@@ -179,7 +181,8 @@ def _found(owner: nn.Module, weights: dict[str, Any]) -> Modules | None:
         if weight is None:
             continue
         module = modules.get(name)
-        if module is None or module._parameters.get("weight") is not weight:
+        parameters = {} if module is None else module._parameters
+        if "weight" not in parameters or parameters["weight"] is not weight:
             module = _holder(modules, name, weight)
         if module is None:
             continue

@@ -1,4 +1,4 @@
-"""Leads the calls of a function that launches kernels of upstream past them where they cannot run.
+"""Sends calls of functions that launch upstream's kernels to an op where those cannot run.
 
 A modified copy wraps such a function when the module is complete: what it defines, and the
 source that Triton reads, stay upstream's own.

@@ -1,7 +1,7 @@
 """Whether upstream's Triton kernels can run on a device, found out once for each device.
 
-Where they should, a small kernel is launched first: a Triton whose compiler knows the GPU not, or
-that finds no driver or C compiler, is one that runs nothing, and every op goes its other way.
+On a device that they are made for, a small kernel is launched first. Where that fails, as it does
+if Triton's compiler does not know the GPU or finds no C compiler, no op uses Triton.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ def triton_runs_on(device: torch.device) -> bool:
     return _answers.find(device) if answer is None else answer
 
 
+# While a graph is traced this is run, and not looked into: it may be the first to ask.
+triton_runs_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def counts_while_compiling(kind: str) -> bool:
     """Whether a graph that is traced for a kind of device may launch Triton kernels.
 
@@ -45,7 +49,7 @@ def counts_while_compiling(kind: str) -> bool:
     return triton_runs_on(torch.device("cuda", torch.cuda.current_device()))
 
 
-# While a graph is traced this is run, and not looked into.
+# As above.
 counts_while_compiling._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

@@ -236,81 +236,63 @@ class _Backward:
 
 def _keep(ctx: Any, inputs: Sequence[Any]) -> None:
     """Save what the function has saved, and of the tensors it was given those that it has not."""
-    own = ctx.to_save or ()
-    saved = [*own]
-    places = {id(tensor): place for place, tensor in enumerate(own)}
-    given: list[Any] = []
+    saved = [*(ctx.to_save or ())]
+    own, given = len(saved), [*inputs]
+    # By the numbers of arguments: the place of a saved tensor, the version of one that is held.
+    places: dict[int, int] = {}
+    versions: dict[int, int | None] = {}
     device = None
-    for each in inputs:
+    for number, each in enumerate(inputs):
         kind = type(each)
+        if kind in _NO_TENSORS:
+            continue
         if kind is not Tensor and kind is not Parameter and not isinstance(each, Tensor):
-            given.append(each)
             continue
         if device is None:
             device = each.device
-        place = places.get(id(each))
-        if place is not None:
-            given.append(_Saved(place))
-        elif kind is Parameter or _is_owned(each):
+        if (
+            kind is Parameter
+            or (each.is_leaf and each.requires_grad)
+            or (kind is not Tensor and isinstance(each, Parameter))
+        ):
             # Its owner keeps it anyway. Saved, it must not change until the backward pass, which
             # the function itself does not ask for.
-            given.append(_Leaf(each))
+            try:
+                versions[number] = each._version
+            except RuntimeError:  # made in inference mode, which counts nothing
+                versions[number] = None
+            continue
+        given[number] = None
+        for place, tensor in enumerate(saved):
+            if tensor is each:
+                places[number] = place
+                break
         else:
-            given.append(_Saved(len(saved)))
-            places[id(each)] = len(saved)
-            saved.append(each)
+            places[number] = len(saved)
+            saved += (each,)
     ctx.save_for_backward(*saved)
-    ctx._own = len(own)
-    ctx._given = given
+    ctx._own, ctx._given, ctx._places, ctx._versions = own, given, places, versions
     ctx._autocast = None if device is None else (device.type, autocast_dtype(device))
 
 
-def _is_owned(tensor: Tensor) -> bool:
-    return isinstance(tensor, Parameter) or (tensor.is_leaf and tensor.requires_grad)
-
-
-class _Saved:
-    """An argument that is the saved tensor of a ``place``."""
-
-    __slots__ = ("place",)
-
-    def __init__(self, place: int) -> None:
-        self.place = place
-
-
-class _Leaf:
-    """An argument that is held as it is, with the version that it had."""
-
-    __slots__ = ("tensor", "version")
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-        self.version: int | None = None
-        try:  # noqa: SIM105 - a context costs several times as much
-            self.version = tensor._version
-        except RuntimeError:  # made in inference mode, which counts nothing
-            pass
-
-    def as_it_was(self) -> Tensor:
-        if self.version is not None and self.tensor._version != self.version:
-            raise RuntimeError(
-                "one of the variables needed for gradient computation has been modified by an "
-                f"inplace operation: [{self.tensor.type()} {list(self.tensor.shape)}] is at "
-                f"version {self.tensor._version}; expected version {self.version} instead"
-            )
-        return self.tensor
+# As a function is given them; any other kind is asked.
+_NO_TENSORS = frozenset((type(None), bool, int, float, str))
 
 
 def _given(ctx: Any, saved: Sequence[Tensor | None]) -> list[Any]:
     """The arguments of the forward pass."""
-    return [
-        saved[each.place]
-        if isinstance(each, _Saved)
-        else each.as_it_was()
-        if isinstance(each, _Leaf)
-        else each
-        for each in ctx._given
-    ]
+    given = [*ctx._given]
+    for number, place in ctx._places.items():
+        given[number] = saved[place]
+    for number, version in ctx._versions.items():
+        tensor = given[number]
+        if version is not None and tensor._version != version:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an "
+                f"inplace operation: [{tensor.type()} {list(tensor.shape)}] is at "
+                f"version {tensor._version}; expected version {version} instead"
+            )
+    return given
 
 
 def _as_forward(autocast: tuple[str, torch.dtype | None] | None) -> ContextManager[Any]:

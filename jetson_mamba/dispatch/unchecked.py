@@ -1,4 +1,4 @@
-"""Serves functions whose text is that of no release, where their own code cannot run.
+"""Calls an op in place of a function of unknown text, only where its own code cannot run.
 
 Such a function may compute something else than the op of its name, so its own code runs wherever
 Triton has kernels for the device. Elsewhere the op serves, and one warning says so.

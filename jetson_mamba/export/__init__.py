@@ -1,4 +1,4 @@
-"""A model leaves Python: ONNX files that are compared with it before they are left behind.
+"""Exports models as ONNX files, each compared with its model before it is left behind.
 
 ``jetson_mamba.export.onnx`` writes a model, ``jetson_mamba.export.step`` a block or a language
 model that is called token by token with its states. They need what the extra ``export`` brings and

@@ -1,7 +1,7 @@
 """A model as an ONNX graph in which each recurrence is still one node.
 
-So a model is traced once, and its forms are written afterwards: each in a moment, and several for
-a choice. What a form does not know is decomposed into torch's own operations before.
+So a model is traced once, and each form is then written from the graph in a moment. What a form
+does not serve is decomposed into torch's own operations before that.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from torch import Tensor
 from jetson_mamba.dispatch.operators import decompositions
 from jetson_mamba.errors import CannotRun
 from jetson_mamba.ops.causal_conv1d import decomposed as convolution
+from jetson_mamba.ops.selective_scan.contract import SCAN, Scan
+from jetson_mamba.ops.ssd.library import ScanArguments
 
 DOMAIN = "jetson_mamba"
 
@@ -143,10 +145,9 @@ def _convolution(
     )
 
 
-def _scan(*arguments: Any) -> Sequence[Tensor]:
+def _scan(scan: Scan) -> Sequence[Tensor]:
     """Output and last state (batch, dim, dstate)."""
-    *tensors, delta_softplus = arguments
-    u, _, A = tensors[:3]
+    u, A = scan.u, scan.A
     if A.is_complex():
         raise CannotRun(
             "A: expected real numbers, found complex ones, which ONNX does not have; export a "
@@ -154,21 +155,21 @@ def _scan(*arguments: Any) -> Sequence[Tensor]:
         )
     return _placeholder(
         "selective_scan",
-        tensors,
-        {"delta_softplus": int(delta_softplus), "longest": _longest(u.shape[2])},
+        SCAN.tensors(scan),
+        {"delta_softplus": int(scan.delta_softplus), "longest": _longest(u.shape[2])},
         [(u.dtype, u.shape), (A.dtype, (u.shape[0], *A.shape))],
     )
 
 
 def _scan_output(*arguments: Any) -> Tensor:
-    return _scan(*arguments)[0]
+    return _scan(Scan(*arguments))[0]
 
 
 def _scan_rows(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """As the operator: of the rows of ``x`` the last one holds the last state, and no other any."""
-    *of, rows = arguments
-    u, A, z = of[0], of[2], of[6]
-    out, last = _scan(*of[:6], None, *of[7:])
+    scan, (rows,) = SCAN.split(arguments)
+    u, A, z = scan.u, scan.A, scan.z
+    out, last = _scan(scan._replace(z=None))
     if z is None:
         out_z = out.new_empty(0)
     else:
@@ -189,21 +190,21 @@ def _longest(size: Any) -> int:
 
 
 def _ssd(*arguments: Any) -> Sequence[Tensor]:
-    x, dt, A, B, C, D, dt_bias, initial_states, seq_idx, *options = arguments
-    _, dt_softplus, dt_least, dt_most, *state_dtype = options
-    if seq_idx is not None or (state_dtype and state_dtype[0] is not None):
+    given = ScanArguments(*arguments)
+    if given.seq_idx is not None or given.state_dtype is not None:
         found: Sequence[Tensor] = decompositions()[torch.ops.jetson_mamba.ssd_scan.default](
             *arguments
         )
         return found
-    state = (x.shape[0], *x.shape[2:], B.shape[3])
+    x, A = given.x, given.A
+    state = (x.shape[0], *x.shape[2:], given.B.shape[3])
     return _placeholder(
         "ssd_scan",
-        (x, dt, A, B, C, D, dt_bias, initial_states),
+        (x, given.dt, A, given.B, given.C, given.D, given.dt_bias, given.initial_states),
         {
-            "dt_softplus": int(dt_softplus),
-            "dt_least": float(dt_least),
-            "dt_most": min(float(dt_most), math.inf),
+            "dt_softplus": int(given.dt_softplus),
+            "dt_least": float(given.dt_least),
+            "dt_most": min(float(given.dt_most), math.inf),
         },
         [(x.dtype, x.shape), (torch.promote_types(A.dtype, torch.float32), state)],
     )

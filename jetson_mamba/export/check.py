@@ -1,4 +1,4 @@
-"""Runs a file in ONNX Runtime at several sizes, and compares it with the model."""
+"""Compares a file, run in ONNX Runtime at several sizes, with its model."""
 
 from __future__ import annotations
 

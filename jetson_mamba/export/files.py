@@ -1,4 +1,4 @@
-"""From a model to a file: captured, written in a target's forms, compared, moved into place."""
+"""Writes a model to a file: captures it, writes a target's forms, compares, moves it into place."""
 
 from __future__ import annotations
 

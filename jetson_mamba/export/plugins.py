@@ -1,8 +1,8 @@
-"""The Python file that TensorRT reads beside a model with plugins: what they are, and their PTX.
+"""Writes the Python file that TensorRT reads beside a model with plugins.
 
-Whoever builds an engine imports the file before the model is parsed. It needs ``tensorrt`` alone,
-from 10.9 on, whose Python plugins may be compiled ahead. The engine holds the kernels, and needs
-neither the file nor Python.
+The file holds the plugins and their PTX. It is imported before the model is parsed, and needs
+``tensorrt`` alone, from 10.9 on, whose Python plugins may be compiled ahead. The engine that is
+built holds the kernels: it needs neither the file nor Python.
 """
 
 from __future__ import annotations

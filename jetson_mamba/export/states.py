@@ -1,4 +1,4 @@
-"""Models that are told their states and give them back, as a runtime calls them token by token.
+"""Models whose states are arguments, so that a runtime can call them token by token.
 
 A model of mamba_ssm keeps the states of its layers in a cache that it writes to. Here they are
 arguments and results, in one order: for each layer the convolution's, then the scan's.

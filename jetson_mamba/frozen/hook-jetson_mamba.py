@@ -1,4 +1,4 @@
-"""All of this package: what it imports by name, and the files that it reads."""
+"""Has PyInstaller take all of this package, since its imports by name cannot be seen."""
 
 from PyInstaller.utils.hooks import collect_data_files, collect_submodules
 

@@ -1,3 +1,3 @@
-"""mamba_ssm as source: copies are made of it, and Triton reads it."""
+"""Has PyInstaller take mamba_ssm as source, of which copies are made."""
 
 module_collection_mode = "py"

@@ -1,10 +1,9 @@
 """The modified copy of a target: bundled in the wheel, kept in the user's cache, or made here.
 
-A copy is found by a key, the digest of the source that is installed, of the modules beside it that
-decide what it computes, of the overrides and of the code that applies them, so that it can never be
-used for another text. It is a real file wherever
-one can be written; otherwise it is handed over in memory, and tracebacks and ``inspect`` read
-it from its loader.
+A copy is found by a key: the digest of the source that is installed, of the modules beside it that
+decide what it computes, of the overrides and of the code that applies them. So it can never be used
+for another text. It is a real file wherever one can be written; otherwise it is handed over in
+memory, and tracebacks and ``inspect`` read it from its loader.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any, Collection, Iterator, NamedTuple
 
 from jetson_mamba import cache, overrides
 from jetson_mamba.errors import LeftOut, Refused
-from jetson_mamba.hook.finder import TARGETS
+from jetson_mamba.finder import TARGETS
 from jetson_mamba.texts import Texts, digest_beside
 
 TYPE_CHECKING = False
@@ -274,6 +273,4 @@ def _with_notice(target: str, source: bytes, rewritten: Rewritten) -> str:
     )
     # A copy in which nothing changed is kept to know that, and is not run.
     text = rewritten.text if rewritten.applied else ""
-    if not text.endswith(("\n", "\r")):
-        text += end
     return text + end.join(notice)

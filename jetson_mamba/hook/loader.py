@@ -1,7 +1,8 @@
-"""What an import of a target goes through: its spec, and the loader that runs the modified copy.
+"""The loader that runs a modified copy in the place of a target.
 
-The finder alone imports this module, the first time while the import system waits for it: whoever
-else did in another thread could hold what it needs, and wait for it in turn.
+Only the finder imports this module, the first time while an import is under way. Were it imported
+elsewhere, two threads could wait for each other: each would hold the lock of a module that the
+other needs.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from types import ModuleType
 from typing import Any, Sequence
 
-from jetson_mamba.hook.finder import TARGETS, Finder, is_a, loader_of
+from jetson_mamba.finder import TARGETS, Finder, is_a, loader_of
 
 # Without any of these words a text of another package is none of mamba-ssm.
 WORDS = (b"selective_scan_cuda", b"causal_conv1d", b"triton", b"mamba")

@@ -1,4 +1,4 @@
-"""What the hook of this process is at a moment, for whoever reports it."""
+"""A snapshot of the hook of this process, for reports."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import sys
 from typing import Mapping, NamedTuple
 
 import jetson_mamba
-from jetson_mamba.hook.finder import of_this_process
+from jetson_mamba.finder import of_this_process
 
 
 class Hook(NamedTuple):
     """The hook: ``mode`` is what it was activated with, ``activated_by`` None where it is not.
 
     ``before`` are the finders that are asked for a module before it is. ``outcomes`` says what
-    became of each target when it was last imported: see :class:`~jetson_mamba.hook.finder.Finder`.
+    became of each target when it was last imported: see :class:`~jetson_mamba.finder.Finder`.
     """
 
     active: bool

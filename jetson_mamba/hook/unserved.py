@@ -1,11 +1,10 @@
-"""Runs a target that is left as it is installed, and tells why where it then lacks an extension.
+"""Runs a target for which there is no modified copy.
 
-So is a copy in which an import of an extension is left.
-
-Upstream binds what it imports from an extension to None where it cannot be imported, and fails
-at the first call, of a ``'NoneType' object is not callable`` or an assertion. Which of its paths
-needs an extension only it knows, so the names stay None; an error that comes of one of them is
-raised again with both facts: the extension that is missing, and why no copy does without it.
+Upstream binds what it imports from an extension to None where that cannot be imported. The first
+call then fails with ``'NoneType' object is not callable`` or an assertion. Only upstream knows
+which of its paths need the extension, so the names stay None. But an error that comes of one of
+them is raised again with both facts: which extension is missing, and why there is no copy that does
+without it. A copy in which an import of an extension is left is run in the same way.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import inspect
 from types import CodeType, FunctionType, ModuleType, TracebackType
 from typing import Any, Callable, Iterator
 
-from jetson_mamba.hook.finder import EXTENSIONS
+from jetson_mamba.finder import EXTENSIONS
 
 # What upstream binds, for a module whose source cannot be had.
 NAMES = (

@@ -1,4 +1,4 @@
-"""Where nothing can be installed: how to have an environment of one's own that sees torch."""
+"""How to make an environment that sees the torch of the system, where nothing can be installed."""
 
 from __future__ import annotations
 

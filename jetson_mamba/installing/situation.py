@@ -1,4 +1,4 @@
-"""What the installer finds: the machine, its Python, its torch, and what is installed beside it."""
+"""Finds out what the installer has to fit in with, such as the torch that is installed."""
 
 from __future__ import annotations
 

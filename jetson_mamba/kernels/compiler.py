@@ -1,12 +1,13 @@
 """The package's CUDA C++ on its way from source, by NVRTC, to launches on torch's streams.
 
-NVRTC and the driver are reached through NVIDIA's ``cuda-bindings`` and ``cuda-core``: nothing
-here is compiled against torch, so no ABI can mismatch. A kernel is specialised by preprocessor
-definitions, compiled to machine code of one architecture, and kept in the user's cache under
-the digest of all that went into it. Neither package is imported before a kernel is asked for.
+NVRTC and the driver are reached through NVIDIA's ``cuda-bindings`` and ``cuda-core``
+(``through_packages.py``) or, where these are not installed or do not fit torch's CUDA, as the
+libraries that they are (``through_libraries.py``): nothing here is compiled against torch, so no
+ABI can mismatch. A kernel is specialised by preprocessor definitions, compiled to machine code of
+one architecture, and kept in the user's cache under the digest of all that went into it.
 
-Two conventions bind the sources to a :class:`Launch`: every integer and pointer parameter of a
-kernel is 64 bits wide (``long long``, ``T*``), because that is how ``cuda.core`` passes Python's
+Two conventions bind the sources to a :class:`Launch`: every parameter of a kernel is an integer or
+a pointer of 64 bits (``long long``, ``T*``), because that is how ``cuda.core`` passes Python's
 ``int`` at the least cost; and every header is a file of this package, included by its plain name.
 """
 
@@ -16,20 +17,23 @@ import hashlib
 import pkgutil
 import re
 import sys
-import threading
-from importlib import import_module
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple, Union
 
 import torch
 
 from jetson_mamba import cache, forks
 from jetson_mamba.errors import Unavailable
+from jetson_mamba.kernels import through_libraries, through_packages
 
-OPTIONS = ("--std=c++17", "--ptxas-options=-v", "--device-as-default-execution-space")
+OPTIONS = ("--std=c++17", "--device-as-default-execution-space")
+# Says what a kernel takes; the first releases of NVRTC 11 do not know it.
+TELLING = "--ptxas-options=-v"
 CACHE_DIRECTORY = "cubins"
 # What a block may take of shared memory without being allowed more.
 SHARED_BYTES_OF_ALL = 48 * 1024
-OVERLAP = "programmatic_stream_serialization"
+# The first CUDA that the packages are for.
+FIRST_CUDA_OF_PACKAGES = 12
 
 
 class CompileError(RuntimeError):
@@ -46,41 +50,7 @@ class Compiled(NamedTuple):
     log: str
 
 
-class Kernel:
-    """A kernel that is loaded on one device."""
-
-    def __init__(self, cubin: bytes, entry: str, device_index: int) -> None:
-        core, driver = _cuda_core(), _driver()
-        with torch.cuda.device(device_index):
-            # The context must exist before a module is loaded into it.
-            torch.cuda.current_stream(device_index)
-            core.Device(device_index).set_current()
-            # Loading may allocate, which a capture in progress on this thread would forbid.
-            mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
-            before = _checked(driver.cuThreadExchangeStreamCaptureMode(mode))
-            try:
-                self._module = core.ObjectCode.from_cubin(cubin)
-                self.handle = self._module.get_kernel(entry)
-            finally:
-                _checked(driver.cuThreadExchangeStreamCaptureMode(before))
-        # cuda-core 1.0 has no such option, and GPUs before Hopper no such hardware.
-        is_able = torch.cuda.get_device_capability(device_index) >= (9, 0)
-        self.overlaps = is_able and hasattr(core.LaunchConfig, OVERLAP)
-        self._device_index = device_index
-
-    def allow(self, shared_bytes: int) -> None:
-        """Let blocks take this much of shared memory, where that is more than every block may."""
-        if shared_bytes <= SHARED_BYTES_OF_ALL:
-            return
-        driver = _driver()
-        _checked(
-            driver.cuKernelSetAttribute(
-                driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                shared_bytes,
-                driver.CUkernel(int(self.handle.handle)),
-                driver.CUdevice(self._device_index),
-            )
-        )
+Kernel = Union[through_packages.Kernel, through_libraries.Kernel]
 
 
 class Launch:
@@ -102,14 +72,11 @@ class Launch:
         overlapping: bool = False,
         shared_bytes: int = 0,
     ) -> None:
-        core = _cuda_core()
-        options = {OVERLAP: True} if overlapping and kernel.overlaps else {}
-        kernel.allow(shared_bytes)
-        self._start = core.launch
-        self._configuration = core.LaunchConfig(
-            grid=grid, block=block, shmem_size=shared_bytes, **options
+        if shared_bytes > SHARED_BYTES_OF_ALL:
+            kernel.allow(shared_bytes)
+        self._start, self._configuration, self._kernel = kernel.prepared(
+            grid, block, shared_bytes, overlapping
         )
-        self._kernel = kernel.handle
 
     def __call__(self, stream: Any, *arguments: int) -> None:
         """Start the kernel on a stream of :func:`current_stream`, and return at once.
@@ -126,26 +93,16 @@ def current_device() -> int:
 
 def current_stream(device_index: int) -> Any:
     """torch's current stream of its current device, as a :class:`Launch` takes it."""
-    if not hasattr(_thread, "ready"):
-        # torch makes a context current in a thread lazily; the driver needs one.
-        _cuda_core().Device(device_index).set_current()
-        _thread.ready = True
-    handle = torch._C._cuda_getCurrentRawStream(device_index)
-    stream = _streams.get((device_index, handle))
-    if stream is None:
-        stream = _streams[device_index, handle] = _cuda_core().Stream.from_handle(handle)
-    return stream
+    return _driver().current_stream(device_index)
 
 
-_thread = threading.local()
-_streams: dict[tuple[int, int], Any] = {}
 _lock = forks.lock(sys.modules[__name__], "_lock")
 _loaded: dict[tuple[str, str, tuple[tuple[str, str], ...], int], Kernel] = {}
 
 
 def require() -> None:
-    """Raise :class:`Unavailable` where ``cuda-core`` or NVRTC is missing."""
-    _cuda_core()
+    """Raise :class:`Unavailable` where NVRTC, or a way to the driver, is missing."""
+    _driver()
     _nvrtc()
 
 
@@ -154,7 +111,7 @@ def load(
 ) -> Kernel:
     """The kernel ``entry`` of a source, compiled for a device at its first use and remembered.
 
-    Raises :class:`Unavailable` where ``cuda-core``, NVRTC or a suitable device is missing, and
+    Raises :class:`Unavailable` where NVRTC, the driver or a suitable device is missing, and
     :class:`CompileError` where NVRTC refuses the source.
     """
     key = (source_name, entry, defines, device_index)
@@ -164,13 +121,22 @@ def load(
     with _lock:
         kernel = _loaded.get(key)
         if kernel is None:
-            _cuda_core()
+            driver = _driver()
             if torch.version.cuda is None or not torch.cuda.is_available():
                 raise Unavailable("this torch has no CUDA device")
             major, minor = torch.cuda.get_device_capability(device_index)
-            code = cubin(source_name, defines, f"sm_{major}{minor}")
-            kernel = _loaded[key] = Kernel(code, entry, device_index)
+            code = cubin(source_name, defines, architecture_of((major, minor)))
+            kernel = _loaded[key] = driver.Kernel(code, entry, device_index)
     return kernel
+
+
+def architecture_of(capability: tuple[int, int]) -> str:
+    """The architecture of a compute capability; of 9.0 with what no later one has.
+
+    NVRTC knows that from CUDA 12 on.
+    """
+    hopper = capability == (9, 0) and int(nvrtc_version().partition(".")[0]) >= 12
+    return f"sm_{capability[0]}{capability[1]}" + ("a" if hopper else "")
 
 
 def compile_source(
@@ -181,7 +147,7 @@ def compile_source(
     Raises :class:`Unavailable` where NVRTC is missing or does not know the architecture, and
     :class:`CompileError` where it refuses the source.
     """
-    code, log = _compile(source_name, defines, architecture)
+    code, log = _compile(source_name, defines, architecture, more=(TELLING,))
     return Compiled(code, *resources(log, entry), log)
 
 
@@ -200,36 +166,18 @@ def _compile(
     defines: tuple[tuple[str, str], ...],
     architecture: str,
     kind: str = "CUBIN",
+    more: tuple[str, ...] = (),
 ) -> tuple[bytes, str]:
     """The code and the log, which may be empty: NVRTC keeps results of its own."""
-    nvrtc = _nvrtc()
-    if architecture not in supported_architectures():
+    if architecture.rstrip("a") not in supported_architectures():
         raise Unavailable(f"NVRTC {nvrtc_version()} does not compile for {architecture}")
-    texts = sources(source_name)
-    headers = [name for name in texts if name != source_name]
-    program = _checked(
-        nvrtc.nvrtcCreateProgram(
-            texts[source_name],
-            source_name.encode(),
-            len(headers),
-            [texts[name] for name in headers],
-            [name.encode() for name in headers],
-        )
-    )
-    try:
-        options = [option.encode() for option in _options(defines, architecture)]
-        (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-        log = bytearray(_checked(nvrtc.nvrtcGetProgramLogSize(program)))
-        text = bytes(log)
-        _checked(nvrtc.nvrtcGetProgramLog(program, text))
-        message = text.rstrip(b"\0").decode(errors="replace")
-        if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-            raise CompileError(f"{source_name} for {architecture}: {message.strip() or status}")
-        code = bytes(_checked(getattr(nvrtc, f"nvrtcGet{kind}Size")(program)))
-        _checked(getattr(nvrtc, f"nvrtcGet{kind}")(program, code))
-    finally:
-        _checked(nvrtc.nvrtcDestroyProgram(program))
-    return code, message
+    headers = sources(source_name)
+    text = headers.pop(source_name)
+    options = [*_options(defines, architecture), *more]
+    code, log = _nvrtc().compile_text(source_name, text, headers, options, kind)
+    if code is None:
+        raise CompileError(f"{source_name} for {architecture}: {log.strip() or 'no reason given'}")
+    return code, log
 
 
 def resources(log: str, entry: str) -> tuple[int, int, int]:
@@ -264,13 +212,12 @@ def sources(source_name: str) -> dict[str, bytes]:
 
 def supported_architectures() -> frozenset[str]:
     """The architectures that the installed NVRTC compiles for, as ``sm_87``."""
-    return frozenset(f"sm_{number}" for number in _checked(_nvrtc().nvrtcGetSupportedArchs()))
+    return frozenset(f"sm_{number}" for number in _nvrtc().architectures())
 
 
 def nvrtc_version() -> str:
     """The release of the installed NVRTC, as ``13.0``."""
-    _status, major, minor = _nvrtc().nvrtcVersion()
-    return f"{major}.{minor}"
+    return str(_nvrtc().version())
 
 
 def cubin(source_name: str, defines: tuple[tuple[str, str], ...], architecture: str) -> bytes:
@@ -305,33 +252,27 @@ def _options(defines: tuple[tuple[str, str], ...], architecture: str) -> list[st
     ]
 
 
-def _checked(result: tuple[Any, ...]) -> Any:
-    """The value of a binding's ``(status, value)``; an error unless the status is success."""
-    status = result[0]
-    if int(status):
-        raise RuntimeError(f"{type(status).__name__}: {status.name}")
-    return result[1] if len(result) > 1 else None
-
-
-def _cuda_core() -> Any:
-    # A quarter of a second, paid only where a kernel is used.
-    try:
-        core = import_module("cuda.core")
-        for name in ("launch", "LaunchConfig", "ObjectCode", "Stream", "Device"):
-            getattr(core, name)
-    except (ImportError, AttributeError) as error:
-        raise Unavailable(f"cuda-core 1.0 or later is not installed ({error})") from error
-    return core
-
-
 def _driver() -> Any:
-    return import_module("cuda.bindings.driver")
+    """The module through which kernels are loaded and launched."""
+    return _first("require")
 
 
 def _nvrtc() -> Any:
-    try:
-        nvrtc = import_module("cuda.bindings.nvrtc")
-        nvrtc.nvrtcVersion()  # finds the library itself
-    except Exception as error:
-        raise Unavailable(f"NVRTC is not installed ({error})") from error
-    return nvrtc
+    """The module through which NVRTC is called."""
+    return _first("version")
+
+
+@lru_cache(maxsize=None)
+def _first(needed: str) -> Any:
+    """The first of the two modules whose function of this name finds what it needs."""
+    cuda = torch.version.cuda
+    are_for_it = cuda is None or int(cuda.partition(".")[0]) >= FIRST_CUDA_OF_PACKAGES
+    reasons = []
+    for module in (through_packages, through_libraries)[0 if are_for_it else 1 :]:
+        try:
+            getattr(module, needed)()
+        except Unavailable as reason:
+            reasons.append(str(reason))
+        else:
+            return module
+    raise Unavailable("; ".join(reasons))

@@ -18,6 +18,8 @@ extern "C" __global__ void __launch_bounds__(THREADS* ROWS) norm_forward(
     const long long row = blockIdx.x * static_cast<long long>(ROWS) + threadIdx.y;
     const long long first = blockIdx.y * group64;
     const bool is_row = row < rows;
+    wait_for_the_kernel_before();
+    let_the_next_kernel_start();
     float values[ELEMENTS] = {};
     Run<INPUT> gates[GATE == 1 ? ROUNDS : 1];
     if (is_row) {

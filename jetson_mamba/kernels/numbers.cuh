@@ -169,6 +169,30 @@ struct alignas(COUNT * sizeof(T) < 4 ? 4 : COUNT * sizeof(T)) Packed {
     }
 };
 
+// What a kernel reads but once: past the L1 cache, and no sooner or later than it says.
+template <typename T, int COUNT>
+__device__ __forceinline__ void load_once(Packed<T, COUNT>& packed, const T* address) {
+    if constexpr (Packed<T, COUNT>::bytes == 16)
+        asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(packed.words[0]), "=r"(packed.words[1]), "=r"(packed.words[2]),
+                       "=r"(packed.words[3])
+                     : "l"(address));
+    else
+        packed.load(address);
+}
+
+// Brings numbers, `count` of them in runs of COUNT, as near as the L2 cache, where every kernel sees
+// what is written meanwhile.
+template <int COUNT, typename T>
+__device__ __forceinline__ void fetch_ahead(const T* address, int count) {
+#if __CUDA_ARCH__ >= 900
+    if constexpr (COUNT * sizeof(T) % 16 == 0)
+        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;"
+                     :
+                     : "l"(address), "r"(count * static_cast<int>(sizeof(T))));
+#endif
+}
+
 // An address that is kept: the compiler would compute it again at each use, to save registers.
 template <typename T>
 __device__ __forceinline__ T* settled(T* address) {

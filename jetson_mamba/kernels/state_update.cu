@@ -8,10 +8,12 @@
 // (as Mamba-2 expands them), and so is the decay.
 //
 // With indices, batch element b uses state indices[b]; a negative one marks padding, whose output
-// is zero. Definitions: STATE, INPUT (x, z, B, C, out), STEP (dt), WEIGHT (A, D, dt_bias),
-// INDEX; SOFTPLUS, TIED, VECTOR, LANES, ROUNDS, ROWS, TILES, WARPS. Any strides; states of a row are
-// contiguous, as are those of B and C where VECTOR > 1. Within a batch element and head, offsets
-// are of 32 bits.
+// is zero. With LOGARITHM, A is -exp of what is given for it. With EARLY there are no indices, and
+// the kernel before writes no state and has itself waited: states are loaded while it drains.
+// Definitions: STATE, INPUT (x, z, B, C, out), STEP (dt), WEIGHT (A), SKIP (D), BIAS (dt_bias),
+// INDEX; SOFTPLUS, LOGARITHM, EARLY, TIED, VECTOR, LANES, ROUNDS, ROWS, TILES, WARPS. Any strides;
+// states of a row are contiguous, as are those of B and C where VECTOR > 1. Within a batch element
+// and head, offsets are of 32 bits.
 // Grid: (dim / rows of a block, nheads, batch).
 #include "numbers.cuh"
 
@@ -22,11 +24,16 @@ __device__ __forceinline__ float step_of(float raw) {
     return raw;
 }
 
+__device__ __forceinline__ float rate_of(WEIGHT given) {
+    if constexpr (LOGARITHM) return -expf(to_float(given));
+    return to_float(given);
+}
+
 extern "C" __global__ void __launch_bounds__(32 * WARPS) state_update(
     STATE* __restrict__ state, const INPUT* __restrict__ x, const STEP* __restrict__ dt,
     const WEIGHT* __restrict__ A, const INPUT* __restrict__ B, const INPUT* __restrict__ C,
-    const WEIGHT* __restrict__ D, const INPUT* __restrict__ z,
-    const WEIGHT* __restrict__ dt_bias, const INDEX* __restrict__ indices,
+    const SKIP* __restrict__ D, const INPUT* __restrict__ z,
+    const BIAS* __restrict__ dt_bias, const INDEX* __restrict__ indices,
     INPUT* __restrict__ out, long long batch, long long dim64, long long dstate64,
     long long heads_of_a_group, long long state_batch, long long state_head, long long state_row,
     long long x_batch, long long x_head, long long x_row, long long dt_batch, long long dt_head,
@@ -43,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) state_update(
     const int top = (blockIdx.x * WARPS + threadIdx.y) * OWN, own = top + thread;
     const bool has_own = thread < OWN && own < dim;
     const int row_stride = static_cast<int>(state_row);
-    wait_for_the_kernel_before();
+    if constexpr (!EARLY) wait_for_the_kernel_before();
     for (long long b = blockIdx.z; b < batch; b += gridDim.z) {
         INPUT* results = out + b * out_batch + head * out_head;
         const long long held = indices ? static_cast<long long>(indices[b]) : b;
@@ -69,12 +76,16 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) state_update(
         };
         Tile before, coming;
         load(before, 0);
+        if constexpr (EARLY) {
+            wait_for_the_kernel_before();
+            let_the_next_kernel_start();
+        }
         float input = 0.0f, gate = 0.0f, skip = 0.0f, step = 0.0f, rate = 0.0f;
         if (TIED || has_own) {
             const int row = TIED ? 0 : own;
             step = to_float(dt[b * dt_batch + head * dt_head + row * dt_row]);
             if (dt_bias) step += to_float(dt_bias[head * bias_head + row * bias_row]);
-            if constexpr (TIED) rate = to_float(A[head * A_head]);
+            if constexpr (TIED) rate = rate_of(A[head * A_head]);
         }
         if (has_own) {
             input = to_float(x[b * x_batch + head * x_head + own * x_row]);
@@ -123,8 +134,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) state_update(
                     for (int i = 0; i < VECTOR; ++i) {
                         float decay = tied_decay;
                         if constexpr (!TIED)
-                            decay = expf(step_here * to_float(A[head * A_head + row * A_row +
-                                                                (n + i) * A_state]));
+                            decay = expf(step_here * rate_of(A[head * A_head + row * A_row +
+                                                               (n + i) * A_state]));
                         after[i] = decay * before.runs[r][k].number(i) +
                                    written * entering[k][i];
                         sum += after[i] * reading[k][i];

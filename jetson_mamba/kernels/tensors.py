@@ -41,7 +41,15 @@ def index_of(device: torch.device) -> int:
     return torch.cuda.current_device() if device.index is None else device.index
 
 
-@lru_cache(maxsize=None)
+# Of a GPU, by its index, the multiprocessors that plans are made for where it is not all of them.
+planned_for: dict[int, int] = {}
+
+
 def processors(index: int) -> int:
-    """The multiprocessors of a GPU."""
+    """The multiprocessors of a GPU that plans are made for."""
+    return planned_for.get(index) or _all_processors(index)
+
+
+@lru_cache(maxsize=None)
+def _all_processors(index: int) -> int:
     return int(torch.cuda.get_device_properties(index).multi_processor_count)

@@ -18,7 +18,7 @@ from jetson_mamba.ops.causal_conv1d import (
     causal_conv1d_fn,
     causal_conv1d_update,
 )
-from jetson_mamba.ops.decoding import selective_state_update, several_tokens
+from jetson_mamba.ops.decoding import in_few_kernels, selective_state_update, several_tokens
 from jetson_mamba.ops.mamba3 import (
     apply_rotary_qk_inference_fwd,
     mamba3_mimo,
@@ -60,7 +60,8 @@ from jetson_mamba.ops.ssd import (
     mamba_split_conv1d_scan_combined,
     state_passing,
     state_passing_forward,
-    through_triton_autograd,
+    through_mixer_autograd,
+    through_scan_autograd,
     triton_runs_on,
 )
 from jetson_mamba.ops.swiglu import swiglu_backward, swiglu_forward
@@ -91,6 +92,7 @@ __all__ = [
     "forward_by_graph",
     "gated_norm_backward",
     "gated_norm_forward",
+    "in_few_kernels",
     "layer_norm_again",
     "layer_norm_fn",
     "layer_norm_linear_fn",
@@ -122,8 +124,9 @@ __all__ = [
     "swiglu_forward",
     "through_autograd",
     "through_inner_autograd",
+    "through_mixer_autograd",
     "through_norm_autograd",
-    "through_triton_autograd",
+    "through_scan_autograd",
     "triton_runs_on",
     "twice_differentiable",
     "unchecked",

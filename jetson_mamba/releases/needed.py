@@ -1,7 +1,7 @@
-"""How to bring what mamba_ssm imports, so that it goes with the torch and the pip that are there.
+"""Which releases of what mamba_ssm imports go with the torch that is there.
 
-The newest transformers switches an older torch off, and what it needs has no wheel that an old
-pip knows: who types the plain name gets what does not work.
+The newest transformers refuses an older torch, and what it needs has no wheel that an old pip
+knows. So ``pip install transformers`` alone may install one that does not work.
 """
 
 from __future__ import annotations

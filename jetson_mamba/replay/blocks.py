@@ -44,8 +44,9 @@ def forward_by_graph(forward: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(forward)
     def call(block: nn.Module, *given: Any, **named: Any) -> Any:
         if (
-            without_gradients()
-            and given
+            given
+            and captured.is_on_gpu(given[0])
+            and without_gradients()
             and captured.is_small(given[0], MOST_ELEMENTS)
             and not any(each is not None for each in given[1:])
             and not any(each is not None for each in named.values())
@@ -69,7 +70,8 @@ def step_by_graph(step: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(step)
     def call(block: nn.Module, hidden_states: Any, conv_state: Any, ssm_state: Any) -> Any:
         if (
-            without_gradients()
+            captured.is_on_gpu(hidden_states)
+            and without_gradients()
             and captured.is_small(hidden_states, MOST_ELEMENTS_OF_STEP)
             and type(conv_state) is type(ssm_state) is Tensor
         ):

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import sys
 from itertools import count
-from typing import Any, Callable, ContextManager, Hashable, NamedTuple, Optional, Tuple
+from typing import Any, Callable, ContextManager, Hashable, Iterable, NamedTuple, Optional, Tuple
 from weakref import WeakValueDictionary, ref
 
 import torch
@@ -64,7 +64,18 @@ class _Room:
         with torch.inference_mode(False):
             # In the order of their strides, without the gaps of a slice.
             self.tensors = tuple(torch.empty_like(x, requires_grad=False) for x in inputs)
-        self.bytes = sum(x.nbytes for x in self.tensors)
+        self.bytes = _bytes(self.tensors)
+        # Whose tensors these are for now: no one else's call may write them.
+        self.holder: ref[Any] | None = None
+
+    def is_free(self) -> bool:
+        """Whether nobody holds it."""
+        return self.holder is None or self.holder() is None
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    """What tensors take; Tensor.nbytes is there from torch 2.1 on."""
+    return sum(x.numel() * x.element_size() for x in tensors)
 
 
 class Memory:
@@ -152,7 +163,24 @@ class Captured:
         memory, key = self._memory, (self._number, kind)
         with memory.lock:
             graph = memory.kept.get(key) or self._captured(key, inputs, weights, options)
-            return graph.replay(inputs, kind.stream) if graph is not None else None
+            if graph is None or not graph.room.is_free():
+                return None
+            return graph.replay(inputs, kind.stream)
+
+    def held(
+        self, holder: object, inputs: tuple[Tensor, ...], weights: Weights, *options: Hashable
+    ) -> Held | None:
+        """The graph of such a call, for ``holder`` alone as long as it lives; None without one.
+
+        What is written is read and written where the graph has it, from the last call on.
+        """
+        kind = _kind(inputs, weights, options, self.written)
+        with self._memory.lock:
+            graph = None if kind is None else self._memory.kept.get((self._number, kind))
+            if kind is None or graph is None or not graph.room.is_free():
+                return None
+            graph.room.holder = ref(holder)
+        return Held(graph, kind, len(inputs) - self.written)
 
     def graphs(self) -> list[_Graph]:
         """Those of this function."""
@@ -183,6 +211,8 @@ class Captured:
             room = memory.read.get(place)
             if room is None:
                 room = memory.read[place] = _Room(inputs)
+            if not room.is_free():
+                return None
             with without_cached_casts(device):
                 graph = _capture(self._function, room, inputs, weights, options, self.written)
         except Exception as error:
@@ -222,15 +252,54 @@ class _Graph(NamedTuple):
 
     def replay(self, inputs: tuple[Tensor, ...], stream: int) -> tuple[Tensor, ...]:
         """The results for these inputs, in memory of their own, on their device's stream."""
-        _copy(self.read, inputs, self.as_bytes)
+        results = self.launched(inputs, stream)
+        if self.changed:
+            _copy_all([*inputs[-len(self.changed) :]], self.changed)
+        return results
+
+    def launched(self, inputs: tuple[Tensor, ...], stream: int) -> tuple[Tensor, ...]:
+        """The results; what is written lies where the graph has it.
+
+        The inputs may be the first ones alone: the others are what they were left as.
+        """
+        _copy(self.read[: len(inputs)], inputs, self.as_bytes)
         if torch._C._cuda_getDevice() == inputs[0].get_device():
             self.graph.launch(stream)
         else:
             with torch.cuda.device(inputs[0].get_device()):
                 self.graph.launch(stream)
-        if self.changed:
-            _copy_all([*inputs[-len(self.changed) :]], self.changed)
         return tuple([result.clone() for result in self.results])
+
+
+class Held:
+    """A graph whose written inputs stay where it has them, from call to call."""
+
+    def __init__(self, graph: _Graph, kind: _Kind, given: int) -> None:
+        self._graph = graph
+        self._kind = kind
+        self._given = given
+
+    @property
+    def written(self) -> tuple[Tensor, ...]:
+        """What the graph writes, as its last call left it."""
+        return self._graph.room.tensors[self._given :]
+
+    def launched(self, *inputs: Tensor) -> tuple[Tensor, ...] | None:
+        """The results for the inputs that are not written; None where a call is of another kind."""
+        kind = self._kind
+        if (
+            tuple([(type(x), x.shape, x.stride(), x.dtype, x.device) for x in inputs])
+            != kind.inputs[: self._given]
+            or _stream(inputs[0]) != kind.stream
+            or environment_key(inputs[0].device) != kind.environment
+        ):
+            return None
+        with MEMORY.lock:
+            return self._graph.launched(inputs, kind.stream)
+
+    def release(self) -> None:
+        """Let others have it."""
+        self._graph.room.holder = None
 
 
 def _copy(targets: list[Tensor], sources: tuple[Tensor, ...], as_bytes: bool) -> None:
@@ -313,7 +382,7 @@ def _capture(
                 if not torch.allclose(found, right, rtol=0, atol=0, equal_nan=True):
                     raise RuntimeError("the graph gives other results than the function")
         current.wait_stream(aside)
-    return _Graph(graph, results, read, changed, as_bytes, sum(x.nbytes for x in results), room)
+    return _Graph(graph, results, read, changed, as_bytes, _bytes(results), room)
 
 
 def _kind(
@@ -348,6 +417,11 @@ def _kind(
 def _are_shared(inputs: tuple[Tensor, ...], written: int) -> bool:
     """Whether an input that is written is another one too, of which a graph has a copy."""
     return written > 0 and len({x.data_ptr() for x in inputs}) < len(inputs)
+
+
+def is_on_gpu(first: object) -> bool:
+    """Whether this is a plain tensor on a GPU: the cheapest of what a graph asks for."""
+    return type(first) is Tensor and first.is_cuda
 
 
 def is_small(first: object, most_elements: int) -> bool:

@@ -23,6 +23,8 @@ _PLAIN: frozenset[Any] = frozenset((bool, int, float, str, torch.dtype, torch.de
 _TENSORS: frozenset[Any] = frozenset((Tensor, nn.Parameter, type(None)))
 # What every module has, of which some is looked at by itself and the rest says nothing here.
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
+# What mamba_ssm's generation leaves in a model, which no method of the model reads.
+_LEFT = {"_decoding_cache"}
 # Modules that keep what they are made of, and no more.
 _KNOWN = ("torch.nn.modules.", "mamba_ssm.")
 # How torch calls a module, which profilers and tracers put their own in place of.
@@ -70,6 +72,8 @@ class Read:
             # Such as running means, which trying the method out would update once more.
             if module.training and module._buffers:
                 raise Unknown
+        # Also where it stands for another of this package's making.
+        method = inspect.unwrap(method)
         names = method.__code__.co_names if isinstance(method, FunctionType) else ()
         called = [(kinds[0], name) for name in ("__call__", *names)]
         called += [(kind, name) for kind in kinds[1:] for name in ("__call__", "forward")]
@@ -91,7 +95,7 @@ class Read:
         self._modules = [ref(module) for module in modules]
         # A getter of two names or more gives a tuple.
         self._own = [
-            itemgetter("training", "training", *(vars(module).keys() - _OF_EVERY_MODULE))
+            itemgetter("training", "training", *(vars(module).keys() - _OF_EVERY_MODULE - _LEFT))
             for module in modules
         ]
         self._found = _copied(self._look(modules))

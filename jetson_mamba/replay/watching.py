@@ -10,7 +10,7 @@ from torch import nn
 from .captured import Captured
 from .noticing import Read, Unknown
 
-# A module that is called as it is may change, and is looked at again after so many calls.
+# A module that is called as it is may change, and is looked at again with so many calls.
 CALLS_UNTIL_ANOTHER_LOOK = 64
 
 
@@ -24,9 +24,11 @@ class Watching:
         self,
         read: Callable[[Any], Read],
         capture: Callable[[ref[nn.Module]], Captured],
+        calls_until_another_look: int = CALLS_UNTIL_ANOTHER_LOOK,
     ) -> None:
         self._read = read
         self._capture = capture
+        self._calls = calls_until_another_look
         self._modules: dict[int, _Watched] = {}
 
     def of(self, module: nn.Module, look: bool = True) -> Captured | None:
@@ -39,7 +41,9 @@ class Watching:
         if known is None or known.module() is not module or (look and not known.is_as_it_was()):
             forget = self._modules.pop
             watched = ref(module, lambda _: forget(number, None))
-            known = self._modules[number] = _Watched(watched, self._read, self._capture)
+            known = self._modules[number] = _Watched(
+                *(watched, self._read, self._capture, self._calls)
+            )
         return known.graphs
 
 
@@ -54,10 +58,11 @@ class _Watched:
         module: ref[nn.Module],
         read: Callable[[Any], Read],
         capture: Callable[[ref[nn.Module]], Captured],
+        calls: int,
     ) -> None:
         self.module = module
         self.graphs: Captured | None = None
-        self._calls_left = CALLS_UNTIL_ANOTHER_LOOK
+        self._calls_left = calls
         try:
             self._read = read(module())
         except Unknown:

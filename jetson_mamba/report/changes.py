@@ -12,8 +12,8 @@ import tokenize
 from dataclasses import dataclass
 
 from jetson_mamba.errors import CannotRun
+from jetson_mamba.finder import TARGETS
 from jetson_mamba.hook import copies
-from jetson_mamba.hook.finder import TARGETS
 from jetson_mamba.report import installed
 from jetson_mamba.report.status import LeftOut
 from jetson_mamba.rewrite import Refused

@@ -1,4 +1,4 @@
-"""What every document begins with: which keys it has, whose it is, and where it was made."""
+"""What every JSON document of the commands begins with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that is known of a machine, which ``doctor`` collects and ``findings`` judges."""
+"""The facts about a machine that ``findings`` judges."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from typing import Any
 
+from jetson_mamba.finder import TARGETS
 from jetson_mamba.hook import copies, snapshot
-from jetson_mamba.hook.finder import TARGETS
 from jetson_mamba.report.installed import module_file
 from jetson_mamba.report.status import Target, outcome_of, with_copy
 from jetson_mamba.rewrite import Refused

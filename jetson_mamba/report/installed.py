@@ -1,4 +1,4 @@
-"""What is installed where, read from files and metadata: nothing is imported to find out.
+"""Finds what is installed without importing any of it.
 
 Importing mamba_ssm takes seconds and may be what fails, so a report looks for modules as the
 import system would and goes no further.
@@ -16,7 +16,7 @@ from importlib import metadata
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any, Callable, NamedTuple, Sequence
 
-from jetson_mamba.hook.finder import is_a
+from jetson_mamba.finder import is_a
 
 
 class Distribution(NamedTuple):

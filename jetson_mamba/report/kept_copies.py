@@ -10,8 +10,8 @@ from typing import Iterator
 
 from jetson_mamba import cache, overrides
 from jetson_mamba.errors import CannotRun
+from jetson_mamba.finder import TARGETS
 from jetson_mamba.hook import copies
-from jetson_mamba.hook.finder import TARGETS
 from jetson_mamba.report import installed
 from jetson_mamba.report.folders import unwritable
 

@@ -1,4 +1,4 @@
-"""The board, its software, its GPUs and the interpreter, read from where the vendor puts them.
+"""Reads the board, its software, its GPUs, its interpreter from where the vendor puts them.
 
 Everything here works without torch. ``root`` is the top of the file system.
 """

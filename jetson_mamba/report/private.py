@@ -1,4 +1,4 @@
-"""Takes out of a report who wrote it: home folders and the name of the user in other paths."""
+"""Removes from a report whatever names its author, such as the path of a home folder."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Imports torch, the extensions and the ops in a process of their own, and says what happened.
+"""Imports torch, the extensions or the ops in a process of their own.
 
-A report must outlive what it reports on: an extension that was built for another torch may take
-its process with it. Torch is imported once, in a process that a report starts; each thing to be
-tried is then tried in a fork of that process, and leaves its findings in a file, or does not.
+A report must outlive what it reports on: an extension that was built for another torch may take its
+process with it. Torch is imported once, in a process that a report starts. Each thing to be tried
+is then tried in a fork of that process, which writes what it found to a file; where the fork ends
+before it does, that is what is reported.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import time
 import warnings
 from typing import Any, Callable, Sequence
 
-# What a report waits for: a first launch may compile kernels.
-SECONDS = 120.0
+# What a report waits for: a first launch may compile kernels, and a board is slow.
+SECONDS = 300.0
 START = (
     "import json, sys; path, tasks, folder = json.loads(sys.argv[1]); sys.path[:] = path; "
     "from jetson_mamba.report import probe; probe.main(tasks, folder)"

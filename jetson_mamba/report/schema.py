@@ -1,4 +1,4 @@
-"""The JSON Schema of a document, made from the classes of its data and what ``keys`` says.
+"""Makes the JSON Schema of a document from the classes of its data.
 
 The annotations are read as text, since they are written for later Pythons than the oldest.
 """

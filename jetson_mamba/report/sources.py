@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Iterator
 
-from jetson_mamba.hook.finder import TARGETS
+from jetson_mamba.finder import TARGETS
 from jetson_mamba.report.installed import module_file
 from jetson_mamba.rewrite import nodes
 

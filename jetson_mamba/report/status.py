@@ -13,8 +13,8 @@ from importlib.util import find_spec
 from typing import Any
 
 import jetson_mamba
+from jetson_mamba.finder import TARGETS, is_a, loader_of
 from jetson_mamba.hook import copies
-from jetson_mamba.hook.finder import TARGETS, is_a, loader_of
 from jetson_mamba.hook.snapshot import hook
 from jetson_mamba.rewrite import Refused
 from jetson_mamba.startup.files import StartupFile, installed

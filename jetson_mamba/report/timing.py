@@ -1,7 +1,7 @@
-"""How long a call takes on a device from a cold cache, and how fast the device copies.
+"""Measures how long a call takes on a device, from a cold cache.
 
-The rate of a copy, measured beside the calls, gives each call a floor: the fewest bytes that it
-has to move, at that rate.
+The rate at which the device copies, measured beside the calls, gives each call a floor: the fewest
+bytes that it has to move, at that rate.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Torch as it is installed: how it was built, and what it sees of the machine."""
+"""What torch says of how it was built, with the GPUs that it sees."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Imports mamba_ssm and runs a small block of each kind: what a program will do first.
+"""Runs a small block of each kind, as a program would.
 
-Whatever stands in the way shows here, whether or not anything else has an idea of it.
+Whatever would stop a program fails here too, also for a reason that no detector knows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Faults of mamba-ssm itself, which the overrides leave as they are, and a way around each.
+"""Faults of mamba-ssm itself that the overrides leave as they are, with a way around each.
 
 They are found in the text that is installed, so a release that has mended one does not show it.
 """

@@ -1,8 +1,9 @@
-"""Applies an override to source text and proves that nothing else changed.
+"""Turns the source of a target into its modified copy.
 
-An override is a list of edits. Those of its *core* serve every text that has what they replace;
-*ways past* upstream's functions are taken where the function is known to be what the op computes,
-and leave out nothing but themselves otherwise.
+An override is a list of edits. Those of its *core* serve every text that has what they replace.
+*Ways past* upstream's functions are each taken only where the function is known to be what the op
+computes. When all edits are made, the copy is compared with its source: any other difference
+refuses it.
 """
 
 from __future__ import annotations

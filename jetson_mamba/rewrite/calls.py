@@ -1,4 +1,4 @@
-"""The calls of the functions of extensions, and what they become."""
+"""The edit that replaces calls of an extension's functions."""
 
 from __future__ import annotations
 

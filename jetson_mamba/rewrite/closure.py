@@ -1,4 +1,4 @@
-"""What a function is made of: a digest of it and of all that it reaches in its distribution.
+"""The digest of a function with all that it reaches in its distribution.
 
 In it are the function, the functions, classes and constants of the module that it names, what
 those name, and the same across the modules of the distribution, down to the kernels: decorators,
@@ -28,7 +28,7 @@ EXTENSIONS = ("causal_conv1d", "causal_conv1d_cuda", "selective_scan_cuda")
 KERNELS = ("/triton", "/tilelang", "/cutlass")
 SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 # Fields that say where or how something was written, or what a node's place says already.
-OF_NO_MEANING = ("ctx", "kind", "type_comment", "type_ignores")
+OF_NO_MEANING = ("ctx", "type_comment", "type_ignores")
 # A function that asks for its own variables by name.
 REFLECTION = frozenset(("locals", "vars", "eval", "exec", "globals"))
 

@@ -1,4 +1,4 @@
-"""A text while it is edited: each change is recorded twice, in the text and on the tree.
+"""A text while it is edited, each change recorded in the text as well as on its tree.
 
 The tree says where a change goes; the change itself is made in the text, so that formatting,
 comments and line numbers stay. :mod:`~jetson_mamba.rewrite.proof` holds both against each other.

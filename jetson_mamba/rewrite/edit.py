@@ -1,4 +1,4 @@
-"""What an edit is, and what comes of a list of them."""
+"""What every kind of edit has in common."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ways past a function: where one is taken, and what serves where none is."""
+"""The edit that leads past a function of upstream's."""
 
 from __future__ import annotations
 

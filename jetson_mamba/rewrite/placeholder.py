@@ -1,4 +1,4 @@
-"""A package that is missing, and what is imported in its place."""
+"""The edit that has something imported in place of a package that is missing."""
 
 from __future__ import annotations
 

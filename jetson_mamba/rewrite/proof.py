@@ -1,4 +1,4 @@
-"""The proof that a copy is its source with the declared edits, and nothing else."""
+"""Proves that a copy differs from its source in the declared edits alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Functions and methods that are bound anew when the module is complete."""
+"""The edit that binds functions or methods anew at the end of a module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a text uses the compiled extensions, and which of that can be told from the text.
+"""Finds how a text uses the compiled extensions.
 
 A name is *settled* where one import binds it for the whole module, whatever happens, and every use
 of it is a call in a known form, or a question whether it is there: such calls become calls of the

@@ -1,4 +1,4 @@
-"""Activation at interpreter start, through the ``.pth`` and ``.start`` files in this folder.
+"""Activates the hook at interpreter start, by the ``.pth`` or ``.start`` file of this folder.
 
 Installed, they lie at the top of ``site-packages``. Python 3.15 prefers the ``.start`` file and
 then ignores the ``.pth`` file of the same name (PEP 829); earlier ones know only the ``.pth``,

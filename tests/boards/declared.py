@@ -8,9 +8,9 @@ from typing import NamedTuple
 class Board(NamedTuple):
     """An imitation.
 
-    ``suite`` is Debian's, for the Python that it has; where there is none, this machine's own
-    interpreter of that version runs in an environment, without emulation and without a board's
-    files. ``section`` is the heading of the first steps that are taken; ``torch`` a release on
+    ``suite`` is Debian's, for the Python that it has; where there is none, a copy of this machine's
+    own interpreter of that version is the system's, without emulation and without a board's files.
+    ``section`` is the heading of the first steps that are taken; ``torch`` a release on
     PyPI, and ``label`` the version that it is given in place of PyPI's: that of the vendor's wheel,
     in whose record it stands without the leading zeros; ``triton`` is one that is there already;
     ``pip`` the board's own, and ``packages`` what else is there.
@@ -65,5 +65,9 @@ BOARDS = (
         *("x86-64-python-3.10", "JetPack 6", "", "3.10", "", "", "22.0.2"),
         *("2.4.1", "2.4.0a0+07cecf4168.nv24.05"),
         packages=("numpy==1.26.4", "setuptools==59.6.0"),
+    ),
+    Board(
+        *("x86-64-python-3.12", "JetPack 7", "", "3.12", "", "", None, "2.11.0", "2.11.0"),
+        triton="3.6.0",
     ),
 )

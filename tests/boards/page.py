@@ -21,7 +21,11 @@ BEGINNING = """\
 `make boards` builds a user space for aarch64 of the board's kind, lays down its files \
 (`/etc/nv_tegra_release`, the name in the device tree), its pip and a torch of its version, and \
 then runs the commands of [the first steps](first-steps.md) as they stand there. The processor is \
-emulated (`qemu-user`, a Cortex-A76), so the times are many times a board's.
+emulated (`qemu-user`, a Cortex-A76), so the times are many times a board's. pip leaves \
+bytecode to be made when a module is imported, and torch computes with one thread: an emulator is \
+slow at both. Those named x86-64 run a copy of this machine's own Python, of the very version that \
+a JetPack has, without a board's files. `make boards BOARDS=jetpack-7 FROM=verify` goes on at \
+a step.
 
 | imitation | Python | torch | pip | Triton | mamba-ssm | verify | minutes | on |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |

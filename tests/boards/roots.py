@@ -36,6 +36,10 @@ NEEDS = {
 # Xavier's Carmel. Its own choice has everything, and there torch 2.4 multiplies batches of float32
 # matrices in bfloat16, and torch 2.1 finds no product in 16 bits.
 PROCESSOR = "cortex-a76"
+# What an emulator is slow at. Python compiles what it imports; pip would compile every file of
+# transformers, of which a block needs few (0 is how an option that begins with "no" is given in a
+# variable of pip's). Threads that wait by spinning take each other's turn.
+EMULATED = ("PIP_NO_COMPILE=0", "OMP_NUM_THREADS=1")
 DEVICES = {"null": (1, 3), "zero": (1, 5), "random": (1, 8), "urandom": (1, 9)}
 # Named, since pip would judge for this machine which of them another one needs.
 NEEDED_BY_TORCH = (
@@ -62,7 +66,7 @@ def prepare_machine() -> str | None:
 def build(board: Board) -> Path:
     """The root of a board, made anew from what is kept of its suite."""
     if not board.suite:
-        return _environment(board)
+        return _own_python(board)
     base = FOLDER / "suites" / board.suite
     if not (base / "usr" / "bin" / "python3").exists():
         _bootstrap(board.suite, base)
@@ -117,35 +121,53 @@ def command(board: Board, root: Path, script: str) -> list[str]:
     # As on a board: no settings of pip that are this machine's, but whom it trusts.
     trusted = "PIP_CERT=/etc/ssl/certs/ca-certificates.crt"
     if not board.suite:
-        own = [f"PATH={root}/venv/bin:/usr/bin:/bin", f"HOME={root}/root", "LANG=C.UTF-8", trusted]
+        own = [
+            f"PATH={root}/python/bin:/usr/bin:/bin",
+            f"HOME={root}/root",
+            "LANG=C.UTF-8",
+            trusted,
+        ]
         return ["env", "-i", *own, "bash", f"{root}/tmp/{script}"]
-    variables = [path, "HOME=/root", "LANG=C.UTF-8", trusted, f"QEMU_CPU={PROCESSOR}"]
+    variables = [path, "HOME=/root", "LANG=C.UTF-8", trusted, f"QEMU_CPU={PROCESSOR}", *EMULATED]
     return ["env", "-i", *variables, CHROOT, str(root), "/bin/bash", f"/tmp/{script}"]
 
 
-def _environment(board: Board) -> Path:
-    """An environment of this machine's own Python; torch, which is large, is fetched once."""
+def _own_python(board: Board) -> Path:
+    """A copy of this machine's own Python of that version, as the system's; torch is kept."""
     root = FOLDER / board.name
-    python = root / "venv" / "bin" / "python"
+    python = root / "python" / "bin" / "python3"
     if not python.exists():
         found = interpreter(board)
         if found is None:
             raise SystemExit(
                 f"{board.name}: needs python{board.python}, on the path or under pyenv"
             )
-        subprocess.run([found, "-m", "venv", root / "venv"], check=True)
-    pip = [str(python), "-m", "pip"]
-    (site,) = (root / "venv" / "lib").glob("python*/site-packages")
+        prefix = subprocess.run(
+            [found, "-c", "import sys; print(sys.base_prefix)"], stdout=subprocess.PIPE, check=True
+        ).stdout.decode()
+        # A copy finds its library beside itself.
+        shutil.copytree(prefix.strip(), root / "python", symlinks=True)
+    library = root / "python" / "lib" / f"python{board.python}"
+    mark = library / "EXTERNALLY-MANAGED"
+    if mark.exists():
+        mark.unlink()
+    site, pip = library / "site-packages", [str(python), "-m", "pip"]
     if not (site / "torch").exists():
         subprocess.run([*pip, "install", "--quiet", f"torch=={board.torch}"], check=True)
     listed = subprocess.run([*pip, "freeze"], capture_output=True, text=True, check=True).stdout
     kept = {"torch", *(re.sub(r"[<=].*", "", each).lower() for each in NEEDED_BY_TORCH)}
     names = [re.split("[ =@]", line)[0].lower().replace("_", "-") for line in listed.splitlines()]
-    others = [each for each in names if each not in kept and not each.startswith(("nvidia", "-"))]
+    others = [
+        each for each in names if each not in kept and not each.startswith(("nvidia", "cuda", "-"))
+    ]
     subprocess.run([*pip, "uninstall", "--quiet", "--yes", *others, "wheel"], check=True)
-    wanted = [f"pip=={board.pip}", *board.packages]
-    subprocess.run([*pip, "install", "--quiet", *wanted], check=True)
+    wanted = [*board.packages, *([f"triton=={board.triton}"] if board.triton else ())]
+    wanted += [f"pip=={board.pip}"] if board.pip else []
+    if wanted:
+        subprocess.run([*pip, "install", "--quiet", *wanted], check=True)
     _relabel(site, board)
+    if not board.pip:
+        mark.write_text("[externally-managed]\nError=As Ubuntu has it from 23.04 on.\n")
     shutil.rmtree(root / "root", ignore_errors=True)
     (root / "tmp").mkdir(exist_ok=True)
     _checkout(root)

@@ -22,12 +22,16 @@ print(type(pickle.loads(pickle.dumps(Here()))) is Here)
 """
 
 
-def run(*arguments: str, folder: Path, ours: bool = True) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: str, folder: Path, ours: bool = True, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
     """``jetson-mamba run`` with the arguments, or ``python`` with the same ones."""
     return subprocess.run(
         [sys.executable, *(("-m", "jetson_mamba", "run") if ours else ()), *arguments],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "80"},
+        # What is said is kept back, as it is where nothing says otherwise.
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "80", "PYTHONUNBUFFERED": ""},
         cwd=folder,
+        input=stdin,
         capture_output=True,
         text=True,
         check=False,
@@ -37,10 +41,10 @@ def run(*arguments: str, folder: Path, ours: bool = True) -> subprocess.Complete
     )
 
 
-def same(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def same(*arguments: str, folder: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
     """The result, which must be that of ``python`` with the same arguments."""
-    found = run(*arguments, folder=folder)
-    expected = run(*arguments, folder=folder, ours=False)
+    found = run(*arguments, folder=folder, stdin=stdin)
+    expected = run(*arguments, folder=folder, ours=False, stdin=stdin)
     assert (found.returncode, found.stdout) == (expected.returncode, expected.stdout)
     assert found.stderr == expected.stderr
     return found
@@ -110,6 +114,25 @@ def test_code_runs_as_under_python(code: str, tmp_path: Path) -> None:
     same("-c", code, "-h", "--json", "-", folder=tmp_path)
 
 
+AS_ITSELF = """\
+import sys
+def annotated(x: sys): pass
+print(annotated.__annotations__, __builtins__.len, sys.path[0], sys.argv)
+"""
+
+
+@pytest.mark.parametrize("form", ["script", "code", "stdin"])
+@pytest.mark.parametrize("safe_path", ["", "1"])
+def test_a_program_inherits_nothing_of_what_runs_it(
+    form: str, safe_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONSAFEPATH", safe_path)  # from Python 3.11 on
+    (tmp_path / "script.py").write_text(AS_ITSELF)
+    arguments = {"script": ["script.py"], "code": ["-c", AS_ITSELF], "stdin": ["-"]}[form]
+    done = same(*arguments, "last", folder=tmp_path, stdin=AS_ITSELF * (form == "stdin"))
+    assert done.returncode == 0 and "'last'" in done.stdout
+
+
 @pytest.mark.parametrize(
     "code",
     [
@@ -117,6 +140,7 @@ def test_code_runs_as_under_python(code: str, tmp_path: Path) -> None:
         "print('said, and not yet written')\nraise KeyboardInterrupt\n",
         "import sys\nsys.stderr.write('said')\nraise KeyboardInterrupt('why')\n",
         "import atexit\natexit.register(print, 'at exit')\nprint(1)\nraise KeyboardInterrupt\n",
+        "import atexit, sys\natexit.register(sys.stderr.write, 'end')\nraise KeyboardInterrupt\n",
         "import threading, time\n"
         "def work():\n    time.sleep(0.2)\n    print('done')\n"
         "threading.Thread(target=work).start()\nraise KeyboardInterrupt\n",
@@ -153,7 +177,7 @@ def test_the_hook_is_active_in_the_script(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(
         "import sys\nprint(type(sys.meta_path[0]).__module__, 'torch' in sys.modules)\n"
     )
-    assert run("script.py", folder=tmp_path).stdout == "jetson_mamba.hook.finder False\n"
+    assert run("script.py", folder=tmp_path).stdout == "jetson_mamba.finder False\n"
 
 
 @pytest.mark.parametrize(

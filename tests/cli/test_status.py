@@ -13,7 +13,7 @@ from rich.console import Console
 
 import jetson_mamba
 from jetson_mamba.cli import tables
-from jetson_mamba.hook.finder import TARGETS
+from jetson_mamba.finder import TARGETS
 from jetson_mamba.ops import causal_conv1d_fn
 from jetson_mamba.report.status import Selected, Status
 from tests.cli.command import jetson_mamba as command

@@ -81,6 +81,20 @@ def test_the_ops_are_imported_without_torchs_compiler() -> None:
     assert done.stdout.strip() == b"False"
 
 
+def test_inductor_leaves_the_operators_whole_whenever_it_is_imported() -> None:
+    """It takes over torch's table of decompositions, which holds what an export puts in place."""
+    program = """
+import jetson_mamba.ops, sys, torch
+from jetson_mamba.dispatch.operators import decompositions
+assert decompositions() and "torch._inductor.decomposition" not in sys.modules
+from torch._inductor import decomposition as inductor
+assert not decompositions().keys() & inductor.decompositions.keys()
+if hasattr(torch.export, "default_decompositions"):
+    assert not decompositions().keys() - torch.export.default_decompositions().keys()
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=120)
+
+
 def test_a_step_of_the_convolution_writes_its_state() -> None:
     x, state = drawn(2, 6, 1, grad=False), drawn(2, 6, 3, grad=False)
     arguments = (x, state, drawn(6, 4, grad=False), None, None, None, True)

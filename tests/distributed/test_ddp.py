@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import interpreters
 from tests.faults.environment import Environment
 from tools.releases import release_path
 
@@ -38,7 +39,7 @@ def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(
         ],
         env={
             **{k: v for k, v in os.environ.items() if not k.startswith(("JETSON_", "PYTHON"))},
-            "JETSON_MAMBA_CACHE": str(environment.cache),
+            "JETSON_MAMBA_CACHE": str(interpreters.copies()),
             "OMP_NUM_THREADS": "1",
         },
         cwd=environment.folder,
@@ -51,6 +52,6 @@ def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(
     for rank in range(2):
         told = json.loads((environment.folder / f"rank-{rank}.json").read_text())
         assert told["activated_by"] == "startup file"
-        assert {Path(path).parent for path in told["files"]} == {environment.cache / "copies"}
+        assert {Path(path).parent for path in told["files"]} == {interpreters.copies() / "copies"}
         assert len(told["errors"]) == GRADIENTS
         assert {where: error for where, error in told["errors"].items() if not error <= 1e-5} == {}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import interpreters
 from tests.docs.blocks import PAGES, REPOSITORY, Block, blocks, shown
 from tests.docs.declared import (
     AT_ONCE,
@@ -51,7 +52,7 @@ def typed(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     variables.update(
         PATH=f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
         PYTHONPATH=os.pathsep.join(map(str, (release_path("2.3.2.post1"), REPOSITORY))),
-        JETSON_MAMBA_CACHE=str(folder / "cache"),
+        JETSON_MAMBA_CACHE=str(interpreters.copies()),
         OMP_NUM_THREADS="1",
     )
     return subprocess.run(

@@ -43,7 +43,7 @@ NO_BOARD, NEITHER = {"jetpack": None}, {"nvcc": None, "gpus": ()}
 ON_THOR, FOR_THOR = {"gpus": (THOR,)}, {"architectures": ("sm_110",)}
 BARE, LOG1P = {"bare_strides": True}, {"triton_2_only": True}
 TAKES_8 = {"parameters": {"causal_conv1d_fwd": 8}}
-CUDA = (Backend("ssd", {"device": "cuda:0"}, "pytorch", (PassedOver("cuda", "it is slow"),)),)
+CUDA = (Backend("ssd", {"device": "cuda:0"}, "pytorch", (PassedOver("cuda", "RuntimeError: x"),)),)
 
 
 def of_a_healthy_machine(folder: Path) -> Facts:

@@ -266,12 +266,61 @@ def test_kernels_that_do_not_run_name_what_compiles_for_this_cuda(
         assert symptoms(changed(healthy, **other)) - {"backend-named"} == set()
 
 
-def test_no_compiler_is_named_for_a_python_that_cuda_core_does_not_have(
-    healthy: Facts, monkeypatch: pytest.MonkeyPatch
+def test_a_block_that_gives_no_answer_is_asked_again_and_nothing_is_installed(
+    healthy: Facts,
 ) -> None:
-    for version, found in (((3, 9, 18), None), ((3, 10, 0), "cuda12")):
-        monkeypatch.setattr(sys, "version_info", version)
-        assert commands.compiler(healthy) == found
+    """As on a machine that others keep busy: nothing is known to be wrong."""
+    found = the("block-fails", changed(healthy, trial_error="no answer within 300 s"))
+    assert "no answer within 300 s" in found.what and "idle" in found.why
+    assert advised(found) == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "why", "helps"),
+    [
+        ("OutOfMemoryError: CUDA out of memory. Tried to allocate 2 MiB", "the memory", ""),
+        ("RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling", "the memory", ""),
+        ("ModuleNotFoundError: No module named 'jetson_mamba.ops.ssd'", "files", "again"),
+        ("ImportError: cannot import name 'OP' from 'jetson_mamba.ops.ssd' (x)", "files", "again"),
+        ("the process ended with signal SIGSEGV", "backend", "export JETSON_MAMBA_BACKEND=pytorch"),
+        ("no answer in time", "busy", ""),
+        ("AcceleratorError: CUDA error: no kernel image is available", "this GPU", "torch"),
+        ("RuntimeError: The NVIDIA driver on your system is too old", "this GPU", "torch"),
+        ("RuntimeError: out of order", "report", ""),
+    ],
+)
+def test_ops_that_fail_name_what_helps_and_reinstall_this_package_for_its_own_files_alone(
+    error: str, why: str, helps: str, healthy: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(advice, "again", lambda: "pip install it again")
+    found = the("backends-broken", changed(healthy, backends_error=error))
+    assert error in found.what and why in found.why
+    known = {"again": "pip install it again", "torch": commands.torch(healthy)}
+    assert advised(found) == known.get(helps, helps)
+
+
+@pytest.mark.parametrize(
+    ("version", "cuda", "jetpack", "brings"),
+    [
+        ((3, 8, 10), "11.4", "5.1.2", "sudo apt-get install cuda-nvrtc-11-4"),
+        ((3, 10, 0), "11.8", None, "-m pip install nvidia-cuda-nvrtc-cu11"),
+        ((3, 9, 18), "12.6", None, "-m pip install nvidia-cuda-nvrtc-cu12"),
+        ((3, 8, 10), "12.2", "5.1.2", "-m pip install nvidia-cuda-nvrtc-cu12"),
+        ((3, 9, 18), "13.0", None, ""),
+    ],
+)
+def test_where_cuda_core_does_not_serve_nvrtc_alone_is_brought(
+    version: tuple[int, ...],
+    cuda: str,
+    jetpack: str | None,
+    brings: str,
+    healthy: Facts,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "version_info", version)
+    facts = changed(healthy, torch__={"cuda": cuda}, machine__={"jetpack": jetpack})
+    command = commands.compiler(facts)
+    assert command.endswith(brings) and bool(command) == bool(brings)
 
 
 def test_a_triton_that_does_not_know_thor_takes_the_ptxas_of_cuda(
@@ -405,16 +454,15 @@ def test_one_of_two_mamba_ssm_that_pip_knows_is_uninstalled(
 
 
 @pytest.mark.parametrize(
-    ("cuda", "extra"),
-    [("12", "cuda12"), ("12.6", "cuda12"), ("13.0.1", "cuda13"), ("11.8", None), (None, None)],
+    ("cuda", "extra"), [("12", "cuda12"), ("12.6", "cuda12"), ("13.0.1", "cuda13"), (None, None)]
 )
 def test_the_compiler_is_that_of_the_major_version_of_cuda(
     cuda: str | None, extra: str | None, healthy: Facts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 10, 0))
     facts = changed(healthy, torch__={"cuda": cuda})
-    assert commands.compiler(facts) == extra
-    assert commands.compiler(changed(facts, torch=None)) is None
+    assert commands.compiler(facts) == (advice.extra(extra) if extra else "")
+    assert commands.compiler(changed(facts, torch=None)) == ""
 
 
 @pytest.mark.parametrize(

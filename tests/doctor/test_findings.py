@@ -1,7 +1,7 @@
 """Of facts, each finding and nothing else: what decides it, one thing at a time.
 
 How the facts are found out on a machine is tested where machines are laid down
-(``test_symptoms.py``); here they are given.
+(``test_symptoms*.py``); here they are given.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 
 from jetson_mamba.report.facts import Facts
 from jetson_mamba.report.findings import findings
-from jetson_mamba.report.status import PassedOver
+from jetson_mamba.report.status import Backend, PassedOver
 from tests.doctor.facts import (
     BARE,
     CUDA,
@@ -35,6 +35,11 @@ from tests.doctor.facts import (
 def passing(*numbers: int) -> dict[str, Any]:
     """What asks for the convolution with so many arguments."""
     return {"calls": {"causal_conv1d_fwd": numbers}}
+
+
+def kernels(reason: str) -> tuple[Backend, ...]:
+    """An op on a GPU that the project's kernels do not serve, for a reason."""
+    return (replace(CUDA[0], passed_over=(PassedOver("cuda", reason),)),)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +106,11 @@ def passing(*numbers: int) -> dict[str, Any]:
         ({"backends": CUDA}, "kernels-broken"),
         ({"backends": (replace(CUDA[0], case={"device": "cpu"}),)}, ""),
         ({"backends": (replace(CUDA[0], passed_over=(PassedOver("triton", "it is slow"),)),)}, ""),
-        ({"backends": CUDA, "torch__": {"cuda": "11.4"}}, ""),
+        ({"backends": CUDA, "torch__": {"cuda": "11.4"}}, "kernels-broken"),
+        ({"backends": kernels("NVRTC 12.2 does not compile for sm_110")}, "kernels-broken"),
+        ({"backends": kernels("NVRTC is not installed (x)")}, "no-nvrtc"),
+        ({"backends": kernels("made for GPUs of compute capability 8.0 or more")}, ""),
+        ({"backends": kernels("the kernels are for widths 2 to 4, not 5")}, ""),
         ({"selection_ignored": "JETSON_MAMBA_BACKEND=x: expected one of …"}, "backend-named"),
         # what nothing else explains
         ({"trial_error": "RuntimeError: out of order"}, "block-fails"),

@@ -214,9 +214,11 @@ def _backward(
         if dfinal_states is not None:
             final = _padded(inputs["x"], inputs["initial"], weight)[..., -states:]
             loss = loss + (final * dfinal_states.float()).sum()
-        gradients = dict(
-            zip(inputs, torch.autograd.grad(loss, list(inputs.values()), materialize_grads=True))
-        )
+        found = torch.autograd.grad(loss, list(inputs.values()), allow_unused=True)
+        gradients = {
+            name: torch.zeros_like(of) if gradient is None else gradient
+            for (name, of), gradient in zip(inputs.items(), found)
+        }
     if traits.backward == 12:
         assert target is not None and dweight is not None
         check_shape("dweight", dweight, *weight.shape)

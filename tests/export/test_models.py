@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from tests.export import models
+from tests.interpreters import COMPILER
 from tests.releases.test_blocks import python
 
 pytest.importorskip("onnxruntime")
@@ -34,6 +35,8 @@ BY_TORCH = (
     *("Mamba", "Mamba2", "functions"),
     *("chunks", "vision", "MambaLMHeadModel of Mamba2"),
 )
+# What both ways import before they begin: it takes as long as a model.
+EXPORTERS = (*COMPILER, "networkx", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
 # Tests that run side by side, each well within what an interpreter is given on a slow machine.
 PARTS = 5
 
@@ -45,7 +48,8 @@ def test_models_are_right_at_sizes_that_they_were_not_exported_at(
     assert set(BY_TORCH) < set(models.CASES)
     names = list(models.CASES)[part::PARTS]
     cases = [name if name in BY_TORCH else f"{name}/package" for name in names]
-    printed = python(RELEASE, tmp_path, "-W", "ignore", "-m", "tests.export.models", *cases)
+    arguments = ("-W", "ignore", "-m", "tests.export.models", *cases)
+    printed = python(RELEASE, tmp_path, *arguments, modules=EXPORTERS)
     errors = dict(line.rsplit(" ", 1) for line in printed.splitlines())
     made = {f"{name}/{target}" for name in names for target in ("onnxruntime", "tensorrt")}
     assert errors.keys() == made | {f"{name}/torch" for name in names if name in BY_TORCH}

@@ -120,7 +120,7 @@ print(module.MambaInnerFn().forward("x", True)[0], module.__file__)
 
 # Without these the copy runs all the same, or the hook is not there at all.
 SERVED = ("jetson_mamba/startup", "jetson_mamba/hook/stand_in", "jetson_mamba/hook/unserved.py")
-ABSENT = ("jetson_mamba/__init__.py", "jetson_mamba/hook/finder.py", "jetson_mamba/hook/loader.py")
+ABSENT = ("jetson_mamba/__init__.py", "jetson_mamba/finder.py", "jetson_mamba/hook/loader.py")
 NEEDED = (
     "jetson_mamba/hook/copies.py",
     "jetson_mamba/cache.py",
@@ -218,7 +218,7 @@ def test_two_versions_of_jetson_mamba(environment: Environment) -> None:
     added = f"import site; site.addsitedir({str(second)!r})\n"
     (environment.site / "second.pth").write_text(added)
     once = "import sys; assert [type(each).__module__ for each in sys.meta_path].count("
-    once += "'jetson_mamba.hook.finder') == 1\n"
+    once += "'jetson_mamba.finder') == 1\n"
     assert in_cache(environment, served(environment, once))
 
 
@@ -313,7 +313,7 @@ def test_finders_that_are_wrapped(sandbox: Sandbox) -> None:
 )
 def test_a_startup_that_fails(tmp_path: Path) -> None:
     environment = Environment(tmp_path, copied=True)
-    with (environment.site / "jetson_mamba" / "hook" / "finder.py").open("a") as file:
+    with (environment.site / "jetson_mamba" / "finder.py").open("a") as file:
         file.write("raise RuntimeError('broken')\n")
     done = environment.run("print('running')", recorder=False)
     assert (done.returncode, done.stdout.strip()) == (0, "running")

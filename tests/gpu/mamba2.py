@@ -1,4 +1,4 @@
-"""Mamba-2 on a GPU, on upstream's Triton kernels, called in every way that does without autograd.
+"""Mamba-2 on a GPU, called in every way that does without autograd, beside upstream's function.
 
 ``python -m tests.gpu.mamba2 CHECK...`` prints a line for each result, as ``tests.compile.mamba2``
 does, of which some checks are made here as well.
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+import jetson_mamba
 from tests.compile import mamba2
 from tests.compile.mamba2 import Model, Results, Subject, block, model
 from tests.references.tolerance import relative_norm
@@ -44,7 +45,8 @@ def repeated() -> int:
 def inference() -> Results:
     """In bfloat16: the inference path, four times with other numbers, against the way past it.
 
-    Once by launches that are repeated one by one, and once by CUDA graphs.
+    Once by upstream's launches, repeated one by one; then by this project's kernels, one by one and
+    by CUDA graphs.
     """
     from jetson_mamba.dispatch.paths import inference_path
     from jetson_mamba.ops.norms import triton as norm_launches
@@ -58,21 +60,26 @@ def inference() -> Results:
         "model": model(),
     }
     most_elements = captured.MOST_ELEMENTS
-    for way, captured.MOST_ELEMENTS in (("launches", 0), ("graphs", most_elements)):
+    ways = (("launches", 0), ("kernels", 0), ("graphs", most_elements))
+    for way, captured.MOST_ELEMENTS in ways:
         for count, (name, subject) in enumerate(subjects.items(), start=1):
             low = in_bfloat16(subject)
             for call in range(4):
                 x = subject.given(2, 77)
                 x = x.detach().bfloat16() if x.is_floating_point() else x
                 with torch.no_grad():
-                    found = low.out(low.module, x)
+                    with jetson_mamba.backend(ssd="triton" if way == "launches" else None):
+                        found = low.out(low.module, x)
                     with inference_path(False):
                         expected = low.out(low.module, x)
                 yield f"{name} by {way} {call}", relative_norm(found, expected)
             if way == "launches":
                 # The mixers of the model are of the kind that the block's is.
-                assert repeated() == min(count, 4)
-    assert [len(each._recordings) for each in norm_launches._repeatable.values()] == [1, 2]
+                with jetson_mamba.backend(ssd="triton"):
+                    assert repeated() == min(count, 4)
+        if way == "launches":
+            norms = norm_launches._repeatable.values()
+            assert [len(each._recordings) for each in norms] == [1, 2]
 
 
 def captured() -> Results:

@@ -46,15 +46,19 @@ def beyond(found: dict[str, float], bound: float) -> dict[str, float]:
 
 
 def test_the_inference_path_gives_what_the_autograd_function_gives(tmp_path: Path) -> None:
-    """By the same kernels on the same grids; a gated MLP is PyTorch's, in bfloat16."""
+    """By the same kernels on the same grids, or by this project's, whose results are rounded alike.
+
+    A gated MLP is PyTorch's, in bfloat16.
+    """
     found = differences(tmp_path, "inference", "captured")
-    assert len(found) == 42
-    assert beyond({name: each for name, each in found.items() if "MLP" not in name}, 1e-3) == {}
+    assert len(found) == 62
+    same = {name: each for name, each in found.items() if "launches" in name and "MLP" not in name}
+    assert beyond(same, 1e-3) == {}
     assert beyond(found, 1e-2) == {}
 
 
 def test_a_block_and_a_model_compile_whole_forward_and_backward(tmp_path: Path) -> None:
-    """Products are in TF32 in upstream's kernels, on both sides."""
+    """On the same kernels on both sides."""
     checks = ("traced_block", "traced_model_of_mamba", "inductor_model", "exported", "breaks")
     found = differences(tmp_path, *checks)
     assert {found.pop(f"breaks {name}") for name in ("block", "model", "model of Mamba")} == {0}

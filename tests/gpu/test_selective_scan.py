@@ -9,7 +9,7 @@ from jetson_mamba.dispatch.backends import Op
 from jetson_mamba.dispatch.compiled import compiled_module
 from jetson_mamba.errors import Unavailable
 from jetson_mamba.ops.selective_scan import op as selective_scan
-from tests.ops.test_selective_scan import (
+from tests.ops.scan_setups import (
     VARIANTS,
     Arguments,
     Variant,

@@ -7,12 +7,13 @@ import pytest
 
 from tests.hook.sandbox import Sandbox
 
+BESIDE_TORCH = ("test_doors_installed.py", "test_tools.py")
 # Where there is no torch (`make hook`): what looks at tensors, or at what is installed beside it.
 collect_ignore = [
     path.name
     for path in Path(__file__).parent.glob("test_*.py")
     if find_spec("torch") is None
-    and (path.name == "test_tools.py" or "\nimport torch" in path.read_text(encoding="utf-8"))
+    and (path.name in BESIDE_TORCH or "\nimport torch" in path.read_text(encoding="utf-8"))
 ]
 
 

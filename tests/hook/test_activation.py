@@ -21,7 +21,7 @@ def test_activation_loads_nothing_heavy() -> None:
         capture_output=True,
         text=True,
     ).stdout.split()
-    own = {"jetson_mamba", "jetson_mamba.hook", "jetson_mamba.hook.finder", "jetson_mamba.startup"}
+    own = {"jetson_mamba", "jetson_mamba.finder", "jetson_mamba.startup"}
     assert own <= set(printed)
     for name in ("torch", "importlib.metadata", "pathlib", "ast", "typing", "re", "warnings"):
         assert name not in printed

@@ -99,3 +99,29 @@ def test_what_was_written_under_a_name_is_that_and_no_other(damage: bytes) -> No
     assert cache.unseal("name", sealed + damage) == (None if damage else b"data\n")
     assert cache.unseal("other", sealed) is None
     assert cache.unseal("name", b"") is None
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o755, 0o720, 0o702, 0o777])
+@pytest.mark.parametrize("level", ["said", "said/copies"])
+def test_a_folder_in_which_others_may_write_is_none(
+    level: str, mode: int, folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JETSON_MAMBA_CACHE", str(folders / "said"))
+    directory = cache.private_directory("copies")
+    (folders / level).chmod(mode)
+    assert cache.private_directory("copies") == (None if mode & 0o022 else directory)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644, 0o620, 0o602, 0o666])
+def test_a_file_that_others_may_write_is_none(mode: int, tmp_path: Path) -> None:
+    path = cache.write(str(tmp_path), "name", b"data")
+    assert path is not None
+    os.chmod(path, mode)
+    assert cache.read(str(tmp_path), "name") == (None if mode & 0o022 else b"data")
+
+
+def test_a_file_is_no_folder(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JETSON_MAMBA_CACHE", str(folders / "said"))
+    assert cache.private_directory() is not None
+    (folders / "said" / "copies").touch(mode=0o600)
+    assert cache.private_directory("copies") is None

@@ -20,7 +20,7 @@ OTHERS = "import importlib\n"
 WAYS = {
     "reload": OTHERS + "importlib.reload(jetson_mamba)",
     "reload of the finder": OTHERS
-    + "importlib.reload(jetson_mamba.hook.finder); importlib.reload(jetson_mamba)",
+    + "importlib.reload(jetson_mamba.finder); importlib.reload(jetson_mamba)",
     "purge": PURGE + "import jetson_mamba",
     "purge and startup": PURGE + "import jetson_mamba.startup; jetson_mamba.startup.main()",
     "second activation": "jetson_mamba.activate()",
@@ -28,7 +28,7 @@ WAYS = {
     "reload and purge": OTHERS + "importlib.reload(jetson_mamba)" + PURGE + "import jetson_mamba",
 }
 COUNT = """
-ours = [each for each in sys.meta_path if type(each).__module__ == "jetson_mamba.hook.finder"]
+ours = [each for each in sys.meta_path if type(each).__module__ == "jetson_mamba.finder"]
 print(len(ours), ours[0] is first, jetson_mamba._finder is first, jetson_mamba.is_active())
 """
 

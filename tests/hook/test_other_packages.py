@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jetson_mamba.hook.finder import TARGETS, WATCHED, tails
+from jetson_mamba.finder import TARGETS, WATCHED, tails
 from tests import interpreters
 from tests.hook.pythons import oldest_own_newest
 from tests.hook.sandbox import COMBINED, INTERFACE, Sandbox

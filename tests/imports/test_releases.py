@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jetson_mamba.hook.finder import TARGETS
+from jetson_mamba.finder import TARGETS
 from jetson_mamba.hook.missing import PACKAGES
 from tests.releases.test_blocks import python
 from tools.releases import MAMBA_SSM, release_path

@@ -104,6 +104,10 @@ def test_beside_a_torch_before_2_6_transformers_stays_below_5(version: str) -> N
     """Row 1: transformers 5 switches such a torch off."""
     here = replace(JETPACK_6, torch=Torch(version, cuda="12.6", gpu=True))
     assert "transformers<5" in plan(here).bring
+    (row,) = [each for each in plan(here).choices if each.package == "transformers"]
+    assert row.why.startswith(
+        f"mamba_ssm generates text with it; others switch torch {version} off"
+    )
     for installed in ("5.0.0", "5.24.0"):
         there = replace(here, packages={**BUILD, **REST, "transformers": installed})
         assert plan(there).bring == ("transformers<5",)

@@ -2,7 +2,8 @@
 
 A NAME is any part of a joint's name, or a word of a subject's. With ``--resume FILE`` verdicts are
 kept in a file, and not asked for again while the code is the same. A run of everything writes the
-table of the documentation, in one piece or as the last of several.
+table of the documentation, in one piece or as the last of several; ``--page FILE…`` writes it of
+such files, which may come from several machines.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from tests.joints.declared import AREAS, joints
 from tests.joints.page import PAGE, page
-from tests.joints.pieces import Pieces
+from tests.joints.pieces import Pieces, collected, described
 from tests.joints.rows import Judge
 from tests.joints.subjects import SUBJECTS
 
@@ -35,8 +36,14 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=1, help="how many rows at a time")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no row after these")
     parser.add_argument("--resume", type=Path, help="keep verdicts in this file, and go on there")
+    parser.add_argument("--without", type=Path, nargs="+", default=[], help="no row of these files")
+    parser.add_argument("--page", type=Path, nargs="+", help="run nothing: write the page of these")
     chosen = parser.parse_args()
     every = joints()
+    if chosen.page:
+        PAGE.write_text(page(*collected(chosen.page, every)), encoding="utf-8")
+        print(PAGE)
+        return 0
     names = [
         name for name, each in every.items() if chosen.joint in name and chosen.area in each.area
     ]
@@ -57,7 +64,9 @@ def main() -> int:
 
         rows = [(joint, subject) for joint, subject in rows if (joint.name, subject) in ROWS]
     pieces = Pieces(chosen.resume) if chosen.resume else None
+    elsewhere, _ = collected(chosen.without, every)
     wanted = [(joint.name, subject) for joint, subject in rows]
+    wanted = [row for row in wanted if row not in elsewhere]
     kept = pieces.found(every) if pieces else {}
     found = {row: judged for row, judged in kept.items() if row in wanted}
     left = iter([row for row in wanted if row not in found])
@@ -85,8 +94,8 @@ def main() -> int:
         list(pool.map(judge_rows, range(chosen.processes)))
     passing = sum(judged.verdict.passes for judged in found.values())
     print(f"{passing} of {len(found)} rows pass, {time.monotonic() - start:.0f} s")
-    if not (chosen.joint or chosen.subject or chosen.area):
-        PAGE.write_text(page(found), encoding="utf-8")
+    if not (chosen.joint or chosen.subject or chosen.area or chosen.without):
+        PAGE.write_text(page(found, dict.fromkeys(found, described())), encoding="utf-8")
         print(PAGE)
     return 0 if passing == len(wanted) else 1
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
-from datetime import date
-from importlib.metadata import version
+from collections import Counter
 from pathlib import Path
 from typing import Mapping
 
@@ -46,14 +44,18 @@ def _rows() -> int:
     )
 
 
-def page(found: Mapping[tuple[str, str], Judged]) -> str:
-    """The text of the page, from the verdict of each joint and subject that was run."""
+def page(found: Mapping[tuple[str, str], Judged], runs: Mapping[tuple[str, str], str]) -> str:
+    """The text of the page, from the verdict of each joint and subject that was run, and its run.
+
+    ``runs`` says of each row when it was run, and with what.
+    """
     passing = sum(judged.verdict.passes for judged in found.values())
     run = (
-        f"`python -m tests.joints`, {date.today()}: Python {platform.python_version()}, "
-        f"torch {version('torch')}, transformers {version('transformers')}, on a CPU: {passing} of "
-        f"{len(found)} rows pass, of {_rows()} that there are."
+        f"`python -m tests.joints`, on a CPU: {passing} of {len(found)} rows pass, of {_rows()} "
+        "that there are. "
     )
+    counts = Counter(runs[row] for row in found)
+    run += " ".join(f"{count} rows on {each}." for each, count in counts.most_common())
     right = {name for (name, _), judged in found.items() if judged.verdict is Verdict.RIGHT}
     never = [name for name in dict.fromkeys(name for name, _ in found) if name not in right]
     nowhere = (

@@ -2,7 +2,8 @@
 
 An hour may be more than one has at a time. A run that was ended goes on where it was. A row is run
 anew where anything has changed that it could depend on: the package, what all joints share, its
-joint's function and what that uses of its file, Python or a library.
+joint's function and what that uses of its file, Python or a library. Each line says when and with
+which libraries it was run, so that a page can be made of runs on several machines.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import hashlib
 import json
 import platform
 from copy import copy
+from datetime import date
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Iterable, Iterator, NamedTuple
 
 from tests.joints.declared import AREAS, Joint
 from tests.joints.verdicts import Judged, Verdict
@@ -22,8 +25,20 @@ from tests.joints.workers import RELEASE, REPOSITORY
 
 ROOMS = ("jetson_mamba", "vendored_overrides", "tests/joints", "tests/references")
 PACKAGES = ("torch", "transformers", "triton", "einops", "onnx", "onnxruntime", "accelerate")
+NAMED = ("torch", "transformers", "onnx")
 NO_PART = ("__main__.py", "page.py", "pieces.py", "test_joints.py", "test_verdicts.py")
 FOLDER = REPOSITORY / "tests" / "joints"
+
+
+class Line(NamedTuple):
+    """A verdict as it is kept, and what it is of."""
+
+    state: str
+    joint: str
+    subject: str
+    verdict: str
+    why: str
+    run: str
 
 
 class Pieces:
@@ -35,22 +50,54 @@ class Pieces:
 
     def found(self, joints: dict[str, Joint]) -> dict[tuple[str, str], Judged]:
         """Those of the code and libraries that are here."""
-        found = {}
-        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
-        for line in lines:
-            try:
-                of, joint, subject, verdict, why = json.loads(line)
-            except ValueError:  # The run was ended while it wrote this.
-                continue
-            if joint in joints and of == _state(joints[joint]):
-                found[joint, subject] = Judged(Verdict[verdict], why)
-        return found
+        return {
+            (line.joint, line.subject): Judged(Verdict[line.verdict], line.why)
+            for line in _lines(self._path)
+            if line.joint in joints and line.state == _state(joints[line.joint])
+        }
 
     def add(self, joint: Joint, subject: str, judged: Judged) -> None:
         """Keep one more."""
-        line = [_state(joint), joint.name, subject, judged.verdict.name, judged.why]
+        line = Line(
+            _state(joint), joint.name, subject, judged.verdict.name, judged.why, described()
+        )
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def collected(
+    paths: Iterable[Path], joints: dict[str, Joint]
+) -> tuple[dict[tuple[str, str], Judged], dict[tuple[str, str], str]]:
+    """The last verdict of each row in several files, and what each was run with.
+
+    Of whatever state of the code: a row is what it was on its day.
+    """
+    found, runs = {}, {}
+    for path in paths:
+        for line in _lines(path):
+            if line.joint in joints:
+                found[line.joint, line.subject] = Judged(Verdict[line.verdict], line.why)
+                runs[line.joint, line.subject] = line.run
+    return found, runs
+
+
+def described() -> str:
+    """The day, Python and the libraries of a run."""
+    versions = [f"Python {platform.python_version()}"]
+    for name in NAMED:
+        try:
+            versions.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            versions.append(f"no {name}")
+    return f"{date.today()}: {', '.join(versions)}"
+
+
+def _lines(path: Path) -> Iterator[Line]:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            yield Line(*json.loads(line))
+        except (ValueError, TypeError):  # The run was ended while it wrote this.
+            continue
 
 
 def _state(joint: Joint) -> str:

@@ -168,7 +168,8 @@ def orders(s: Subject) -> Results:
     """With the hook mamba_ssm can be imported; without it nothing else is kept from it."""
     found = {}
     for order, imports in ORDERS.items():
-        text = imports if hooked() else "import torch, transformers"
+        # The hook is activated first, where no startup file has seen to it.
+        text = f"import jetson_mamba; {imports}" if hooked() else "import torch, transformers"
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", f"{text}; print('imported')"],
             capture_output=True,

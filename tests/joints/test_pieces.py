@@ -9,7 +9,8 @@ import pytest
 
 from tests.joints import pieces
 from tests.joints.declared import joints
-from tests.joints.pieces import Pieces
+from tests.joints.page import page
+from tests.joints.pieces import Pieces, collected, described
 from tests.joints.verdicts import Judged, Verdict
 
 EVERY = joints()
@@ -72,3 +73,22 @@ def test_the_state_is_a_digest(tmp_path: Path) -> None:
     Pieces(tmp_path / "joints.jsonl").add(ONE, "Mamba", FOUND)
     (state, *_) = json.loads((tmp_path / "joints.jsonl").read_text())
     assert len(state) == 64
+
+
+def test_a_page_is_made_of_runs_on_several_machines_and_says_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here.jsonl", tmp_path / "there.jsonl"
+    Pieces(there).add(ONE, "Mamba", Judged(Verdict.WORSE))
+    Pieces(there).add(ONE, "Mamba2", FOUND)
+    ours = described()
+    monkeypatch.setattr(pieces, "described", lambda: "2026-11-28: Python 3.12.3, torch 2.11.0")
+    monkeypatch.setattr(pieces, "_shared", lambda: "of another machine")
+    Pieces(there).add(OTHER, "LM Mamba2", Judged(Verdict.SILENT))
+    Pieces(here).add(ONE, "Mamba", FOUND)
+    text = page(*collected([there, here], EVERY))
+    assert "2 of 3 rows pass" in text
+    assert f"1 rows on {ours}." in text
+    assert "2 rows on 2026-11-28: Python 3.12.3, torch 2.11.0." in text
+    assert "**differs**" in text.partition(f"| {OTHER.name} |")[2].partition("\n")[0]
+    assert "**worse**" not in text.partition("\n## ")[2]

@@ -19,6 +19,8 @@ from jetson_mamba.kernels import compiler
 
 HERE = Path(__file__).parent / "emulation"
 KERNELS = Path(compiler.__file__).parent
+# Of the kernels' own; the others are those of here.
+HEADERS = tuple(KERNELS / f"{name}.cuh" for name in ("ssd", "warpgroups", "ssd_warpgroups"))
 MOST_ARGUMENTS = 64
 
 
@@ -41,12 +43,13 @@ class EmulatedLaunch:
     ) -> None:
         self._run = kernel.run
         self._grid = (ctypes.c_longlong * 3)(*grid)
-        self._threads, self._shared_bytes = block[0], shared_bytes
+        self._block = (ctypes.c_longlong * 2)(*block[:2])
+        self._shared_bytes = shared_bytes
 
     def __call__(self, stream: object, *arguments: int) -> None:
         """Run every block of the grid, one after the other."""
         given = (ctypes.c_longlong * MOST_ARGUMENTS)(*arguments)
-        self._run(self._grid, self._threads, self._shared_bytes, given)
+        self._run(self._grid, self._block, self._shared_bytes, given)
 
 
 class Emulator:
@@ -60,8 +63,7 @@ class Emulator:
     ) -> EmulatedKernel:
         """As :func:`compiler.load` does."""
         text = b"".join(
-            path.read_bytes()
-            for path in (KERNELS / source_name, KERNELS / "ssd.cuh", *sorted(HERE.iterdir()))
+            path.read_bytes() for path in (KERNELS / source_name, *HEADERS, *sorted(HERE.iterdir()))
         )
         name = hashlib.sha256(text + repr((source_name, defines)).encode()).hexdigest()[:24]
         library = self._directory / f"{name}.so"
@@ -69,7 +71,7 @@ class Emulator:
             # Headers of here stand before those of the kernels: each is found by its plain name.
             work = self._directory / name
             work.mkdir(exist_ok=True)
-            for path in (KERNELS / source_name, KERNELS / "ssd.cuh", *HERE.iterdir()):
+            for path in (KERNELS / source_name, *HEADERS, *HERE.iterdir()):
                 shutil.copy(path, work / path.name)
             options = [f"-D{key}={value}" for key, value in defines]
             subprocess.run(

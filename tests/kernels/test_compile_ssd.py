@@ -72,6 +72,30 @@ def test_other_sizes_and_flags_compile(variant: Variant) -> None:
     assert not failures(variant, "sm_87")
 
 
+WARPGROUPS = ("ssd_forward_warpgroups", "ssd_states_warpgroups", "ssd_backward_warpgroups")
+
+
+@pytest.mark.parametrize("kernel", WARPGROUPS)
+@pytest.mark.parametrize(
+    "changes",
+    (
+        {},
+        {"dtype": torch.float16, "dstate": 64, "d": 0},
+        {"d": 2, "has_z": True, "has_sequences": True},
+    ),
+    ids=str,
+)
+def test_products_of_warpgroups_compile_and_are_not_waited_for_one_by_one(
+    kernel: str, changes: dict[str, Any]
+) -> None:
+    skip_unless_supported("sm_90")
+    variant = USUAL._replace(room=ROOM["sm_90"] * 1024, **changes)
+    assert variant.fits_warpgroups and variant.shared_bytes(kernel) <= variant.room
+    compiled = compiler.compile_source(f"{kernel}.cu", kernel, variant.defines(kernel), "sm_90a")
+    assert compiled.spill_bytes <= MOST_SPILLED
+    assert "serialized" not in compiled.log
+
+
 @pytest.mark.parametrize("dtype", NUMBERS, ids=str)
 @pytest.mark.parametrize("dstate", range(1, 257, 15))
 def test_chunks_and_pieces_are_what_the_kernels_can_hold(dtype: torch.dtype, dstate: int) -> None:

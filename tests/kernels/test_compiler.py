@@ -79,17 +79,6 @@ def test_a_refused_source_says_what_nvrtc_said(architecture: str) -> None:
         )
 
 
-def test_missing_packages_are_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> Any:
-        raise ModuleNotFoundError(f"No module named {name!r}")
-
-    monkeypatch.setattr(compiler, "import_module", missing)
-    with pytest.raises(Unavailable, match=r"cuda-core 1\.0 or later is not installed"):
-        compiler.load(SOURCE, ENTRY, DEFINES, 0)
-    with pytest.raises(Unavailable, match="NVRTC is not installed"):
-        compiler.compile_source(SOURCE, ENTRY, DEFINES, "sm_87")
-
-
 def test_a_kept_cubin_is_not_compiled_again(
     architecture: str, cache_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,7 +87,7 @@ def test_a_kept_cubin_is_not_compiled_again(
     def refuse(*arguments: Any) -> Any:
         raise AssertionError("compiled again")
 
-    monkeypatch.setattr(compiler, "compile_source", refuse)
+    monkeypatch.setattr(compiler, "_compile", refuse)
     assert compiler.cubin(SOURCE, DEFINES, architecture) == first
 
 

@@ -64,6 +64,39 @@ def test_a_scan_and_its_gradients_agree_with_float64(
     assert all(error < TOLERANCE[dtype] for error, _ in errors.values()), errors
 
 
+# Of the sizes that products of warpgroups are of: three heads, of which a block takes two.
+WHOLE: dict[str, Any] = {
+    **{"batch": 1, "seqlen": 80, "heads": 3, "headdim": 64, "dstate": 64},
+    **{"D": "channels", "z": True, "first": True, "packed": True},
+}
+
+
+@pytest.mark.parametrize("is_cut", (False, True))
+def test_products_of_warpgroups_agree_with_float64(
+    is_cut: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_forward, "has_warpgroups", lambda index: True)
+    monkeypatch.setattr(cuda_forward, "full_blocks", lambda heads, units, index: 1)
+    monkeypatch.setattr(cuda_forward, "room", lambda index: 227 * 1024)
+    if is_cut:
+        cut(monkeypatch)
+    scan = drawn(**WHOLE, dtype=BRAIN)
+    forward = forward_errors(scan)
+    error, rounding = forward["out"]
+    assert error < rounding + 5e-4 and forward["state"][0] < 1e-5
+    # A's and dt_bias's are sums of many signs.
+    for name, (error, _) in backward_errors(scan).items():
+        assert error < (5e-2 if name in ("dA", "ddt_bias") else TOLERANCE[BRAIN]), name
+
+
+def test_blocks_take_two_heads_where_all_are_done_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_forward, "processors", lambda index: 4)
+    find = cuda_forward.full_blocks.__wrapped__
+    # A multiprocessor to each head; two each; and six on four, of which two take one more.
+    assert [find(heads, 1, 0) for heads in (1, 4, 8, 6)] == [0, 0, 4, 2]
+    assert find(1, 100, 0) == 0
+
+
 def test_the_trial_of_the_op_accepts_the_kernels_and_no_wrong_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Sequence
 
-from jetson_mamba.hook.finder import TARGETS
+from jetson_mamba.finder import TARGETS
 from tests import emulated
 from tests.matrix.cell import Cell
 from tools.releases import CAUSAL_CONV1D, INCOMPLETE, MAMBA_SSM, release_path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import compileall
+import math
 import random
 import sys
 import tempfile
@@ -52,8 +53,9 @@ def run(
     chosen: list[Mutant],
     workers: forks.Workers,
     done: Callable[[Mutant, Finding], None] = lambda *_: None,
+    seconds: float = math.inf,
 ) -> list[tuple[Mutant, Finding]]:
-    """Run mutants, and tell of each as it is done."""
+    """Run mutants, and tell of each as it is done; none is begun after so many seconds."""
     for release in {mutant.release for mutant in chosen}:
         compileall.compile_dir(release_path(release) / "mamba_ssm", quiet=2)
     found: list[tuple[Mutant, Finding]] = []
@@ -63,7 +65,7 @@ def run(
         found.append((chosen[place], finding))
         done(chosen[place], finding)
 
-    workers.run(chosen, one)
+    workers.run(chosen, one, seconds)
     return found
 
 
@@ -93,6 +95,8 @@ def main() -> int:
     parser.add_argument("--path", default="", help="of the files whose path has this in it only")
     parser.add_argument("--name", default="", help="those whose whole name has this in it only")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--part", default="1/1", help="of those the first of five, say: 1/5")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin none after these")
     parser.add_argument("--verbose", action="store_true", help="tell of every mutant")
     chosen = parser.parse_args()
     fitting = [
@@ -106,7 +110,10 @@ def main() -> int:
     ]
     if not fitting:
         parser.error("no mutant is of all that was asked for")
-    fitting = sample(fitting, chosen.count, chosen.seed)
+    number, _, parts = chosen.part.partition("/")
+    if not (number.isdigit() and parts.isdigit() and 0 < int(number) <= int(parts)):
+        parser.error(f"--part: expected such as 1/5, found {chosen.part!r}")
+    fitting = sample(fitting, chosen.count, chosen.seed)[int(number) - 1 :: int(parts)]
     start = time.monotonic()
 
     def done(mutant: Mutant, finding: Finding) -> None:
@@ -114,11 +121,13 @@ def main() -> int:
             print(f"{finding.verdict.name} {mutant.name}: {finding.detail}", flush=True)
 
     with workers(chosen.processes) as started:
-        found = run(fitting, started, done)
+        found = run(fitting, started, done, chosen.seconds)
     print(table(found, lambda mutant: mutant.kind))
     print(", ".join(f"{each.name.lower()}: {each.value}" for each in Verdict))
-    print(f"seed {chosen.seed}, {len(found)} mutants, {time.monotonic() - start:.0f} s")
-    return int(any(finding.verdict in FORBIDDEN for _, finding in found))
+    took = time.monotonic() - start
+    print(f"seed {chosen.seed}, {len(found)} of {len(fitting)} mutants, {took:.0f} s")
+    forbidden = any(finding.verdict in FORBIDDEN for _, finding in found)
+    return int(forbidden or len(found) < len(fitting))
 
 
 if __name__ == "__main__":

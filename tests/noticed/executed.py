@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Iterable, NamedTuple
+from typing import Any, Callable, Iterable, NamedTuple, Protocol, Sequence, TypeVar
 
 import coverage
 
@@ -23,8 +23,13 @@ from tests.noticed.changes import Change
 KEPT = parts.REPOSITORY / "build" / "noticed"
 MODULES = (*interpreters.TORCH, "pytest", "_pytest.assertion.rewrite", "einops", "coverage")
 SECONDS = 4 * 3600
+# How pytest begins a line about a test that does not pass.
+FAILED = ("FAILED ", "ERROR ")
 # Stands after an import of the package's first module, on its line.
 IMPORTED = "; sys.path.append({0!r}); import noticed_recorder; sys.path.remove({0!r})"
+
+_Given = TypeVar("_Given")
+_Made = TypeVar("_Made")
 
 
 class Timed(NamedTuple):
@@ -44,12 +49,37 @@ class Timed(NamedTuple):
         return self.name.partition("::")[0]
 
 
-def record(tree: Path, files: Iterable[str]) -> None:
-    """Run the files of tests whose record is missing or stale in the copy of the tree."""
+# The copy of the tree that is this process's.
+tree = Path()
+
+
+class Spread(Protocol):
+    """How a function is applied to each of several: as ``map`` does, or by many workers."""
+
+    def __call__(
+        self, function: Callable[[_Given], _Made], given: Iterable[_Given], /
+    ) -> Iterable[_Made]:
+        """What it gives for each, in any order."""
+
+
+def record(spread: Spread, files: Iterable[str], seconds: float = 0.0) -> None:
+    """Run the files of tests whose record is missing or stale, each in a worker's copy.
+
+    Of a file whose tests take longer than ``seconds``, where it is given, those before count.
+    """
     missing = [each for each in sorted(set(files)) if not _kept(each).exists()]
     if not missing:
         return
     print(f"Recording what {len(missing)} files of tests execute", flush=True)
+    # The longest last would keep all others waiting.
+    missing.sort(key=lambda each: -(parts.REPOSITORY / each).stat().st_size)
+    for file, said in spread(record_one, [(each, seconds) for each in missing]):
+        print(f"  {file}: {said}", flush=True)
+
+
+def record_one(pair: tuple[str, float]) -> tuple[str, str]:
+    """Record a file of tests in this process's copy; it, and what pytest says of it."""
+    file, seconds = pair
     folder, recorded = tree.parent / "recorder", tree.parent / "recorded"
     shutil.rmtree(folder, ignore_errors=True)
     for each in (folder / "records", recorded):
@@ -62,21 +92,22 @@ def record(tree: Path, files: Iterable[str]) -> None:
     try:
         imported = f"\nimport sys{IMPORTED.format(str(folder))}\n"
         package.write_text(text.replace("\nimport sys\n", imported, 1), "utf-8")
-        for file in missing:
-            _run(tree, [file], recorded)
-            for old in KEPT.glob(f"{_name(file)}.*.json"):
-                old.unlink()
-            made = recorded / f"{_name(file)}.json"
-            KEPT.mkdir(parents=True, exist_ok=True)
-            if made.exists():
-                shutil.move(str(made), _kept(file))
-            else:
-                _kept(file).write_text('{"tests": [], "seconds": [], "executed": {}}', "utf-8")
+        said = _run(tree, [file], recorded, seconds or SECONDS)
     finally:
         package.write_text(text, "utf-8")
+    KEPT.mkdir(parents=True, exist_ok=True)
+    for old in KEPT.glob(f"{_name(file)}.*.json"):
+        old.unlink()
+    made = recorded / f"{_name(file)}.json"
+    record: dict[str, Any] = {"tests": [], "failed": [], "seconds": [], "executed": {}}
+    if made.exists():
+        record = json.loads(made.read_text("utf-8"))
+    record["failed"] = _failing(tree, record["failed"])
+    _kept(file).write_text(json.dumps(record), "utf-8")
+    return file, "; ".join([said, *(f"{each} fails" for each in record["failed"])])
 
 
-def _run(tree: Path, files: list[str], recorded: Path) -> None:
+def _run(tree: Path, files: list[str], recorded: Path, seconds: float) -> str:
     arguments = ["-m", "pytest", "-q", "-p", "tests.noticed.recording", "-p", "no:cacheprovider"]
     done = interpreters.run(
         [*arguments, *files],
@@ -86,11 +117,23 @@ def _run(tree: Path, files: list[str], recorded: Path) -> None:
             "NOTICED_RECORDED": str(recorded),
         },
         cwd=tree,
-        timeout=SECONDS,
+        timeout=seconds,
         modules=MODULES,
     )
     said = done.stdout.splitlines() or done.stderr.splitlines() or [""]
-    print(f"  {files[0]}: {said[-1]}", flush=True)
+    return said[-1]
+
+
+def _failing(tree: Path, tests: list[str]) -> list[str]:
+    """Those that fail also where nothing records them, and so can notice nothing."""
+    options = ["-q", "--no-header", "--tb=no", "-p", "no:cacheprovider"]
+    return [
+        each
+        for each in tests
+        if interpreters.run(
+            ["-m", "pytest", *options, each], env=environment(tree), cwd=tree, modules=MODULES
+        ).returncode
+    ]
 
 
 def environment(tree: Path) -> dict[str, str]:
@@ -112,34 +155,40 @@ def _kept(file: str) -> Path:
     return KEPT / f"{_name(file)}.{digest}.json"
 
 
-def executing(files: Iterable[str], module: Path, change: Change) -> list[Timed]:
-    """The tests of these files that execute what is changed, as :func:`ordered` has them.
+def executing(own: Sequence[str], rest: Sequence[str], module: Path, change: Change) -> list[Timed]:
+    """The tests of these files that execute what is changed.
 
-    Of a line that runs at import, or that no test executes, those that execute its function or,
-    failing that, its module.
+    Of a line that no test executes itself, as what runs at import, those that execute its module,
+    and all of its ``own`` files: a constant is read by whoever asks for it.
     """
     text = (parts.REPOSITORY / module).read_text("utf-8")
-    wider = [set(each) for each in _extents(text, change.line)]
-    records = [json.loads(_kept(each).read_text("utf-8")) for each in files]
-    for lines in wider:
+    *nearest, functions = [set(each) for each in _extents(text, change.line)]
+    records = {each: json.loads(_kept(each).read_text("utf-8")) for each in (*own, *rest)}
+    for lines in (*nearest, functions):
         found = []
-        for each in records:
+        for file, each in records.items():
             executed = each["executed"].get(module.as_posix(), {})
             bits = 0
             for line in lines:
                 bits |= int(executed.get(line, "0"), 16)
+            if lines is functions and file in own:
+                bits = (1 << len(each["tests"])) - 1
             pairs = zip(each["tests"], each["seconds"])
-            found += [Timed(*pair) for number, pair in enumerate(pairs) if bits >> number & 1]
+            found += [
+                Timed(*pair)
+                for number, pair in enumerate(pairs)
+                if bits >> number & 1 and pair[0] not in each.get("failed", ())
+            ]
         if found:
             return found
     return []
 
 
 def _extents(text: str, line: int) -> list[list[str]]:
-    """The texts of the statement at a line, of its function, and of all functions of the module."""
+    """The texts of the statement at a line, or of its whole function, and of all functions."""
     texts = [each.strip() for each in text.splitlines()]
-    functions, statement = [], None
-    inside: list[list[str]] = []
+    functions, statement, whole = [], None, None
+    inside = False
     for node in ast.walk(ast.parse(text)):
         if not isinstance(node, ast.stmt):
             continue
@@ -153,11 +202,14 @@ def _extents(text: str, line: int) -> list[list[str]]:
             body = texts[bodies[0].lineno - 1 : last]
             functions += body
             if node.lineno <= line <= last:
-                inside.insert(0, body)
+                inside = True
+                # Which a change of a default, or a body that is skipped, is about.
+                if line < bodies[0].lineno + bool(ast.get_docstring(node)):
+                    whole = body
         elif not isinstance(node, ast.ClassDef) and node.lineno <= line <= head:
             statement = texts[node.lineno - 1 : head]
-    nearest = [statement] if statement and inside else []
-    return [each for each in (*nearest, *inside, functions) if each]
+    nearest = whole or (statement if inside else None)
+    return [*([nearest] if nearest else []), functions]
 
 
 def ordered(tests: Iterable[Timed], own: Iterable[str], seconds: float) -> list[str]:

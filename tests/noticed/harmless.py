@@ -32,4 +32,34 @@ HARMLESS = (
         "for token in tokenize.generate_tokens(io.StringIO(text, newline=None).readline)",
         "the ends of lines differ, and of a token only its place and a name's text are asked for",
     ),
+    Harmless(
+        "jetson_mamba/report/probe.py",
+        'with open(partial, "w", encoding="utf-8") as file:',
+        'with open(partial, "w", encoding="UTF-8") as file:',
+        "another name of the same encoding",
+    ),
+    Harmless(
+        "jetson_mamba/cache.py",
+        'descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))',
+        'descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 1))',
+        "every system on which torch and CUDA run has the flag",
+    ),
+    Harmless(
+        "jetson_mamba/installing/work.py",
+        "packages += _told(tool, (*plan.optional, *plan.held), plan)",
+        "packages = _told(tool, (*plan.optional, *plan.held), plan)",
+        "it is the first that is told, of a list that is empty",
+    ),
+    Harmless(
+        "jetson_mamba/ops/ssd/steps.py",
+        "return not (scan.dt_softplus and least <= 0 and most == math.inf)",
+        "return not (scan.dt_softplus and least < 0 and most == math.inf)",
+        "what softplus gives is left as it is by a limit of 0",
+    ),
+    Harmless(
+        "jetson_mamba/dispatch/unchecked.py",
+        "return inspect.signature(lambda *arguments, **keywords: None).parameters",
+        "return inspect.signature(lambda *arguments, **keywords: 0).parameters",
+        "of the function only its parameters are asked for",
+    ),
 )

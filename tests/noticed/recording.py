@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -28,6 +29,7 @@ class _Plugin:
         self.file = ""
         self.tests: list[str] = []
         self.seconds: dict[str, float] = {}
+        self.failed: set[str] = set()
         # By the module's path and the line's text: the tests that execute it, as bits.
         self.executed: dict[str, dict[str, int]] = {}
         # What fixtures of the whole file execute is every test's.
@@ -61,6 +63,8 @@ class _Plugin:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         before = self.seconds.get(report.nodeid, 0.0)
         self.seconds[report.nodeid] = before + report.duration
+        if report.failed:
+            self.failed.add(report.nodeid)
 
     def pytest_sessionfinish(self) -> None:
         self.write()
@@ -95,6 +99,7 @@ class _Plugin:
         file = RECORDED / f"{self.file.replace('/', '+')}.json"
         content = {
             "tests": self.tests,
+            "failed": [each for each in self.tests if each in self.failed],
             "seconds": [round(self.seconds.get(each, 0.0), 2) for each in self.tests],
             "executed": {
                 path: {line: f"{bits:x}" for line, bits in each.items()}
@@ -111,3 +116,5 @@ def pytest_configure(config: pytest.Config) -> None:
     import jetson_mamba  # noqa: F401
 
     config.pluginmanager.register(_Plugin())
+    # Where the time is over, what is known is written.
+    signal.signal(signal.SIGALRM, lambda *_: pytest.exit("the time is over"))

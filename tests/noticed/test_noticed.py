@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
 import pytest
 
-from tests.noticed import __main__ as noticed
 from tests.noticed import executed, parts
+from tests.noticed import survey as noticed
 from tests.noticed.changes import change, sample
 from tests.noticed.harmless import HARMLESS
 
@@ -63,7 +64,7 @@ def test_every_file_has_tests_that_are_there(part: str) -> None:
         assert (parts.REPOSITORY / file).exists()
         assert any(parts.tests(part, file))
     for name in f"{' '.join(parts.OWN.values())} {parts.ALL[part]}".split():
-        assert (parts.REPOSITORY / "tests" / name).exists(), name
+        assert any((parts.REPOSITORY / "tests").glob(name)), name
 
 
 def test_every_one_is_of_a_line_that_is_there() -> None:
@@ -103,6 +104,19 @@ def test_the_copy_is_of_the_tree_and_apart_from_it(tmp_path: Path) -> None:
         source, copied = parts.REPOSITORY / name, tmp_path / "tree" / name
         assert copied.read_bytes() == source.read_bytes()
         assert not copied.samefile(source)
+
+
+def test_each_worker_has_a_copy_of_its_own(tmp_path: Path) -> None:
+    with noticed.workers(2, str(tmp_path)) as pool:
+        used = set(pool.map(copy_of_the_worker, range(4)))
+    copies = {each / "tree" for each in tmp_path.iterdir()}
+    assert len(copies) == 2 and used <= copies
+    assert all((each / "jetson_mamba" / "__init__.py").exists() for each in copies)
+
+
+def copy_of_the_worker(_: int) -> Path:
+    """Where the copy of the process that runs this stands."""
+    return executed.tree
 
 
 PACKAGE = '''"""A package."""
@@ -161,6 +175,18 @@ def test_with_what_is_shared(shared):
 
 def test_of_nothing():
     pass
+
+
+def test_fails():
+    import jetson_mamba
+
+    assert jetson_mamba.chosen(1) == "much"
+
+
+def test_fails_where_it_is_recorded():
+    import jetson_mamba
+
+    assert jetson_mamba.chosen(9) == "much" and "noticed_recorder" not in sys.modules
 """
 
 
@@ -173,28 +199,41 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         file = tmp_path / "tree" / name
         file.parent.mkdir(parents=True)
         file.write_text(text)
-    executed.record(tmp_path / "tree", ["tests/test_it.py"])
+    monkeypatch.setattr(executed, "tree", tmp_path / "tree")
+    executed.record(map, ["tests/test_it.py"])
     return tmp_path / "tree"
 
 
 def test_what_executes_a_line_is_known_wherever_it_runs(recorded: Path) -> None:
     module = Path("jetson_mamba/__init__.py")
     assert (recorded / module).read_text() == PACKAGE
-    little, much, shares = "test_little", "test_much_in_a_process", "test_with_what_is_shared"
+    little, shares = "test_little", "test_with_what_is_shared"
+    much, again = "test_much_in_a_process", "test_fails_where_it_is_recorded"
     for before, after, by in (
         ('return "little"', "return", [little]),
-        ('return "much"', "return", [much]),
-        ("if number > LIMIT:", "if False:", [little, much]),
+        ('return "much"', "return", [much, again]),
+        ("if number > LIMIT:", "if False:", [little, much, again]),
         # A docstring whose function does nothing any more, and an element on a line of its own.
-        ('"""One of two."""', "pass", [little, much]),
+        ('"""One of two."""', "pass", [little, much, again]),
         # A fixture of the whole file is every later test's.
-        ("        2,\n", "", [little, much, shares, "test_of_nothing"]),
+        ("        2,\n", "", [little, much, shares, "test_of_nothing", again]),
         # What runs at import is everybody's who calls something.
-        ("LIMIT = 3", "LIMIT = 4", [little, much, shares, "test_of_nothing"]),
+        ("LIMIT = 3", "LIMIT = 4", [little, much, shares, "test_of_nothing", again]),
     ):
         changed = change(PACKAGE, PACKAGE.replace(before, after))
-        found = executed.executing(["tests/test_it.py"], module, changed)
+        found = executed.executing([], ["tests/test_it.py"], module, changed)
         assert [each.name for each in found] == [f"tests/test_it.py::{each}" for each in by]
+
+
+def test_a_constant_may_be_noticed_by_any_of_a_modules_own_tests(recorded: Path) -> None:
+    (kept,) = executed.KEPT.iterdir()
+    kept.write_text(json.dumps({**json.loads(kept.read_text()), "executed": {}}))
+    changed = change(PACKAGE, PACKAGE.replace("LIMIT = 3", "LIMIT = 4"))
+    files, module = ["tests/test_it.py"], Path("jetson_mamba/__init__.py")
+    found = [each.name for each in executed.executing(files, [], module, changed)]
+    # One of them fails without any change.
+    assert len(found) == TESTS.count("def test_") - 1
+    assert executed.executing([], files, module, changed) == []
 
 
 def test_a_record_is_kept_until_its_tests_change(
@@ -202,11 +241,16 @@ def test_a_record_is_kept_until_its_tests_change(
 ) -> None:
     (kept,) = executed.KEPT.iterdir()
     runs: list[list[str]] = []
-    monkeypatch.setattr(executed, "_run", lambda tree, files, folder: runs.append(files))
-    executed.record(recorded, ["tests/test_it.py"])
+
+    def run(tree: Path, files: list[str], *rest: object) -> str:
+        runs.append(files)
+        return "nothing"
+
+    monkeypatch.setattr(executed, "_run", run)
+    executed.record(map, ["tests/test_it.py"])
     assert runs == [] and kept.exists()
     (recorded / "tests" / "test_it.py").write_text(f"{TESTS}\n# changed\n")
-    executed.record(recorded, ["tests/test_it.py"])
+    executed.record(map, ["tests/test_it.py"])
     assert runs == [["tests/test_it.py"]] and not kept.exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from functools import partial
 from typing import Iterator
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from jetson_mamba.replay import captured
 from tests.ops.imitated import Imitated
+from tests.ops.small_op import Make, small_op
 
 real_stream = captured._stream
 
@@ -48,5 +50,12 @@ def imitated(monkeypatch: pytest.MonkeyPatch) -> list[Imitated]:
     monkeypatch.setattr(captured, "_stream", stream)
     monkeypatch.setattr(captured, "_has_place", lambda device, stream: True)
     monkeypatch.setattr(captured, "is_small", lambda first, _: type(first) is torch.Tensor)
+    monkeypatch.setattr(captured, "is_on_gpu", lambda first: type(first) is torch.Tensor)
     monkeypatch.setattr(captured, "MEMORY", captured.Memory())
     return Imitated.made
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Make:
+    """An op whose backends are modules made of the given functions, in that order."""
+    return partial(small_op, monkeypatch)

@@ -11,11 +11,28 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from jetson_mamba.ops.causal_conv1d import causal_conv1d_bwd, causal_conv1d_fn
+from jetson_mamba.dispatch.backends import Op
+from jetson_mamba.ops.causal_conv1d import causal_conv1d_bwd, causal_conv1d_fn, op
+from jetson_mamba.ops.causal_conv1d.contract import Case, Implementation
 from tests.references.causal_conv1d import convolve
 from tests.references.tolerance import TOLERANCES, relative_norm
 
+# One for each signature that a function has had, and for each change of meaning.
+RELEASES = (
+    "1.0.2",
+    "1.1.3.post1",
+    "1.2.2.post1",
+    "1.4.0",
+    "1.5.0.post8",
+    "1.5.1",
+    "1.6.1",
+    "1.7.0",
+)
 LAYOUTS = ("time", "channels", "time slice", "channels slice", "general")
+
+
+def fresh_op(*order: str) -> Op[Case, Implementation]:
+    return Op("causal_conv1d", op.OP._package, order or op.OP.order, op.OP._trial)
 
 
 class Options(NamedTuple):

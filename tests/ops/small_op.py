@@ -8,10 +8,11 @@ from typing import Any, Callable
 
 import pytest
 
-from jetson_mamba.dispatch.backends import Op
+from jetson_mamba.dispatch.backends import Op, Selection
 from jetson_mamba.errors import Unavailable
 
 Load = Callable[[str], str]
+Make = Callable[..., "Op[str, str]"]
 
 
 def small_op(
@@ -45,3 +46,8 @@ def unavailable(case: str) -> str:
 def broken(case: str) -> str:
     """A backend that is installed and does not load."""
     raise ImportError("x.so: undefined symbol: _ZN3c10\nstack\nstack")
+
+
+def named(backend: str) -> Selection:
+    """What a user selects by a name."""
+    return Selection(backend, "the test", "end the test")

@@ -96,7 +96,7 @@ def test_another_form_is_that_of_what_stands_in_for_the_extension() -> None:
     causal_conv1d_cuda.causal_conv1d_fwd(x, weight, bias, None, None, out, None, True)
     torch.testing.assert_close(out, ops.causal_conv1d_fn(x, weight, bias, activation="silu"))
     with pytest.raises(TypeError, match=r"causal_conv1d_fwd.*incompatible function arguments"):
-        causal_conv1d_cuda.causal_conv1d_fwd(x, weight, bias, None, None, True)
+        causal_conv1d_cuda.causal_conv1d_fwd(x, weight, bias, *[None] * 6)
 
 
 def test_another_form_is_the_extensions_own_and_an_error_without_it(

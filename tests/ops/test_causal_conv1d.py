@@ -1,20 +1,16 @@
-"""The convolution: every backend against the loop over time, and how a backend is chosen."""
+"""The convolution: every backend against the loop over time."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import warnings
-from itertools import chain, combinations
-from pathlib import Path
-from types import ModuleType
-from typing import Any, Callable, Iterator
+from itertools import chain, combinations, product
+from typing import Any, Iterator, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from jetson_mamba.dispatch.backends import BackendWarning, Op
 from jetson_mamba.dispatch.paths import Way
 from jetson_mamba.ops.causal_conv1d import (
     causal_conv1d_bwd,
@@ -24,34 +20,28 @@ from jetson_mamba.ops.causal_conv1d import (
     op,
     pytorch,
 )
-from jetson_mamba.ops.causal_conv1d.contract import Case, Implementation
 from tests import emulated
-from tests.ops.conv1d_setups import LAYOUTS, SETUPS, Setup, check, laid_out, name
+from tests.ops.conv1d_setups import (
+    LAYOUTS,
+    OPTIONS,
+    RELEASES,
+    SETUPS,
+    Setup,
+    check,
+    fresh_op,
+    laid_out,
+    name,
+)
 from tests.ops.ways import going
 from tests.references.causal_conv1d import convolve
 from tests.references.causal_conv1d import update as reference_update
 from tests.references.tolerance import TOLERANCES, relative_norm
 
 CPU = torch.device("cpu")
-# One for each signature that a function has had, and for each change of meaning.
-RELEASES = (
-    "1.0.2",
-    "1.1.3.post1",
-    "1.2.2.post1",
-    "1.4.0",
-    "1.5.0.post8",
-    "1.5.1",
-    "1.6.1",
-    "1.7.0",
-)
 BACKENDS = (
     "pytorch",
     *(f"{kind} {release}" for kind in ("extension", "package") for release in RELEASES),
 )
-
-
-def fresh_op(*order: str) -> Op[Case, Implementation]:
-    return Op("causal_conv1d", op.OP._package, order or op.OP.order, op.OP._trial)
 
 
 @pytest.fixture
@@ -71,8 +61,34 @@ def only_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(op, "OP", fresh_op("pytorch"))
 
 
-@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
-@pytest.mark.parametrize("setup", SETUPS, ids=name)
+# Releases repeat each other: PyTorch's backend meets every setup, each of theirs every set of
+# options in two dtypes and layouts, others for the next, so that any two of the three meet.
+FORMS = len(SETUPS) // len(OPTIONS)
+MEETING = [
+    (backend, setup)
+    for number, backend in enumerate(BACKENDS)
+    for place, setup in enumerate(SETUPS)
+    if not number or (place + number + place // FORMS) % FORMS in (0, 4)
+]
+
+
+def named(value: Any) -> str:
+    """A part of a test's name."""
+    if isinstance(value, Setup):
+        return name(value)
+    return value if isinstance(value, str) else "-".join(map(str, value))
+
+
+def test_any_two_of_backend_options_and_form_meet() -> None:
+    forms = {(each.dtype, each.layout) for each in SETUPS}
+    found = {(backend, setup.options) for backend, setup in MEETING}
+    assert found == set(product(BACKENDS, OPTIONS))
+    assert {(backend, setup[:2]) for backend, setup in MEETING} == set(product(BACKENDS, forms))
+    releases = [setup for backend, setup in MEETING if backend != BACKENDS[0]]
+    assert set(releases) == set(SETUPS)
+
+
+@pytest.mark.parametrize(("backend", "setup"), MEETING, indirect=["backend"], ids=named)
 def test_agrees_with_the_loop_over_time(backend: str, setup: Setup) -> None:
     check(setup, CPU)
 
@@ -339,15 +355,44 @@ def test_what_an_extension_can_read_is_not_copied(
         causal_conv1d_bwd(x, weight, bias, dout, dx=dx)
 
 
-# The state's length, then the steps at once.
-@pytest.mark.parametrize(("length", "seqlen"), [(3, 1), (4, 1), (4, 3), (9, 2), (5, 8)])
-@pytest.mark.parametrize("ring", [False, True])
-@pytest.mark.parametrize("indices", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
-def test_update_agrees_with_the_loop_over_time(
-    backend: str, dtype: torch.dtype, indices: bool, ring: bool, length: int, seqlen: int
-) -> None:
+class Step(NamedTuple):
+    """A call of the decoding step: ``length`` is the state's, ``seqlen`` the steps at once."""
+
+    dtype: torch.dtype
+    indices: bool
+    ring: bool
+    length: int
+    seqlen: int
+
+
+STEPS = [
+    Step(dtype, indices, ring, *lengths)
+    for dtype in (torch.float32, torch.bfloat16)
+    for indices in (False, True)
+    for ring in (False, True)
+    for lengths in ((3, 1), (4, 1), (4, 3), (9, 2), (5, 8))
+]
+# As above: every third of a release's, in which any two of a step's choices meet.
+MEETING_STEPS = [
+    (backend, step)
+    for number, backend in enumerate(BACKENDS)
+    for place, step in enumerate(STEPS)
+    if not number or (place + number) % 3 == 0
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_any_two_choices_of_a_step_meet(backend: str) -> None:
+    def pairs(steps: list[Step]) -> set[Any]:
+        return {two for step in steps for two in combinations(zip(Step._fields[:4], step), 2)}
+
+    own = [step for each, step in MEETING_STEPS if each == backend]
+    assert pairs(own) == pairs(STEPS)
+
+
+@pytest.mark.parametrize(("backend", "step"), MEETING_STEPS, indirect=["backend"], ids=named)
+def test_update_agrees_with_the_loop_over_time(backend: str, step: Step) -> None:
+    dtype, indices, ring, length, seqlen = step
     generator = torch.Generator().manual_seed(3)
 
     def normal(*shape: int) -> Tensor:
@@ -375,277 +420,14 @@ def test_decoding_step_by_step_gives_the_sequence(backend: str) -> None:
     assert torch.equal(state, x[..., 3:])
 
 
-X, W = torch.zeros(2, 4, 6), torch.zeros(4, 3)
-BAD_FORWARD: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"x": [1.0]}, TypeError, "x: expected a tensor, found list"),
-    ({"x": X[0]}, ValueError, r"x: expected shape \(batch, dim, seqlen\), found \(4, 6\)"),
-    ({"x": X.long()}, TypeError, "x: expected float16.* found torch.int64"),
-    ({"x": X.to(torch.complex64)}, TypeError, "x: expected float16.* found torch.complex64"),
-    ({"weight": None}, TypeError, "weight: expected a tensor, found NoneType"),
-    ({"weight": W[:3]}, ValueError, r"weight: .*\(4, 2 or more\), found \(3, 3\)"),
-    ({"weight": W[:, :1]}, ValueError, r"weight: .*\(4, 2 or more\), found \(4, 1\)"),
-    ({"weight": W[:, None]}, ValueError, r"weight: .*found \(4, 1, 3\)"),
-    ({"weight": W.to("meta")}, ValueError, "weight: expected the device of x, cpu, found meta"),
-    ({"bias": torch.zeros(3)}, ValueError, r"bias: .*\(4,\), found \(3,\)"),
-    ({"bias": torch.zeros(4).int()}, TypeError, "bias: .*float32 or float64, found torch.int32"),
-    ({"bias": torch.zeros(4, device="meta")}, ValueError, "bias: expected the device of x, cpu"),
-    ({"seq_idx": torch.zeros(2, 6)}, TypeError, "seq_idx: .*int32, found torch.float32"),
-    ({"seq_idx": torch.zeros(2, 5).int()}, ValueError, r"seq_idx: .*\(2, 6\), found \(2, 5\)"),
-    ({"initial_states": torch.zeros(2, 4, 3)}, ValueError, r"initial_states: .*\(2, 4, 2\)"),
-    ({"initial_states": torch.zeros(2, 4, 2).int()}, TypeError, "initial_states: .*int32"),
-    (
-        {"final_states_out": torch.zeros(2, 4, 3), "return_final_states": True},
-        ValueError,
-        "final_states_out: ",
-    ),
-    (
-        {"seq_idx": torch.zeros(2, 6).int(), "return_final_states": True},
-        ValueError,
-        "neither with seq_idx",
-    ),
-    ({"activation": "relu"}, ValueError, "activation: expected None, 'silu' or 'swish'.*'relu'"),
-]
-
-
-@pytest.mark.parametrize(("changed", "error", "message"), BAD_FORWARD)
-def test_forward_names_the_argument_that_does_not_fit(
-    changed: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    arguments: dict[str, Any] = {"x": X, "weight": W, **changed}
-    with pytest.raises(error, match=message):
-        causal_conv1d_fn(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("changed", "error", "message"),
-    [
-        ({"dout": X[..., :5]}, ValueError, r"dout: .*\(2, 4, 6\), found \(2, 4, 5\)"),
-        ({"dout": X.half()}, TypeError, "dout: expected torch.float32"),
-        ({"dx": X[:1]}, ValueError, "dx: expected shape"),
-        ({"dx": X.double()}, TypeError, "dx: expected torch.float32, found torch.float64"),
-        ({"dfinal_states": X}, ValueError, "dfinal_states: expected shape"),
-        ({"weight": W[:, :1]}, ValueError, "weight: "),
-        ({"activation": "tanh"}, ValueError, "activation: "),
-    ],
-)
-def test_backward_names_the_argument_that_does_not_fit(
-    changed: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    arguments: dict[str, Any] = {"x": X, "weight": W, "bias": None, "dout": X, **changed}
-    with pytest.raises(error, match=message):
-        causal_conv1d_bwd(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("changed", "error", "message"),
-    [
-        ({"x": X[0, 0]}, ValueError, "x: expected shape"),
-        ({"conv_state": torch.zeros(2, 4, 1)}, ValueError, "conv_state: .*2 or more.*found"),
-        ({"conv_state": torch.zeros(3, 4, 3)}, ValueError, r"conv_state: .*\(2, 4, 3\)"),
-        ({"conv_state": torch.zeros(2, 4, 3).int()}, TypeError, "conv_state: .*int32"),
-        ({"conv_state": None}, TypeError, "conv_state: expected a tensor"),
-        ({"cache_seqlens": torch.zeros(2)}, TypeError, "cache_seqlens: .*int32"),
-        ({"conv_state_indices": torch.zeros(3).int()}, ValueError, "conv_state_indices: "),
-        ({"activation": True}, ValueError, "activation: "),
-    ],
-)
-def test_update_names_the_argument_that_does_not_fit(
-    changed: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    arguments: dict[str, Any] = {
-        "x": X[..., 0],
-        "conv_state": torch.zeros(2, 4, 3),
-        "weight": W,
-        **changed,
-    }
-    with pytest.raises(error, match=message):
-        causal_conv1d_update(**arguments)
-
-
-def call(dtype: torch.dtype = torch.float32, width: int = 4) -> Tensor:
-    x, weight = torch.ones(1, 8, 4, dtype=dtype), torch.ones(8, width, dtype=dtype)
-    out: Tensor = causal_conv1d_fn(x, weight)
-    assert relative_norm(out, convolve(x, weight)[0]) < 1e-6
-    return out
-
-
-def chosen(
-    monkeypatch: pytest.MonkeyPatch, run: Callable[[], object] = call
-) -> tuple[str, dict[str, str]]:
-    """The backend that a new op picks for ``run``, and why the ones before it were not."""
-    monkeypatch.setattr(op, "OP", fresh_op())
-    run()
-    (choice,) = op.OP.choices().values()
-    return choice.backend, dict(choice.passed_over)
-
-
-def test_the_order_of_backends() -> None:
-    assert op.OP.order == ("package", "extension", "cuda", "pytorch")
-
-
-def test_absent_packages_are_passed_over_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    for absent in ("causal_conv1d", "causal_conv1d_cuda"):
-        monkeypatch.delitem(sys.modules, absent, raising=False)
-    monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[2])])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        backend, passed_over = chosen(monkeypatch)
-    assert backend == "pytorch"
-    assert passed_over["package"] == "causal_conv1d is not installed"
-    assert passed_over["extension"] == "causal_conv1d_cuda is not installed"
-    assert "cuda" in passed_over
-
-
-@pytest.mark.parametrize("release", RELEASES)
-def test_the_package_comes_first_then_the_extension(
-    monkeypatch: pytest.MonkeyPatch, release: str
-) -> None:
-    with emulated.installed(causal_conv1d=release, package=True):
-        assert chosen(monkeypatch) == ("package", {})
-    with emulated.installed(causal_conv1d=release):
-        backend, passed_over = chosen(monkeypatch)
-    assert backend == "extension"
-    assert passed_over == {"package": "causal_conv1d is not installed"}
-
-
-def test_the_stand_in_for_the_package_is_not_taken_for_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    with emulated.installed(causal_conv1d="1.7.0"):
-        package = ModuleType("causal_conv1d")
-        package.__dict__["causal_conv1d_fn"] = causal_conv1d_fn
-        monkeypatch.setitem(sys.modules, "causal_conv1d", package)
-        assert chosen(monkeypatch)[0] == "extension"
-        package.__dict__["__jetson_mamba_reason__"] = "ImportError: x.so: undefined symbol: y"
-        with pytest.warns(BackendWarning, match=r"\(ImportError: x.so: undefined symbol: y\)"):
-            assert chosen(monkeypatch)[0] == "extension"
-        package.__dict__["__jetson_mamba_reason__"] = (
-            "ModuleNotFoundError: No module named 'causal_conv1d_cuda'"
-        )
-        assert chosen(monkeypatch)[1] == {"package": "causal_conv1d_cuda is not installed"}
-
-
-@pytest.mark.parametrize("release", ["1.0.2", "1.5.0", "1.7.0"])
-def test_an_extension_for_cuda_only_is_passed_over_in_silence_on_a_cpu(
-    monkeypatch: pytest.MonkeyPatch, release: str
-) -> None:
-    with emulated.installed(release, package=True, failure=emulated.CUDA_ONLY):
-        backend, passed_over = chosen(monkeypatch)
-    assert backend == "pytorch"
-    assert "is_cuda" in passed_over["package"] and "is_cuda" in passed_over["extension"]
-
-
-@pytest.mark.parametrize("release", ["1.0.2", "1.2.2", "1.7.0"])
-@pytest.mark.parametrize(
-    ("failure", "reason"),
-    [
-        (emulated.UNDEFINED_SYMBOL, "undefined symbol: _ZN3c10"),
-        (emulated.NO_KERNEL_IMAGE, "no kernel image is available"),
-        (emulated.WRONG_RESULTS, "of a trial is wrong"),
-    ],
-)
-def test_a_broken_extension_gives_one_warning_and_the_next_backend(
-    monkeypatch: pytest.MonkeyPatch, release: str, failure: str, reason: str
-) -> None:
-    with emulated.installed(release, package=True, failure=failure):
-        with pytest.warns(BackendWarning, match=reason) as caught:
-            backend, passed_over = chosen(monkeypatch)
-        assert backend == "pytorch" and reason in passed_over["extension"]
-        assert len(caught) == 1
-        message = str(caught[0].message)
-        assert "'package'" in message and "'extension'" in message and "'pytorch'" in message
-        # Neither the same case nor another says it again.
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            call()
-            call(torch.bfloat16)
-
-
-def test_a_module_of_no_known_release_gives_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    with emulated.installed("1.7.0"):
-        module = extension.compiled_module()
-        module.causal_conv1d_fwd.__doc__ = "causal_conv1d_fwd(arg0: torch.Tensor) -> None"
-        with pytest.warns(BackendWarning, match="no known release has functions of 1, 12 and 8"):
-            assert chosen(monkeypatch)[0] == "pytorch"
-
-
-def test_a_package_and_a_module_that_do_not_belong_together_are_told_apart(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    with emulated.installed("1.2.2", package=True):
-        package = __import__("causal_conv1d")
-        with emulated.installed("1.7.0"):
-            monkeypatch.setitem(sys.modules, "causal_conv1d", package)
-            package.causal_conv1d_fn.__globals__["unused"] = None
-            monkeypatch.setattr(package, "causal_conv1d_fn", wrong_module)
-            with pytest.warns(BackendWarning, match="incompatible function arguments"):
-                assert chosen(monkeypatch)[0] == "extension"
-
-
-def wrong_module(x: Tensor, weight: Tensor, bias: Any = None, activation: Any = None) -> Any:
-    """The wrapper of 1.0, which calls whatever module it finds in the way of 1.0."""
-    compiled = extension.compiled_module()
-    return compiled.causal_conv1d_fwd(x, weight, bias, activation is not None)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "width", "reason"),
-    [
-        (torch.float64, 4, "no kernel for torch.float64"),
-        (torch.float32, 5, "no kernel for width 5"),
-    ],
-)
-def test_what_no_kernel_serves_goes_to_pytorch_in_silence(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, width: int, reason: str
-) -> None:
-    with emulated.installed("1.7.0", package=True):
-        backend, passed_over = chosen(monkeypatch, lambda: call(dtype, width))
-    assert backend == "pytorch"
-    assert passed_over["package"].startswith(reason)
-
-
-def test_a_trial_draws_no_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    with emulated.installed("1.7.0"):
-        before = torch.get_rng_state()
-        chosen(monkeypatch)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize(
-    ("doc", "count"),
-    [
-        ("f(arg0: at::Tensor, arg1: Optional[at::Tensor], arg2: bool) -> at::Tensor\n\nText\n", 3),
-        ("f(arg0: torch.Tensor, arg1: torch.Tensor | None, arg2: bool) -> None\n", 3),
-        ("f(arg0: Union[int, Tuple[int, int]], arg1: Dict[str, List[int]]) -> List[int]", 2),
-    ],
-)
-def test_parameters_are_counted_in_every_style_of_docstring(doc: str, count: int) -> None:
-    def f() -> None: ...
-
-    f.__doc__ = doc
-    assert extension.parameters(f) == count
-    f.__doc__ = "not a signature"
-    with pytest.raises(TypeError, match="does not tell its signature"):
-        extension.parameters(f)
-
-
-def test_torch_is_imported_before_the_extension() -> None:
+def test_peak_memory_is_the_result_and_a_little() -> None:
     program = (
-        "import tests.emulated as emulated\n"
-        "emulated.install(causal_conv1d='1.7.0')\n"
-        "from jetson_mamba.ops import causal_conv1d as op\n"
-        "import torch\n"
-        "op.causal_conv1d_fn(torch.ones(1, 8, 4), torch.ones(8, 4))\n"
-        "print([choice.backend for choice in op.OP.choices().values()])\n"
-    )
-    assert run(program) == "['extension']"
-
-
-def test_peak_memory_is_the_result_and_a_little(tmp_path: Path) -> None:
-    program = (
-        "import resource, torch\n"
+        "import re, torch\n"
+        "from pathlib import Path\n"
         "from jetson_mamba.ops.causal_conv1d import causal_conv1d_bwd, causal_conv1d_fn\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        # Not getrusage: what it says of a child includes its parent's memory before exec.
+        "status = Path('/proc/self/status')\n"
+        "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', status.read_text())[1]) * 1024\n"
         "x, dout, dx = (torch.ones(1, 4096, 6144) for _ in range(3))\n"
         "weight, bias = torch.ones(4096, 4), torch.ones(4096)\n"
         "small = torch.ones(1, 4096, 4)\n"
@@ -658,19 +440,8 @@ def test_peak_memory_is_the_result_and_a_little(tmp_path: Path) -> None:
         "causal_conv1d_fn(x, weight, bias, activation='silu')\n"
         "print((peak() - start) / (x.numel() * 4))\n"
     )
-    backward, forward = map(float, run(program).split())
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    backward, forward = map(float, found.stdout.split())
     assert backward < 0.3
-    assert forward < 1.2
-
-
-def run(program: str) -> str:
-    """What a program prints in a fresh interpreter in which warnings are errors."""
-    result = subprocess.run(
-        [sys.executable, "-W", "error::RuntimeWarning", "-c", program],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip()
+    # The result itself is 1: a smaller figure measures nothing.
+    assert 0.9 < forward < 1.2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from typing import Any, Callable, Iterator
 
 import pytest
@@ -43,6 +44,8 @@ def deterministic(warn_only: bool) -> Any:
 
 
 MATMUL, CUDNN = torch.backends.cuda.matmul, torch.backends.cudnn
+# Behind its properties, of which those of a torch without opt_einsum refuse values.
+EINSUM: Any = vars(import_module("torch.backends.opt_einsum"))["m"]
 SETTINGS: dict[str, Callable[[], Any]] = {
     "precision of products": lambda: put_back(
         torch.set_float32_matmul_precision, "high", torch.get_float32_matmul_precision()
@@ -64,10 +67,14 @@ SETTINGS: dict[str, Callable[[], Any]] = {
     "determinism of cuDNN": lambda: attribute(CUDNN, "deterministic", False, True),
     "cuDNN's own choice": lambda: attribute(CUDNN, "benchmark", False, True),
     "oneDNN": lambda: torch.backends.mkldnn.flags(enabled=False),
+    "NNPACK": lambda: torch.backends.nnpack.flags(enabled=False),
+    "whether the order of products is sought": lambda: attribute(EINSUM, "enabled", False, True),
+    "how the order of products is sought": lambda: attribute(EINSUM, "strategy", "auto", "greedy"),
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "autocast to another dtype": lambda: torch.autocast("cpu", torch.float16),
     "autocast that keeps nothing": lambda: torch.autocast("cpu", cache_enabled=False),
-    "anomalies": lambda: torch.autograd.set_detect_anomaly(True, check_nan=False),
+    "anomalies": lambda: torch.autograd.set_detect_anomaly(True),
+    "anomalies, and what is one": lambda: torch.autograd.set_detect_anomaly(False, check_nan=False),
     "default dtype": lambda: put_back(torch.set_default_dtype, torch.float64, torch.float32),
     "default device": lambda: torch.device("meta"),
     "a backend of the scan": lambda: jetson_mamba.backend(selective_scan="pytorch"),
@@ -78,10 +85,16 @@ if hasattr(MATMUL, "allow_fp16_accumulation"):
     SETTINGS["accumulation in fp16"] = lambda: attribute(
         MATMUL, "allow_fp16_accumulation", True, False
     )
+if hasattr(torch._C, "_set_mkldnn_deterministic"):
+    SETTINGS["determinism of oneDNN"] = lambda: attribute(
+        torch.backends.mkldnn, "deterministic", True, False
+    )
 
 
 OF_A_CPU = (
     "oneDNN",
+    "determinism of oneDNN",
+    "NNPACK",
     "autocast",
     "autocast to another dtype",
 )
@@ -149,11 +162,20 @@ for one, other in itertools.permutations(says, 2):
             pass
         for device in ("cpu", "cuda"):
             hash(environment_key(torch.device(device)))
-keys = set()
-for precision in ("tf32", "ieee"):
-    b.cuda.matmul.fp32_precision = precision
-    keys.add(environment_key(torch.device("cuda")))
-assert len(keys) == 2, keys
+for owner, devices in (
+    (b.cuda.matmul, ["cpu", "cuda"]),
+    (b.cudnn.conv, ["cpu", "cuda"]),
+    (b.cudnn.rnn, ["cpu", "cuda"]),
+    (b.mkldnn.matmul, ["cpu"]),
+    (b.mkldnn.conv, ["cpu"]),
+    (b.mkldnn.rnn, ["cpu"]),
+):
+    for device in devices:
+        keys = set()
+        for precision in ("tf32", "ieee"):
+            owner.fp32_precision = precision
+            keys.add(environment_key(torch.device(device)))
+        assert len(keys) == 2, (owner, device)
 """
 
 
@@ -173,6 +195,22 @@ def readers() -> list[str]:
         *environment._READ_BEFORE,
         "_get_fp32_precision_getter",
     ]
+
+
+@pytest.mark.parametrize(
+    ("function", "of_gpus"),
+    [
+        ("_get_blas_preferred_backend", True),
+        ("_get_cpu_allow_fp16_reduced_precision_reduction", False),
+    ],
+)
+def test_what_cannot_be_set_on_every_machine_is_asked_for(
+    function: str, of_gpus: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch._C, function, lambda: "another", raising=False)
+    for on_gpu in (False, True):
+        found = [read() for read in environment._readers(on_gpu)]
+        assert ("another" in found) == (of_gpus or not on_gpu)
 
 
 @pytest.mark.parametrize("missing", [None, *readers()])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
+from jetson_mamba.dispatch import fields
 from jetson_mamba.dispatch.computation import Computation
 from jetson_mamba.dispatch.fields import Fields, Tensors
 
@@ -31,6 +35,50 @@ def test_what_is_unpacked_is_packed_again() -> None:
     assert tensors == given[:3] and options == (3, "x")
     assert FIELDS.pack(tensors, options) == given
     assert FIELDS.split((*given, 7, 8)) == (given, (7, 8))
+
+
+def test_a_schema_of_torch_library_says_what_the_fields_are() -> None:
+    assert FIELDS.schema == "Tensor a, Tensor? b, Tensor c, int times, str? name"
+    torch._C.parse_schema(f"sum({FIELDS.schema}) -> Tensor")
+
+
+# What the functions of autograd and of operators call what they are given, saved or give back.
+GIVEN = {"arguments", "inputs", "given", "others", "of", "options", "tensors", "args", "gradients"}
+GIVEN |= {"needs_input_grad", "saved_tensors"}
+PACKAGE = Path(fields.__file__).parent.parent
+ROOMS = ("dispatch", "export", "ops")
+
+
+def by_place(node: ast.AST) -> bool:
+    """Whether it picks arguments by numbers: some of them, any but the first, or so many Nones.
+
+    The first, the last and what follows the first are as clear as a name.
+    """
+    if isinstance(node, ast.Subscript) and not isinstance(node.slice, ast.Tuple):  # of a tensor
+        name = getattr(node.value, "id", getattr(node.value, "attr", ""))
+        is_slice = isinstance(node.slice, ast.Slice)
+        places = re.findall(r"(?<![\w-])\d+", ast.unparse(node.slice))
+        return name in GIVEN and any(int(each) > is_slice for each in places)
+    return isinstance(node, ast.BinOp) and bool(
+        re.fullmatch(r"[\[(]None,?[\])] \* .*\d.*", ast.unparse(node))
+    )
+
+
+@pytest.mark.parametrize("text", ["given[10:]", "found(inputs[:6])", "(None,) * 8", "of[2]"])
+def test_a_place_that_is_counted_is_found(text: str) -> None:
+    assert any(map(by_place, ast.walk(ast.parse(text))))
+
+
+def test_no_argument_is_known_by_a_place_that_is_counted() -> None:
+    """One more parameter would shift every gradient after it."""
+    counted = [
+        f"{path.relative_to(PACKAGE)}: {ast.unparse(node)}"
+        for room in ROOMS
+        for path in sorted((PACKAGE / room).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if by_place(node)
+    ]
+    assert not counted, counted
 
 
 def test_a_gradient_goes_to_the_argument_of_its_name() -> None:

@@ -411,6 +411,8 @@ def test_autocast_does_not_reach_inside() -> None:
 def test_what_does_not_fit_is_refused(change: dict[str, Tensor], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         siso({**given(5), **change})
+    with pytest.raises(ValueError, match=r"^Q: expected a seqlen of at least 1, found 0"):
+        siso(given(0))
 
 
 @pytest.mark.parametrize(

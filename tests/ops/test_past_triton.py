@@ -52,6 +52,18 @@ def fake_mode() -> Any:
 
 
 Asked = Callable[[Tensor], bool]
+STEPS, STATES, HEADS = torch.ones(1, 3, 4), torch.ones(1, 3, 1, 2), torch.ones(4)
+WEIGHT = torch.ones(6, 4)
+
+
+def through_scan(x: Any) -> bool:
+    """Whether a scan of x (1, 3, 4, 2) goes to upstream's function."""
+    return ops.through_scan_autograd(x=x, dt=STEPS, A=HEADS, B=STATES, C=STATES)
+
+
+def through_mixer(x: Any) -> bool:
+    """The same of a mixer with four heads of one channel, and one state."""
+    return ops.through_mixer_autograd(zxbcdt=x, conv1d_weight=WEIGHT, A=HEADS, D=HEADS, headdim=1)
 
 
 def mapped(asked: Asked, x: Tensor) -> bool:
@@ -113,9 +125,9 @@ def triton(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("way", LOOKED_AT)
 def test_what_looks_at_a_tensor_is_shown_no_launch(way: str) -> None:
     launched = ops.where_triton_runs(lambda x: True, lambda x: False)
-    for asked in (launched, ops.through_triton_autograd, ops.through_norm_autograd):
-        assert asked(torch.ones(3, 4)) is True
-        assert LOOKED_AT[way](asked, torch.ones(3, 4)) is False
+    for asked in (launched, through_scan, through_mixer, ops.through_norm_autograd):
+        assert asked(torch.ones(1, 3, 4, 2)) is True
+        assert LOOKED_AT[way](asked, torch.ones(1, 3, 4, 2)) is False
 
 
 def test_the_first_tensor_may_come_by_its_name() -> None:
@@ -131,7 +143,8 @@ def test_the_first_tensor_may_come_by_its_name() -> None:
 def test_what_is_no_tensor_goes_to_the_op_which_names_it() -> None:
     for found in (None, 3, "x"):
         wrong: Any = found
-        assert not ops.through_triton_autograd(wrong)
+        assert not through_scan(wrong)
+        assert not through_mixer(wrong)
         assert not ops.through_norm_autograd(wrong)
 
 

@@ -15,8 +15,10 @@ import torch
 import jetson_mamba
 from jetson_mamba.dispatch import selection
 from jetson_mamba.dispatch.backends import Op
-from jetson_mamba.ops import causal_conv1d_fn, selective_scan_fn, through_triton_autograd
+from jetson_mamba.dispatch.paths import inference_path
+from jetson_mamba.ops import causal_conv1d_fn, selective_scan_fn, through_scan_autograd
 from jetson_mamba.ops.ssd import op as ssd
+from jetson_mamba.ops.ssd.contract import Case
 from tests.ops.small_op import serve, small_op, unavailable
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -166,17 +168,40 @@ def test_the_real_ops_can_be_named_with_their_own_backends() -> None:
         selective_scan_fn(x, x, -weight[:, :3], states, states)
 
 
+def through_upstream(x: torch.Tensor) -> bool:
+    return through_scan_autograd(x=x, dt=x[..., 0], A=x[0, 0, :, 0], B=x, C=x)
+
+
 @pytest.mark.parametrize("named", [None, "triton", "pytorch"])
 def test_training_goes_past_upstreams_function_where_another_backend_than_its_own_is_named(
     named: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tensor = torch.ones(1)
+    x = torch.ones(1, 2, 3, 4)
     monkeypatch.setattr(ssd, "triton_runs_on", lambda device: True)
     with jetson_mamba.backend(ssd=named):
-        assert through_triton_autograd(tensor) is (named != "pytorch")
+        assert through_upstream(x) is (named != "pytorch")
     with jetson_mamba.backend(ssd="pytorch"), jetson_mamba.backend(ssd=named):
-        assert through_triton_autograd(tensor) is (named != "pytorch")
-    assert through_triton_autograd(tensor)
+        assert through_upstream(x) is (named != "pytorch")
+    assert through_upstream(x)
+
+
+def test_training_goes_past_upstreams_function_where_the_projects_kernels_serve(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a GPU: the kernels are stood in for by PyTorch's backend here."""
+    monkeypatch.setattr(ssd, "triton_runs_on", lambda device: True)
+    kernels = ssd.OP.implementation(Case(torch.device("cpu"), torch.float32))
+    x = torch.ones(1, 2, 3, 4)
+    for first in (False, True):
+        served = kernels._replace(comes_before_triton=first)
+        monkeypatch.setattr(ssd.OP, "implementation", lambda case, served=served: served)
+        assert through_upstream(x) is not first
+    with jetson_mamba.backend(ssd="triton"):
+        assert through_upstream(x)
+    with inference_path(False), torch.no_grad():
+        assert through_upstream(x)
+    # What no backend can be chosen for goes to the op, which says what is wrong.
+    assert not through_scan_autograd(x=x, dt=None, A=None, B=3, C=x)
 
 
 def test_the_backward_pass_of_the_convolution_runs_on_the_backend_of_its_forward_pass() -> None:

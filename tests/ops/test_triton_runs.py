@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
+from jetson_mamba.dispatch import triton_runs
+from jetson_mamba.ops import norms
 from jetson_mamba.ops.ssd import triton_runs_on
 
 
@@ -34,3 +38,23 @@ def test_triton_runs_on_a_cpu_under_its_interpreter_only(value: str | None, expe
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == expected
+
+
+_X, _WEIGHT = torch.ones(2, 8), torch.ones(8)
+FIRST_IN_A_GRAPH = {
+    "layer norm": lambda x: norms.layer_norm_fn(x, _WEIGHT, None),
+    "gated norm": lambda x: norms.rmsnorm_fn(x, _WEIGHT, None, z=x),
+    "the question itself": lambda x: x + int(triton_runs_on(x.device)),
+}
+
+
+@pytest.mark.parametrize("function", FIRST_IN_A_GRAPH.values(), ids=list(FIRST_IN_A_GRAPH))
+def test_a_graph_that_is_the_first_to_ask_is_traced_in_one(
+    function: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_runs, "_answers", triton_runs._Answers())
+    torch._dynamo.reset()
+    compiled = torch.compile(function, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        found = compiled(_X)
+        torch.testing.assert_close(found, function(_X))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from jetson_mamba.dispatch.paths import inference_path
 from jetson_mamba.replay import captured
 from jetson_mamba.replay.models import decoding_by_graph, whole_steps
+from jetson_mamba.replay.noticing import Read
 from tests.ops.imitated import Imitated
 
 Output = namedtuple("Output", ["logits"])
@@ -274,6 +275,17 @@ def test_a_model_that_a_graph_cannot_know_takes_its_steps_as_it_is(
         assert replays() == before
 
 
+def test_a_model_that_a_graph_can_know_again_has_one(imitated: list[Imitated]) -> None:
+    model = Model()
+    plain = model.head
+    with_adapter(model)
+    hold(model)
+    assert imitated == []
+    model.head = plain
+    hold(model)
+    assert (len(imitated), replays()) == (1, STEPS - 1)
+
+
 def test_what_changes_between_tokens_is_noticed_where_a_streamer_may_do_it(
     imitated: list[Imitated],
 ) -> None:
@@ -294,6 +306,85 @@ def test_what_changes_between_tokens_is_noticed_where_a_streamer_may_do_it(
     model.scale = 0.5
     found = decode(prompt, model, 12, streamer=Streamer())
     assert torch.equal(found[1], right[1])
+    model.scale = 0.5
+    by_position = decode(prompt, model, 12, False, Streamer())
+    assert torch.equal(by_position[1], right[1])
+
+
+@pytest.mark.parametrize("streamer", [None, "one"])
+def test_a_model_is_looked_at_between_tokens_only_for_a_streamer(
+    streamer: Any, imitated: list[Imitated], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, look = Model(), Read.is_as_it_was
+    looks: list[None] = []
+    hold(model)
+
+    class Streamer:
+        def put(self, tokens: Tensor) -> None:
+            pass
+
+    def noting(read: Read) -> bool:
+        looks.append(None)
+        return look(read)
+
+    monkeypatch.setattr(Read, "is_as_it_was", noting)
+    decode(torch.tensor([[1, 2, 3]] * 2), model, 12, streamer=streamer and Streamer())
+    assert len(looks) == (STEPS if streamer else 1)
+
+
+def test_a_generation_within_another_leaves_its_states_alone(imitated: list[Imitated]) -> None:
+    model = Model()
+    hold(model, batch=1)
+    inner: list[Any] = []
+
+    class Streamer:
+        def put(self, tokens: Tensor) -> None:
+            if len(inner) < 3:
+                inner.append(None)
+                inner[-1] = decode(torch.tensor([[len(inner), 5, 6]]), model, 9)
+
+    prompt = torch.tensor([[1, 2, 3]])
+    found = decode(prompt, model, 12, streamer=Streamer())
+    assert torch.equal(found[1], plain_decode(prompt, model, 12)[1])
+    for number, result in enumerate(inner, 1):
+        right = plain_decode(torch.tensor([[number, 5, 6]]), model, 9)
+        assert torch.equal(result[1], right[1])
+
+
+def test_an_interrupted_generation_leaves_the_graph_to_the_next(imitated: list[Imitated]) -> None:
+    model = Model()
+    hold(model, batch=1)
+
+    class Streamer:
+        left = 5
+
+        def put(self, tokens: Tensor) -> None:
+            self.left -= 1
+            if not self.left:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        decode(torch.tensor([[1, 2, 3]]), model, 12, streamer=Streamer())
+    before = replays()
+    assert hold(model, batch=1) == STEPS + 1  # what an imitated graph runs, and the prompt
+    assert replays() == before + STEPS
+    del interrupt  # whose frames keep all of the generation until now
+
+
+def test_the_states_of_a_generation_are_copied_once(
+    imitated: list[Imitated], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, given = Model(), []
+    hold(model)
+    launched = Imitated.launched
+
+    def noting(graph: Imitated, inputs: tuple[Tensor, ...], stream: int) -> tuple[Tensor, ...]:
+        given.append(len(inputs))
+        return launched(graph, inputs, stream)
+
+    monkeypatch.setattr(Imitated, "launched", noting)
+    hold(model)
+    assert given == [4] + [2] * (STEPS - 1)
 
 
 class Placed(Model):
@@ -344,10 +435,19 @@ def test_layers_with_other_states_have_no_graph(imitated: list[Imitated]) -> Non
     assert imitated == []
 
 
-@pytest.mark.parametrize("off", ["by default", "the inference path", "upstream's own"])
+def test_what_upstream_s_own_graphs_leave_in_a_model_is_none_of_it(
+    imitated: list[Imitated],
+) -> None:
+    model = Model()
+    model._decoding_cache = object()  # type: ignore[assignment]
+    hold(model)
+    assert (len(imitated), replays()) == (1, STEPS - 1)
+
+
+@pytest.mark.parametrize("off", ["by name", "the inference path", "upstream's own"])
 def test_switched_off_every_token_is_the_model_s(off: str, imitated: list[Imitated]) -> None:
     model = Model()
-    with whole_steps(off != "by default"), inference_path(off != "the inference path"):
+    with whole_steps(off != "by name"), inference_path(off != "the inference path"):
         assert hold(model, cg=off == "upstream's own") == STEPS + 1
     assert imitated == []
 

@@ -210,7 +210,6 @@ def test_parts_give_what_the_whole_gives(
 
     monkeypatch.setattr(workers, "threads_for", lambda elements: threads)
     monkeypatch.setattr(workers, "run", counted)
-    monkeypatch.setattr(selective_scan, "run", counted)
     divided_up = call()
     assert max(divisions) > 1
     for found, right in zip(divided_up, whole):

@@ -176,7 +176,7 @@ def test_installing_activates_every_interpreter_and_uninstalling_ends_it(
         assert (environment.site / name).read_bytes() == packaged.read_bytes()
 
     finders, activated_by = environment.look()
-    assert finders.startswith("['jetson_mamba.hook.finder'")
+    assert finders.startswith("['jetson_mamba.finder'")
     assert activated_by == "startup file"
     assert "jetson_mamba" not in environment.look(JETSON_MAMBA="off")[0]
 

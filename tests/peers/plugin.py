@@ -2,6 +2,7 @@
 
 A plugin of pytest, of which theirs know nothing: what they make on ``cuda`` is made on the CPU, and
 a test that then meets what only a GPU has is skipped. With a GPU nothing is changed.
+Importing it activates the hook, in processes of pytest-xdist as well.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import pytest
 import torch
 from einops import rearrange
 from torch.overrides import TorchFunctionMode
+
+import jetson_mamba
 
 # What torch and Triton say where there is no GPU.
 NEEDS_GPU = re.compile(
@@ -53,6 +56,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Redirect, where there is no GPU."""
+    assert jetson_mamba.is_active()
     folder = config.getoption(REFERENCES)
     for path in [] if folder is None else folder.glob("causal_conv1d_*.py"):
         _give_references(path)

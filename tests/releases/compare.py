@@ -93,13 +93,13 @@ def mamba_inner() -> Iterator[tuple[str, float]]:
     return block(Inner(), mamba_block)
 
 
-def small_mixer() -> tuple[dict[str, Tensor], dict[str, Any]]:
+def small_mixer(seqlen: int = 21) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a mixer with few heads, for the interpreter is slow, and its options.
 
     The compiled convolution takes rows and channels in multiples of 8 only, that begin at multiples
     of 16 bytes.
     """
-    nheads, headdim, dstate, seqlen = 4, 7, 18, 21
+    nheads, headdim, dstate = 4, 7, 18
     dim = nheads * headdim
     channels = dim + 2 * dstate
     tensors = {
@@ -143,11 +143,11 @@ def against_float64(
         yield "out without gradients", relative_norm(out, expected)
 
 
-def split_conv1d_scan() -> Iterator[tuple[str, float]]:
+def split_conv1d_scan(seqlen: int = 21) -> Iterator[tuple[str, float]]:
     """``MambaSplitConv1dScanCombinedFn`` on upstream's Triton kernels."""
     from mamba_ssm.ops.triton.ssd_combined import mamba_split_conv1d_scan_combined
 
-    tensors, options = small_mixer()
+    tensors, options = small_mixer(seqlen)
     yield from against_float64(
         mamba_split_conv1d_scan_combined, ssd_mixer, tensors, options, without_gradients=False
     )

@@ -13,8 +13,8 @@ from typing import Iterator, NamedTuple
 
 import pytest
 
+from jetson_mamba.finder import TARGETS
 from jetson_mamba.hook import copies
-from jetson_mamba.hook.finder import TARGETS
 from jetson_mamba.rewrite import Rewritten
 from tools.releases import MAMBA_SSM, release_path
 
@@ -133,7 +133,8 @@ def describe(target: str, difference: Difference) -> str:
         for block in BLOCKS.values():
             for method in ("forward", "step"):
                 name = f"{block}.{method}"
-                graph = f"jetson_mamba.ops.{method}_by_graph({name})"
+                own = f"jetson_mamba.ops.in_few_kernels({name})" if method == "step" else name
+                graph = f"jetson_mamba.ops.{method}_by_graph({own})"
                 calling = f"jetson_mamba.ops.calling_modules({name}, {graph}"
                 if method == "step":
                     calling = f"jetson_mamba.ops.several_tokens({calling}"
@@ -184,8 +185,8 @@ def describe(target: str, difference: Difference) -> str:
         return {
             f"autograd({first})": "past the autograd function",
             f"inner_autograd({named})": "past the autograd function",
-            f"triton_autograd({first})": "past Triton's autograd function",
-            f"triton_autograd({first}) and {fused}": "past Triton's autograd function",
+            f"scan_autograd({named})": "past Triton's autograd function",
+            f"mixer_autograd({named}) and {fused}": "past Triton's autograd function",
             f"norm_autograd({first})": "past Triton's autograd function",
         }[ast.unparse(copy.test).partition("jetson_mamba.ops.through_")[2]]
     if target.endswith("modules.mha") and isinstance(copy, (ast.Subscript, ast.Constant)):

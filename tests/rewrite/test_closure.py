@@ -152,6 +152,7 @@ def test_what_decides_the_numbers_decides_the_digest(
     ("file", "before", "after"),
     [
         (MAIN, '"""Runs it."""', "'''Other words.'''  # and a comment"),
+        ("ops/triton/kernels.py", 'key=["x"]', 'key=[u"x"]'),
         (MAIN, '"""Forward."""', '"""Forward."""\n        "more"'),
         (MAIN, "return Fn.apply(x, limits)", "return (\n        Fn.apply( x,\n  limits ))"),
         (MAIN, "def another(x):\n    return x", "def another(y): return y + 1"),

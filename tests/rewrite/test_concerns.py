@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from jetson_mamba.finder import TARGETS
 from jetson_mamba.hook import copies
-from jetson_mamba.hook.finder import TARGETS
 from jetson_mamba.rewrite import ImportBeside
 from tools.releases import release_path
 

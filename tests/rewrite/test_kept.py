@@ -11,6 +11,7 @@ from typing import Iterator
 
 import pytest
 
+from jetson_mamba import overrides
 from jetson_mamba.errors import LeftOut
 from jetson_mamba.hook import copies
 
@@ -27,14 +28,23 @@ from pathlib import Path
 from jetson_mamba.hook import copies
 
 name = copies.file_name("mamba_ssm.ops.selective_scan_interface", b"a text")
+
+
+def seen(what):
+    copies._own_digest.cache_clear()
+    other = copies.file_name("mamba_ssm.ops.selective_scan_interface", b"a text")
+    print(what, "other" if other != name else "same")
+
+
 for each in sys.stdin:
     path = Path(each.strip())
     before = path.read_bytes()
     path.write_bytes(before + b"\\n")
-    copies._own_digest.cache_clear()
-    other = copies.file_name("mamba_ssm.ops.selective_scan_interface", b"a text")
+    seen(path)
     path.write_bytes(before)
-    print(path, "other" if other != name else "same")
+    renamed = path.rename(path.with_name("renamed" + path.suffix))
+    seen(renamed)
+    renamed.rename(path)
 """
 
 
@@ -63,7 +73,19 @@ def test_whatever_decides_what_is_in_a_copy_is_in_its_name(tmp_path: Path) -> No
         check=True,
     )
     found = [line.rpartition(" ")[2] for line in done.stdout.splitlines()]
-    assert found == ["other"] * (len(files) - 1) + ["same"]
+    # Each was changed, and had another name.
+    assert found == ["other", "other"] * (len(files) - 1) + ["same", "same"]
+
+
+def test_another_target_and_another_lack_are_another_copy() -> None:
+    names = {
+        copies.file_name(target, b"a text", without=without)
+        for target in (TARGET, "mamba_ssm.other.mamba_simple")
+        for without in ((), ("triton",), ("cute",), ("cute", "triton"))
+    }
+    assert len(names) == 8
+    both = {copies.file_name(TARGET, b"a text", without=each) for each in (("a", "b"), ("b", "a"))}
+    assert len(both) == 1
 
 
 @pytest.fixture
@@ -88,6 +110,44 @@ def test_that_nothing_changes_is_kept_as_well_and_why(
     seen = copies.look(TARGET, loader)
     assert seen is not None
     assert (seen.origin, seen.edits, seen.left_out) == ("cached", 0, (expected,))
+
+
+TARGET_OF_CALLS = "mamba_ssm.ops.selective_scan_interface"
+CALLS = "import selective_scan_cuda\ndef f(*x): return selective_scan_cuda.fwd(*x)"
+
+
+@pytest.fixture
+def calling(loader: SourceFileLoader, tmp_path: Path) -> SourceFileLoader:
+    """A loader of a text that has edits, without an end of its last line."""
+    path = tmp_path / "calling.py"
+    path.write_text(CALLS)
+    return SourceFileLoader(TARGET_OF_CALLS, str(path))
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_bundled_copy_runs_if_it_is_what_was_bundled(
+    damaged: bool, calling: SourceFileLoader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = copies.find(TARGET_OF_CALLS, calling)
+    assert made is not None and made.origin == "made"
+    name = Path(made.path).name
+    bundled = tmp_path / "bundle" / "copies" / name
+    bundled.parent.mkdir(parents=True)
+    content = Path(made.path).read_bytes()
+    bundled.write_bytes(content.replace(b"def f", b"def g") if damaged else content)
+    monkeypatch.setattr(overrides, "folder", lambda: tmp_path / "bundle")
+    found = copies.find(TARGET_OF_CALLS, calling)
+    assert found is not None and found.data == made.data
+    expected = ("cached", made.path) if damaged else ("bundled", str(bundled))
+    assert (found.origin, found.path) == expected
+
+
+def test_what_runs_is_of_the_size_by_which_its_bytecode_is_known(calling: SourceFileLoader) -> None:
+    for origin in ("made", "cached"):
+        found = copies.find(TARGET_OF_CALLS, calling)
+        assert found is not None and found.origin == origin
+        loader = copies.loader_for(found, calling)
+        assert len(loader.get_data(found.path)) == loader.path_stats(found.path)["size"]
 
 
 def test_a_module_beside_it_that_changes_is_another_text(

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from jetson_mamba.finder import TARGETS
 from jetson_mamba.hook import copies
-from jetson_mamba.hook.finder import TARGETS
 from jetson_mamba.rewrite import rewrite
 from jetson_mamba.texts import Texts
 from tools.releases import release_path

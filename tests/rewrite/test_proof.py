@@ -90,6 +90,24 @@ def test_what_an_edit_does_not_declare_is_refused(
         rewrite(TEXT, Override(TARGET, edits))
 
 
+def test_what_an_older_python_says_of_a_null_byte_is_no_other_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A ValueError, where later ones say that it is no syntax."""
+    edits = (*copies.override(TARGET).edits, Wrong(replaced("x = 3")))
+    parse = ast.parse
+
+    def parsed(text: str, *others: object) -> ast.Module:
+        if text == TEXT.replace("x = 1", "x = 3"):
+            raise ValueError("source code string cannot contain null bytes")
+        return parse(text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ast, "parse", parsed)
+        with pytest.raises(Refused, match=r"does not parse \(source code string cannot"):
+            rewrite(TEXT, Override(TARGET, edits))
+
+
 def test_what_it_declares_is_proved() -> None:
     edits = (*copies.override(TARGET).edits, Wrong(replaced("x = 3")))
     assert rewrite(TEXT, Override(TARGET, edits)).text == TEXT.replace("x = 1", "x = 3")

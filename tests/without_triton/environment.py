@@ -52,37 +52,52 @@ def autotune(configs, key, **options):
 BROKEN = "raise ImportError('libtriton.so: undefined symbol: Py_of_another')\n"
 
 
+# Neither these nor what they import looks for a Triton later.
+HEAVY = (
+    *("torch", "numpy", "einops", "torch._dynamo", "torch._inductor"),
+    "transformers.generation.utils",
+)
+
+
 class Bare:
     """A folder of links to every package but Triton, and interpreters that see that folder.
 
     ``triton`` is the text of one in ``late``, a folder that is to be put on the path when torch is
-    there: torch asks more of a Triton than mamba_ssm does.
+    there: torch asks more of a Triton than mamba_ssm does. The links may be those of another,
+    ``beside``: interpreters of both have the same server.
     """
 
     # It reads no file of site-packages that would bring them back.
     OPTIONS = ("-S",)
 
-    def __init__(self, folder: Path, triton: str | None = None) -> None:
+    def __init__(self, folder: Path, triton: str | None = None, beside: Bare | None = None) -> None:
         self.folder = folder
         self.site, self.late = folder / "site", folder / "late"
-        self.site.mkdir(parents=True)
-        for packages in (each for each in sys.path if each.endswith("-packages")):
-            for path in Path(packages).iterdir():
-                other = path.name.startswith("triton") or path.suffix == ".pth"
-                if not other and not (self.site / path.name).exists():
-                    (self.site / path.name).symlink_to(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        if beside is None:
+            self.site.mkdir()
+            self._link()
+        else:
+            self.site = beside.site
         if triton is not None:
             (self.late / "triton").mkdir(parents=True)
             (self.late / "triton" / "__init__.py").write_text(triton)
             for name in ("language.py", "testing.py"):
                 (self.late / "triton" / name).write_text(NAMES)
 
+    def _link(self) -> None:
+        for packages in (each for each in sys.path if each.endswith("-packages")):
+            for path in Path(packages).iterdir():
+                other = path.name.startswith("triton") or path.suffix == ".pth"
+                if not other and not (self.site / path.name).exists():
+                    (self.site / path.name).symlink_to(path)
+
     def run(
         self, *arguments: str, release: str | None = LATEST, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """Run an interpreter to its end."""
-        return subprocess.run(
-            [sys.executable, *self.OPTIONS, *arguments],
+        return interpreters.run(
+            arguments,
             env={
                 **{name: value for name, value in os.environ.items() if "JETSON_MAMBA" not in name},
                 **self.environment(release),
@@ -91,10 +106,8 @@ class Bare:
                 **environment,
             },
             cwd=self.folder,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
+            modules=HEAVY,
+            bare=self.site,
         )
 
     def environment(self, release: str | None = None) -> dict[str, str]:

@@ -108,23 +108,22 @@ def test_transformers_takes_its_fast_path(bare: Bare) -> None:
 def test_a_triton_that_cannot_serve_is_told_once(
     triton: str, served: bool, reason: str, bare: Bare, tmp_path: Path
 ) -> None:
-    other = Bare(tmp_path / "run", triton)
+    other = Bare(tmp_path / "run", triton, bare)
     names, message = other.printed("-c", PROGRAM).splitlines()
     # What it can serve, it does.
     assert names == f"{'triton' if served else PLACEHOLDER} {PLACEHOLDER} 1"
     assert reason in message and "What to do: " in message
 
 
-def test_a_triton_that_serves_is_taken(tmp_path: Path) -> None:
-    assert Bare(tmp_path / "run", TRITON_3_6).printed("-c", PROGRAM).split() == ["triton"] * 2 + [
-        "0"
-    ]
+def test_a_triton_that_serves_is_taken(bare: Bare, tmp_path: Path) -> None:
+    other = Bare(tmp_path / "run", TRITON_3_6, bare)
+    assert other.printed("-c", PROGRAM).split() == ["triton"] * 2 + ["0"]
 
 
-def test_a_folder_called_triton_is_none(tmp_path: Path) -> None:
-    bare = Bare(tmp_path / "run")
-    (bare.late / "triton").mkdir(parents=True)
-    assert bare.printed("-c", PROGRAM).split() == [PLACEHOLDER] * 2 + ["0"]
+def test_a_folder_called_triton_is_none(bare: Bare, tmp_path: Path) -> None:
+    other = Bare(tmp_path / "run", beside=bare)
+    (other.late / "triton").mkdir(parents=True)
+    assert other.printed("-c", PROGRAM).split() == [PLACEHOLDER] * 2 + ["0"]
 
 
 def test_without_the_hook_nothing_is_changed(bare: Bare) -> None:

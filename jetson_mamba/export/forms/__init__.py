@@ -1,4 +1,4 @@
-"""The operators in ONNX: every form of each, and which ones serve a target."""
+"""The forms of each operator in ONNX, with the targets that each form suits."""
 
 from __future__ import annotations
 

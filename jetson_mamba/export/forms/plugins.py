@@ -1,8 +1,8 @@
 """Recurrences as plugins of TensorRT: one node each, whose kernel is this project's own.
 
 TensorRT calls a kernel that was compiled ahead in one way: one launch, with the addresses of the
-inputs, then sizes of 32 bits, then the addresses of the outputs. So time is in one piece, and what
-is no tensor and no size is compiled in. Tensors are packed.
+inputs, then sizes of 32 bits, then the addresses of the outputs. So a kernel goes through all of
+time in one launch, options are compiled into it, and tensors are contiguous.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The selective scan in ONNX: as a loop, and without one.
+"""The selective scan in ONNX, in a form with a loop or in one without.
 
 ``scan`` is ONNX's own loop, with everything that a step takes in its body: nothing is kept but
 the state. ``blocks`` has no loop. TensorRT asks for that, since its loops take no length that is

@@ -1,4 +1,4 @@
-"""Mamba-2's scan in ONNX: by chunks, and by the ``LinearAttention`` that ONNX Runtime has.
+"""Mamba-2's scan in ONNX, by chunks or by ONNX Runtime's ``LinearAttention``.
 
 ``chunks`` multiplies each chunk by a masked matrix, and passes the state between chunks by one
 more. Each sum of decays is taken by itself, in a product of matrices: no difference of two sums

@@ -1,4 +1,4 @@
-"""Takes the place of ``causal_conv1d`` and the compiled extensions where none can be imported.
+"""Imports a stand-in where ``causal_conv1d`` or a compiled extension cannot be imported.
 
 mamba-ssm and transformers look for the package before they take their fast paths, mamba-ssm to
 1.1.4 cannot be imported without it, and other code imports the extensions by name. Where the

@@ -13,7 +13,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, Callable
 
-from jetson_mamba.hook.finder import Finder
+from jetson_mamba.finder import Finder
 from jetson_mamba.hook.loader import Loader
 
 OLD, NEW = "mamba_ssm.ops.triton.layernorm", "mamba_ssm.ops.triton.layer_norm"

@@ -1,4 +1,4 @@
-"""The compiled extension of mamba-ssm, by ``jetson_mamba.ops.selective_scan``: ``fwd`` and ``bwd``.
+"""The two functions of mamba-ssm's compiled extension, by ``jetson_mamba.ops.selective_scan``.
 
 It has had one signature in every release, which the op takes as it is.
 """

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+# torch 2.0 takes none but its own.
+_TAKES_SCALE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 1)
+
 
 @torch.no_grad()
 def flash_attn_with_kvcache(
@@ -66,12 +69,17 @@ def flash_attn_with_kvcache(
     heads = (each.repeat_interleave(repeats, 2).transpose(1, 2) for each in (k_cache, v_cache))
     # What the caches hold beyond is whatever the memory held, also no number.
     keys_, values = (each.masked_fill(~seen[:, -1, None, :, None], 0.0) for each in heads)
+    options: dict[str, Any] = {}
+    if softmax_scale is not None and _TAKES_SCALE:
+        options["scale"] = softmax_scale
+    elif softmax_scale is not None:
+        q = q * (softmax_scale * q.shape[3] ** 0.5)
     return functional.scaled_dot_product_attention(
         q.transpose(1, 2),
         keys_.to(q.dtype),
         values.to(q.dtype),
         attn_mask=seen.unsqueeze(1),
-        scale=softmax_scale,
+        **options,
     ).transpose(1, 2)
 
 

@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import torch
 from torch import Tensor
 
 from jetson_mamba.dispatch import twice
+from jetson_mamba.dispatch.fields import Fields
 from jetson_mamba.dispatch.in_place import count_write, version
 from jetson_mamba.dispatch.operators import define, laid_out_as, or_empty
 
 from . import composed, decomposed
 from .contract import Gradients, Implementation
+
+
+class _Forward(NamedTuple):
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    seq_idx: Tensor | None
+    initial_states: Tensor | None
+    return_final_states: bool
+    silu: bool
+
+
+class _Backward(NamedTuple):
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    dout: Tensor
+    seq_idx: Tensor | None
+    initial_states: Tensor | None
+    dfinal_states: Tensor | None
+    return_dinitial_states: bool
+    silu: bool
+
+
+_FORWARD, _BACKWARD = Fields(_Forward), Fields(_Backward)
 
 
 class Operators:
@@ -26,8 +52,7 @@ class Operators:
     def __init__(self, choose: Callable[[Tensor, Tensor], Implementation]) -> None:
         self._choose = choose
         self._forward = define(
-            "causal_conv1d(Tensor x, Tensor weight, Tensor? bias, Tensor? seq_idx, "
-            "Tensor? initial_states, bool return_final_states, bool silu) -> (Tensor, Tensor)",
+            f"causal_conv1d({_FORWARD.schema}) -> (Tensor, Tensor)",
             self._run_forward,
             _fake_forward,
             _keep,
@@ -36,9 +61,7 @@ class Operators:
             decomposed.forward,
         )
         self._backward = define(
-            "causal_conv1d_backward(Tensor x, Tensor weight, Tensor? bias, Tensor dout, "
-            "Tensor? seq_idx, Tensor? initial_states, Tensor? dfinal_states, "
-            "bool return_dinitial_states, bool silu) -> (Tensor, Tensor, Tensor, Tensor)",
+            f"causal_conv1d_backward({_BACKWARD.schema}) -> (Tensor, Tensor, Tensor, Tensor)",
             self._run_backward,
             _fake_backward,
             _keep_again,
@@ -55,19 +78,19 @@ class Operators:
 
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor | None]:
         """The output and, where asked for, the final states; differentiable."""
-        out, final_states = self._forward(*arguments)
-        return_final_states = arguments[5]
-        return out, final_states if return_final_states else None
+        given = _Forward(*arguments)
+        out, final_states = self._forward(*given)
+        return out, final_states if given.return_final_states else None
 
     def backward(self, *arguments: Any) -> Gradients:
         """The gradients, as ``contract`` has them."""
-        dx, dweight, dbias, dinitial_states = self._backward(*arguments)
-        bias, return_dinitial_states = arguments[2], arguments[7]
+        given = _Backward(*arguments)
+        dx, dweight, dbias, dinitial_states = self._backward(*given)
         return (
             dx,
             dweight,
-            None if bias is None else dbias,
-            dinitial_states if return_dinitial_states else None,
+            None if given.bias is None else dbias,
+            dinitial_states if given.return_dinitial_states else None,
         )
 
     def update(self, *arguments: Any) -> Tensor:
@@ -75,19 +98,21 @@ class Operators:
         out: Tensor = self._update(*arguments)
         return out
 
-    def _run_forward(self, x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-        bias, seq_idx, initial_states, return_final_states, silu = others
+    def _run_forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        x, weight, bias, seq_idx, initial_states, return_final_states, silu = _Forward(*arguments)
         final_states = _states_of(x, weight) if return_final_states else None
         out = self._choose(x, weight).forward(
             x, weight, bias, seq_idx, initial_states, final_states, silu
         )
         return laid_out_as(out, x), or_empty(final_states, x)
 
-    def _run_backward(self, x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, ...]:
-        bias, dout, seq_idx, initial, dfinal, return_dinitial_states, silu = others
-        dx, dweight, dbias, dinitial_states = self._choose(x, weight).backward(
-            x, weight, bias, dout, seq_idx, initial, dfinal, None, return_dinitial_states, silu
-        )
+    def _run_backward(self, *arguments: Any) -> tuple[Tensor, ...]:
+        given = _Backward(*arguments)
+        x, weight = given.x, given.weight
+        tensors, options = _BACKWARD.unpack(given)
+        backward: Any = self._choose(x, weight).backward
+        # No dx to write to.
+        dx, dweight, dbias, dinitial_states = backward(*tensors, None, *options)
         if dinitial_states is not None:
             dinitial_states = dinitial_states.transpose(1, 2).contiguous().transpose(1, 2)
         return (
@@ -106,24 +131,18 @@ class Operators:
     def _differentiate(
         self, ctx: Any, dout: Tensor, dfinal_states: Tensor
     ) -> tuple[Tensor | None, ...]:
-        x, weight, bias, seq_idx, initial_states = ctx.saved_tensors
-        dx, dweight, dbias, dinitial_states = self.backward(
-            x,
-            weight,
-            bias,
-            dout,
-            seq_idx,
-            initial_states,
-            dfinal_states if ctx.return_final_states else None,
-            initial_states is not None,
-            ctx.silu,
+        given, _ = _FORWARD.kept(ctx)
+        found = self.backward(
+            *(given.x, given.weight, given.bias, dout, given.seq_idx, given.initial_states),
+            dfinal_states if given.return_final_states else None,
+            given.initial_states is not None,
+            given.silu,
         )
-        return dx, dweight, dbias, None, dinitial_states, None, None
+        return _FORWARD.gradients(dict(zip(("x", "weight", "bias", "initial_states"), found)))
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    *tensors, ctx.return_final_states, ctx.silu = inputs
-    ctx.save_for_backward(*tensors)
+    _FORWARD.keep(ctx, _Forward(*inputs))
 
 
 def _states_of(x: Tensor, weight: Tensor) -> Tensor:
@@ -131,16 +150,18 @@ def _states_of(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty((x.shape[0], weight.shape[1] - 1, x.shape[1])).transpose(1, 2)
 
 
-def _fake_forward(x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    return_final_states = others[3]
-    final_states = _states_of(x, weight) if return_final_states else None
+def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    given = _Forward(*arguments)
+    x = given.x
+    final_states = _states_of(x, given.weight) if given.return_final_states else None
     return torch.empty_like(x), or_empty(final_states, x)
 
 
-def _fake_backward(x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    bias, return_dinitial_states = others[0], others[5]
+def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    given = _Backward(*arguments)
+    x, weight, bias = given.x, given.weight, given.bias
     dbias = None if bias is None else weight.new_empty(bias.shape)
-    dinitial_states = _states_of(x, weight) if return_dinitial_states else None
+    dinitial_states = _states_of(x, weight) if given.return_dinitial_states else None
     return (
         torch.empty_like(x),
         weight.new_empty(weight.shape),
@@ -154,19 +175,16 @@ def _fake_update(x: Tensor, *others: Any) -> Tensor:
 
 
 def _keep_again(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    *tensors, ctx.return_dinitial_states, ctx.silu = inputs
-    ctx.save_for_backward(*tensors)
+    _BACKWARD.keep(ctx, _Backward(*inputs))
 
 
 def _differentiate_again(ctx: Any, *dgradients: Tensor) -> tuple[Tensor | None, ...]:
-    arguments = (*ctx.saved_tensors, ctx.return_dinitial_states, ctx.silu)
-    *of_tensors, _, _ = ctx.needs_input_grad
-    needed = (*of_tensors, False, False)
-    return twice.gradients(_composed_backward, arguments, needed, dgradients)
+    given, _ = _BACKWARD.kept(ctx)
+    return twice.gradients(_composed_backward, given, ctx.needs_input_grad, dgradients)
 
 
-def _composed_forward(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    weight, bias, seq_idx, initial_states, return_final_states, silu = others
+def _composed_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    x, weight, bias, seq_idx, initial_states, return_final_states, silu = _Forward(*arguments)
     out, final_states = composed.forward(x, weight, bias, seq_idx, initial_states, silu)
     return out, or_empty(final_states if return_final_states else None, x)
 

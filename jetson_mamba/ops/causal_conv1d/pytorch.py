@@ -44,21 +44,24 @@ def forward(
 ) -> Tensor:
     """As :class:`~.contract.Forward` says."""
     out = torch.empty_like(x)
-    threads, parts = _parts(x)
+    threads = workers.threads_for(x.numel()) if x.is_cpu else 1
+    if threads == 1:
+        _forward(x, weight, bias, seq_idx, initial_states, out, silu)
+    else:
 
-    def compute(part: Part) -> None:
-        batch, channels, _ = part
-        _forward(
-            x[batch, channels],
-            weight[channels],
-            None if bias is None else bias[channels],
-            None if seq_idx is None else seq_idx[batch],
-            None if initial_states is None else initial_states[batch, channels],
-            out[batch, channels],
-            silu,
-        )
+        def compute(part: Part) -> None:
+            batch, channels, _ = part
+            _forward(
+                x[batch, channels],
+                weight[channels],
+                None if bias is None else bias[channels],
+                None if seq_idx is None else seq_idx[batch],
+                None if initial_states is None else initial_states[batch, channels],
+                out[batch, channels],
+                silu,
+            )
 
-    workers.run([partial(compute, part) for part in parts], threads)
+        workers.run([partial(compute, part) for part in _parts(x, threads)], threads)
     if final_states_out is not None:
         write_final_states(x, initial_states, final_states_out)
     return out
@@ -119,26 +122,31 @@ def backward(
         if return_dinitial_states
         else None
     )
-    threads, parts = _parts(x)
-
-    def compute(part: Part) -> tuple[Tensor, Tensor | None]:
-        batch, channels, _ = part
-        return _backward(
-            x[batch, channels],
-            weight[channels],
-            None if bias is None else bias[channels],
-            dout[batch, channels],
-            None if seq_idx is None else seq_idx[batch],
-            None if initial_states is None else initial_states[batch, channels],
-            None if dfinal_states is None else dfinal_states[batch, channels],
-            dinputs[batch, channels],
-            None if dinitial_states is None else dinitial_states[batch, channels],
-            silu,
+    threads = workers.threads_for(x.numel()) if x.is_cpu else 1
+    if threads == 1:
+        dweight, dbias = _backward(
+            *(x, weight, bias, dout, seq_idx, initial_states, dfinal_states),
+            *(dinputs, dinitial_states, silu),
         )
+    else:
 
-    found = workers.run([partial(compute, part) for part in parts], threads)
-    dweight, dbias = found[0]
-    if len(parts) > 1:
+        def compute(part: Part) -> tuple[Tensor, Tensor | None]:
+            batch, channels, _ = part
+            return _backward(
+                x[batch, channels],
+                weight[channels],
+                None if bias is None else bias[channels],
+                dout[batch, channels],
+                None if seq_idx is None else seq_idx[batch],
+                None if initial_states is None else initial_states[batch, channels],
+                None if dfinal_states is None else dfinal_states[batch, channels],
+                dinputs[batch, channels],
+                None if dinitial_states is None else dinitial_states[batch, channels],
+                silu,
+            )
+
+        parts = _parts(x, threads)
+        found = workers.run([partial(compute, part) for part in parts], threads)
         dweight = torch.zeros(weight.shape, dtype=dtype, device=x.device)
         dbias = None if bias is None else torch.zeros(bias.shape, dtype=dtype, device=x.device)
         for part, (dweight_of_part, dbias_of_part) in zip(parts, found):
@@ -388,11 +396,10 @@ def _target(result: Tensor, dtype: torch.dtype) -> Tensor:
     return result if result.dtype == dtype else torch.empty_like(result, dtype=dtype)
 
 
-def _parts(x: Tensor) -> tuple[int, list[Part]]:
-    """How many threads convolve, and what each has."""
+def _parts(x: Tensor, threads: int) -> list[Part]:
+    """What each of them has."""
     batch, dim, _ = x.shape
-    threads = workers.threads_for(x.numel()) if x.device.type == "cpu" else 1
-    return threads, divided(threads, batch, dim)
+    return divided(threads, batch, dim)
 
 
 def _blocks(x: Tensor) -> Iterator[slice]:

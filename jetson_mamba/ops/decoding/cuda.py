@@ -99,39 +99,51 @@ class _Kernel:
         return out
 
     def _plan(self, step: Step) -> Plan | None:
-        case = self._case
-        batch, nheads, dim = step.x.shape
-        dstate = step.states.shape[3]
         narrow = (step.B, step.C, step.z)
-        if any(each is not None and each.dtype != case.dtype for each in narrow):
+        if any(each is not None and each.dtype != self._case.dtype for each in narrow):
             return None
-        if any(
-            each is not None and each.dtype != case.weight_dtype for each in (step.D, step.dt_bias)
-        ):
-            return None
-        form = form_of(step, self._processors)
-        if form is None or nheads > MAXIMUM_GRID:
-            return None
-        name, defines = variant(case, form, step.indices)
-        kernel = compiler.load(f"{name}.cu", name, defines, self._index)
-        rows = WARPS * (32 // form.lanes) * form.rows * form.tiles
-        grid = (-(-dim // rows), nheads, min(batch, MAXIMUM_GRID))
-        sizes = (batch, dim, dstate, nheads // step.B.shape[1])
-        strides = (
-            *step.states.stride()[:-1],
-            *step.x.stride(),
-            *step.dt.stride(),
-            *step.A.stride(),
-            *step.B.stride(),
-            *step.C.stride(),
-            *strides_of(step.D, 2),
-            *strides_of(step.z, 3),
-            *strides_of(step.dt_bias, 2),
-            *(nheads * dim, dim),
-        )
-        return Plan(
-            compiler.Launch(kernel, grid, (32, WARPS, 1), overlapping=True), (*sizes, *strides)
-        )
+        return plan_of(step, self._case, self._index, self._processors)
+
+
+def plan_of(
+    step: Step,
+    case: Case,
+    index: int,
+    processors: int,
+    *,
+    logarithm: bool = False,
+    early: bool = False,
+) -> Plan | None:
+    """The launch of a step; None where it is none of the kernel's.
+
+    ``logarithm`` and ``early`` are as in ``state_update.cu``.
+    """
+    batch, nheads, dim = step.x.shape
+    dstate = step.states.shape[3]
+    skip = None if step.D is None else step.D.dtype
+    bias = None if step.dt_bias is None else step.dt_bias.dtype
+    form = form_of(step, processors)
+    if form is None or nheads > MAXIMUM_GRID or not NUMBERS.keys() >= {skip, bias} - {None}:
+        return None
+    name, defines = variant(case, form, step.indices, skip, bias, logarithm, early)
+    kernel = compiler.load(f"{name}.cu", name, defines, index)
+    rows = WARPS * (32 // form.lanes) * form.rows * form.tiles
+    grid = (-(-dim // rows), nheads, min(batch, MAXIMUM_GRID))
+    sizes = (batch, dim, dstate, nheads // step.B.shape[1])
+    strides = (
+        *step.states.stride()[:-1],
+        *step.x.stride(),
+        *step.dt.stride(),
+        *step.A.stride(),
+        *step.B.stride(),
+        *step.C.stride(),
+        *strides_of(step.D, 2),
+        *strides_of(step.z, 3),
+        *strides_of(step.dt_bias, 2),
+        *(nheads * dim, dim),
+    )
+    launch = compiler.Launch(kernel, grid, (32, WARPS, 1), overlapping=True)
+    return Plan(launch, (*sizes, *strides))
 
 
 def form_of(step: Step, processors: int) -> Form | None:
@@ -167,16 +179,26 @@ def form_of(step: Step, processors: int) -> Form | None:
 
 
 def variant(
-    case: Case, form: Form, indices: Tensor | None
+    case: Case,
+    form: Form,
+    indices: Tensor | None,
+    skip_dtype: torch.dtype | None = None,
+    bias_dtype: torch.dtype | None = None,
+    logarithm: bool = False,
+    early: bool = False,
 ) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """The entry and the definitions of the kernel."""
+    """The entry and the definitions of the kernel; D and dt_bias are of A's dtype by default."""
     defines = {
         "STATE": NUMBERS[case.state_dtype],
         "INPUT": NUMBERS[case.dtype],
         "STEP": NUMBERS[case.step_dtype],
         "WEIGHT": NUMBERS[case.weight_dtype],
+        "SKIP": NUMBERS[skip_dtype or case.weight_dtype],
+        "BIAS": NUMBERS[bias_dtype or case.weight_dtype],
         "INDEX": INDICES[torch.int32 if indices is None else indices.dtype],
         "WARPS": str(WARPS),
+        "LOGARITHM": str(int(logarithm)),
+        "EARLY": str(int(early)),
         **{name.upper(): str(int(value)) for name, value in form._asdict().items()},
     }
     return "state_update", tuple(defines.items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import overload
+from typing import Callable, overload
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from .contract import Case, Implementation, Step
 
 # Of a part on a CPU, which reads them several times: 1 MiB in float32.
 MOST_STATES = 1 << 18
+# Of which torch computes the exponential without threads.
+MOST_ALONE = 2047
 
 
 def load(case: Case) -> Implementation:
@@ -34,7 +36,7 @@ def update(step: Step) -> Tensor:
     threads = workers.threads_for(elements) if step.x.device.type == "cpu" else 1
     count = max(threads, elements // MOST_STATES) if step.x.device.type == "cpu" else 1
     if count == 1:
-        return whole(step)
+        return whole(step, _exponential)
     out = torch.empty_like(step.x)
 
     def compute(part: Step, target: Tensor) -> None:
@@ -85,16 +87,30 @@ def _of_part(part: Part, by_head: bool, step: Step, out: Tensor) -> tuple[Step, 
     )
 
 
-def whole(step: Step) -> Tensor:
+def whole(step: Step, exponential: Callable[[Tensor], Tensor] = torch.exp) -> Tensor:
     """The output. What is expanded along an axis is computed once for all of it."""
     return composed(
         step._replace(
             dt=_once(step.dt), A=_once(step.A), D=_once(step.D), dt_bias=_once(step.dt_bias)
-        )
+        ),
+        exponential,
     )
 
 
-def composed(step: Step) -> Tensor:
+def _exponential(x: Tensor) -> Tensor:
+    """exp(x), which may be written to x: on a CPU by the thread that asks.
+
+    Of all operations here torch divides this one among threads from 2048 elements on, and they
+    wait for each other longer than it takes where other programs use the cores.
+    """
+    if not (x.is_cpu and x.is_contiguous() and MOST_ALONE < x.numel() < workers.GRAIN):
+        return torch.exp(x)
+    for some in x.view(-1).split(MOST_ALONE):
+        torch.exp(some, out=some)
+    return x
+
+
+def composed(step: Step, exponential: Callable[[Tensor], Tensor] = torch.exp) -> Tensor:
     """The output, for a trace too, in which what is expanded now need not be later."""
     states, x, dt, A, B, C, D, z, dt_bias, indices, dt_softplus = step
     nheads = sizes(x)[1]
@@ -110,7 +126,7 @@ def composed(step: Step) -> Tensor:
         B, C = B.to(dtype).unsqueeze(2), C.to(dtype).unsqueeze(2)
     else:
         B, C = (each.to(dtype).repeat_interleave(repeats, dim=1).unsqueeze(2) for each in (B, C))
-    decay = torch.exp(steps.unsqueeze(-1) * A.to(dtype))
+    decay = exponential(steps.unsqueeze(-1) * A.to(dtype))
     entering = (steps * inputs).unsqueeze(-1)
 
     used = None

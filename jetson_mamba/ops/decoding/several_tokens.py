@@ -30,6 +30,8 @@ Step = Callable[..., Any]
 # Of two tokens, relative norms: they tell rounding, TF32's too, from another computation.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-3}
 TOLERANCE_OF_OTHERS = 5e-2
+# Numbers, of channels and tokens, that follow a state at once where memory is to be little.
+MOST_AT_ONCE = 1 << 17
 
 
 def several_tokens(step: Step) -> Step:
@@ -138,10 +140,22 @@ def _mamba(block: Any, hidden_states: Tensor, conv_state: Tensor, ssm_state: Ten
         x, dt, A, B, C, block.D.float(), z, bias, True, return_last_state=True
     )
     y, last = scanned
-    rest, decayed = _of_first_state(ssm_state, dt, bias, A, C, z)
-    with torch.no_grad():
-        ssm_state.copy_(last + decayed)
-    out: Tensor = block.out_proj((y + rest).to(y.dtype).transpose(1, 2))
+    # Some channels after others: what each has would be larger than anything else.
+    count = dt.shape[1]
+    some = count if torch.is_grad_enabled() else max(1, count * MOST_AT_ONCE // max(1, dt.numel()))
+    for first in range(0, count, some):
+        own = slice(first, first + some)
+        of_bias = None if bias is None else bias[own]
+        rest, decayed = _of_first_state(
+            ssm_state[:, own], dt[:, own], of_bias, A[own], C, z[:, own]
+        )
+        if torch.is_grad_enabled():
+            y = (y + rest).to(y.dtype)
+        else:
+            y[:, own].add_(rest)
+        with torch.no_grad():
+            ssm_state[:, own].copy_(last[:, own] + decayed)
+    out: Tensor = block.out_proj(y.transpose(1, 2))
     return out
 
 
@@ -155,14 +169,21 @@ def _of_first_state(
     """
     steps = dt.to(A.dtype) if bias is None else dt.to(A.dtype) + bias.unsqueeze(-1)
     elapsed = functional.softplus(steps).double().cumsum(-1).to(A.dtype)
+    del steps
     state, C = state.to(A.dtype), C.to(A.dtype)
     read = torch.zeros_like(elapsed)
-    # One by one: all at once would be dstate times as large as anything else.
+    in_place = not torch.is_grad_enabled()
     for n in range(A.shape[1]):
-        decay = torch.exp(elapsed * A[:, n, None])
-        read = read + decay * state[:, :, n, None] * C[:, n, None]
+        decay = elapsed * A[:, n, None]
+        if in_place:
+            read.addcmul_(decay.exp_().mul_(state[:, :, n, None]), C[:, n, None])
+        else:
+            read = read + decay.exp() * state[:, :, n, None] * C[:, n, None]
     decayed = state * torch.exp(elapsed[..., -1:] * A)
-    return read * functional.silu(z.to(A.dtype)), decayed
+    del elapsed
+    gate = z.to(A.dtype)
+    gated = read.mul_(functional.silu(gate)) if in_place else read * functional.silu(gate)
+    return gated, decayed
 
 
 def _mamba2(block: Any, hidden_states: Tensor, conv_state: Tensor, ssm_state: Tensor) -> Tensor:

@@ -94,7 +94,13 @@ def mamba_inner_fn(
             return cast(Tensor, None)
         return _composed(_Inner(xz, A, D, delta_bias, *weights, B, C, *options), by_modules.modules)
     # Whatever the way, the whole is made of operations and of ops that take that way by themselves.
-    if B is not None or C is not None or not (without_gradients(xz, A, *weights) and may_replay()):
+    if not (
+        xz.is_cuda
+        and B is None
+        and C is None
+        and without_gradients(xz, A, *weights)
+        and may_replay()
+    ):
         return _composed(_Inner(xz, A, D, delta_bias, *weights, B, C, *options))
     (out,) = _CAPTURED(
         # A block makes these anew for each call.

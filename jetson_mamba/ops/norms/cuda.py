@@ -227,7 +227,7 @@ class _Kernels:
         grid = (-(-rows // span.rows), dim // options.group, 1)
         strides = map(_row_stride, (x, residual, z, out, total))
         return Plan(
-            compiler.Launch(kernel, grid, (span.threads, span.rows, 1)),
+            compiler.Launch(kernel, grid, (span.threads, span.rows, 1), overlapping=True),
             (rows, options.group, *strides, _bits(options.eps)),
         )
 

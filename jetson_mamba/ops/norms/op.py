@@ -2,10 +2,10 @@
 
 They take the place of the functions of the same names in ``mamba_ssm.ops.triton.layer_norm``
 (``layernorm`` in 1.x) and ``layernorm_gated`` wherever :func:`through_norm_autograd` is false.
-Where no gradient is recorded they launch upstream's Triton kernels, and on a GPU without Triton
-this project's CUDA kernels. Where something traces or transforms, a compiler of which fuses them,
-and elsewhere they are plain tensor operations. All compute in at least float32, and return the
-dtype of ``x``.
+Where no gradient is recorded they launch upstream's Triton kernels; for a step of decoding, and on
+a GPU without Triton, this project's CUDA kernels. Where something traces or transforms, a compiler
+of which fuses them, and elsewhere they are plain tensor operations. All compute in at least
+float32, and return the dtype of ``x``.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ from . import autograd
 from . import triton as norm_launches
 from .contract import Gate, Implementation, Options
 from .serving import kernels_for
+
+# A step of decoding has no more rows. Between its products, a kernel that starts while the one
+# before drains, and lets the next one start, takes half the time that one of Triton's does.
+FEW_ROWS = 64
 
 
 def through_norm_autograd(tensor: Tensor) -> bool:
@@ -109,7 +113,7 @@ def layer_norm(
     tensors = (x, weight, bias, residual, x1, weight1, bias1, rowscale)
     is_plain = dropout_p == 0.0 and out_dtype == x.dtype and wide == torch.float32
     if is_plain and x1 is None and weight1 is None and rowscale is None:
-        kernels = _kernels(x, weight, bias, dim, residual)
+        kernels = _kernels(x, weight, bias, dim, residual) if x.is_cuda else None
         if kernels is not None:
             # Where there is no sum, it is x itself.
             keeps = prenorm and (residual is not None or total_dtype != x.dtype)
@@ -288,7 +292,9 @@ def layernorm_fn(
     if group_size < 1 or dim % group_size:
         raise ValueError(f"group_size: expected a divisor of dim={dim}, found {group_size}")
     dtype = compute_dtype(x, weight, bias, z)
-    kernels = _kernels(x, weight, bias, group_size, z) if dtype == torch.float32 else None
+    kernels = None
+    if x.is_cuda and dtype == torch.float32:
+        kernels = _kernels(x, weight, bias, group_size, z)
     if kernels is not None and (z is None or z.dtype == x.dtype):
         gate = Gate.NONE if z is None else Gate.OUTPUT if norm_before_gate else Gate.INPUT
         return autograd.normed(
@@ -351,9 +357,10 @@ def _kernels(
     """The CUDA kernels, where they serve and upstream's Triton kernels do not: see ``serving``."""
     if not x.is_cuda or (bias is not None and bias.dtype != weight.dtype):
         return None
-    if triton_runs_on(x.device):
-        return None
     needs_backward = torch.is_grad_enabled()
+    is_step = not needs_backward and x.numel() <= FEW_ROWS * x.shape[-1]
+    if triton_runs_on(x.device) and not is_step:
+        return None
     return kernels_for(x, weight, group, bias, *others, needs_backward=needs_backward)
 
 

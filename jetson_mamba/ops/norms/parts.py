@@ -79,15 +79,15 @@ def gated_norm_backward(
         result = layernorm_fn(wide_x, wide_weight, wide_bias, wide_z, *options)
         inputs = [each for each in leaves if each is not None]
         found = iter(torch.autograd.grad(result, inputs, dy.to(dtype)))
-    gradients: list[Tensor | None] = [
+    dx, dweight, dbias, gate = (
         None if each is None else next(found).to(each.dtype) for each in given
-    ]
-    if dz is not None and gradients[3] is not None:
-        gradients[3] = dz.copy_(gradients[3])
+    )
+    if dz is not None and gate is not None:
+        gate = dz.copy_(gate)
     if not recompute_output:
-        return tuple(gradients)
+        return dx, dweight, dbias, gate
     output = result.detach().to(x.dtype)
-    return (*gradients, output if out is None else out.copy_(output))
+    return (dx, dweight, dbias, gate, output if out is None else out.copy_(output))
 
 
 def norm_forward_of_1(

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from jetson_mamba.dispatch import twice
+from jetson_mamba.dispatch.fields import Tensors
 from jetson_mamba.dispatch.paths import Way, way_back
 
 from . import composed
 from .checks import checked
-from .contract import Case, Implementation
+from .contract import SCAN, Case, Gradients, Implementation
 
 
 def composed_output(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -32,40 +33,32 @@ def differentiable(
     ``choose`` gives the backend, for each pass anew; ``backward`` is ``selective_scan_bwd``.
     """
     found: tuple[Tensor, Tensor] = _SelectiveScan.apply(  # type: ignore[no-untyped-call]
-        choose, backward, *arguments
+        *arguments, choose, backward
     )
     return found
 
 
 class _SelectiveScan(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        choose: Callable[[Case], Implementation],
-        backward: Callable[..., list[Tensor | None]],
-        *arguments: Any,
-    ) -> tuple[Tensor, Tensor]:
-        *tensors, ctx.delta_softplus = arguments
-        ctx.backward_pass = backward
-        scan, case = checked(*arguments)
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        given, (choose, ctx.backward_pass) = SCAN.split(arguments)
+        scan, case = checked(*given)
         out, x, out_z = choose(case).forward(scan)
-        dtype = tensors[0].dtype
-        ctx.save_for_backward(*tensors, x, None if out_z is None else out.to(dtype))
-        last_state = x[:, :, -1, 1::2].clone()
+        dtype = given.u.dtype
+        SCAN.keep(ctx, given, x, None if out_z is None else out.to(dtype))
+        last_state: Tensor = x[:, :, -1, 1::2].clone()
         ctx.mark_non_differentiable(last_state)
         return (out if out_z is None else out_z).to(dtype), last_state
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        u, delta, A, B, C, D, z, delta_bias, x, out = ctx.saved_tensors
-        softplus = ctx.delta_softplus
+        given, (x, out) = SCAN.kept(ctx)
+        found: Tensors
         if torch.is_grad_enabled() or way_back(dout) is Way.COMPOSED:
-            arguments = (u, delta, A, B, C, D, z, delta_bias, softplus)
-            needed = ctx.needs_input_grad[2:]
-            return (None, None, *twice.gradients(composed_output, arguments, needed, (dout,)))
-        found = ctx.backward_pass(
-            u, delta, A, B, C, D, z, delta_bias, dout, x, out, None, softplus, False
-        )
-        du, ddelta, dA, dB, dC, dD, ddelta_bias, *rest = found
-        dz = rest[0] if rest else None
-        return None, None, du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, None
+            needed: Any = SCAN.split(ctx.needs_input_grad)[0]
+            found = twice.gradients(composed_output, given, needed, (dout,))
+        else:
+            tensors, (softplus,) = SCAN.unpack(given)
+            back = ctx.backward_pass(*tensors, dout, x, out, None, softplus, False)
+            found = Gradients(*back).in_order
+        return (*found, None, None)

@@ -37,7 +37,7 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 
-from jetson_mamba.dispatch.fields import Fields
+from jetson_mamba.dispatch.fields import Fields, Tensors
 
 CHUNK = 2048
 
@@ -109,8 +109,13 @@ class Gradients(NamedTuple):
     dC: Tensor
     dD: Tensor | None
     ddelta_bias: Tensor | None
-    dz: Tensor | None
-    out_z: Tensor | None
+    dz: Tensor | None = None
+    out_z: Tensor | None = None
+
+    @property
+    def in_order(self) -> Tensors:
+        """One for each argument of the scan, in its place; None for an option."""
+        return SCAN.gradients({name[1:]: each for name, each in self._asdict().items()})
 
 
 class Case(NamedTuple):

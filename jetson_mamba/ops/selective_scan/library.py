@@ -25,12 +25,6 @@ from .contract import (
     weight_dtype,
 )
 
-_ARGUMENTS = (
-    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
-    "Tensor? delta_bias, bool delta_softplus"
-)
-
-
 _ROWS = "Tensor? x, Tensor? out, bool recompute_out_z"
 
 
@@ -56,10 +50,10 @@ class Operators:
         self._choose = choose
         self._others = others
         self._forward = forward_to(
-            f"selective_scan({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)", self._with_rows
+            f"selective_scan({SCAN.schema}) -> (Tensor, Tensor, Tensor)", self._with_rows
         )
         self._forward_rows = define(
-            f"selective_scan_rows({_ARGUMENTS}, SymInt rows) -> (Tensor, Tensor, Tensor)",
+            f"selective_scan_rows({SCAN.schema}, SymInt rows) -> (Tensor, Tensor, Tensor)",
             self._run_forward,
             _fake_forward,
             _keep,
@@ -68,8 +62,8 @@ class Operators:
             _decomposed_rows,
         )
         self._backward = define(
-            f"selective_scan_backward({_ARGUMENTS}, Tensor dout, {_ROWS}) "
-            f"-> ({', '.join(['Tensor'] * 9)})",
+            f"selective_scan_backward({SCAN.schema}, Tensor dout, {_ROWS}) "
+            f"-> ({', '.join(['Tensor'] * len(Gradients._fields))})",
             self._run_backward,
             _fake_backward,
             _keep_again,
@@ -77,7 +71,7 @@ class Operators:
             _composed_whole_backward,
         )
         self._output = define(
-            f"selective_scan_output({_ARGUMENTS}) -> Tensor",
+            f"selective_scan_output({SCAN.schema}) -> Tensor",
             self._run_output,
             _fake_output,
             _keep_output,
@@ -145,8 +139,7 @@ class Operators:
         return next(fitting, chosen)
 
     def _run_forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        *of, rows = arguments
-        scan = Scan(*of)
+        scan, (rows,) = SCAN.split(arguments)
         out, x, out_z = self._serving(scan, rows).forward(scan)
         if x.shape[2] != rows:
             x = _of_size(x, rows)
@@ -169,12 +162,10 @@ class Operators:
     def _differentiate(
         self, ctx: Any, dout: Tensor, dx: Tensor, dout_z: Tensor
     ) -> tuple[Tensor | None, ...]:
-        *arguments, x, out = ctx.saved_tensors
-        scan = Scan(*(*arguments, ctx.delta_softplus))
+        scan, (x, out) = SCAN.kept(ctx)
         gradient = dout if scan.z is None else dout_z
         found = self.backward(scan, Returning(gradient, x, out, None, False))
-        du, ddelta, dA, dB, dC, dD, ddelta_bias, dz, _ = found
-        return du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, None, None
+        return (*found.in_order, None)
 
 
 def _of_size(x: Tensor, rows: int) -> Tensor:
@@ -189,14 +180,13 @@ def _case(scan: Scan) -> Case:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *arguments, ctx.delta_softplus, _ = inputs
+    scan, _ = SCAN.split(inputs)
     out, x, _ = output
-    ctx.save_for_backward(*arguments, x, None if arguments[6] is None else out)
+    SCAN.keep(ctx, scan, x, None if scan.z is None else out)
 
 
 def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *of, rows = arguments
-    scan = Scan(*of)
+    scan, (rows,) = SCAN.split(arguments)
     case = _case(scan)
     batch, dim, _ = scan.u.shape
     out = scan.u.new_empty(scan.u.shape)
@@ -205,8 +195,8 @@ def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _fake_output(*arguments: Any) -> Tensor:
-    u: Tensor = arguments[0]
-    return u.new_empty(u.shape)
+    scan = Scan(*arguments)
+    return scan.u.new_empty(scan.u.shape)
 
 
 def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
@@ -231,23 +221,22 @@ def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _keep_output(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.delta_softplus = inputs
-    ctx.save_for_backward(*tensors)
+    SCAN.keep(ctx, Scan(*inputs))
 
 
 def _differentiate_output(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-    arguments = (*ctx.saved_tensors, ctx.delta_softplus)
-    return twice.gradients(_composed_output, arguments, ctx.needs_input_grad, (dout,))
+    scan, _ = SCAN.kept(ctx)
+    return twice.gradients(_composed_output, scan, ctx.needs_input_grad, (dout,))
 
 
 def _keep_again(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.delta_softplus, dout, _, _, ctx.recompute_out_z = inputs
-    ctx.save_for_backward(*tensors, dout)
+    scan, (dout, _, _, ctx.recompute_out_z) = SCAN.split(inputs)
+    SCAN.keep(ctx, scan, dout)
 
 
 def _differentiate_again(ctx: Any, *dgradients: Tensor) -> tuple[Tensor | None, ...]:
-    *tensors, dout = ctx.saved_tensors
-    arguments = (*tensors, ctx.delta_softplus, dout, ctx.recompute_out_z)
+    scan, (dout,) = SCAN.kept(ctx)
+    arguments = (*scan, dout, ctx.recompute_out_z)
     needs, (of_dout, *_) = SCAN.split(ctx.needs_input_grad)
     needed: Any = (*needs, of_dout, False)
     *found, _ = twice.gradients(_composed_backward, arguments, needed, dgradients)
@@ -255,8 +244,8 @@ def _differentiate_again(ctx: Any, *dgradients: Tensor) -> tuple[Tensor | None, 
 
 
 def _composed_rows(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *of, rows = arguments
-    out, x, out_z = composed.forward(Scan(*of))
+    scan, (rows,) = SCAN.split(arguments)
+    out, x, out_z = composed.forward(scan)
     if x.shape[2] != rows:
         x = _of_size(x, rows)
     return out, x.flatten(2), or_empty(out_z, out)
@@ -267,8 +256,8 @@ def _composed_output(*arguments: Any) -> Tensor:
 
 
 def _composed_backward(*arguments: Any) -> tuple[Tensor, ...]:
-    *of, dout, recompute_out_z = arguments
-    found = composed.backward(Scan(*of), dout)
+    scan, (dout, recompute_out_z) = SCAN.split(arguments)
+    found = composed.backward(scan, dout)
     if not recompute_out_z:
         found = found._replace(out_z=None)
     return tuple(or_empty(gradient, dout) for gradient in found)
@@ -289,8 +278,7 @@ def _refuse_in_onnx() -> None:
 
 
 def _decomposed_rows(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *of, rows = arguments
-    scan = Scan(*of)
+    scan, (rows,) = SCAN.split(arguments)
     if scan.A.is_complex():
         _refuse_in_onnx()
         return _composed_rows(*arguments)

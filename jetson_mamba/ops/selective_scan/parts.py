@@ -11,10 +11,9 @@ from typing import NamedTuple, overload
 import torch
 from torch import Tensor
 
-from jetson_mamba.dispatch import workers
 from jetson_mamba.dispatch.division import Part, divided
 
-from .contract import Scan, Scanned
+from .contract import Returning, Scan, Scanned
 
 # Of a part, at each step: with fewer, starting an operation takes longer than the operation.
 FEWEST_STATES = 512
@@ -73,23 +72,25 @@ class PartOfScan(Part):
             self.signal(results.out_z),
         )
 
+    def returning(self, given: Returning) -> Returning:
+        """Of what a backward pass is given."""
+        dout, x, out, dz, recompute_out_z = given
+        return Returning(
+            self.signal(dout), self.signal(x), self.signal(out), self.signal(dz), recompute_out_z
+        )
 
-def parts_of(scan: Scan) -> tuple[int, list[PartOfScan]]:
-    """How many threads work on a scan, and the parts."""
-    batch, dim, seqlen = scan.u.shape
-    dstate = scan.A.shape[1]
-    threads = 1
-    if scan.u.device.type == "cpu":
-        threads = workers.threads_for(batch * dim * dstate * seqlen)
-    fewest = -(-FEWEST_STATES // max(1, batch * dstate))
-    parts = divided(threads, batch, dim, scan.groups, fewest)
-    return threads, [PartOfScan(*part) for part in parts]
+
+def parts_of(scan: Scan, threads: int) -> list[PartOfScan]:
+    """The parts that so many threads work on."""
+    batch, dim, _ = scan.u.shape
+    fewest = -(-FEWEST_STATES // max(1, batch * scan.A.shape[1]))
+    return [PartOfScan(*part) for part in divided(threads, batch, dim, scan.groups, fewest)]
 
 
 def summed(scan: Scan, parts: list[PartOfScan], found: list[Shared]) -> Shared:
-    """The gradients of a whole scan, in its arguments' dtypes, from those of its parts."""
+    """The gradients of a whole scan, from those of its parts."""
     if len(parts) == 1:
-        return _cast(scan, found[0])
+        return found[0]
     first = found[0]
     dA = torch.zeros_like(scan.A)
     dB, dC = (
@@ -106,8 +107,4 @@ def summed(scan: Scan, parts: list[PartOfScan], found: list[Shared]) -> Shared:
         for vector, gradient in ((dD, of_part.dD), (ddelta_bias, of_part.ddelta_bias)):
             if vector is not None and gradient is not None:
                 vector[part.channels] += gradient
-    return _cast(scan, Shared(dA, dB, dC, dD, ddelta_bias))
-
-
-def _cast(scan: Scan, shared: Shared) -> Shared:
-    return shared._replace(dB=shared.dB.to(scan.B.dtype), dC=shared.dC.to(scan.C.dtype))
+    return Shared(dA, dB, dC, dD, ddelta_bias)

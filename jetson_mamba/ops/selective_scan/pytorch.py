@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu, softplus
 
-from jetson_mamba.dispatch.workers import run
+from jetson_mamba.dispatch import workers
 
 from .contract import (
     CHUNK,
@@ -42,7 +42,7 @@ from .contract import (
     Scanned,
     upstream_rows,
 )
-from .parts import Shared, parts_of, summed
+from .parts import PartOfScan, Shared, parts_of, summed
 from .recurrence import multiply_and_add_in_order
 
 # States of a block of steps: 2 MB in float32, about a core's share of a cache.
@@ -64,8 +64,14 @@ def forward(scan: Scan) -> Scanned:
     x = scan.A.new_empty(batch, dim, scan.chunks, 2 * scan.A.shape[1])
     out_z = torch.empty_like(scan.z) if scan.z is not None else None
     results = Scanned(torch.empty_like(scan.delta), x, out_z)
-    threads, parts = parts_of(scan)
-    run([partial(_forward, part.scan(scan), part.scanned(results)) for part in parts], threads)
+    threads = workers.threads_for(scan.u.numel() * scan.A.shape[1]) if scan.u.is_cpu else 1
+    if threads == 1:
+        _forward(scan, results)
+    else:
+        parts = parts_of(scan, threads)
+        workers.run(
+            [partial(_forward, part.scan(scan), part.scanned(results)) for part in parts], threads
+        )
     return results
 
 
@@ -134,16 +140,19 @@ def backward(scan: Scan, returning: Returning) -> Gradients:
     out_z = torch.empty_like(scan.z) if scan.z is not None and recompute_out_z else None
     du, ddelta = torch.empty_like(scan.u), torch.empty_like(scan.delta)
 
-    threads, parts = parts_of(scan)
-    calls = []
-    for part in parts:
-        own = Returning(
-            part.signal(dout), part.signal(x), part.signal(out), part.signal(dz), recompute_out_z
-        )
-        targets = _Signals(part.signal(du), part.signal(ddelta), part.signal(out_z))
-        calls.append(partial(_backward, part.scan(scan), own, targets))
-    shared = summed(scan, parts, run(calls, threads))
-    return Gradients(du, ddelta, *shared, dz, out_z)
+    returning, targets = Returning(dout, x, out, dz, recompute_out_z), _Signals(du, ddelta, out_z)
+    threads = workers.threads_for(scan.u.numel() * scan.A.shape[1]) if scan.u.is_cpu else 1
+    if threads == 1:
+        dA, dB, dC, dD, ddelta_bias = _backward(scan, returning, targets)
+    else:
+        parts = parts_of(scan, threads)
+        calls = [
+            partial(_backward, part.scan(scan), part.returning(returning), targets.of(part))
+            for part in parts
+        ]
+        dA, dB, dC, dD, ddelta_bias = summed(scan, parts, workers.run(calls, threads))
+    dB, dC = dB.to(scan.B.dtype), dC.to(scan.C.dtype)
+    return Gradients(du, ddelta, dA, dB, dC, dD, ddelta_bias, dz, out_z)
 
 
 class _Signals(NamedTuple):
@@ -152,6 +161,10 @@ class _Signals(NamedTuple):
     du: Tensor
     ddelta: Tensor
     out_z: Tensor | None
+
+    def of(self, part: PartOfScan) -> _Signals:
+        """What a part writes."""
+        return _Signals(part.signal(self.du), part.signal(self.ddelta), part.signal(self.out_z))
 
 
 def _backward(scan: Scan, returning: Returning, targets: _Signals) -> Shared:

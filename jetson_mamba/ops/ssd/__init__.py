@@ -6,7 +6,8 @@ from .op import (
     OP,
     mamba_chunk_scan_combined,
     mamba_split_conv1d_scan_combined,
-    through_triton_autograd,
+    through_mixer_autograd,
+    through_scan_autograd,
 )
 from .parts import (
     bmm_chunk_forward,
@@ -35,6 +36,7 @@ __all__ = [
     "mamba_split_conv1d_scan_combined",
     "state_passing",
     "state_passing_forward",
-    "through_triton_autograd",
+    "through_mixer_autograd",
+    "through_scan_autograd",
     "triton_runs_on",
 ]

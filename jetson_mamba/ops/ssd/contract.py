@@ -183,6 +183,8 @@ class Implementation(NamedTuple):
     core_forward: Callable[[Mixer], Core]
     # The gradients given are of out and of the last state, which may be None.
     core_backward: Callable[[Mixer, Core, Tensor, Tensor | None], CoreGradients]
+    # Whether a call that records a graph is theirs where upstream's autograd functions could run.
+    comes_before_triton: bool = False
 
 
 def refuse_varlen_states(given: Scan) -> None:

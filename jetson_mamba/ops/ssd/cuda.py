@@ -134,7 +134,8 @@ def core_backward(given: Mixer, kept: Core, dout: Tensor, dstate: Tensor | None)
 
 
 IMPLEMENTATION = Implementation(
-    scan, mixer, scan_forward, scan_backward, mixer_forward, core_forward, core_backward
+    *(scan, mixer, scan_forward, scan_backward, mixer_forward, core_forward, core_backward),
+    comes_before_triton=True,
 )
 
 

@@ -215,15 +215,17 @@ def _plan(
     scalars = (forward.options_of(scan), *forward.limits_of(scan))
     sequence = (0, 0) if seq_idx is None else seq_idx.stride()
     inputs = (*x.stride()[:3], *dout.stride()[:3], *dt.stride(), *B.stride()[:3], *C.stride()[:3])
-    states_launch = variant.launch(
-        "ssd_states", (nheads, batch * variant.slices, 2 * segments), index
+    states_launch, divided = variant.divided(
+        "ssd_states", batch, nheads, groups, 2 * segments, index
     )
     pass_launch = None
     if not walks:
         pass_launch = variant.launch(
             "ssd_pass", (-(-size // forward.PASS_THREADS), batch * nheads, 2), index
         )
-    launch = variant.launch("ssd_backward", (chunks, batch, groups * slots), index)
+    by_warpgroups = forward.has_warpgroups(index) and variant.fits_warpgroups and headdim == 64
+    kernel = "ssd_backward_warpgroups" if by_warpgroups else "ssd_backward"
+    launch = variant.launch(kernel, (chunks, batch, groups * slots), index)
     dD = 0 if D is None else D.numel()
     row = nheads * 2 + dD
     weight_blocks = -(-row // SUM_COLUMNS)
@@ -239,7 +241,7 @@ def _plan(
         batch * nheads * chunks * variant.chunk * variant.kept_arrays,
         (nheads, nheads, dD),
         states_launch,
-        (*scalars, seqlen, nheads, per_group, segment, segments, *inputs, *sequence),
+        (*scalars, seqlen, nheads, per_group, segment, segments, *inputs, *sequence, *divided),
         pass_launch,
         (nheads, segments),
         launch,

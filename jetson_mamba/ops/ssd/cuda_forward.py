@@ -7,6 +7,8 @@ in nothing else; a repeated call allocates and launches.
 
 from __future__ import annotations
 
+import heapq
+import math
 import struct
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -32,6 +34,12 @@ from .contract import SCAN, Scan
 KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 THREADS = 160
 PASS_THREADS = 256
+# Threads of a warpgroup; heads that a block of these takes at most, and what it takes longer then.
+GROUP = 128
+HEADS, LONGER = 2, 1.65
+OF_WARPGROUPS = ("ssd_forward_warpgroups", "ssd_states_warpgroups")
+# Of another kernel: three warpgroups multiply, and the sums of four heads are kept.
+ROLES, HEADS_KEPT = 3, 4
 # States up to which the kernels have room for more.
 WIDE = 128
 SOFTPLUS = 1 << 8
@@ -64,7 +72,8 @@ class Variant(NamedTuple):
         Rounded to 8 bits, the factors of an output would together add to its error as much as its
         own rounding does. Two pieces cost the forward pass a quarter (``docs/notes-kernels.md``).
         """
-        return 2 if self.dtype == torch.bfloat16 and kernel != "ssd_backward" else self.given
+        is_forward = not kernel.startswith("ssd_backward")
+        return 2 if self.dtype == torch.bfloat16 and is_forward else self.given
 
     @property
     def states(self) -> int:
@@ -86,6 +95,12 @@ class Variant(NamedTuple):
         return -(-self.headdim // self.slice("ssd_forward"))
 
     @property
+    def fits_warpgroups(self) -> bool:
+        """Whether products of warpgroups are of these sizes."""
+        is_whole = self.headdim % 64 == 0 and self.dstate in (64, 128)
+        return self.aligned and self.dtype != torch.float32 and is_whole
+
+    @property
     def kept_arrays(self) -> int:
         """Numbers of a step that the backward pass reads again."""
         return 3 + (self.dtype == torch.float32) + self.has_sequences
@@ -94,12 +109,20 @@ class Variant(NamedTuple):
         """Threads of a block."""
         if kernel == "ssd_backward":
             return 3 * 2 * self.chunk
+        if kernel in OF_WARPGROUPS:
+            return GROUP * (HEADS + 1)
+        if kernel == "ssd_backward_warpgroups":
+            return GROUP * (ROLES + 1)
         return THREADS if kernel in ("ssd_forward", "ssd_states") else PASS_THREADS
 
     def stages(self, kernel: str) -> int:
         """Chunks in shared memory; copies ahead of the work are of 16-bit numbers only."""
         if self.dtype == torch.float32 or not self.aligned:
             return 1
+        if kernel == "ssd_backward_warpgroups":
+            return 2
+        if kernel in OF_WARPGROUPS:
+            return 3 if self._shared_bytes(kernel, 3) <= self.room else 2
         return 2 if self._shared_bytes(kernel, 2) <= self.room else 1
 
     def shared_bytes(self, kernel: str) -> int:
@@ -120,6 +143,17 @@ class Variant(NamedTuple):
                 + tile(chunk, chunk, self.made(kernel))
                 + 2 * 24 * chunk
             )
+        if kernel == "ssd_forward_warpgroups":
+            part = 2 * chunk * states
+            tiles = stages * (2 * part + HEADS * 2 * chunk * 64) + HEADS * self.made(kernel) * part
+            return -(-(tiles + HEADS * stages * 24 * chunk) // 1024) * 1024
+        if kernel == "ssd_backward_warpgroups":
+            tiles = 2 * chunk * (2 * states + stages * (2 * 64 + 2 * states)) + 2 * 8 * GROUP * 16
+            sums = 4 * (4 * chunk + 4 + 4 * (self.headdim if self.d == 2 else 1))
+            return -(-(tiles + HEADS_KEPT * (36 * chunk + sums)) // 1024) * 1024
+        if kernel == "ssd_states_warpgroups":
+            tiles = stages * 2 * chunk * (states + HEADS * 64)
+            return -(-(tiles + HEADS * stages * 36 * chunk) // 1024) * 1024
         if kernel == "ssd_states":
             return stages * (wide + narrow) + 2 * 36 * chunk
         if kernel == "ssd_backward":
@@ -130,6 +164,8 @@ class Variant(NamedTuple):
 
     def blocks(self, kernel: str) -> int:
         """Blocks of a kernel that are to fit a multiprocessor by their registers."""
+        if kernel.endswith("_warpgroups"):
+            return 1
         return 2 if self.states <= WIDE else 1
 
     def defines(self, kernel: str) -> tuple[tuple[str, str], ...]:
@@ -149,6 +185,7 @@ class Variant(NamedTuple):
             ("HAS_SEQUENCES", str(int(self.has_sequences))),
             ("SHARED", str(self.shared_bytes(kernel))),
             ("BLOCKS", str(self.blocks(kernel))),
+            *([("HEADS", str(HEADS))] if kernel in OF_WARPGROUPS else ()),
         )
 
     def launch(self, kernel: str, grid: tuple[int, int, int], index: int) -> compiler.Launch:
@@ -157,6 +194,21 @@ class Variant(NamedTuple):
         return compiler.Launch(
             loaded, grid, (self.threads(kernel), 1, 1), shared_bytes=self.shared_bytes(kernel)
         )
+
+    def divided(
+        self, kernel: str, batch: int, heads: int, groups: int, parts: int, index: int
+    ) -> tuple[compiler.Launch, tuple[int, ...]]:
+        """A kernel that walks along time, over parts of it, and its last arguments.
+
+        By products of warpgroups where there are these: each group's heads are divided over blocks.
+        """
+        if not (has_warpgroups(index) and self.fits_warpgroups):
+            return self.launch(kernel, (heads, batch * self.slices, parts), index), ()
+        units_of_batch = groups * self.slices
+        units, per_group = batch * units_of_batch, heads // groups
+        full = full_blocks(per_group, units * parts, index)
+        grid = (units * (per_group - (HEADS - 1) * full), parts, 1)
+        return self.launch(f"{kernel}_warpgroups", grid, index), (full, units_of_batch, batch)
 
 
 class ForwardPlan(NamedTuple):
@@ -232,23 +284,25 @@ def _plan(scan: Scan, is_aligned: bool, index: int) -> ForwardPlan:
     variant = variant_of(scan, is_aligned, index)
     chunks = -(-seqlen // variant.chunk)
     segment, segments = segments_of(chunks, nheads * batch * variant.slices, index)
-    sizes = (seqlen, nheads, nheads // B.shape[2], segment, segments)
+    groups = B.shape[2]
+    sizes = (seqlen, nheads, nheads // groups, segment, segments)
     states_launch = pass_launch = None
-    size = variant.headdim * variant.dstate
+    states_divided: tuple[int, ...] = ()
     if segments > 1:
-        states_launch = variant.launch(
-            "ssd_states", (nheads, batch * variant.slices, segments - 1), index
+        states_launch, states_divided = variant.divided(
+            "ssd_states", batch, nheads, groups, segments - 1, index
         )
+        size = variant.headdim * variant.dstate
         pass_launch = variant.launch(
             "ssd_pass", (-(-size // PASS_THREADS), batch * nheads, 1), index
         )
-    launch = variant.launch("ssd_forward", (nheads, batch * variant.slices, segments), index)
+    launch, divided = variant.divided("ssd_forward", batch, nheads, groups, segments, index)
     scalars = (options_of(scan), *limits_of(scan))
     sequence = (0, 0) if seq_idx is None else seq_idx.stride()
     parts = batch * nheads * segments
     return ForwardPlan(
         segments,
-        parts * size,
+        parts * variant.headdim * variant.dstate,
         parts,
         states_launch,
         (
@@ -256,6 +310,7 @@ def _plan(scan: Scan, is_aligned: bool, index: int) -> ForwardPlan:
             *sizes,
             *(*x.stride()[:3], 0, 0, 0, *dt.stride(), *B.stride()[:3], *C.stride()[:3]),
             *sequence,
+            *states_divided,
         ),
         pass_launch,
         (nheads, segments),
@@ -266,6 +321,7 @@ def _plan(scan: Scan, is_aligned: bool, index: int) -> ForwardPlan:
             *(*x.stride()[:3], *dt.stride(), *B.stride()[:3], *C.stride()[:3]),
             *((0, 0, 0) if z is None else z.stride()[:3]),
             *sequence,
+            *divided,
         ),
     )
 
@@ -366,6 +422,35 @@ def room(index: int) -> int:
     if capability in ((8, 0), (8, 7)):
         return 163 * 1024
     return 227 * 1024 if capability[0] in (9, 10, 11) else 99 * 1024
+
+
+@lru_cache(maxsize=1024)
+def full_blocks(heads: int, units: int, index: int) -> int:
+    """Of the heads of a group how many blocks take two, so that all blocks are done soonest.
+
+    There are ``units`` such groups. A multiprocessor has room for one block, and takes the next
+    where one is done; the full ones come first.
+    """
+    if units * heads > 16 * processors(index):
+        return heads // HEADS
+    shortest, found = math.inf, 0
+    for full in range(heads // HEADS, -1, -1):
+        free = [0.0] * processors(index)
+        for _ in range(units * full):
+            heapq.heapreplace(free, free[0] + LONGER)
+        for _ in range(units * (heads - HEADS * full)):
+            heapq.heapreplace(free, free[0] + 1.0)
+        if max(free) < shortest + 1e-6:
+            shortest, found = max(free), full
+    return found
+
+
+@lru_cache(maxsize=None)
+def has_warpgroups(index: int) -> bool:
+    """Whether a device has the products of ``kernels/wgmma.cuh``: compute capability 9.0 alone."""
+    if index < 0:
+        return False
+    return compiler.architecture_of(torch.cuda.get_device_capability(index)) == "sm_90a"
 
 
 @lru_cache(maxsize=1024)

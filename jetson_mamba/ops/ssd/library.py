@@ -7,31 +7,62 @@ asks of an operator beyond a result and a gradient is answered by the composed f
 
 from __future__ import annotations
 
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
 
 from jetson_mamba.dispatch.autocast import without_autocast
+from jetson_mamba.dispatch.fields import Fields
 from jetson_mamba.dispatch.operators import define, or_empty
 from jetson_mamba.dispatch.twice import gradients
 
 from . import composed, decomposed
 from .contract import Core, CoreGradients, Implementation, Mixer, Scan, ScanGradients
 
-_ARGUMENTS = (
-    "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? dt_bias, "
-    "Tensor? initial_states, Tensor? seq_idx, int chunk_size, bool dt_softplus, float dt_least, "
-    "float dt_most, ScalarType? state_dtype=None"
-)
-_TENSORS = 9
-_CORE_ARGUMENTS = (
-    "Tensor zxbcdt, Tensor conv1d_weight, Tensor? conv1d_bias, Tensor dt_bias, Tensor A, Tensor D, "
-    "Tensor rmsnorm_weight, Tensor? seq_idx, int chunk_size, float dt_least, float dt_most, "
-    "str? activation, float rmsnorm_eps, int headdim, int ngroups, bool norm_before_gate, "
-    "ScalarType? state_dtype=None"
-)
-_CORE_TENSORS = 8
+
+class ScanArguments(NamedTuple):
+    """What the operator of a scan is given: no z, each of the two limits as a number."""
+
+    x: Tensor
+    dt: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    dt_bias: Tensor | None
+    initial_states: Tensor | None
+    seq_idx: Tensor | None
+    chunk_size: int
+    dt_softplus: bool
+    dt_least: float
+    dt_most: float
+    state_dtype: torch.dtype | None
+
+
+class _CoreArguments(NamedTuple):
+    """What the operator of a mixer's core is given: neither a projection nor initial states."""
+
+    zxbcdt: Tensor
+    conv1d_weight: Tensor
+    conv1d_bias: Tensor | None
+    dt_bias: Tensor
+    A: Tensor
+    D: Tensor
+    rmsnorm_weight: Tensor
+    seq_idx: Tensor | None
+    chunk_size: int
+    dt_least: float
+    dt_most: float
+    activation: str | None
+    rmsnorm_eps: float
+    headdim: int
+    ngroups: int
+    norm_before_gate: bool
+    state_dtype: torch.dtype | None
+
+
+_SCAN, _CORE = Fields(ScanArguments), Fields(_CoreArguments)
 
 
 class Operators:
@@ -43,7 +74,7 @@ class Operators:
     def __init__(self, choose: Callable[[Scan | Mixer], Implementation]) -> None:
         self._choose = choose
         self._forward = define(
-            f"ssd_scan({_ARGUMENTS}) -> (Tensor, Tensor)",
+            f"ssd_scan({_SCAN.schema}) -> (Tensor, Tensor)",
             self._run_forward,
             _fake_forward,
             _keep,
@@ -52,15 +83,15 @@ class Operators:
             lambda *given: decomposed.scan(_scan(*given)),
         )
         self._backward = define(
-            f"ssd_scan_backward(Tensor dout, Tensor dfinal_states, {_ARGUMENTS}) -> "
-            "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+            f"ssd_scan_backward(Tensor dout, Tensor dfinal_states, {_SCAN.schema}) -> "
+            f"({_tensors(ScanGradients)})",
             self._run_backward,
             _fake_backward,
             _keep_all,
             _differentiate_backward,
         )
         self._core = define(
-            f"ssd_core({_CORE_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+            f"ssd_core({_CORE.schema}) -> ({_tensors(Core)})",
             self._run_core,
             _fake_core,
             _keep_core,
@@ -70,8 +101,7 @@ class Operators:
         )
         self._core_backward = define(
             "ssd_core_backward(Tensor dout, Tensor? dfinal_states, Tensor xBC, Tensor scanned, "
-            f"Tensor rstd, {_CORE_ARGUMENTS}) -> "
-            "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+            f"Tensor rstd, {_CORE.schema}) -> ({_tensors(CoreGradients)})",
             self._run_core_backward,
             _fake_core_backward,
             _keep_all,
@@ -80,23 +110,7 @@ class Operators:
 
     def scan(self, given: Scan) -> tuple[Tensor, Tensor]:
         """The output before the gate, and the last state; differentiable."""
-        least, most = given.dt_limit
-        out, final_states = self._forward(
-            given.x,
-            given.dt,
-            given.A,
-            given.B,
-            given.C,
-            given.D,
-            given.dt_bias,
-            given.initial_states,
-            given.seq_idx,
-            given.chunk_size,
-            given.dt_softplus,
-            float(least),
-            float(most),
-            given.state_dtype,
-        )
+        out, final_states = self._forward(*_flat(ScanArguments, given))
         return out, final_states
 
     def core(self, given: Mixer) -> tuple[Tensor, Tensor]:
@@ -104,26 +118,7 @@ class Operators:
 
         The mixer has a norm, and neither an MLP nor initial states.
         """
-        least, most = given.dt_limit
-        out, final_states, *_ = self._core(
-            given.zxbcdt,
-            given.conv1d_weight,
-            given.conv1d_bias,
-            given.dt_bias,
-            given.A,
-            given.D,
-            given.rmsnorm_weight,
-            given.seq_idx,
-            given.chunk_size,
-            float(least),
-            float(most),
-            given.activation,
-            given.rmsnorm_eps,
-            given.headdim,
-            given.ngroups,
-            given.norm_before_gate,
-            given.state_dtype,
-        )
+        out, final_states, *_ = self._core(*_flat(_CoreArguments, given))
         return out, final_states
 
     def _run_core(self, *arguments: Any) -> Core:
@@ -147,14 +142,11 @@ class Operators:
     def _differentiate_core(
         self, ctx: Any, dout: Tensor | None, dfinal_states: Tensor | None, *_: Any
     ) -> tuple[Any, ...]:
-        *arguments, xBC, scanned, rstd = ctx.saved_tensors
+        arguments, (xBC, scanned, rstd) = _CORE.kept(ctx)
         if dout is None:
             dout = scanned.new_zeros(scanned.shape).flatten(2)
-        gradients = self._core_backward(
-            dout, dfinal_states, xBC, scanned, rstd, *arguments, *ctx.options
-        )
-        found = [None if each is None else g for each, g in zip(arguments, gradients)]
-        return (*found, *(None,) * (1 + len(ctx.options)))
+        found = self._core_backward(dout, dfinal_states, xBC, scanned, rstd, *arguments)
+        return _CORE.gradients(_given(arguments, CoreGradients(*found)))
 
     def _run_forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
         given = _scan(*arguments)
@@ -168,42 +160,49 @@ class Operators:
         return _present(self._choose(given).scan_backward(given, dout, dfinal_states), given.x)
 
     def _differentiate(self, ctx: Any, dout: Tensor, dfinal_states: Tensor) -> tuple[Any, ...]:
-        arguments = ctx.saved_tensors
-        gradients = self._backward(dout, dfinal_states, *arguments, *ctx.options)
-        found = [None if each is None else g for each, g in zip(arguments, gradients)]
-        return (*found, *(None,) * (1 + len(ctx.options)))
+        arguments, _ = _SCAN.kept(ctx)
+        found = self._backward(dout, dfinal_states, *arguments)
+        return _SCAN.gradients(_given(arguments, ScanGradients(*found)))
 
 
-def _scan(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    initial_states: Tensor | None,
-    seq_idx: Tensor | None,
-    chunk_size: int,
-    dt_softplus: bool,
-    dt_least: float,
-    dt_most: float,
-    # torch leaves out what has its default at the end.
-    state_dtype: torch.dtype | None = None,
-) -> Scan:
-    return Scan(
-        *(x, dt, A, B, C, D, None, dt_bias, initial_states, seq_idx),
-        cu_seqlens=None,
-        chunk_size=chunk_size,
-        dt_softplus=dt_softplus,
-        dt_limit=(dt_least, dt_most),
-        state_dtype=state_dtype,
+def _tensors(results: Any) -> str:
+    return ", ".join(["Tensor"] * len(results._fields))
+
+
+def _flat(kind: Any, given: Scan | Mixer) -> Any:
+    """What an operator is given of a scan or a mixer."""
+    least, most = given.dt_limit
+    limits = {"dt_least": float(least), "dt_most": float(most)}
+    return kind(
+        *[limits[name] if name in limits else getattr(given, name) for name in kind._fields]
     )
 
 
+def _whole(kind: Any, given: Any) -> Any:
+    """The scan or mixer of what an operator is given, which has None for what that has not."""
+    found = {**dict.fromkeys(kind._fields), **given._asdict()}
+    found["dt_limit"] = (found.pop("dt_least"), found.pop("dt_most"))
+    return kind(**found)
+
+
+def _scan(*arguments: Any) -> Scan:
+    scan: Scan = _whole(Scan, ScanArguments(*arguments))
+    return scan
+
+
+def _mixer(*arguments: Any) -> Mixer:
+    mixer: Mixer = _whole(Mixer, _CoreArguments(*arguments))
+    return mixer
+
+
+def _given(arguments: Any, found: Any) -> dict[str, Tensor]:
+    """Gradients by name, of the arguments that there are: an operator returns empty ones else."""
+    gradients = found._asdict().items()
+    return {name: each for name, each in gradients if getattr(arguments, name) is not None}
+
+
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:_TENSORS])
-    ctx.options = inputs[_TENSORS:]
+    _SCAN.keep(ctx, ScanArguments(*inputs))
 
 
 def _present(gradients: ScanGradients, like: Tensor) -> tuple[Tensor, ...]:
@@ -228,41 +227,6 @@ def _like(kind: Any, given: Scan | Mixer) -> Any:
     tensors = {name: getattr(given, name) for name in kind._fields}
     return kind(
         **{name: None if x is None else x.new_empty(x.shape) for name, x in tensors.items()}
-    )
-
-
-def _mixer(
-    zxbcdt: Tensor,
-    conv1d_weight: Tensor,
-    conv1d_bias: Tensor | None,
-    dt_bias: Tensor,
-    A: Tensor,
-    D: Tensor,
-    rmsnorm_weight: Tensor,
-    seq_idx: Tensor | None,
-    chunk_size: int,
-    dt_least: float,
-    dt_most: float,
-    activation: str | None,
-    *others: Any,
-) -> Mixer:
-    rmsnorm_eps, headdim, ngroups, norm_before_gate, *given = others
-    state_dtype = given[0] if given else None
-    return Mixer(
-        *(zxbcdt, conv1d_weight, conv1d_bias, dt_bias, A, D),
-        initial_states=None,
-        rmsnorm_weight=rmsnorm_weight,
-        outproj_weight=None,
-        outproj_bias=None,
-        seq_idx=seq_idx,
-        chunk_size=chunk_size,
-        dt_limit=(dt_least, dt_most),
-        activation=activation,
-        rmsnorm_eps=rmsnorm_eps,
-        headdim=headdim,
-        ngroups=ngroups,
-        norm_before_gate=norm_before_gate,
-        state_dtype=state_dtype,
     )
 
 
@@ -295,31 +259,30 @@ def _differentiate_core_backward(ctx: Any, *dgradients: Tensor | None) -> tuple[
 
 
 def _pulled_back(
-    function: Callable[..., tuple[Tensor, ...]],
-    arguments: Sequence[Any],
+    function: Callable[[Any], tuple[Tensor, ...]],
+    given: Any,
+    kind: Any,
     dresults: Sequence[Tensor | None],
-    count: int,
 ) -> tuple[Tensor, ...]:
-    """The gradients by the first ``count`` arguments, as tensor operations; empty for None."""
-    places = [place for place in range(count) if arguments[place] is not None]
+    """The gradients of a kind, as tensor operations; empty for an argument that is None."""
+    names = [name for name in kind._fields if getattr(given, name) is not None]
 
     def of(*tensors: Tensor) -> tuple[Tensor, ...]:
-        given = list(arguments)
-        for place, tensor in zip(places, tensors):
-            given[place] = tensor
-        return tuple(r for r, d in zip(function(*given), dresults) if d is not None)
+        results = function(given._replace(**dict(zip(names, tensors))))
+        return tuple(r for r, d in zip(results, dresults) if d is not None)
 
-    pull: Any = torch.func.vjp(of, *(arguments[place] for place in places))[1]
-    found = dict(zip(places, pull(tuple(d for d in dresults if d is not None))))
-    return tuple(or_empty(found.get(place), arguments[0]) for place in range(count))
+    pull: Any = torch.func.vjp(of, *(getattr(given, name) for name in names))[1]
+    found = dict(zip(names, pull(tuple(d for d in dresults if d is not None))))
+    like = getattr(given, names[0])
+    return tuple(or_empty(found.get(name), like) for name in kind._fields)
 
 
 def _composed_gradients(dout: Tensor, dfinal_states: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return _pulled_back(
-        lambda *given: composed.scan(_scan(*given))[:2],
-        arguments,
+        lambda scan: composed.scan(scan)[:2],
+        _scan(*arguments),
+        ScanGradients,
         (dout, dfinal_states),
-        len(ScanGradients._fields),
     )
 
 
@@ -339,17 +302,17 @@ def _composed_core_gradients(
 ) -> tuple[Tensor, ...]:
     """What is given again is computed of the arguments here: all derivatives are by these."""
     return _pulled_back(
-        lambda *given: composed.mixer(_mixer(*given), None),
-        arguments,
+        lambda mixer: composed.mixer(mixer, None),
+        _mixer(*arguments),
+        CoreGradients,
         (dout, dfinal_states),
-        len(CoreGradients._fields),
     )
 
 
 def _keep_core(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:_CORE_TENSORS], *output[2:])
-    ctx.options = inputs[_CORE_TENSORS:]
+    core = Core(*output)
+    _CORE.keep(ctx, _CoreArguments(*inputs), core.xBC, core.scanned, core.rstd)
 
 
 def _all_present(gradients: CoreGradients) -> tuple[Tensor, ...]:

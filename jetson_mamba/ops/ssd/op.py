@@ -2,15 +2,15 @@
 
 The two functions take the place of the functions of the same names in
 ``mamba_ssm.ops.triton.ssd_combined``, with the same parameters and results, wherever
-:func:`through_triton_autograd` is false: on devices without Triton, while something traces or
-transforms, where no gradient is recorded, and where another backend than ``triton`` is named.
+:func:`through_scan_autograd` and :func:`through_mixer_autograd` are false: where another backend
+than ``triton`` serves, while something traces or transforms, and where no gradient is recorded.
 """
 
 from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import Any, Callable, Mapping, cast
 
 import torch
 from torch import Tensor
@@ -41,17 +41,52 @@ from .mixer import compose, mlp_columns, project
 from .trial import trial
 
 
-def through_triton_autograd(tensor: Tensor) -> bool:
-    """Whether a call, of this tensor first, goes through upstream's autograd function.
+def through_scan_autograd(**given: Any) -> bool:
+    """Whether a call of ``mamba_chunk_scan_combined`` goes through upstream's autograd function.
 
-    Its Triton kernels are the backend ``triton``: where another is named for the op, the call goes
-    to that.
+    Its Triton kernels are the backend ``triton``: so it does where that is named and, where none
+    is, unless the project's own kernels come before. Without gradients it does where the inference
+    path is off. The arguments are those of the call, by name; what no backend could be chosen for
+    is left to the op, which says what is wrong.
     """
-    if not isinstance(tensor, Tensor) or not through_autograd(tensor):
+    return _through_autograd(given.get("x"), _scan_of, given)
+
+
+def through_mixer_autograd(**given: Any) -> bool:
+    """The same of a call of ``mamba_split_conv1d_scan_combined``."""
+    return _through_autograd(given.get("zxbcdt"), _mixer_of, given)
+
+
+def _through_autograd(
+    first: Any, packed: Callable[[Mapping[str, Any]], Scan | Mixer], given: Mapping[str, Any]
+) -> bool:
+    if not isinstance(first, Tensor) or not through_autograd(first):
         return False
     if OP.selection is not None:
-        return OP.selection.backend == "triton" and triton_runs_on(tensor.device)
-    return triton_runs_on(tensor.device)
+        return OP.selection.backend == "triton" and triton_runs_on(first.device)
+    if first.device.type != "cuda" and not triton_runs_on(first.device):
+        return False
+    if torch.is_grad_enabled():
+        try:
+            case = packed(given).case
+        except (AttributeError, IndexError, TypeError, ValueError, ZeroDivisionError):
+            return False
+        # Before a launch of Triton's is tried, which takes longer than all else of a first call.
+        if OP.implementation(case).comes_before_triton:
+            return False
+    return triton_runs_on(first.device)
+
+
+def _scan_of(given: Mapping[str, Any]) -> Scan:
+    """Of the arguments of a call, which need not fit together, what decides a case."""
+    return Scan(**{name: given.get(name) for name in Scan._fields})  # type: ignore[arg-type]
+
+
+def _mixer_of(given: Mapping[str, Any]) -> Mixer:
+    known = {name: given.get(name) for name in Mixer._fields}
+    known["headdim"] = head_size(known["D"], known["headdim"])  # type: ignore[arg-type]
+    known["ngroups"] = given.get("ngroups", 1)
+    return Mixer(**known)  # type: ignore[arg-type]
 
 
 def mamba_chunk_scan_combined(
@@ -324,10 +359,7 @@ def _implementation(given: Scan | Mixer) -> Implementation:
     return OP.implementation(given.case)
 
 
-# The CUDA kernels take less than upstream's by themselves (`python -m benchmarks.kernels_ssd
-# --upstream`), but no GPU has run whole blocks on them yet: they serve where Triton does not run,
-# and where they are named.
 OP: Op[Case, Implementation] = register(
-    Op("ssd", __package__ or "", ("triton", "cuda", "pytorch"), trial)
+    Op("ssd", __package__ or "", ("cuda", "triton", "pytorch"), trial)
 )
 _OPERATORS = Operators(_implementation)

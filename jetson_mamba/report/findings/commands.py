@@ -16,6 +16,7 @@ from jetson_mamba.report.facts import Facts
 from jetson_mamba.report.packages import MambaSsm
 
 NOTHING = ""
+NVRTC_OF_JETPACK_5 = "sudo apt-get install cuda-nvrtc-11-4"
 
 
 def install(*words: str) -> str:
@@ -80,11 +81,19 @@ def compiled(facts: Facts, name: str) -> str:
     return f"{install(tools, 'wheel packaging ninja')} && {force} {install(options, name)}"
 
 
-def compiler(facts: Facts) -> str | None:
-    """The extra that brings NVRTC for torch's CUDA; None where there is none."""
-    extra = "cuda" + ((facts.torch and facts.torch.cuda) or "").partition(".")[0]
-    # Which cuda-core needs.
-    return extra if extra in advice.EXTRAS and sys.version_info >= (3, 10) else None
+def compiler(facts: Facts, *options: str) -> str:
+    """The command that brings NVRTC for torch's CUDA, with what else compiles where that serves.
+
+    ``options`` are pip's. A board of JetPack 5 has it in its toolkit; ``cuda-core`` needs CUDA 12
+    and Python 3.10, and the kernels do without it.
+    """
+    major = ((facts.torch and facts.torch.cuda) or "").partition(".")[0]
+    extra = f"cuda{major}"
+    if extra in advice.EXTRAS and sys.version_info >= (3, 10):
+        return advice.extra(extra, *options)
+    if major == "11" and (facts.machine.jetpack or "").startswith("5"):
+        return NVRTC_OF_JETPACK_5
+    return install(*options, f"nvidia-cuda-nvrtc-cu{major}") if major in ("11", "12") else NOTHING
 
 
 def remove(mamba: MambaSsm, facts: Facts) -> str:

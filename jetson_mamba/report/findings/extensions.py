@@ -1,4 +1,4 @@
-"""What is wrong with the compiled extensions: which do not load, do not fit, are not there."""
+"""Finds what is wrong with the compiled extensions: missing, broken, or not fitting."""
 
 from __future__ import annotations
 

@@ -1,48 +1,70 @@
-"""What is wrong with the backends of the ops, and with compiling this project's own kernels."""
+"""Finds what is wrong with the backends of the ops."""
 
 from __future__ import annotations
 
+import re
 from typing import Iterator
 
 from jetson_mamba import advice
 from jetson_mamba.report.facts import Facts
 from jetson_mamba.report.findings import commands
-from jetson_mamba.report.findings.registry import Cause, finds
+from jetson_mamba.report.findings.registry import BUSY, NO_ANSWER, Cause, finds
+
+# An error that was raised, or a machine that NVRTC or the driver does not serve; other reasons are
+# limits of the kernels, such as the GPUs that they are made for.
+FAULT = re.compile(r"^\w+: |does not compile for|cannot be loaded")
+
+
+# Ways in which an op fails that is tried, by what is said, each with what is then wrong.
+MEMORY = re.compile(r"out of memory|ALLOC_FAILED")
+OWN_FILES = re.compile(r"(Import|ModuleNotFound|FileNotFound|Syntax)Error: .*jetson_mamba")
+CRASH = re.compile(r"the process ended")
+OF_THE_DEVICE = re.compile(r"CUDA|HIP|kernel image|driver")
 
 
 @finds("backends-broken", "no backend of an op works")
 def _backends_broken(facts: Facts) -> Iterator[Cause]:
-    if facts.backends_error:
-        yield Cause(
-            f"the ops cannot be tried: {facts.backends_error}",
-            "an extension, torch, or this package does not work here",
-            advice.again() or f"{advice.pip()} check",
-        )
+    error = facts.backends_error
+    if not error:
+        return
+    why, command = "nothing that is known; please report it: jetson-mamba doctor --report", ""
+    if MEMORY.search(error):
+        why = "other programs have the memory; end one of them, and ask again"
+    elif OWN_FILES.search(error):
+        why, command = "files of this package are missing, or of two releases", advice.again() or ""
+    elif CRASH.search(error):
+        why = "a backend takes its process with it; PyTorch's needs nothing beside torch"
+        command = "export JETSON_MAMBA_BACKEND=pytorch"
+    elif OF_THE_DEVICE.search(error):
+        why = "torch does not run on this GPU: it was built for others, or for another driver"
+        command = commands.torch(facts)
+    elif NO_ANSWER in error:
+        why = BUSY
+    yield Cause(f"the ops cannot be tried: {error}", why, command)
 
 
-@finds("no-nvrtc", "NVRTC is not installed, or cuda-core 1.0 or later is not installed")
+@finds("no-nvrtc", "NVRTC is not installed")
 def _no_nvrtc(facts: Facts) -> Iterator[Cause]:
     reasons = [reason for reason in _kernels_do_not_run(facts) if "not installed" in reason]
-    extra = commands.compiler(facts)
-    if reasons and extra:
+    command = commands.compiler(facts)
+    if reasons and command:
         yield Cause(
             f"the CUDA kernels cannot be compiled: {reasons[0]}",
             "they are compiled for the GPU at their first use, and PyTorch's functions, which are "
             "many times slower, run in their place",
-            advice.extra(extra),
+            command,
         )
 
 
 @finds("kernels-broken", "causal_conv1d or selective_scan: installed but not working: 'cuda'")
 def _kernels_broken(facts: Facts) -> Iterator[Cause]:
-    reasons = [reason for reason in _kernels_do_not_run(facts) if "not installed" not in reason]
-    extra = commands.compiler(facts)
-    if reasons and extra and facts.torch:
+    reasons = [reason for reason in _kernels_do_not_run(facts) if FAULT.search(reason)]
+    if reasons and facts.torch and facts.torch.cuda:
         yield Cause(
             f"the CUDA kernels do not run: {reasons[0]}",
             f"the NVRTC or cuda-core that is installed does not fit the GPU, its driver, or torch "
             f"for CUDA {facts.torch.cuda}",
-            advice.extra(extra, "--upgrade"),
+            commands.compiler(facts, "--upgrade"),
         )
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with the packages around Mamba: which are missing, doubled or too new."""
+"""Finds what is wrong with the packages around Mamba: missing, doubled or too new."""
 
 from __future__ import annotations
 

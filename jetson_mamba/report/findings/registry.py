@@ -1,4 +1,4 @@
-"""Where a detector registers itself, with its symptom and the words that people see."""
+"""Where the functions that look for a symptom register themselves."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import Callable, Iterator, NamedTuple, TypeVar
 
 from jetson_mamba.report.facts import Facts
+
+# What the probe says of a trial that it stopped waiting for, and what that may mean.
+NO_ANSWER = "no answer"
+BUSY = "something waits, or this machine is slow or busy: ask again when it is idle"
 
 
 @dataclass(frozen=True)

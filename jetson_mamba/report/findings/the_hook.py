@@ -1,4 +1,4 @@
-"""What keeps the hook from serving a program."""
+"""Finds what keeps the hook from serving a program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the program in the current folder asks of mamba_ssm that the installed one does not have."""
+"""Finds what the program in the current folder imports that mamba_ssm does not have here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with torch: whether it is there, works, and is the one for this machine."""
+"""Finds what is wrong with torch: missing, broken, or not the one for this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with Triton: whether the one that is there serves this mamba_ssm and this GPU."""
+"""Finds what is wrong with Triton, for this mamba_ssm on this GPU."""
 
 from __future__ import annotations
 

@@ -21,6 +21,9 @@
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
 struct alignas(8) float2 {
     float x, y;
 };
@@ -39,6 +42,8 @@ struct Fibre {
     Index threadIdx;
     unsigned slots[16];
     std::vector<std::function<void()>> copies;
+    // How many of them each commit ends with.
+    std::vector<size_t> committed;
     bool done;
 };
 struct Group {
@@ -47,7 +52,7 @@ struct Group {
 extern Index blockIdx, gridDim;
 extern std::vector<Fibre> fibres;
 extern std::vector<Group> warps;
-extern Group block, first_threads;
+extern Group block, first_threads, barriers[16];
 extern int running;
 void give_way();
 #define threadIdx (fibres[running].threadIdx)
@@ -183,15 +188,29 @@ struct Packed {
     }
 };
 
+template <typename T, int COUNT>
+void load_once(Packed<T, COUNT>& packed, const T* address) {
+    packed.load(address);
+}
+template <int COUNT, typename T>
+void fetch_ahead(const T*, int) {}
 inline void wait_for_the_kernel_before() {}
 inline void let_the_next_kernel_start() {}
-inline void commit_copies() {}
+inline void commit_copies() {
+    Fibre& fibre = fibres[running];
+    fibre.committed.push_back(fibre.copies.size());
+}
 // Copies are made as late as may be.
 template <int LEFT>
 void wait_for_copies() {
-    static_assert(LEFT == 0);
-    for (auto& copy : fibres[running].copies) copy();
-    fibres[running].copies.clear();
+    Fibre& fibre = fibres[running];
+    if (fibre.committed.size() <= LEFT) return;
+    const size_t count = fibre.committed[fibre.committed.size() - 1 - LEFT];
+    for (size_t i = 0; i < count; ++i) fibre.copies[i]();
+    fibre.copies.erase(fibre.copies.begin(), fibre.copies.begin() + count);
+    std::vector<size_t> left(fibre.committed.end() - LEFT, fibre.committed.end());
+    for (size_t& each : left) each -= count;
+    fibre.committed = left;
 }
 inline float exp2_fast(float x) { return std::exp2(x); }
 inline float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }

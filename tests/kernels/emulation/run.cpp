@@ -8,10 +8,10 @@
 Index blockIdx, gridDim;
 std::vector<Fibre> fibres;
 std::vector<Group> warps;
-Group block, first_threads;
+Group block, first_threads, barriers[16];
 int running;
 static ucontext_t scheduler;
-alignas(16) uint4 memory[227 * 64];
+alignas(1024) uint4 memory[227 * 64];
 char* shared_begin = reinterpret_cast<char*>(memory);
 char* shared_end = shared_begin;
 
@@ -35,8 +35,9 @@ using Any = void (*)(long long, long long, long long, long long, long long, long
                      long long, long long, long long, long long, long long, long long, long long,
                      long long);
 
-extern "C" void run(const long long* grid, long long threads, long long shared_bytes,
+extern "C" void run(const long long* grid, const long long* block_size, long long shared_bytes,
                     const long long* a) {
+    const long long width = block_size[0], threads = width * block_size[1];
     gridDim = {unsigned(grid[0]), unsigned(grid[1]), unsigned(grid[2])};
     shared_end = shared_begin + shared_bytes;
     const Any kernel = reinterpret_cast<Any>(&KERNEL);
@@ -58,10 +59,11 @@ extern "C" void run(const long long* grid, long long threads, long long shared_b
                 std::memset(memory, 0xff, sizeof memory);
                 warps.assign((threads + 31) / 32, {0, 0});
                 block = first_threads = {0, 0};
+                std::fill(barriers, barriers + 16, Group{0, 0});
                 std::vector<int> order;
                 for (int i = 0; i < threads; ++i) {
                     Fibre& fibre = fibres[i];
-                    fibre.threadIdx = {unsigned(i), 0, 0};
+                    fibre.threadIdx = {unsigned(i % width), unsigned(i / width), 0};
                     fibre.stack.resize(1 << 16);
                     fibre.done = false;
                     getcontext(&fibre.context);

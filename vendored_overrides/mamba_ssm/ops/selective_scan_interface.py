@@ -1,4 +1,4 @@
-"""Mamba-1: the convolution and the scan in ``MambaInnerFn``, and the scan in ``SelectiveScanFn``.
+"""Mamba-1, whose autograd functions call the convolution or the selective scan.
 
 The compiled extension of the scan has had one signature in every release, which the op takes
 as it is. ``mamba_inner_fn`` and ``selective_scan_fn`` go past their autograd functions where

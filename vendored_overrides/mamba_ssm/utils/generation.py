@@ -1,4 +1,4 @@
-"""Text generation: transformers where it is used, without two classes, and events of a GPU.
+"""Text generation, with older transformers' names, also without a GPU.
 
 ``import mamba_ssm`` imports this module, and with it transformers: most of the time that it takes,
 and in vain for whoever wants the blocks alone. Up to mamba-ssm 2.2.6.post3 it imports two classes

@@ -1,6 +1,6 @@
-"""The same functions under the module name that some code imports them from, and upstream's others.
+"""The package's functions under the name of the module that some code imports them from.
 
-What upstream writes out as a reference is computed by the op as well, which is held to float64.
+Upstream's reference functions are here too, computed by the op as everything else.
 """
 
 from __future__ import annotations

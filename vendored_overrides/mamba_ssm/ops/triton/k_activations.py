@@ -1,4 +1,4 @@
-"""The gate of a gated MLP, which ``swiglu`` and the mixer of Mamba-2 launch as Triton kernels."""
+"""The gate of a gated MLP, which is launched as a Triton kernel."""
 
 from jetson_mamba.rewrite import Override
 

@@ -1,4 +1,4 @@
-"""The norms of the models from 2.0 on, with the residual, dropout and a second branch in them."""
+"""The norms of the models from 2.0 on."""
 
 from jetson_mamba.rewrite import Override
 

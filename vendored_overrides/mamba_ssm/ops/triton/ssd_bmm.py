@@ -1,4 +1,4 @@
-"""The products of the steps of a chunk, which Mamba-2's scan and programs launch."""
+"""The products of the steps of a chunk, which Mamba-2's scan launches."""
 
 from jetson_mamba.rewrite import Override
 

@@ -1,4 +1,4 @@
-"""Mamba-2: the convolution in ``MambaSplitConv1dScanCombinedFn``, and the ways past it.
+"""Mamba-2, whose autograd function calls the convolution.
 
 The kernels of Mamba-2 are Triton's. On a device that Triton has none for, while a graph is traced,
 and where no gradient is recorded, the two functions that a model calls go to the op ``ssd``,
@@ -13,7 +13,7 @@ from ....launchers import past_triton
 CHUNK_SCAN = Dispatch(
     inside="mamba_chunk_scan_combined",
     call="MambaChunkScanCombinedFn.apply",
-    condition="jetson_mamba.ops.through_triton_autograd({first})",
+    condition="jetson_mamba.ops.through_scan_autograd({given})",
     becomes="jetson_mamba.ops.mamba_chunk_scan_combined",
     parameters=(
         "x",
@@ -41,7 +41,7 @@ SPLIT_CONV1D_SCAN = Dispatch(
     inside="mamba_split_conv1d_scan_combined",
     call="MambaSplitConv1dScanCombinedFn.apply",
     condition=(
-        "jetson_mamba.ops.through_triton_autograd({first}) and "
+        "jetson_mamba.ops.through_mixer_autograd({given}) and "
         "jetson_mamba.ops.may_be_fused(norm=rmsnorm_weight, out_proj=outproj_weight)"
     ),
     becomes="jetson_mamba.ops.mamba_split_conv1d_scan_combined",

@@ -1,4 +1,4 @@
-"""Mamba-3 with several inputs and outputs a step, in tilelang and Triton."""
+"""Mamba-3 with several inputs a step, whose kernels are in tilelang."""
 
 from .....mamba3 import override
 

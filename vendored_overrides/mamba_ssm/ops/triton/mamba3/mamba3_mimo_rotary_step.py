@@ -1,4 +1,4 @@
-"""The rotation of B and C in a step of Mamba-3."""
+"""The rotation in a decoding step of Mamba-3."""
 
 from .....mamba3 import override
 

@@ -1,4 +1,4 @@
-"""Mamba-3 with one input and output a step."""
+"""Mamba-3 with one input a step."""
 
 from .....mamba3 import override
 

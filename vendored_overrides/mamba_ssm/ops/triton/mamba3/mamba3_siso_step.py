@@ -1,4 +1,4 @@
-"""A step of Mamba-3 with one input and output."""
+"""A decoding step of Mamba-3 with one input a step."""
 
 from .....mamba3 import override
 

@@ -1,7 +1,8 @@
-"""The finder that has modified copies handed over while Python imports the targets.
+"""The finder that hands over modified copies while Python imports the targets.
 
-This module is imported at every interpreter start, so it imports nothing but ``sys`` and holds
-what every import passes through; what an import of a target needs is in ``loader``.
+This module is imported at every interpreter start, so it imports nothing but ``sys``, lies in no
+package within this one, which would be imported as well, and holds what every import passes
+through; what an import of a target needs is in ``hook.loader``.
 """
 
 import sys
@@ -146,7 +147,7 @@ def of_this_process() -> Finder:
 
 def is_a(thing: object, name: str) -> bool:
     """Whether it is a "Finder" or a "Loader" of ours, also as an earlier import defined it."""
-    module = f"{__package__}.{name.lower()}"
+    module = __name__ if name == "Finder" else "jetson_mamba.hook.loader"
     return any(
         kind.__name__ == name and getattr(kind, "__module__", None) == module
         for kind in type(thing).__mro__

@@ -1,0 +1,205 @@
+// A matrix times a few vectors, for generation: out = x W^T + bias, each weight read once.
+//
+// TEAM threads share ROWS rows of W: each has runs of VECTOR neighbouring columns, TEAM runs apart,
+// DEPTH of which are on their way at once, and serves all BATCH vectors with them. A thread for each
+// row and vector then has the sum, in an order that depends on neither.
+//
+// With WIDTH, the rows from `conv_first` on, `conv_channels` of them, are a convolution's inputs:
+// their state, `WIDTH` inputs long, takes the new one, and out is the convolution, activated where
+// SILU says so. With NORM, x is first multiplied by silu(z) and normalised over its columns.
+//
+// With EARLY, the weights do not wait for the kernel before; they may when that one is known not to
+// write them, and to have waited itself. Elsewhere they are brought as near as the L2 cache.
+//
+// Definitions: INPUT (x, W, bias, z, out, conv_state), SCALE (norm), FILTER (the convolution's
+// weight and bias); VECTOR, TEAM, ROWS, DEPTH, BATCH, THREADS, EARLY, WIDTH, SILU, NORM.
+// Rows of W lie one after the other, columns of x, z and out are neighbours.
+// Grid: (rows of W / (THREADS / TEAM * ROWS)).
+#include "numbers.cuh"
+
+// A vector of the norm's weight, of 16 bytes at most.
+constexpr int SCALES = VECTOR * sizeof(SCALE) > 16 ? 16 / sizeof(SCALE) : VECTOR;
+constexpr int TEAMS = THREADS / TEAM, WARPS_OF_TEAM = TEAM / 32, RESULTS = ROWS * BATCH;
+// Of shared memory, in units of 16 bytes: a number for each warp and result.
+constexpr int SUMS = (THREADS / 32 * RESULTS + 3) / 4;
+static_assert(RESULTS <= 32);
+
+// x times silu(z), divided by the root of the mean of its squares, times `norm`: of the whole
+// block, in shared memory, rounded as x is.
+__device__ __forceinline__ const INPUT* normed(const INPUT* x, const INPUT* z, const SCALE* norm,
+                                               long long x_batch, long long z_batch, int vectors,
+                                               long long eps_bits) {
+    extern __shared__ uint4 memory[];
+    float* squares = reinterpret_cast<float*>(memory);
+    INPUT* rows = reinterpret_cast<INPUT*>(memory + SUMS);
+    const int thread = threadIdx.x, columns = vectors * VECTOR;
+    float sums[BATCH] = {};
+    Packed<INPUT, VECTOR> given, gates;
+    for (int v = thread; v < vectors; v += THREADS) {
+#pragma unroll
+        for (int b = 0; b < BATCH; ++b) {
+            given.load(x + b * x_batch + v * VECTOR), gates.load(z + b * z_batch + v * VECTOR);
+#pragma unroll
+            for (int i = 0; i < VECTOR; ++i) {
+                const float gate = gates.number(i);
+                const float value = given.number(i) * gate * sigmoid(gate);
+                sums[b] += value * value;
+            }
+        }
+    }
+#pragma unroll
+    for (int b = 0; b < BATCH; ++b) {
+#pragma unroll
+        for (int lanes = 16; lanes; lanes /= 2)
+            sums[b] += __shfl_xor_sync(0xffffffffu, sums[b], lanes);
+        if (thread % 32 == 0) squares[thread / 32 * BATCH + b] = sums[b];
+    }
+    __syncthreads();
+    const float eps = __uint_as_float(static_cast<unsigned>(eps_bits));
+#pragma unroll
+    for (int b = 0; b < BATCH; ++b) {
+        float sum = 0.0f;
+#pragma unroll
+        for (int warp = 0; warp < THREADS / 32; ++warp) sum += squares[warp * BATCH + b];
+        sums[b] = 1.0f / sqrtf(sum / columns + eps);
+    }
+    for (int v = thread; v < vectors; v += THREADS) {
+#pragma unroll
+        for (int b = 0; b < BATCH; ++b) {
+            given.load(x + b * x_batch + v * VECTOR), gates.load(z + b * z_batch + v * VECTOR);
+            Packed<SCALE, SCALES> scales[VECTOR / SCALES];
+            float values[VECTOR];
+#pragma unroll
+            for (int i = 0; i < VECTOR / SCALES; ++i) scales[i].load(norm + v * VECTOR + i * SCALES);
+#pragma unroll
+            for (int i = 0; i < VECTOR; ++i) {
+                const float gate = gates.number(i);
+                values[i] = given.number(i) * gate * sigmoid(gate) * sums[b] *
+                            scales[i / SCALES].number(i % SCALES);
+            }
+            given.pack(values);
+            Packed<INPUT, VECTOR>& place =
+                *reinterpret_cast<Packed<INPUT, VECTOR>*>(rows + b * columns + v * VECTOR);
+            place = given;
+        }
+    }
+    __syncthreads();
+    return rows;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) projection(
+    const INPUT* __restrict__ x, const INPUT* __restrict__ W, const INPUT* __restrict__ bias,
+    INPUT* __restrict__ out, INPUT* __restrict__ conv_state, const FILTER* __restrict__ filter,
+    const FILTER* __restrict__ filter_bias, const INPUT* __restrict__ z,
+    const SCALE* __restrict__ norm, long long rows64, long long columns64, long long x_batch,
+    long long out_batch, long long conv_first, long long conv_channels, long long state_batch,
+    long long state_channel, long long state_step, long long z_batch, long long eps_bits) {
+    const int rows = static_cast<int>(rows64), columns = static_cast<int>(columns64);
+    const int vectors = columns / VECTOR;
+    const int thread = threadIdx.x, member = thread % TEAM, lane = thread % 32;
+    const int first = (blockIdx.x * TEAMS + thread / TEAM) * ROWS;
+    const INPUT* from[ROWS];
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r)
+        from[r] = W + static_cast<long long>(min(first + r, rows - 1)) * columns;
+    Packed<INPUT, VECTOR> weights[DEPTH][ROWS];
+    const auto load = [&](int start) {
+#pragma unroll
+        for (int d = 0; d < DEPTH; ++d) {
+            const int v = start + d * TEAM + member;
+#pragma unroll
+            for (int r = 0; r < ROWS; ++r)
+                if (v < vectors) load_once(weights[d][r], from[r] + v * VECTOR);
+        }
+    };
+    if constexpr (EARLY) {
+        load(0);
+    } else if (member == 0) {
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) fetch_ahead<VECTOR>(from[r], columns);
+    }
+    wait_for_the_kernel_before();
+    let_the_next_kernel_start();
+    // Who has a sum in the end, and what goes with it.
+    const int row = first + member / BATCH, b = member % BATCH;
+    const bool has_result = member < RESULTS && row < rows;
+    const int channel = row - static_cast<int>(conv_first);
+    const bool convolves =
+        WIDTH && has_result && channel >= 0 && channel < static_cast<int>(conv_channels);
+    float window[WIDTH + 1] = {}, taps[WIDTH + 1] = {}, offset = 0.0f, added = 0.0f;
+    INPUT* history = conv_state + b * state_batch + channel * state_channel;
+    if (convolves) {
+#pragma unroll
+        for (int j = 0; j < WIDTH; ++j) {
+            if (j) window[j - 1] = to_float(history[j * state_step]);
+            taps[j] = to_float(filter[channel * static_cast<long long>(WIDTH) + j]);
+        }
+        if (filter_bias) offset = to_float(filter_bias[channel]);
+    }
+    if (bias && has_result) added = to_float(bias[row]);
+    const INPUT* given = x;
+    long long given_batch = x_batch;
+    if constexpr (NORM) {
+        given = normed(x, z, norm, x_batch, z_batch, vectors, eps_bits);
+        given_batch = columns;
+    }
+    float sums[ROWS][BATCH] = {};
+    if constexpr (!EARLY) load(0);
+    for (int start = 0; start < vectors; start += DEPTH * TEAM) {
+        if (start) load(start);
+#pragma unroll
+        for (int d = 0; d < DEPTH; ++d) {
+            const int v = start + d * TEAM + member;
+            if (v >= vectors) continue;
+#pragma unroll
+            for (int of = 0; of < BATCH; ++of) {
+                Packed<INPUT, VECTOR> inputs;
+                inputs.load(given + of * given_batch + v * VECTOR);
+#pragma unroll
+                for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+                    for (int i = 0; i < VECTOR; ++i)
+                        sums[r][of] += weights[d][r].number(i) * inputs.number(i);
+            }
+        }
+    }
+    float sum = 0.0f;
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+#pragma unroll
+        for (int of = 0; of < BATCH; ++of) {
+            float value = sums[r][of];
+#pragma unroll
+            for (int lanes = 16; lanes; lanes /= 2)
+                value += __shfl_xor_sync(0xffffffffu, value, lanes);
+            if (lane == r * BATCH + of) sum = value;
+        }
+    }
+    if constexpr (WARPS_OF_TEAM > 1) {
+        extern __shared__ uint4 memory[];
+        float* parts = reinterpret_cast<float*>(memory);
+        if (lane < RESULTS) parts[thread / 32 * RESULTS + lane] = sum;
+        __syncthreads();
+        if (member < RESULTS) {
+            sum = 0.0f;
+#pragma unroll
+            for (int warp = 0; warp < WARPS_OF_TEAM; ++warp)
+                sum += parts[(thread / TEAM * WARPS_OF_TEAM + warp) * RESULTS + member];
+        }
+    }
+    if (!has_result) return;
+    INPUT result = from_float<INPUT>(sum + added);
+    if (convolves) {
+        // As the convolution of its own reads it: rounded.
+        window[WIDTH ? WIDTH - 1 : 0] = to_float(result);
+        float value = offset;
+#pragma unroll
+        for (int j = 0; j < WIDTH; ++j) {
+            value += window[j] * taps[j];
+            history[j * state_step] = from_float<INPUT>(window[j]);
+        }
+        if constexpr (SILU) value *= sigmoid(value);
+        result = from_float<INPUT>(value);
+    }
+    out[b * out_batch + row] = result;
+}
