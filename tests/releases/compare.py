@@ -203,7 +203,8 @@ def core_by_its_operator(
     order = ("zxbcdt", "conv1d_weight", "conv1d_bias", "dt_bias", "A", "D", "rmsnorm_weight")
     out, *_ = torch.ops.jetson_mamba.ssd_core(
         *(tensors[name] for name in order),
-        *(None, chunk_size, 0.0, float("inf"), "silu", 1e-6, headdim, 1, norm_before_gate),
+        *(None, chunk_size, 0.0, float("inf"), "silu", 1e-6, headdim, 1),
+        *(norm_before_gate, None),
     )
     return torch.nn.functional.linear(out, outproj_weight)
 
