@@ -40,8 +40,17 @@ class Fields(Generic[Arguments]):
 
     @property
     def schema(self) -> str:
-        """The fields as the arguments of an operator of ``torch.library``."""
-        return ", ".join(map(_argument, self._kind._fields, self._annotations))
+        """The fields as the arguments of an operator of ``torch.library``.
+
+        One with a default is left out of the graphs that torch's compiler keeps between processes,
+        so that graphs of before there was the field stay right.
+        """
+        arguments = map(_argument, self._kind._fields, self._annotations)
+        defaults = self._kind._field_defaults
+        return ", ".join(
+            f"{each}={defaults[name]}" if name in defaults else each
+            for name, each in zip(self._kind._fields, arguments)
+        )
 
     def unpack(self, given: Arguments) -> tuple[Tensors, tuple[Any, ...]]:
         """The tensors, and the options."""

@@ -12,19 +12,14 @@ import torch
 
 from jetson_mamba.cli import main
 from jetson_mamba.demo import models, text, training
-from tests.cli.command import jetson_mamba, kept
+from tests.cli.command import jetson_mamba
 from tools.releases import release_path
 
 
 def demo(version: str, folder: Path, *arguments: str, steps: int = 6) -> str:
     """What a short demo of a release prints."""
     few = ("--steps", str(steps), "--sample", "12", "--output", "shown")
-    done = jetson_mamba(
-        *("demo", *few, *arguments),
-        folder=folder,
-        path=(release_path(version),),
-        JETSON_MAMBA_CACHE=kept(),
-    )
+    done = jetson_mamba("demo", *few, *arguments, folder=folder, path=(release_path(version),))
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -38,7 +38,7 @@ def test_what_is_unpacked_is_packed_again() -> None:
 
 
 def test_a_schema_of_torch_library_says_what_the_fields_are() -> None:
-    assert FIELDS.schema == "Tensor a, Tensor? b, Tensor c, int times, str? name"
+    assert FIELDS.schema == "Tensor a, Tensor? b, Tensor c, int times, str? name=None"
     torch._C.parse_schema(f"sum({FIELDS.schema}) -> Tensor")
 
 

@@ -189,10 +189,11 @@ def _run(
     if compiler.current_device() != index:
         with torch.cuda.device(index):
             return _run(layer, block, given, weights)
-    before = version(given[1]), version(given[2])
-    out = layer(block, *given, weights)
-    count_write(given[1], before[0])
-    count_write(given[2], before[1])
+    hidden, conv_state, state = given
+    before, before_state = version(conv_state), version(state)
+    out = layer(block, hidden, conv_state, state, weights)
+    count_write(conv_state, before)
+    count_write(state, before_state)
     return out
 
 

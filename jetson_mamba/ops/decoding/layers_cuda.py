@@ -232,7 +232,8 @@ class Mamba2(_Layer):
         )
         _need(W_in is not None and W_out is not None and A_log is not None)
         assert W_in is not None and W_out is not None and A_log is not None
-        batch, dim, groups, dstate, headdim = self.batch, *of[:4]
+        batch, dim, groups = self.batch, of.d_ssm, of.ngroups
+        dstate, headdim = of.d_state, of.headdim
         nheads, wide, width = A_log.shape[0], conv.shape[1], W_out.shape[0]
         _need(wide == dim + 2 * groups * dstate and dim == nheads * headdim)
         # The part beside the heads that some layers have makes rows longer.

@@ -37,7 +37,7 @@ class ScanArguments(NamedTuple):
     dt_softplus: bool
     dt_least: float
     dt_most: float
-    state_dtype: torch.dtype | None
+    state_dtype: torch.dtype | None = None
 
 
 class _CoreArguments(NamedTuple):
@@ -59,7 +59,7 @@ class _CoreArguments(NamedTuple):
     headdim: int
     ngroups: int
     norm_before_gate: bool
-    state_dtype: torch.dtype | None
+    state_dtype: torch.dtype | None = None
 
 
 _SCAN, _CORE = Fields(ScanArguments), Fields(_CoreArguments)
