@@ -65,11 +65,13 @@ $(DEMO_MAMBA): $(DEMO_BASE) pyproject.toml
 # An environment that forbids bytecode would have every process of the tests compile all it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-# The releases are fetched beside what is installed and linted. Then two tests at a time, each on
-# one thread: more of either only makes them wait for each other.
+# The releases are fetched beside what is installed, and bytecode is made beside the lint. Then two
+# tests at a time, each on one thread: more of either only makes them wait for each other. A file's
+# tests share a process, so that what they begin with is begun once; tests/conftest.py has the order.
 test:
-	$(MAKE) --no-print-directory --jobs 2 lint .releases/ready
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist worksteal
+	$(MAKE) --no-print-directory --jobs 2 lint .releases/ready .venv/compiled
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist loadfile \
+	    --no-loadscope-reorder
 
 # The hook alone, by a Python that has no torch; uv brings one that is not here.
 HOOK_PYTHON ?= 3.8
@@ -88,8 +90,15 @@ lint: .venv/ready
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
+# Bytecode of all that is installed would take as long as to unpack it.
 .venv/ready: requirements-dev.txt pyproject.toml | .venv/bin/python
-	.venv/$(PIP) --requirement requirements-dev.txt --editable .
+	.venv/$(PIP) --no-compile --requirement requirements-dev.txt --editable .
+	touch $@
+
+# That of the largest packages that tests import; the rest is made where it is imported.
+.venv/compiled: .venv/ready
+	.venv/bin/python -W ignore -c 'import torch._inductor.compile_fx, torch.export, hypothesis, \
+	    transformers.generation.utils, matplotlib.pyplot, onnxruntime, onnxscript, jsonschema'
 	touch $@
 
 # The published source distributions that tests run against.

@@ -28,6 +28,9 @@ COMPILER = (
     *("functorch.compile", "torch._inductor.compile_fx"),
 )
 
+# The variable that names a folder of copies which is there, and somebody else's to remove.
+COPIES = "TESTS_COPIES"
+
 _copies: list[tempfile.TemporaryDirectory[str]] = []
 _servers: dict[tuple[Any, ...], subprocess.Popen[str]] = {}
 
@@ -67,7 +70,12 @@ def run(
 
 
 def copies() -> Path:
-    """A cache for programs in which copies are not what is looked at: the same for all of a run."""
+    """A cache for programs in which copies are not what is looked at: the same for all of a run.
+
+    Processes that run tests side by side have one too, where :data:`COPIES` names it.
+    """
+    if COPIES in os.environ:
+        return Path(os.environ[COPIES])
     if not _copies:
         _copies.append(tempfile.TemporaryDirectory())
     return Path(_copies[0].name)

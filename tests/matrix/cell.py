@@ -101,4 +101,4 @@ def give_transformers_its_old_names() -> None:
 
     for name in ("GreedySearchDecoderOnlyOutput", "SampleDecoderOnlyOutput"):
         if not hasattr(generation, name):
-            setattr(generation, name, generation.GenerateDecoderOnlyOutput)  # type: ignore[attr-defined]
+            setattr(generation, name, generation.GenerateDecoderOnlyOutput)
