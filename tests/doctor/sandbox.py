@@ -11,7 +11,6 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import sysconfig
 from importlib import import_module
@@ -43,6 +42,9 @@ EXAMINE = (
     "print(json.dumps([report.as_json(), served]))\n"
     "assert not {'torch', 'mamba_ssm', 'causal_conv1d'} & set(sys.modules)\n"
 )
+# What the doctor imports of the standard library, and a folder without packages.
+LIBRARY = ("dataclasses", "importlib.metadata", "inspect", "json", "subprocess", "tempfile")
+NO_PACKAGES = Path(__file__).resolve().parent
 COMMANDS = ("enable", "install", "run")
 STARTUP = "import jetson_mamba.startup; jetson_mamba.startup.main()\n"
 
@@ -183,11 +185,9 @@ class Machine:
 
         ``hook`` is the startup file's work, ``first`` what else an interpreter does at its start.
         """
-        done = subprocess.run(
-            [
-                *(sys.executable, "-S", "-W", "error", "-c"),
-                *((STARTUP if hook else "") + first + EXAMINE, str(self.root)),
-            ],
+        code = (STARTUP if hook else "") + first + EXAMINE
+        done = interpreters.run(
+            ("-W", "error", "-c", code, str(self.root)),
             env={
                 "PATH": str(self.folder / "bin"),
                 "HOME": str(self.folder),
@@ -198,10 +198,9 @@ class Machine:
                 **self.environment,
             },
             cwd=self.work,
-            capture_output=True,
-            text=True,
-            check=False,
             timeout=120,
+            modules=LIBRARY,
+            bare=NO_PACKAGES,
         )
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
         found: dict[str, Any]
