@@ -28,6 +28,9 @@ COMPILER = (
     *("functorch.compile", "torch._inductor.compile_fx"),
 )
 
+# When the collector looks for cycles, where Python's 700 objects would have it look at all of torch
+# again and again.
+SELDOM = (100_000, 50, 100)
 # The variable that names a folder of copies which is there, and somebody else's to remove.
 COPIES = "TESTS_COPIES"
 
@@ -116,6 +119,7 @@ def _serve(modules: Sequence[str]) -> None:
     import gc
     from importlib import import_module
 
+    gc.set_threshold(*SELDOM)
     for module in modules:
         import_module(module)
     path = sys.path[1:]  # without this file's folder

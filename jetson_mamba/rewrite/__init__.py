@@ -8,6 +8,7 @@ refuses it.
 
 from __future__ import annotations
 
+import gc
 import tokenize
 
 from jetson_mamba.call_forms import Form
@@ -61,7 +62,17 @@ def rewrite(text: str, override: Override, texts: Texts | None = None) -> Rewrit
     Raises :class:`Refused` where the text does not parse, calls an extension in a form that no
     edit declares, has nothing that the override replaces, or differs elsewhere after the edits.
     """
-    texts = texts or Texts(override.target, text)
+    # Trees are many objects and no cycles: the collector would look through all of them, often.
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return _rewritten(text, override, texts or Texts(override.target, text))
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _rewritten(text: str, override: Override, texts: Texts) -> Rewritten:
     try:
         draft = Draft(text, override.edits, Known(texts))
     except (SyntaxError, ValueError, tokenize.TokenError) as error:
