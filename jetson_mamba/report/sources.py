@@ -56,6 +56,11 @@ class Asks:
 
 def asks(package: str) -> Asks:
     """What the mamba_ssm in the folder ``package`` asks for."""
+    with nodes.many():
+        return _asks(package)
+
+
+def _asks(package: str) -> Asks:
     required, missing = _closure(package)
     texts = [_text(module_file(package, target)) for target in TARGETS]
     trees = [(text, tree) for text in texts if (tree := _parsed(text))]

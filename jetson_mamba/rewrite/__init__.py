@@ -8,11 +8,11 @@ refuses it.
 
 from __future__ import annotations
 
-import gc
 import tokenize
 
 from jetson_mamba.call_forms import Form
 from jetson_mamba.errors import LeftOut, Refused
+from jetson_mamba.rewrite import nodes
 from jetson_mamba.rewrite.absent import Absent
 from jetson_mamba.rewrite.calls import Call, Rename
 from jetson_mamba.rewrite.dispatch import Dispatch
@@ -62,14 +62,8 @@ def rewrite(text: str, override: Override, texts: Texts | None = None) -> Rewrit
     Raises :class:`Refused` where the text does not parse, calls an extension in a form that no
     edit declares, has nothing that the override replaces, or differs elsewhere after the edits.
     """
-    # Trees are many objects and no cycles: the collector would look through all of them, often.
-    collects = gc.isenabled()
-    gc.disable()
-    try:
+    with nodes.many():
         return _rewritten(text, override, texts or Texts(override.target, text))
-    finally:
-        if collects:
-            gc.enable()
 
 
 def _rewritten(text: str, override: Override, texts: Texts) -> Rewritten:
