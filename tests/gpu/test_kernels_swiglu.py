@@ -9,6 +9,7 @@ import torch
 
 from jetson_mamba.ops import swiglu_backward, swiglu_forward
 from jetson_mamba.ops.swiglu import op
+from jetson_mamba.ops.swiglu.contract import Case
 from tests.references.tolerance import relative_norm
 
 pytestmark = [
@@ -43,7 +44,7 @@ def test_both_passes_agree_with_float64(
     first, second = exact.split(dim, -1)
     expected = torch.nn.functional.silu(first) * second
     (gradient,) = torch.autograd.grad(expected, exact, dout.double())
-    found = op.OP.implementation(op.Case(xy.device, dtype))
+    found = op.OP.implementation(Case(xy.device, dtype))
     assert found.forward.__module__ == "jetson_mamba.ops.swiglu.cuda"
     whole = torch.zeros(*batch, dim + 8, device="cuda", dtype=dtype)
     out = swiglu_forward(xy, whole[..., 8:])
