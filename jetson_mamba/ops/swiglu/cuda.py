@@ -1,4 +1,4 @@
-"""The gate by the project's own CUDA kernels, which read and write each element once."""
+"""The gate by the CUDA kernels of this project, in one pass over memory."""
 
 from __future__ import annotations
 
