@@ -35,7 +35,7 @@ BY_TORCH = ("Mamba", "functions", "chunks", "vision", "MambaLMHeadModel of Mamba
 # What both ways import before they begin: it takes as long as a model.
 EXPORTERS = (*COMPILER, "networkx", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
 # Tests that run side by side, each well within what an interpreter is given on a slow machine.
-PARTS = 5
+PARTS = 7
 
 
 @pytest.mark.parametrize("part", range(PARTS))
