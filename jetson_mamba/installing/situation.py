@@ -110,16 +110,21 @@ def _torch(path: list[str]) -> Torch | None:
 
 def _told(path: list[str]) -> tuple[Any, str | None]:
     """What torch says of itself in a process of its own; else why it cannot be imported."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", ASK_TORCH],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    lines = done.stdout.splitlines()
-    if done.returncode == 0 and lines and lines[-1].startswith("told "):
+    try:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", ASK_TORCH],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=trial.SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return None, f"no answer within {trial.SECONDS:.0f} s"
+    # What torch loads may print as well, at its start or at its end.
+    lines = [line for line in done.stdout.splitlines() if line.startswith("told ")]
+    if done.returncode == 0 and lines:
         return json.loads(lines[-1][len("told ") :]), None
     last = done.stderr.strip().splitlines()
     return None, last[-1] if last else f"it ended with {done.returncode}"

@@ -21,6 +21,7 @@ from jetson_mamba.report.packages import Package
 from jetson_mamba.report.status import Backend, PassedOver, Selected
 from jetson_mamba.report.torch_build import lacks_kernels_for
 from tests.doctor.facts import (
+    CONVOLUTION,
     FAILS,
     LIBRARY,
     MAMBA,
@@ -428,11 +429,60 @@ def test_torch_for_a_board_is_the_boards(healthy: Facts) -> None:
     assert "no GPU on the board" in the("cpu-torch", nameless).what
 
 
-def test_an_extension_whose_package_is_gone_is_installed_with_the_newest(healthy: Facts) -> None:
-    facts = changed(served(healthy), mamba_ssm=(), scan=FAILS)
-    assert advised(the("undefined-symbol", facts)) == "jetson-mamba install mamba-ssm"
-    unrecorded = changed(facts, mamba_ssm=(replace(MAMBA, distribution=None),))
-    assert advised(the("undefined-symbol", unrecorded)) == "jetson-mamba install mamba-ssm"
+@pytest.mark.parametrize("name", ["selective_scan_cuda", "causal_conv1d_cuda"])
+def test_an_extension_that_pip_does_not_know_is_moved_away(name: str, healthy: Facts) -> None:
+    """Its package is gone, or knows other files: whatever pip does, it would stay."""
+    scan = name == "selective_scan_cuda"
+    package, files = ("mamba-ssm", SCAN) if scan else ("causal-conv1d", CONVOLUTION)
+    own = "jetson-mamba install mamba-ssm==2.3.2.post1" if scan else commands.uninstall(package)
+    folder = Path(healthy.path[0])
+    path = str(folder / f"{name}.so")
+    moved = f"mv {path} {path}.aside"
+    facts = changed(served(healthy), **{"scan" if scan else "convolution": {**FAILS, "path": path}})
+
+    def told(facts: Facts) -> str:
+        return advised(the("undefined-symbol", facts))
+
+    assert told(facts) == own  # there is no record, and the package is there
+    gone: dict[str, Any] = {"mamba_ssm": ()}
+    unrecorded: dict[str, Any] = {"mamba_ssm": (replace(MAMBA, distribution=None),)}
+    if not scan:
+        gone = {"causal_conv1d": Package("causal_conv1d", None, None, ())}
+        unrecorded = {"causal_conv1d": replace(healthy.causal_conv1d, version=None)}
+    assert told(changed(facts, **gone)) == told(changed(facts, **unrecorded)) == moved
+    info = folder / f"{package.replace('-', '_')}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    for listed, command in (("other.so", moved), (f"{name}.so", own)):
+        (info / "RECORD").write_text(f"{listed},,\n{info.name}/METADATA,,\n")
+        (folder / listed).touch()
+        assert told(facts) == command
+    assert files.name == name
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *("the process ended with signal SIGSEGV", "the process ended with signal 40"),
+        *("the process ended with exit status 0", "no answer in time", "SystemExit: 0"),
+        *("KeyboardInterrupt: no message", "GeneratorExit: x"),
+    ],
+)
+def test_what_an_extension_takes_with_it_is_mended_by_taking_that_away(
+    error: str, healthy: Facts
+) -> None:
+    """Neither installing mamba-ssm again nor waiting helps, as is said where nothing is known."""
+    facts = changed(served(healthy), convolution={"loads": False, "error": error})
+    facts = replace(facts, backends_error=error, trial_error=error)
+    for symptom in ("extension-broken", "backends-broken", "block-fails"):
+        found = the(symptom, facts)
+        assert not found.cured
+        assert found.command == commands.uninstall("causal-conv1d")
+    assert "causal_conv1d_cuda ends or holds up" in the("block-fails", facts).why
+    # An error is none of these, and is gotten around.
+    facts = changed(facts, convolution={"error": f"ImportError: {error}"})
+    assert the("extension-broken", facts).cured
+    assert the("block-fails", facts).command != commands.uninstall("causal-conv1d")
 
 
 def test_a_convolution_without_its_extension_is_taken_away(healthy: Facts) -> None:

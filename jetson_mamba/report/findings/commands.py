@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import sys
+from importlib import metadata
 
 from jetson_mamba import advice
 from jetson_mamba.releases import get_torch, together
@@ -47,11 +48,25 @@ def torch(facts: Facts) -> str:
 
 
 def without(extension: Extension, facts: Facts) -> str:
-    """The command that takes an extension away, which leaves its package working."""
-    if extension.name == "selective_scan_cuda":
-        version = facts.mamba.distribution if facts.mamba else None
-        return f"jetson-mamba install mamba-ssm{f'=={version}' if version else ''}"
-    return uninstall("causal-conv1d")
+    """The command that takes an extension away, which leaves its package working.
+
+    A file that pip does not know as the package's stays whatever pip does, and is moved.
+    """
+    scan = extension.name == "selective_scan_cuda"
+    version = facts.mamba and facts.mamba.distribution if scan else facts.causal_conv1d.version
+    name = "mamba-ssm" if scan else "causal-conv1d"
+    if extension.path and not (version and _may_be_of(name, extension.path, facts)):
+        return aside(extension.path)
+    if not scan:
+        return uninstall(name)
+    return f"jetson-mamba install mamba-ssm{f'=={version}' if version else ''}"
+
+
+def _may_be_of(name: str, path: str, facts: Facts) -> bool:
+    """Whether pip knows a file as one of a distribution's, or does not say."""
+    found = metadata.distributions(name=name, path=list(facts.path))
+    files = [str(each.locate_file(file)) for each in found for file in each.files or ()]
+    return not files or os.path.realpath(path) in map(os.path.realpath, files)
 
 
 def compiled(facts: Facts, name: str) -> str:
