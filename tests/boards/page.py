@@ -24,8 +24,8 @@ then runs the commands of [the first steps](first-steps.md) as they stand there.
 emulated (`qemu-user`, a Cortex-A76), so the times are many times a board's. pip leaves \
 bytecode to be made when a module is imported, and torch computes with one thread: an emulator is \
 slow at both. Those named x86-64 have the very Python that a JetPack has, and one the newest that \
-there is, without a board's files: a copy of this machine's own, or of Debian's. `make boards BOARDS=jetpack-7 FROM=verify` goes on at \
-a step.
+there is, without a board's files: a copy of this machine's own, or of Debian's. \
+`make boards BOARDS=jetpack-7 FROM=verify` goes on at a step.
 
 | imitation | Python | torch | pip | Triton | mamba-ssm | verify | minutes | on |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
