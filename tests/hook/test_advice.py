@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -148,6 +149,7 @@ def test_where_there_is_no_pip_uv_is_named_if_it_is_there(
     assert advice.pip() == (named if uv else f"{sys.executable} -m pip")
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 @pytest.mark.parametrize("recorded", [True, False])
 def test_a_checkout_is_checked_out_again_by_a_command_that_works(
     project: Project, recorded: bool
