@@ -77,9 +77,10 @@ def plan(here: Situation, requirement: str = "mamba-ssm") -> Plan:
         )
     torch = _torch(here)
     release, stays = _release(here, specifier)
-    chooser = _Chooser(here, torch, release.then or together.NEWEST)
+    known = release.then if release.then != specifier else None
+    chooser = _Chooser(here, torch, known or together.NEWEST)
     chooser.choose(release)
-    named = f"mamba-ssm=={release.then}" if release.then else f"mamba-ssm{specifier}"
+    named = f"mamba-ssm=={known}" if known else f"mamba-ssm{specifier}"
     build = None if stays else named
     if build:
         chooser.for_the_build()
@@ -120,7 +121,7 @@ def _torch(here: Situation) -> Torch:
 def _release(here: Situation, specifier: str) -> tuple[Choice, bool]:
     """The release of mamba-ssm, and whether that is the one that is there, which stays.
 
-    ``then`` is None for one that is not known, and is obeyed.
+    ``then`` is what was asked for where no release is known that it allows; it is obeyed.
     """
     found = here.packages.get("mamba-ssm")
 
@@ -137,7 +138,7 @@ def _release(here: Situation, specifier: str) -> tuple[Choice, bool]:
             return chosen(found, "is there and fails: built anew")
     asked = [each for each in together.MAMBA_SSM if allows(specifier, each)]
     if not asked:
-        return chosen(None, "is asked for")
+        return chosen(specifier, "is asked for")
     able = [each for each in asked if _cannot(here, each) is None]
     if not able:
         other = together.newest(here.python, here.packages.get("triton"))

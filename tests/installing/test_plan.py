@@ -209,7 +209,10 @@ def test_what_cannot_work_is_refused_with_one_that_can(
 
 @pytest.mark.parametrize("asked", ["mamba-ssm==7.0", "mamba-ssm>=7"])
 def test_a_release_that_nobody_knows_yet_is_obeyed(asked: str) -> None:
-    assert plan(PC, asked).mamba == asked
+    for packages in ({}, {"mamba-ssm": "2.3.1"}):
+        found = plan(replace(PC, packages=packages, works=bool(packages)), asked)
+        assert found.mamba == asked
+        assert then(found, "mamba-ssm") == asked[len("mamba-ssm") :]
 
 
 def test_a_range_comes_to_the_newest_in_it_that_can_work() -> None:
