@@ -7,11 +7,16 @@ import shlex
 import sys
 from typing import Any
 
+# Where an environment is made, as it is typed.
+FOLDER = "~/mamba"
+BIN = f"{FOLDER}/bin"
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 # Whether an index has this project: then, and only then, its name alone is a requirement.
 ON_AN_INDEX = False
+# What the commands need, as pyproject.toml declares it, and as it is found in a checkout's folder.
+COMMANDS = ("rich>=13", "typer>=0.12")
 # What each extra brings, as pyproject.toml declares it: named so, it is installed by the same
 # words whether this package came from an index, a wheel or a checkout.
 EXTRAS = {
@@ -95,15 +100,76 @@ def _direct_url() -> dict[str, Any]:
 
 
 def pip() -> str:
-    """How pip is called for this interpreter, or uv where there is that and no pip."""
-    python = shlex.quote(sys.executable or "python")
-    if not has_pip():
-        import shutil
+    """How packages are installed for this interpreter: what stands before ``install``.
 
-        uv = os.environ.get("UV") or shutil.which("uv")
-        if uv:
-            return f"UV_PYTHON={python} {shlex.quote(uv)} pip"
-    return f"{python} -m pip"
+    Its pip, or uv where there is that and no pip; what brings pip comes first where there is
+    neither. Where pip may not add to the system's packages, an environment that sees them.
+    """
+    if managed():
+        return f"{environment()} && {BIN}/python -m pip"
+    python = _python()
+    if has_pip():
+        return f"{python} -m pip"
+    import shutil
+
+    uv = os.environ.get("UV") or shutil.which("uv")
+    if uv:
+        return f"UV_PYTHON={python} {shlex.quote(uv)} pip"
+    return f"{bring_pip()} && {python} -m pip"
+
+
+def uninstall(name: str) -> str:
+    """The command that takes a distribution away from where this interpreter has it."""
+    if managed():
+        return f"{_python()} -m pip uninstall --break-system-packages --yes {name}"
+    yes = "--yes " if pip().endswith("-m pip") else ""  # uv does not ask
+    return f"{pip()} uninstall {yes}{name}"
+
+
+def managed() -> str | None:
+    """The file of PEP 668 in whose words pip refuses to add to the system's packages, if so."""
+    if sys.prefix != sys.base_prefix:
+        return None
+    if os.environ.get("PIP_BREAK_SYSTEM_PACKAGES", "0").lower() in ("1", "true", "yes", "on"):
+        return None
+    import sysconfig
+
+    file = os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
+    return file if os.path.exists(file) else None
+
+
+def environment() -> str:
+    """The command that makes an environment that sees the system's packages, torch among them."""
+    first = "" if has_ensurepip() else "sudo apt install python3-venv && "
+    return f"{first}{_python()} -m venv --system-site-packages {FOLDER}"
+
+
+def bring_pip() -> str:
+    """The command that brings a pip to this interpreter, which has none."""
+    if _is_debians():
+        return "sudo apt install python3-pip"
+    first = "" if has_ensurepip() else "sudo apt install python3-venv && "
+    return f"{first}{_python()} -m ensurepip"
+
+
+def has_ensurepip() -> bool:
+    """Whether the standard library has the part that brings pip, which Debian packs apart."""
+    from importlib.machinery import PathFinder
+
+    return PathFinder.find_spec("ensurepip") is not None
+
+
+def brings_pip() -> bool:
+    """Whether ``python -m ensurepip`` brings pip here: Debian's own Python refuses to."""
+    return has_ensurepip() and not _is_debians()
+
+
+def _is_debians() -> bool:
+    return sys.prefix == "/usr" and os.path.exists("/etc/debian_version")
+
+
+def _python() -> str:
+    return shlex.quote(sys.executable or "python")
 
 
 def has_pip() -> bool:

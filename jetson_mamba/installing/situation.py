@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import sys
-import sysconfig
 from dataclasses import dataclass, field
 from typing import Any
 
+from jetson_mamba import advice
 from jetson_mamba.installing.tools import Tool, tool
 from jetson_mamba.report import installed, trial
 from jetson_mamba.report.machine import Machine, machine
@@ -87,7 +86,7 @@ def situation(root: str = "/") -> Situation:
         packages=packages,
         tool=tool(),
         board=machine(root),
-        managed=_managed(),
+        managed=advice.managed(),
         works=works and trial.failure() is None,
     )
 
@@ -128,16 +127,6 @@ def _told(path: list[str]) -> tuple[Any, str | None]:
         return json.loads(lines[-1][len("told ") :]), None
     last = done.stderr.strip().splitlines()
     return None, last[-1] if last else f"it ended with {done.returncode}"
-
-
-def _managed() -> str | None:
-    """The file of PEP 668 in whose words pip refuses, if it does."""
-    if sys.prefix != sys.base_prefix:
-        return None
-    if os.environ.get("PIP_BREAK_SYSTEM_PACKAGES", "0").lower() in ("1", "true", "yes", "on"):
-        return None
-    file = os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
-    return file if os.path.exists(file) else None
 
 
 def _own_version(module: str, path: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""What is tried in a process of its own, and how long is waited for it."""
+"""What is tried in a process of its own; what hangs there is waited for only so long."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from jetson_mamba import advice
 from jetson_mamba.errors import CannotRun
 from jetson_mamba.installing.plan import Plan, plan
 from jetson_mamba.installing.situation import Situation, Torch
@@ -257,8 +258,9 @@ def test_where_the_systems_packages_are_not_to_be_touched_an_environment_is_name
 
 
 def test_without_anything_that_installs_it_says_what_brings_it() -> None:
-    with pytest.raises(CannotRun, match="has no pip, and there is no uv: sudo apt install"):
+    with pytest.raises(CannotRun, match="has no pip, and there is no uv: ") as caught:
         plan(replace(PC, tool=None))
+    assert str(caught.value).endswith(advice.bring_pip())
 
 
 TORCHES = [

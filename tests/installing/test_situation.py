@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from jetson_mamba import advice
 from jetson_mamba.installing import situation
 
 
@@ -26,12 +27,12 @@ def systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_file_says_so_where_python_is_the_systems_own(
     systems: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert situation._managed() == str(systems)
+    assert advice.managed() == str(systems)
     monkeypatch.setattr(sys, "prefix", "/an/environment")
-    assert situation._managed() is None
+    assert advice.managed() is None
     monkeypatch.setattr(sys, "prefix", sys.base_prefix)
     systems.unlink()
-    assert situation._managed() is None
+    assert advice.managed() is None
 
 
 @pytest.mark.parametrize("said", ["1", "true", "True", "yes", "on", "0", "", "no", "false", "2"])
@@ -40,7 +41,7 @@ def test_whoever_tells_pip_to_do_it_all_the_same_is_not_kept_from_it(
 ) -> None:
     monkeypatch.setenv("PIP_BREAK_SYSTEM_PACKAGES", said)
     allowed = said.lower() in ("1", "true", "yes", "on")
-    assert situation._managed() == (None if allowed else str(systems))
+    assert advice.managed() == (None if allowed else str(systems))
 
 
 def test_what_is_asked_after_is_called_as_pip_calls_it() -> None:

@@ -36,8 +36,7 @@ def release(specifier: str) -> str:
 
 def uninstall(name: str) -> str:
     """The command that takes a distribution away."""
-    yes = "--yes " if advice.pip().endswith("-m pip") else ""  # uv does not ask
-    return f"{advice.pip()} uninstall {yes}{name}"
+    return advice.uninstall(name)
 
 
 def torch(facts: Facts) -> str:
