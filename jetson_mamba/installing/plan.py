@@ -11,6 +11,7 @@ from jetson_mamba.installing import environments
 from jetson_mamba.installing.situation import Situation, Torch
 from jetson_mamba.releases import get_torch, needed, together
 from jetson_mamba.releases.versions import allows, at_least, is_specifier, key
+from jetson_mamba.report.trial import BUSY, NO_ANSWER
 
 REQUIREMENT = re.compile(r"mamba[-_.]ssm\s*(?P<specifier>[^;@\[\]]*)", re.IGNORECASE)
 WITHOUT_COMPILING = {"MAMBA_SKIP_CUDA_BUILD": "TRUE", "MAMBA_FORCE_BUILD": "TRUE"}
@@ -109,6 +110,8 @@ def _torch(here: Situation) -> Torch:
             "torch is not installed, and mamba-ssm cannot be installed without it; install the "
             f"one for this machine: {get_torch.command(jetpack)}"
         )
+    if here.torch.error and here.torch.error.startswith(NO_ANSWER):
+        raise CannotRun(f"torch {here.torch.version} gives {here.torch.error}: {BUSY}")
     if here.torch.error:
         mends = get_torch.instead_of_a_broken_one(here.torch.error, jetpack)
         raise CannotRun(

@@ -120,7 +120,7 @@ def _told(path: list[str]) -> tuple[Any, str | None]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return None, f"no answer within {trial.SECONDS:.0f} s"
+        return None, f"{trial.NO_ANSWER} within {trial.SECONDS:.0f} s"
     # What torch loads may print as well, at its start or at its end.
     lines = [line for line in done.stdout.splitlines() if line.startswith("told ")]
     if done.returncode == 0 and lines:

@@ -12,6 +12,7 @@ from tests.boards import roots, steps
 from tests.boards.declared import BOARDS, Board
 
 PAGE = roots.REPOSITORY / "docs" / "boards.md"
+WIDTH = 120
 RESULTS = roots.REPOSITORY / "docs" / "boards.json"
 BEGINNING = """\
 # Boards, imitated
@@ -39,6 +40,12 @@ speed. Debian has no Python 3.8, 3.10 or 3.12 for aarch64: JetPack's Python is t
 has. Torch is PyPI's build for aarch64, which has the code of that release and no CUDA, under the \
 version of the vendor's.
 """
+STEPS = """
+## What each step took and printed
+
+The seconds are those of the imitation; of what a command printed, what says how it went, or the \
+last line.
+"""
 
 
 def page(results: dict[str, Any]) -> str:
@@ -61,7 +68,19 @@ def page(results: dict[str, Any]) -> str:
             f"| {_came_to(verify, board, result)} | {minutes:.0f} "
             f"| {result['date']}{_in_one_go(result)} |"
         )
-    return BEGINNING + "\n".join(rows) + "\n" + ENDING
+    parts = [_steps(board, results[board.name]) for board in BOARDS if board.name in results]
+    return BEGINNING + "\n".join(rows) + "\n" + ENDING + STEPS + "\n".join(parts)
+
+
+def _steps(board: Board, result: dict[str, Any]) -> str:
+    """What each step of a board took, and what it printed."""
+    rows = []
+    for step in result["steps"]:
+        last = " ".join(step["last"].replace("|", "\\|").split())
+        last = last if len(last) <= WIDTH else f"{last[:WIDTH].rsplit(' ', 1)[0]} …"
+        rows.append(f"| `{step['command']}` | {step['seconds']} | {step['code']} | {last} |")
+    beginning = f"\n### {board.name}\n\n| command | seconds | exit code | printed |\n"
+    return f"{beginning}| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n"
 
 
 def ran(board: Board) -> bool:

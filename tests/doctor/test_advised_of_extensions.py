@@ -198,6 +198,18 @@ def test_what_an_extension_takes_with_it_is_mended_by_taking_that_away(
     assert the("block-fails", facts).command != commands.uninstall("causal-conv1d")
 
 
+def test_a_machine_that_gives_no_answer_is_not_told_to_change_anything(healthy: Facts) -> None:
+    """A slow one: torch, the extension after it, the ops and a block, none of which is known of."""
+    waited = "no answer within 300 s"
+    facts = changed(served(healthy), torch__={"error": waited}, scan={**FAILS, "error": waited})
+    facts = replace(facts, backends_error=waited, trial_error=waited)
+    found = {each.symptom: each for each in findings(facts)}
+    assert {"torch-broken", "extension-broken", "backends-broken"} <= set(found)
+    for each in found.values():
+        assert (each.command, each.option, each.cured) == ("", "", False), each
+        assert "idle" in each.why
+
+
 def test_a_convolution_without_its_extension_is_taken_away(healthy: Facts) -> None:
     found = the("no-causal-conv1d", changed(served(healthy), convolution=NOT_THERE))
     assert advised(found) == commands.uninstall("causal-conv1d")

@@ -244,6 +244,10 @@ def test_a_torch_on_a_board_that_sees_no_gpu_is_told_of_and_kept() -> None:
 def test_a_torch_that_cannot_be_imported_is_told_of_first() -> None:
     with pytest.raises(CannotRun, match="cannot be imported \\(ImportError: libcudnn"):
         plan(replace(PC, torch=Torch("2.8.0", error="ImportError: libcudnn.so.9")))
+    # A slow machine needs no other torch.
+    with pytest.raises(CannotRun, match="gives no answer within 300 s: ") as caught:
+        plan(replace(PC, torch=Torch("2.8.0", error="no answer within 300 s")))
+    assert "install" not in str(caught.value)
 
 
 def test_where_the_systems_packages_are_not_to_be_touched_an_environment_is_named() -> None:
