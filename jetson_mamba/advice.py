@@ -31,7 +31,7 @@ EXTRAS = {
 
 def extra(name: str, *options: str) -> str:
     """The command that brings what the extra ``name`` of this package is for."""
-    return " ".join((pip(), "install", *options, *map(shlex.quote, EXTRAS[name])))
+    return f"{pip()} install {' '.join((*options, *map(shlex.quote, EXTRAS[name])))}"
 
 
 def repair() -> str:

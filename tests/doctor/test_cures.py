@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from typing import Any, Callable
 
 import pytest
 
+from tests import interpreters
+from tests.cli.command import REPOSITORY
 from tests.cli.test_install import BLOCKS, Environment
 
 # What the doctor asks of a torch, besides what a block does: its build, its devices, ops that
@@ -220,3 +223,20 @@ def test_what_is_advised_mends_what_was_found(
     assert not found[symptom]["cured"] and words in found[symptom]["command"]
     patient.typed(found[symptom]["command"])
     assert [each for each in patient.findings().values() if not each["cured"]] == []
+
+
+def test_a_variable_leaves_out_a_backend_that_ends_the_process(tmp_path: Path) -> None:
+    """With the real ops and the torch of these tests: another order of backends helps."""
+    (tmp_path / "selective_scan_cuda.py").write_text("import os; os._exit(9)\n")
+    code = (
+        "import torch, jetson_mamba\nfrom jetson_mamba.ops import selective_scan_fn\n"
+        "x = torch.ones(1, 8, 4); B = torch.ones(1, 2, 4)\n"
+        "print(selective_scan_fn(x, x, -torch.ones(8, 2), B, B).shape)\n"
+    )
+    path = f"{tmp_path}{os.pathsep}{REPOSITORY}"
+
+    def run(**variables: str) -> int:
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables}
+        return interpreters.run(["-c", code], env=environment).returncode
+
+    assert (run(), run(JETSON_MAMBA_BACKEND="pytorch")) == (9, 0)
