@@ -17,6 +17,8 @@ from jetson_mamba.report.facts import Facts
 from jetson_mamba.report.packages import MambaSsm
 
 NOTHING = ""
+# Of JetPack 5's own archive: a board with all of it lists the package (the page on disk usage of
+# NVIDIA-AI-IOT/jetson-min-disk), and l4t-base 35.4, which has no CUDA, takes it from there.
 NVRTC_OF_JETPACK_5 = "sudo apt-get install cuda-nvrtc-11-4"
 
 
