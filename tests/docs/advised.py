@@ -1,4 +1,4 @@
-"""Where the code of this package makes a command to be typed, and the test that types it.
+"""Which test types each command that the code of this package advises.
 
 By file and function. A command that no test can type, since it changes the system or wants an index
 or a board, says so, with what holds it in place of that.
