@@ -70,6 +70,7 @@ TYPED = {
     "report/findings/with_triton.py:_no_triton": "tests/cli/test_install.py::"
     "test_the_triton_that_goes_with_torch_comes_along_where_there_is_one",
     "report/findings/with_triton.py:_an_old_triton": INSTALLS,
-    "report/findings/with_triton.py:_a_triton_that_launches_nothing": "wants a Thor",
+    "report/findings/with_triton.py:_a_triton_that_launches_nothing": "tests/doctor/"
+    "test_symptoms_of_triton.py::test_a_triton_that_does_not_know_thor",
     "triton_there.py:advice": DOCTOR,
 }
