@@ -140,16 +140,26 @@ def managed() -> str | None:
 
 def environment() -> str:
     """The command that makes an environment that sees the system's packages, torch among them."""
-    first = "" if has_ensurepip() else "sudo apt install python3-venv && "
+    first = "" if has_ensurepip() else f"{apt('python3-venv')} && "
     return f"{first}{_python()} -m venv --system-site-packages {FOLDER}"
 
 
 def bring_pip() -> str:
     """The command that brings a pip to this interpreter, which has none."""
     if _is_debians():
-        return "sudo apt install python3-pip"
-    first = "" if has_ensurepip() else "sudo apt install python3-venv && "
+        return apt("python3-pip")
+    first = "" if has_ensurepip() else f"{apt('python3-venv')} && "
     return f"{first}{_python()} -m ensurepip"
+
+
+def apt(package: str) -> str:
+    """The command that installs a package of the system's."""
+    return f"{as_root()}apt-get install {package}"
+
+
+def as_root() -> str:
+    """What stands before a command that root alone may give: a container has no sudo."""
+    return "" if getattr(os, "geteuid", lambda: 1)() == 0 else "sudo "
 
 
 def has_ensurepip() -> bool:

@@ -20,6 +20,7 @@ TYPED = {
     "advice.py:extra": "wants an index: `make docs-check` installs the extras",
     "advice.py:again": "tests/hook/test_advice.py::"
     "test_a_checkout_is_checked_out_again_by_a_command_that_works",
+    "advice.py:apt": APT,
     "advice.py:pip": ENVIRONMENT,
     "advice.py:environment": ENVIRONMENT,
     "advice.py:uninstall": CURES,
@@ -46,11 +47,9 @@ TYPED = {
     "releases/get_torch.py:command": "wants the vendors' servers: "
     "tests/installing/test_get_torch.py holds which Python is called, and what for",
     "releases/instead.py:for_a_text": INSTALLS,
-    "releases/libraries.py:": APT,
     "releases/libraries.py:command": INDEX,
     "releases/needed.py:command": CURES,
     "report/changes.py:changes": CURES,
-    "report/findings/commands.py:": APT,
     "report/findings/commands.py:install": CURES,
     "report/findings/commands.py:release": CURES,
     "report/findings/commands.py:without": INSTALLS,

@@ -186,7 +186,7 @@ def test_ops_that_fail_name_what_helps_and_reinstall_this_package_for_its_own_fi
 @pytest.mark.parametrize(
     ("version", "cuda", "jetpack", "brings"),
     [
-        ((3, 8, 10), "11.4", "5.1.2", "sudo apt-get install cuda-nvrtc-11-4"),
+        ((3, 8, 10), "11.4", "5.1.2", advice.apt("cuda-nvrtc-11-4")),
         ((3, 10, 0), "11.8", None, "-m pip install nvidia-cuda-nvrtc-cu11"),
         ((3, 9, 18), "12.6", None, "-m pip install nvidia-cuda-nvrtc-cu12"),
         ((3, 8, 10), "12.2", "5.1.2", "-m pip install nvidia-cuda-nvrtc-cu12"),

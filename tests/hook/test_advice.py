@@ -19,7 +19,7 @@ from jetson_mamba import advice
 from jetson_mamba.installing.plan import plan
 from jetson_mamba.installing.situation import Situation, Torch
 from jetson_mamba.installing.tools import tool
-from jetson_mamba.releases import instead, together
+from jetson_mamba.releases import instead, libraries, together
 from tests.faults.environment import copy_package
 from tests.hook.sandbox import Sandbox
 from tests.hook.test_import import UNKNOWN_FORM, stub_extensions
@@ -145,7 +145,7 @@ def advice_folder() -> Path:
 
 PYTHON = "/opt/a python"
 NAMED = shlex.quote(PYTHON)
-BRINGS = "sudo apt install python3-venv"
+BRINGS = "sudo apt-get install python3-venv"
 MAKES = f"{NAMED} -m venv --system-site-packages ~/mamba"
 
 
@@ -158,8 +158,8 @@ MAKES = f"{NAMED} -m venv --system-site-packages ~/mamba"
         ({"ensurepip"}, f"{NAMED} -m ensurepip && {NAMED} -m pip"),
         (set(), f"{BRINGS} && {NAMED} -m ensurepip && {NAMED} -m pip"),
         # Debian's own Python refuses to bring one.
-        ({"debians"}, f"sudo apt install python3-pip && {NAMED} -m pip"),
-        ({"debians", "ensurepip"}, f"sudo apt install python3-pip && {NAMED} -m pip"),
+        ({"debians"}, f"sudo apt-get install python3-pip && {NAMED} -m pip"),
+        ({"debians", "ensurepip"}, f"sudo apt-get install python3-pip && {NAMED} -m pip"),
         ({"debians", "ensurepip", "uv"}, f"UV_PYTHON={NAMED} {{uv}} pip"),
         # And has a pip that adds nothing to the system's packages, from Debian 12 on.
         ({"managed", "pip", "ensurepip"}, f"{MAKES} && ~/mamba/bin/python -m pip"),
@@ -174,6 +174,7 @@ def test_what_installs_is_there_or_is_brought_first(
     monkeypatch.delenv("UV", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", PYTHON)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     for what, name in {
         **{"pip": "has_pip", "ensurepip": "has_ensurepip", "debians": "_is_debians"},
         "managed": "managed",
@@ -188,6 +189,16 @@ def test_what_installs_is_there_or_is_brought_first(
     else:
         yes = "" if "UV_PYTHON" in expected else "--yes "
         assert gone == f"{advice.pip()} uninstall {yes}x"
+
+
+def test_root_needs_no_sudo_which_a_container_does_not_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for user, expected in ((0, "apt-get install x"), (1000, "sudo apt-get install x")):
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        assert advice.apt("x") == expected
+        named = libraries.command("libcudss.so.0: cannot open shared object file", "6.2")
+        assert named is not None and named.count("sudo ") == (3 if user else 0)
 
 
 def test_a_new_environment_is_made_by_a_command_that_works(

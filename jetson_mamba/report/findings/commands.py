@@ -19,7 +19,7 @@ from jetson_mamba.report.packages import MambaSsm
 NOTHING = ""
 # Of JetPack 5's own archive: a board with all of it lists the package (the page on disk usage of
 # NVIDIA-AI-IOT/jetson-min-disk), and l4t-base 35.4, which has no CUDA, takes it from there.
-NVRTC_OF_JETPACK_5 = "sudo apt-get install cuda-nvrtc-11-4"
+NVRTC_OF_JETPACK_5 = "cuda-nvrtc-11-4"
 
 
 def install(*words: str) -> str:
@@ -108,7 +108,7 @@ def compiler(facts: Facts, *options: str) -> str:
     if extra in advice.EXTRAS and sys.version_info >= (3, 10):
         return advice.extra(extra, *options)
     if major == "11" and (facts.machine.jetpack or "").startswith("5"):
-        return NVRTC_OF_JETPACK_5
+        return advice.apt(NVRTC_OF_JETPACK_5)
     return install(*options, f"nvidia-cuda-nvrtc-cu{major}") if major in ("11", "12") else NOTHING
 
 
