@@ -152,6 +152,27 @@ def bring_pip() -> str:
     return f"{first}{_python()} -m ensurepip"
 
 
+def reachable(text: str) -> str:
+    """A text whose commands of this package can be typed here.
+
+    By the name of the program where a shell finds this interpreter's own; else, as where the folder
+    of the user's programs is not on the path yet, or an environment is not active, through it.
+    """
+    import re
+    import shutil
+    import sysconfig
+
+    program = shutil.which("jetson-mamba")
+    names = {f"{os.name}_user"} & set(sysconfig.get_scheme_names())
+    folders = [sysconfig.get_path("scripts", each) for each in names]
+    own = {os.path.realpath(each) for each in (*folders, sysconfig.get_path("scripts"))}
+    own.add(os.path.realpath(os.path.dirname(sys.executable or "")))
+    if program and os.path.realpath(os.path.dirname(program)) in own:
+        return text
+    through = f"{_python()} -m jetson_mamba"
+    return re.sub(r"(?<![\w/-])jetson-mamba(?= [a-z])", lambda _: through, text)
+
+
 def apt(package: str) -> str:
     """The command that installs a package of the system's."""
     return f"{as_root()}apt-get install {package}"

@@ -50,10 +50,6 @@ class Patient(Environment):
         super().__init__(folder)
         for name, version in (("einops", "1.0"), ("transformers", "4.57.6")):
             self.have(name, version)
-        command = folder / "venv" / "bin" / "jetson-mamba"
-        command.write_text(f'#!/bin/sh\nexec {self.python} -m jetson_mamba "$@"\n')
-        command.chmod(0o755)
-        self.environment["PATH"] = f"{command.parent}:{self.environment['PATH']}"
         assert self.command("enable").returncode == 0
 
     def torch(self, version: str, cuda: str | None = None, finite: bool = True) -> None:

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -199,6 +200,30 @@ def test_root_needs_no_sudo_which_a_container_does_not_have(
         assert advice.apt("x") == expected
         named = libraries.command("libcudss.so.0: cannot open shared object file", "6.2")
         assert named is not None and named.count("sudo ") == (3 if user else 0)
+
+
+@pytest.mark.parametrize("there", ["beside", "of the user", "of another", "nowhere"])
+def test_a_command_of_this_project_can_be_typed_where_the_shell_does_not_find_it(
+    there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `pip install --user`, until the next login, and in an environment not active."""
+    folders = {each: tmp_path / each for each in ("beside", "of the user", "of another")}
+    for folder in folders.values():
+        folder.mkdir()
+        (folder / "jetson-mamba").touch(mode=0o755)
+    schemes = {"posix_user": "of the user"}
+    monkeypatch.setattr(
+        sysconfig, "get_path", lambda name, scheme="": str(tmp_path / schemes.get(scheme, "beside"))
+    )
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(folders.get(there, tmp_path / "nothing")))
+    text = "run `jetson-mamba doctor`, or jetson-mamba install x; ~/jetson-mamba stays"
+    told = advice.reachable(text)
+    if there in ("beside", "of the user"):
+        assert told == text
+    else:
+        own = f"{tmp_path / 'python'} -m jetson_mamba"
+        assert told == f"run `{own} doctor`, or {own} install x; ~/jetson-mamba stays"
 
 
 def test_a_new_environment_is_made_by_a_command_that_works(
