@@ -109,6 +109,8 @@ class Machine:
         self.work = folder / "work"
         for each in (self.site, self.root, self.work, folder / "bin"):
             each.mkdir()
+        (self.site / "pip").mkdir()
+        (self.site / "pip" / "__init__.py").touch()
         self.path = [self.site, REPOSITORY]
         self.environment: dict[str, str] = {}
         self.findings_if_served: list[dict[str, Any]] = []
@@ -195,6 +197,8 @@ class Machine:
                 "PYTHONPATH": os.pathsep.join(map(str, self.path)),
                 "JETSON_MAMBA_CACHE": str(interpreters.copies()),
                 "OMP_NUM_THREADS": "1",
+                # Without site nothing says that this is an environment of the user's.
+                "PIP_BREAK_SYSTEM_PACKAGES": "1",
                 **self.environment,
             },
             cwd=self.work,
