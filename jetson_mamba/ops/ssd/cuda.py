@@ -18,6 +18,7 @@ from jetson_mamba.dispatch.fields import Tensors
 from jetson_mamba.errors import Unavailable
 from jetson_mamba.kernels import compiler
 from jetson_mamba.kernels.tensors import NUMBERS
+from jetson_mamba.replay.passes import by_graphs
 
 from . import chunks, composed, core, cuda_backward, cuda_forward, gated_norm
 from .contract import (
@@ -217,7 +218,6 @@ def _mixer_passes_back(
 
 _MIXER = Computation(
     MIXER,
-    _mixer_passes_forward,
-    _mixer_passes_back,
+    *by_graphs(MIXER, 2, _mixer_passes_forward, _mixer_passes_back),
     lambda given: composed.mixer(given, None),
 )

@@ -16,6 +16,7 @@ from jetson_mamba.dispatch.autocast import autocast_dtype, without_autocast
 from jetson_mamba.dispatch.computation import Computation
 from jetson_mamba.dispatch.fields import Tensors
 from jetson_mamba.ops.causal_conv1d import causal_conv1d_bwd
+from jetson_mamba.replay.passes import by_graphs
 
 from . import chunks, composed, core, divided, gated_norm, narrow
 from .block import operand_dtype
@@ -294,4 +295,6 @@ def _mixer_passes_back(
 
 
 _SCAN = Computation(SCAN, _scan_passes_forward, _scan_passes_back, composed.scan)
-_MIXER = Computation(MIXER, _mixer_passes_forward, _mixer_passes_back, composed.mixer)
+_MIXER = Computation(
+    MIXER, *by_graphs(MIXER, 2, _mixer_passes_forward, _mixer_passes_back), composed.mixer
+)
