@@ -1,4 +1,4 @@
-"""Steps of training that CUDA graphs launch: the numbers and the ways of those without graphs."""
+"""Steps of training that CUDA graphs launch give what those without graphs do."""
 
 from __future__ import annotations
 
@@ -196,8 +196,8 @@ def test_kinds_are_told_apart() -> None:
     x = mixer.given()
     for of in (gradient, gradient_of_state):
         for _ in range(3):
-            found = of(mixer, x)
-        assert torch.equal(found, without_graphs(of, mixer, x))
+            one = of(mixer, x)
+        assert torch.equal(one, without_graphs(of, mixer, x))
 
 
 def test_large_calls_are_not_copied(backend: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jetson_mamba.ops.ssd import block, narrow
+from jetson_mamba.ops.ssd import block, narrow, short
 from tests.ops.test_ssd import (
     TOLERANCE,
     leaves,
@@ -27,6 +27,8 @@ BRAIN = torch.bfloat16
 DTYPES = dict.fromkeys(("x", "dt", "B", "C", "z"), BRAIN)
 # Sums over all steps, in which rounded terms cancel.
 TOLERANCES = dict.fromkeys(("A", "D", "dt_bias"), 5e-2)
+# Of a scan, whose arguments are what they are; a mixer's convolution rounds what is written.
+OF_STATE = 1e-5
 
 
 class Served:
@@ -40,7 +42,7 @@ class Served:
 def served(monkeypatch: pytest.MonkeyPatch) -> Served:
     """Products of bfloat16 with sums in float32, which torch has for GPUs alone."""
     found = Served()
-    operand_dtype, factors = block.operand_dtype, narrow._factors
+    operand_dtype, factors = block.operand_dtype, short.factors
 
     def as_on_a_gpu(given: Any) -> torch.dtype:
         is_narrow = all(each.dtype == BRAIN for each in (given.x, given.B, given.C))
@@ -52,7 +54,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Served:
 
     monkeypatch.setattr(narrow, "operand_dtype", as_on_a_gpu)
     monkeypatch.setattr(narrow, "_wide", lambda a, b: a.float() @ b.float())
-    monkeypatch.setattr(narrow, "_FACTORS", counted)
+    monkeypatch.setattr(narrow, "FACTORS", counted)
     torch.manual_seed(0)
     return found
 
@@ -84,6 +86,8 @@ def assert_agrees(given: dict[str, Tensor], function: Any = scan, **options: Any
     )
     for name, right in expected.items():
         tolerance = TOLERANCES.get(name, scale * TOLERANCE[BRAIN])
+        if name == "state" and function is scan:
+            tolerance = OF_STATE
         assert relative_norm(found[name], right) < tolerance, name
 
 

@@ -35,7 +35,8 @@ class Scan(NamedTuple):
 
     ``cu_seqlens`` is given where the states at the end of each sequence are wanted. With
     ``state_dtype`` the states that are read at the start of each chunk of ``chunk_size`` are
-    rounded to that; what passes from chunk to chunk is not.
+    rounded to that; what passes from chunk to chunk is not. Without ``last_state`` nobody looks at
+    the last state, which may be any tensor then.
     """
 
     x: Tensor
@@ -53,6 +54,7 @@ class Scan(NamedTuple):
     dt_softplus: bool
     dt_limit: tuple[float, float]
     state_dtype: torch.dtype | None = None
+    last_state: bool = True
 
     @property
     def dtype(self) -> torch.dtype:
@@ -101,6 +103,7 @@ class Mixer(NamedTuple):
     ngroups: int
     norm_before_gate: bool
     state_dtype: torch.dtype | None = None
+    last_state: bool = True
 
     @property
     def dtype(self) -> torch.dtype:

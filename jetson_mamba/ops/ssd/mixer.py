@@ -86,6 +86,7 @@ def inner_scan(given: Mixer, columns: Columns, xBC: Tensor, *, gated: bool) -> S
         dt_softplus=True,
         dt_limit=given.dt_limit,
         state_dtype=given.state_dtype,
+        last_state=given.last_state,
     )
 
 

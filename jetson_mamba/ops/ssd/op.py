@@ -140,6 +140,7 @@ def mamba_chunk_scan_combined(
         bool(dt_softplus),
         limits(dt_limit),
         check_state_dtype(state_dtype),
+        bool(return_final_states),
     )
     found = way(x, dt, A, B, C, D, z, dt_bias, initial_states)
     with untraced() if found is Way.COMPOSED else nullcontext():
@@ -226,6 +227,7 @@ def mamba_split_conv1d_scan_combined(
         ngroups,
         bool(norm_before_gate),
         check_state_dtype(state_dtype),
+        bool(return_final_states),
     )
     weights = (conv1d_weight, conv1d_bias, dt_bias, D, rmsnorm_weight, outproj_weight, outproj_bias)
     found = way(zxbcdt, A, initial_states, *weights)
@@ -266,7 +268,7 @@ def _mixed(
     """
     conv1d_weight, conv1d_bias, dt_bias, D, rmsnorm_weight, outproj_weight, outproj_bias = weights
     chunk_size, dt_limit, activation, rmsnorm_eps, headdim, ngroups, *others = options
-    norm_before_gate, state_dtype = others
+    norm_before_gate, state_dtype, last_state = others
     check_chunk_size(chunk_size)
     mixer = Mixer(
         zxbcdt=zxbcdt,
@@ -288,6 +290,7 @@ def _mixed(
         ngroups=ngroups,
         norm_before_gate=norm_before_gate,
         state_dtype=state_dtype,
+        last_state=last_state,
     )
     with untraced() if found is Way.COMPOSED else nullcontext():
         check_mixer(mixer)
