@@ -30,12 +30,22 @@ def kernels_for(
     ``others`` are what belongs to it besides; those that are not of the dtype of x may be of any
     that the kernels know.
     """
-    if not x.is_cuda or way(x, weight, *others) is not Way.KERNELS or x.numel() == 0:
+    if not x.is_cuda or way(x, weight, *others) is not Way.KERNELS:
+        return None
+    return kernels_on_gpu(x, weight, group, *others, needs_backward=needs_backward)
+
+
+def kernels_on_gpu(
+    x: Tensor, weight: Tensor, group: int, *others: Tensor | None, needs_backward: bool
+) -> Implementation | None:
+    """The same where it is known that the call is one of kernels, on a GPU."""
+    if x.numel() == 0:
         return None
     if not cuda.takes(group, needs_backward) or x.shape[-1] // group > MAXIMUM_GRID:
         return None
-    if any(each is not None and each.dtype not in NUMBERS for each in (x, weight, *others)):
-        return None
+    for each in (x, weight, *others):
+        if each is not None and each.dtype not in NUMBERS:
+            return None
     found = OP.implementation(Case(x.device, x.dtype, weight.dtype))
     return None if found is pytorch.IMPLEMENTATION else found
 

@@ -13,11 +13,18 @@ import torch
 from torch import Tensor
 
 from jetson_mamba.dispatch.autocast import without_autocast
-from jetson_mamba.ops.causal_conv1d import causal_conv1d_bwd
 
 from .contract import Core, CoreGradients, Mixer, Scan, ScanGradients
 from .gates import GatedRMSNorm
-from .mixer import Columns, convolved, inner_scan, norm_of, split_columns, split_heads
+from .mixer import (
+    Columns,
+    convolved_back,
+    convolved_by_kernels,
+    inner_scan,
+    norm_of,
+    split_columns,
+    split_heads,
+)
 
 # Where the gradients of x, dt, B and C are written to.
 ScanTargets = Tuple[Tensor, Tensor, Tensor, Tensor]
@@ -39,7 +46,7 @@ def forward(given: Mixer, steps: Steps) -> Core:
     """The core of a mixer that has a norm, and neither an MLP nor initial states."""
     with without_autocast(given.zxbcdt.device):
         columns = split_columns(given, given.zxbcdt)
-        xBC = convolved(given, columns).contiguous()
+        xBC = convolved_by_kernels(given, columns).contiguous()
         out, final_states, scanned, rstd = steps.forward(given, columns, xBC)
         return Core(out, final_states, xBC, scanned, rstd)
 
@@ -64,15 +71,7 @@ def backward(
             dfinal_states,
             (dx, dcolumns.dt, dB, dC),
         )
-        _, dweight, dbias, _ = causal_conv1d_bwd(
-            columns.conv.transpose(1, 2),
-            given.conv1d_weight,
-            given.conv1d_bias,
-            dxBC.transpose(1, 2),
-            seq_idx=given.seq_idx,
-            dx=dcolumns.conv.transpose(1, 2),
-            activation=given.activation,
-        )
+        dweight, dbias = convolved_back(given, columns, dxBC, dcolumns)
     assert scan.D is not None and scan.dt_bias is not None
     return CoreGradients(
         dwhole, dweight, dbias, scan.dt_bias, scan.A, scan.D, drmsnorm_weight.to(norm.weight.dtype)

@@ -37,7 +37,7 @@ from .gates import GatedRMSNorm, gate, swiglu
 from .mixer import (
     Columns,
     compose,
-    convolved,
+    convolved_by_kernels,
     inner_scan,
     mlp_columns,
     norm_of,
@@ -144,7 +144,7 @@ def _mixed(given: Mixer) -> tuple[Tensor, Tensor, Tensor]:
     """Of what follows the convolution: output, last state, and what a norm was given."""
     columns = split_columns(given, given.zxbcdt)
     norm = norm_of(given)
-    inner = inner_scan(given, columns, convolved(given, columns), gated=norm is None)
+    inner = inner_scan(given, columns, convolved_by_kernels(given, columns), gated=norm is None)
     scanned, state = cuda_forward.forward(inner)
     out = scanned.flatten(2)
     if norm is not None:
@@ -209,7 +209,8 @@ def _mixer_passes_back(
     (scanned,) = kept
     dout, dstate = dresults
     # Made again: it is as large as the input.
-    xBC = convolved(given, split_columns(given, given.zxbcdt)).contiguous()
+    columns = split_columns(given, given.zxbcdt)
+    xBC = convolved_by_kernels(given, columns).contiguous()
     # Of a core nothing else is looked at.
     again = Core(scanned, scanned, xBC, scanned, scanned)
     dout = torch.zeros_like(scanned.flatten(2)) if dout is None else dout

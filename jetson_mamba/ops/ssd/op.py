@@ -17,6 +17,7 @@ from torch import Tensor
 
 from jetson_mamba.dispatch.autocast import autocast_dtype, without_autocast
 from jetson_mamba.dispatch.backends import Op
+from jetson_mamba.dispatch.memo import Memo
 from jetson_mamba.dispatch.paths import Way, may_replay, through_autograd, way
 from jetson_mamba.dispatch.projections import Modules, passed
 from jetson_mamba.dispatch.selection import register
@@ -34,11 +35,13 @@ from .checks import (
     head_size,
     limits,
 )
-from .contract import Case, Implementation, Mixer, Scan
+from .contract import MIXER, Case, Implementation, Mixer, Scan, case_of_mixer
 from .gates import gate
 from .library import Operators
 from .mixer import compose, mlp_columns, project
 from .trial import trial
+
+MOST_FITTING = 1024
 
 
 def through_scan_autograd(**given: Any) -> bool:
@@ -49,16 +52,16 @@ def through_scan_autograd(**given: Any) -> bool:
     path is off. The arguments are those of the call, by name; what no backend could be chosen for
     is left to the op, which says what is wrong.
     """
-    return _through_autograd(given.get("x"), _scan_of, given)
+    return _through_autograd(given.get("x"), _case_of_scan, given)
 
 
 def through_mixer_autograd(**given: Any) -> bool:
     """The same of a call of ``mamba_split_conv1d_scan_combined``."""
-    return _through_autograd(given.get("zxbcdt"), _mixer_of, given)
+    return _through_autograd(given.get("zxbcdt"), _case_of_mixer, given)
 
 
 def _through_autograd(
-    first: Any, packed: Callable[[Mapping[str, Any]], Scan | Mixer], given: Mapping[str, Any]
+    first: Any, case_of: Callable[[Mapping[str, Any]], Case], given: Mapping[str, Any]
 ) -> bool:
     if not isinstance(first, Tensor) or not through_autograd(first):
         return False
@@ -68,8 +71,8 @@ def _through_autograd(
         return False
     if torch.is_grad_enabled():
         try:
-            case = packed(given).case
-        except (AttributeError, IndexError, TypeError, ValueError, ZeroDivisionError):
+            case = case_of(given)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError):
             return False
         # Before a launch of Triton's is tried, which takes longer than all else of a first call.
         if OP.implementation(case).comes_before_triton:
@@ -77,16 +80,20 @@ def _through_autograd(
     return triton_runs_on(first.device)
 
 
-def _scan_of(given: Mapping[str, Any]) -> Scan:
-    """Of the arguments of a call, which need not fit together, what decides a case."""
-    return Scan(**{name: given.get(name) for name in Scan._fields})  # type: ignore[arg-type]
+def _case_of_scan(given: Mapping[str, Any]) -> Case:
+    """Of the arguments of a call, which need not fit together."""
+    return Scan(**{name: given.get(name) for name in Scan._fields}).case  # type: ignore[arg-type]
 
 
-def _mixer_of(given: Mapping[str, Any]) -> Mixer:
-    known = {name: given.get(name) for name in Mixer._fields}
-    known["headdim"] = head_size(known["D"], known["headdim"])  # type: ignore[arg-type]
-    known["ngroups"] = given.get("ngroups", 1)
-    return Mixer(**known)  # type: ignore[arg-type]
+def _case_of_mixer(given: Mapping[str, Any]) -> Case:
+    D = given["D"]
+    return case_of_mixer(
+        *(given["zxbcdt"], given["conv1d_weight"], given["A"], D, given["dt_bias"]),
+        given.get("initial_states"),
+        head_size(D, given.get("headdim")),
+        given.get("ngroups", 1),
+        given.get("state_dtype"),
+    )
 
 
 def mamba_chunk_scan_combined(
@@ -292,8 +299,12 @@ def _mixed(
         state_dtype=state_dtype,
         last_state=last_state,
     )
-    with untraced() if found is Way.COMPOSED else nullcontext():
+    if found is not Way.KERNELS:
+        with untraced() if found is Way.COMPOSED else nullcontext():
+            check_mixer(mixer)
+    elif not _is_known_to_fit(mixer):
         check_mixer(mixer)
+        _note_that_it_fits(mixer)
     if "norm" in modules:
         out, state = compose(
             mixer,
@@ -304,6 +315,36 @@ def _mixed(
     else:
         out, state = _computed(mixer, found)
     return (modules["out_proj"](out) if "out_proj" in modules else out), state
+
+
+# Mixers of which the like have passed the checks: these look at nothing but this.
+_fitting: Memo[tuple[Any, ...], None] = Memo(MOST_FITTING)
+
+
+def _is_known_to_fit(mixer: Mixer) -> bool:
+    try:
+        known = _fitting.find(_likeness(mixer))
+    except (AttributeError, TypeError):  # what is no tensor, or has no hash
+        return False
+    if known is None:
+        return False
+    known.used = _fitting.clock()
+    return True
+
+
+def _note_that_it_fits(mixer: Mixer) -> None:
+    # Of another dtype than the input, the projection fits under autocast alone.
+    projection = (mixer.outproj_weight, mixer.outproj_bias)
+    if all(each is None or each.dtype == mixer.zxbcdt.dtype for each in projection):
+        _fitting.put(_likeness(mixer), None)
+
+
+def _likeness(mixer: Mixer) -> tuple[Any, ...]:
+    tensors = [
+        None if each is None else (each.shape, each.dtype, each.device)
+        for each in MIXER.tensors(mixer)
+    ]
+    return (mixer.headdim, mixer.ngroups, mixer.activation, *tensors)
 
 
 def _scan_by(found: Way, scan: Scan) -> tuple[Tensor, Tensor]:

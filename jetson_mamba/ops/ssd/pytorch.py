@@ -15,7 +15,6 @@ from torch import Tensor
 from jetson_mamba.dispatch.autocast import autocast_dtype, without_autocast
 from jetson_mamba.dispatch.computation import Computation
 from jetson_mamba.dispatch.fields import Tensors
-from jetson_mamba.ops.causal_conv1d import causal_conv1d_bwd
 from jetson_mamba.replay.passes import by_graphs
 
 from . import chunks, composed, core, divided, gated_norm, narrow
@@ -33,7 +32,16 @@ from .contract import (
     refuse_varlen_states,
 )
 from .gates import GatedRMSNorm, swiglu, swiglu_backward
-from .mixer import Columns, convolved, inner_scan, norm_of, project, split_columns, split_heads
+from .mixer import (
+    Columns,
+    convolved_back,
+    convolved_by_kernels,
+    inner_scan,
+    norm_of,
+    project,
+    split_columns,
+    split_heads,
+)
 
 
 def load(case: Case) -> Implementation:
@@ -180,7 +188,7 @@ def _mixer_forward(
     columns = split_columns(given, whole)
     norm = norm_of(given)
     with without_autocast(whole.device):
-        inner = _widened(given, columns, convolved(given, columns))
+        inner = _widened(given, columns, convolved_by_kernels(given, columns))
         scanned = torch.empty(columns.z.shape, dtype=whole.dtype, device=whole.device)
         last, kept = divided.forward(inner, torch.unflatten(scanned, -1, (-1, given.headdim)))
         out = scanned
@@ -252,7 +260,7 @@ def _mixer_passes_back(
         elif normed is not None:
             projected[..., mlp:] = normed
 
-    xBC = convolved(given, columns)
+    xBC = convolved_by_kernels(given, columns)
     operands = operand_dtype(inner_scan(given, columns, xBC, gated=False))
     inner = _widened(given, columns, xBC)
     dxBC = torch.empty_like(columns.conv)
@@ -271,15 +279,7 @@ def _mixer_passes_back(
         rows = dout.flatten(0, 1)
         dweight = rows.t() @ projected.to(dout.dtype).flatten(0, 1)
         dbias = None if given.outproj_bias is None else rows.sum(0)
-    _, dconv_weight, dconv_bias, _ = causal_conv1d_bwd(
-        columns.conv.transpose(1, 2),
-        given.conv1d_weight,
-        given.conv1d_bias,
-        dxBC.transpose(1, 2),
-        seq_idx=given.seq_idx,
-        dx=dcolumns.conv.transpose(1, 2),
-        activation=given.activation,
-    )
+    dconv_weight, dconv_bias = convolved_back(given, columns, dxBC, dcolumns)
     return {
         "zxbcdt": dwhole,
         "conv1d_weight": dconv_weight,
