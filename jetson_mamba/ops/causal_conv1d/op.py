@@ -337,6 +337,11 @@ def backward_unchecked(
     return dweight, dbias
 
 
+def begin(x: Tensor, weight: Tensor) -> None:
+    """Begin to choose the backend of such a call, which is about to be made."""
+    OP.begin(Case(x.device, x.dtype, weight.dtype, weight.shape[1]))
+
+
 def _implementation(x: Tensor, weight: Tensor) -> Implementation:
     if x.numel() == 0:
         # No kernel is launched for nothing; the PyTorch functions mind no size.

@@ -50,6 +50,12 @@ def kernels_on_gpu(
     return None if found is pytorch.IMPLEMENTATION else found
 
 
+def begin(x: Tensor, weight: Tensor) -> None:
+    """Begin to choose the kernels of such a norm, which is about to be made."""
+    if x.dtype in NUMBERS and weight.dtype in NUMBERS:
+        OP.begin(Case(x.device, x.dtype, weight.dtype))
+
+
 def rows_of(tensor: Tensor) -> Tensor:
     """(..., dim) as (rows, dim) with columns that are contiguous; a copy only where it must be."""
     return rows(tensor.reshape(-1, tensor.shape[-1]))

@@ -7,7 +7,7 @@ chunks are made once more. Every result is the same in every run.
 
 from __future__ import annotations
 
-from typing import Mapping, Sequence
+from typing import Hashable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -140,12 +140,14 @@ IMPLEMENTATION = Implementation(
 )
 
 
-def _mixed(given: Mixer) -> tuple[Tensor, Tensor, Tensor]:
+def _mixed(given: Mixer, *, is_recorded: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """Of what follows the convolution: output, last state, and what a norm was given."""
     columns = split_columns(given, given.zxbcdt)
     norm = norm_of(given)
     inner = inner_scan(given, columns, convolved_by_kernels(given, columns), gated=norm is None)
     scanned, state = cuda_forward.forward(inner)
+    if is_recorded:
+        _begin_back(inner)
     out = scanned.flatten(2)
     if norm is not None:
         out, _ = gated_norm.forward(norm, out, columns.z)
@@ -179,10 +181,24 @@ def _core_scan_backward(
 _STEPS = core.Steps(_after_convolution, _norm_backward, _core_scan_backward)
 
 
+# Variants whose gradients have been begun to be compiled.
+_begun: set[Hashable] = set()
+
+
+def _begin_back(scan: Scan) -> None:
+    """Compile what the gradients will take, at the first pass of a kind."""
+    kind = (scan.case, scan.seq_idx is None, None if scan.D is None else scan.D.dim())
+    if kind not in _begun:
+        _begun.add(kind)
+        cuda_backward.begin(scan)
+
+
 def _passes_forward(
     given: Scan,
 ) -> tuple[tuple[Tensor, Tensor, Tensor | None], Sequence[Tensor]]:
-    return scan_forward(given), ()
+    found = scan_forward(given)
+    _begin_back(given)
+    return found, ()
 
 
 def _passes_back(
@@ -199,7 +215,7 @@ _SCAN = Computation(SCAN, _passes_forward, _passes_back, composed.scan)
 
 def _mixer_passes_forward(given: Mixer) -> tuple[tuple[Tensor, Tensor], Sequence[Tensor]]:
     with without_autocast(given.zxbcdt.device):
-        out, state, scanned = _mixed(given)
+        out, state, scanned = _mixed(given, is_recorded=True)
     return (out, state), (scanned,)
 
 

@@ -23,6 +23,8 @@ from jetson_mamba.dispatch.projections import Modules, passed
 from jetson_mamba.dispatch.selection import register
 from jetson_mamba.dispatch.tracing import untraced
 from jetson_mamba.dispatch.triton_runs import triton_runs_on
+from jetson_mamba.ops.causal_conv1d import op as causal_conv1d
+from jetson_mamba.ops.norms import serving as norms
 from jetson_mamba.replay.captured import Captured, Weights
 
 from . import composed
@@ -72,6 +74,8 @@ def _through_autograd(
     if torch.is_grad_enabled():
         try:
             case = case_of(given)
+            if OP.find(case) is None and "conv1d_weight" in given:
+                _begin_beside(first, given["conv1d_weight"], given.get("rmsnorm_weight"))
         except (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError):
             return False
         # Before a launch of Triton's is tried, which takes longer than all else of a first call.
@@ -400,7 +404,21 @@ _CAPTURED = Captured(_from_parts)
 
 
 def _implementation(given: Scan | Mixer) -> Implementation:
-    return OP.implementation(given.case)
+    case = given.case
+    found = OP.find(case)
+    if found is not None:
+        return found
+    if isinstance(given, Mixer):
+        _begin_beside(given.zxbcdt, given.conv1d_weight, given.rmsnorm_weight)
+    return OP.implementation(case)
+
+
+def _begin_beside(zxbcdt: Tensor, conv1d_weight: Tensor, rmsnorm_weight: Tensor | None) -> None:
+    """Begin to choose what the other parts of a mixer take, while its scan's backend is tried."""
+    if zxbcdt.is_cuda:
+        causal_conv1d.begin(zxbcdt, conv1d_weight)
+        if rmsnorm_weight is not None:
+            norms.begin(zxbcdt, rmsnorm_weight)
 
 
 OP: Op[Case, Implementation] = register(
