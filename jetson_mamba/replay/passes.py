@@ -44,27 +44,26 @@ class _Passes:
 
     def forward(self, given: Any, *others: Any) -> tuple[Tensors, Sequence[Tensor]]:
         """As the pass itself."""
-        tensors, options = self._fields.unpack(given)
-        inputs = tuple([each for each in tensors if each is not None])
-        if _are_small(inputs):
-            there = tuple([each is not None for each in tensors])
-            found = self._graphs.launched(inputs, (), there, options, others)
-            if found is not None:
-                return found[: self._results], found[self._results :]
+        if given[0].numel() <= MOST_ELEMENTS:
+            tensors, options = self._fields.unpack(given)
+            inputs, there = _there(tensors)
+            if _are_small(inputs):
+                found = self._graphs.launched(inputs, (), there, options, others)
+                if found is not None:
+                    return found[: self._results], found[self._results :]
         return self._forward(given, *others)
 
     def backward(
         self, given: Any, kept: Sequence[Tensor], dresults: Tensors, *others: Any
     ) -> Mapping[str, Tensor | None]:
         """As the pass itself."""
-        tensors, options = self._fields.unpack(given)
-        all_there = (*tensors, *kept, *dresults)
-        inputs = tuple([each for each in all_there if each is not None])
-        if _are_small(inputs):
-            there = tuple([each is not None for each in all_there])
-            found = self._graphs_back.launched(inputs, (), there, options, others)
-            if found is not None:
-                return dict(zip(self._differentiable(given), found))
+        if given[0].numel() <= MOST_ELEMENTS:
+            tensors, options = self._fields.unpack(given)
+            inputs, there = _there((*tensors, *kept, *dresults))
+            if _are_small(inputs):
+                found = self._graphs_back.launched(inputs, (), there, options, others)
+                if found is not None:
+                    return dict(zip(self._differentiable(given), found))
         return self._backward(given, kept, dresults, *others)
 
     def _forward_of(
@@ -102,6 +101,14 @@ class _Passes:
             for name, each in zip(given._fields, tensors)
             if each is not None and each.is_floating_point()
         ]
+
+
+def _there(tensors: Sequence[Tensor | None]) -> tuple[tuple[Tensor, ...], tuple[bool, ...]]:
+    """Those that there are, and where they stand."""
+    return (
+        tuple([each for each in tensors if each is not None]),
+        tuple([each is not None for each in tensors]),
+    )
 
 
 def _are_small(inputs: Sequence[Tensor]) -> bool:
