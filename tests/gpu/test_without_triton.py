@@ -18,7 +18,7 @@ pytestmark = [
 ]
 # Products of float32 matrices, and sums in another order than on a CPU.
 TOLERANCE = 1e-4
-COMPILED = ("traced_model", "traced_model_of_mamba")
+COMPILED = ("nobody_sees_triton", "traced_model", "traced_model_of_mamba")
 CHECKS = ("mamba", "mamba2", "mamba2_simple", "language_models", "decoding1", "decoding2")
 
 
@@ -38,7 +38,7 @@ def test_every_release_is_imported(bare: Bare) -> None:
     assert min(map(float, found.values())) >= 2
 
 
-def test_models_compile_by_aot_eager(bare: Bare) -> None:
+def test_models_compile_where_nobody_sees_a_triton(bare: Bare) -> None:
     """Forward and backward, beside eager calls."""
     printed = bare.printed(
         *("-W", "ignore", "-m", "tests.without_triton.programs", *COMPILED), CHECKS_ON_GPU="1"
