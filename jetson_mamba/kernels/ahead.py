@@ -1,4 +1,4 @@
-"""Programs that are made once, whoever asks for them, and some before anyone does.
+"""Makes programs once, whoever asks for them: some are begun before anyone does.
 
 To compile one takes NVRTC up to a second, in which it uses one core. So what an op is about to ask
 for is begun together, each program on a thread of its own, where there are cores for that.
