@@ -96,14 +96,14 @@ def assert_agrees(given: dict[str, Tensor], function: Any = scan, **options: Any
 def test_every_gradient(seqlen: int, ngroups: int, served: Served) -> None:
     given = tensors_of(seqlen, ngroups=ngroups)
     assert_agrees(given)
-    assert served.count >= 2
+    assert served.count >= 1
 
 
 @pytest.mark.parametrize("without", ["initial_states", "D", "dt_bias"])
 def test_what_is_not_given(without: str, served: Served) -> None:
     given = tensors_of(200, (without,))
     assert_agrees(given)
-    assert served.count >= 2
+    assert served.count >= 1
 
 
 @pytest.mark.parametrize("without", [(), ("initial_states",)])
@@ -113,7 +113,7 @@ def test_states_pass_between_blocks(
     monkeypatch.setattr(block, "BLOCK_ELEMENTS_CPU", 1 << 16)
     given = tensors_of(700, without)
     assert_agrees(given)
-    assert served.count > 4
+    assert served.count > 2
 
 
 @pytest.mark.parametrize("decay", [1e-3, 30.0, 3e38])
@@ -131,12 +131,12 @@ def test_decays_of_every_size(decay: float, served: Served) -> None:
         )
         for name, each in found.items():
             assert each.isfinite().all(), name
-    assert served.count >= 2
+    assert served.count >= 1
 
 
 def test_limits_of_the_steps(served: Served) -> None:
     assert_agrees(tensors_of(150), dt_limit=(0.1, 0.5))
-    assert served.count >= 2
+    assert served.count >= 1
 
 
 def test_the_gradient_of_the_output_alone(served: Served) -> None:
@@ -149,12 +149,12 @@ def test_the_gradient_of_the_output_alone(served: Served) -> None:
     right = torch.autograd.grad(reference(**exact, dt_softplus=True)[0].sum(), list(exact.values()))
     for name, actual, expected in zip(given, found, right):
         assert relative_norm(actual, expected) < TOLERANCE[BRAIN], name
-    assert served.count >= 2
+    assert served.count >= 1
 
 
 def test_a_mixer(served: Served) -> None:
     assert_agrees(mixer_tensors(90), mixer, headdim=3)
-    assert served.count >= 2
+    assert served.count >= 1
 
 
 @pytest.mark.parametrize("others", ["gate", "sequences", "steps without softplus", "D by channel"])

@@ -40,12 +40,12 @@ def serves(scan: Scan) -> bool:
 
 
 def forward(scan: Scan, out: Tensor, cut: Sequence[Block]) -> tuple[Tensor, list[Tensor]]:
-    """As ``chunks.forward``."""
+    """As ``chunks.forward``; of each block its factors are kept too."""
     state = _first_state(scan)
     kept = []
     for block in cut:
-        kept.append(state)
         local = _Local(scan, block)
+        kept += [state, *local.factors]
         before = local.before(state)
         sent = local.sent(local.entering(), before)
         if scan.last_state:
@@ -60,12 +60,15 @@ def forward(scan: Scan, out: Tensor, cut: Sequence[Block]) -> tuple[Tensor, list
 
 def states(scan: Scan, cut: Sequence[Block]) -> list[Tensor]:
     """What :func:`forward` keeps."""
-    kept = [_first_state(scan)]
-    for block in cut[:-1]:
+    state = _first_state(scan)
+    kept = []
+    for block in cut:
         local = _Local(scan, block)
-        before = local.before(kept[-1])
-        kept.append(local.passed_through(local.sent(local.entering(), before), before))
-    return kept[: len(cut)]
+        kept += [state, *local.factors]
+        if block is not cut[-1]:
+            before = local.before(state)
+            state = local.passed_through(local.sent(local.entering(), before), before)
+    return kept
 
 
 def backward(
@@ -81,8 +84,10 @@ def backward(
     if dfinal_states is not None:
         dstate = _private_state(dfinal_states, scan)
     total: Tensor | None = None
-    for block, state in zip(reversed(cut), reversed(kept)):
-        sums, dstate = _block_gradients(_Local(scan, block), state, dout, dstate, targets)
+    for number in range(len(cut) - 1, -1, -1):
+        state, *factors = kept[3 * number : 3 * number + 3]
+        local = _Local(scan, cut[number], factors)
+        sums, dstate = _block_gradients(local, state, dout, dstate, targets)
         total = sums if total is None else total + sums
     assert total is not None
     dA, dD, dbias = total.unbind()
@@ -181,7 +186,7 @@ class _Local:
     time, so there are few.
     """
 
-    def __init__(self, scan: Scan, block: Block) -> None:
+    def __init__(self, scan: Scan, block: Block, factors: Sequence[Tensor] | None = None) -> None:
         batch, _, nheads, headdim = scan.x.shape
         groups, self.dstate = scan.B.shape[2:]
         _, chunks, size = block
@@ -198,7 +203,9 @@ class _Local:
         self.short = (self.steps(scan.dt), *(each for each in vectors if each is not None))
         given = (scan.dt_bias is not None, scan.D is not None)
         self.options = (*given, groups, size, scan.dt_limit)
-        wide, narrow = FACTORS(self.short, (), *self.options)
+        if factors is None:
+            factors = FACTORS(self.short, (), *self.options)
+        self.factors = wide, narrow = factors
         ends, per_chunk = ends_of(chunks), chunks * all_heads
         steps = per_chunk * size
         rows, sources, lasting, own, carry = torch.split_with_sizes(

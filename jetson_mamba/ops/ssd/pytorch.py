@@ -207,7 +207,7 @@ def _widened(given: Mixer, columns: Columns, xBC: Tensor) -> Scan:
 
     Each layout of its parts would be converted again, by kernels that are half as fast.
     """
-    gated = norm_of(given) is None
+    gated = given.rmsnorm_weight is None
     inner = inner_scan(given, columns, xBC, gated=gated)
     if not xBC.is_cuda or narrow.serves(inner):
         return inner
@@ -262,8 +262,10 @@ def _mixer_passes_back(
             projected[..., mlp:] = normed
 
     xBC = convolved_by_kernels(given, columns)
-    operands = operand_dtype(inner_scan(given, columns, xBC, gated=False))
     inner = _widened(given, columns, xBC)
+    # The dtype of what is multiplied, before it was widened.
+    is_wider = inner.x.dtype != xBC.dtype
+    operands = operand_dtype(inner_scan(given, columns, xBC, gated=False) if is_wider else inner)
     dxBC = torch.empty_like(columns.conv)
     dx, dB, dC = split_heads(given, dxBC)
     dz = torch.unflatten(dcolumns.z, -1, (-1, given.headdim)) if norm is None else None
