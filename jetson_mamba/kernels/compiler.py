@@ -18,7 +18,7 @@ import pkgutil
 import re
 import sys
 import threading
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, Callable, NamedTuple, Tuple, Union
 
 import torch
@@ -322,9 +322,24 @@ def _nvrtc() -> Any:
     return _first("version")
 
 
-@lru_cache(maxsize=None)
+# By what is needed. All threads have kernels, streams and launches of one module.
+_found: dict[str, Any] = {}
+_finding = forks.lock(sys.modules[__name__], "_finding")
+
+
 def _first(needed: str) -> Any:
     """The first of the two modules whose function of this name finds what it needs."""
+    found = _found.get(needed)
+    if found is None:
+        # One at a time: whoever asks while another thread imports a package sees half of it.
+        with _finding:
+            found = _found.get(needed)
+            if found is None:
+                found = _found[needed] = _find_first(needed)
+    return found
+
+
+def _find_first(needed: str) -> Any:
     cuda = torch.version.cuda
     are_for_it = cuda is None or int(cuda.partition(".")[0]) >= FIRST_CUDA_OF_PACKAGES
     reasons = []

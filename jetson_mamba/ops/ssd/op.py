@@ -75,7 +75,7 @@ def _through_autograd(
         try:
             case = case_of(given)
             if OP.find(case) is None and "conv1d_weight" in given:
-                _begin_beside(first, given["conv1d_weight"], given.get("rmsnorm_weight"))
+                _begin(case, first, given["conv1d_weight"], given.get("rmsnorm_weight"))
         except (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError):
             return False
         # Before a launch of Triton's is tried, which takes longer than all else of a first call.
@@ -409,13 +409,19 @@ def _implementation(given: Scan | Mixer) -> Implementation:
     if found is not None:
         return found
     if isinstance(given, Mixer):
-        _begin_beside(given.zxbcdt, given.conv1d_weight, given.rmsnorm_weight)
+        _begin(case, given.zxbcdt, given.conv1d_weight, given.rmsnorm_weight)
     return OP.implementation(case)
 
 
-def _begin_beside(zxbcdt: Tensor, conv1d_weight: Tensor, rmsnorm_weight: Tensor | None) -> None:
-    """Begin to choose what the other parts of a mixer take, while its scan's backend is tried."""
+def _begin(
+    case: Case, zxbcdt: Tensor, conv1d_weight: Tensor, rmsnorm_weight: Tensor | None
+) -> None:
+    """Begin to choose what all parts of a mixer take at once: each is tried, which takes a while.
+
+    The scan's first, which takes longest.
+    """
     if zxbcdt.is_cuda:
+        OP.begin(case)
         causal_conv1d.begin(zxbcdt, conv1d_weight)
         if rmsnorm_weight is not None:
             norms.begin(zxbcdt, rmsnorm_weight)
