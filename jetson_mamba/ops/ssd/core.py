@@ -52,14 +52,16 @@ class Passes:
 
     def forward(self, given: Mixer) -> Core:
         """As :func:`forward`."""
-        results, kept = self._forward(given)
+        run = self._run_forward if _memory_is_somebodys() else self._forward
+        results, kept = run(given)
         return Core._make((*results, *kept))
 
     def backward(
         self, given: Mixer, kept: Core, dout: Tensor, dfinal_states: Tensor | None
     ) -> CoreGradients:
         """As :func:`backward`."""
-        found = self._backward(given, (kept.xBC, kept.scanned, kept.rstd), (dout, dfinal_states))
+        run = self._run_back if _memory_is_somebodys() else self._backward
+        found = run(given, (kept.xBC, kept.scanned, kept.rstd), (dout, dfinal_states))
         return CoreGradients._make(map(found.get, CoreGradients._fields))
 
     def _run_forward(self, given: Mixer) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -75,6 +77,16 @@ class Passes:
         # Of a core nothing else is looked at.
         again = Core(scanned, scanned, xBC, scanned, rstd)
         return backward(given, again, dout, dfinal_states, self._steps)._asdict()
+
+
+def _memory_is_somebodys() -> bool:
+    """Whether a graph that were made now might lie in a pool of the compiler's.
+
+    Before Inductor captures a compiled graph, it runs that once with memory of the pool that it
+    captures into, and under a default device, which is a mode.
+    """
+    modes: int = torch._C._len_torch_function_stack()
+    return modes > 0
 
 
 @torch.no_grad()
