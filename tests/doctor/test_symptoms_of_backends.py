@@ -84,7 +84,7 @@ def without_nvrtc(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(through_libraries, "_nvrtc", through_libraries._nvrtc.__wrapped__)
     with pytest.raises(Unavailable) as caught:
-        compiler_of_kernels._first.__wrapped__("version")
+        compiler_of_kernels._find_first("version")
     return str(caught.value)
 
 
