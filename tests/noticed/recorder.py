@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any, Dict, List
@@ -40,6 +41,8 @@ class Recorder:
             leave(code)
 
         os._exit = saved_first  # type: ignore[assignment]
+        # Calls of which a debugger sees each line are no graph's; to be recorded they are no other.
+        sys.gettrace = lambda: None
 
     def begin(self) -> None:
         """Start, in this process: one that was forked leaves to its parent what came before."""
