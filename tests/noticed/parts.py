@@ -41,6 +41,19 @@ OWN = {
     "compat": "compat imports without_triton",
     "triton_there": "without_triton ops/test_triton_runs.py",
     "ops/causal_conv1d": "ops/test_causal_conv1d*.py compile/test_operators.py",
+    "ops/causal_conv1d/cuda": "kernels/test_emulated_causal_conv1d.py "
+    "kernels/test_compile_causal_conv1d.py ops/test_causal_conv1d*.py",
+    "ops/selective_scan/cuda": "kernels/test_emulated_selective_scan.py "
+    "kernels/test_compile_selective_scan.py ops/test_selective_scan*.py",
+    "ops/selective_scan/plans": "kernels/test_emulated_selective_scan.py "
+    "kernels/test_compile_selective_scan.py export/test_plugins.py",
+    "ops/ssd/cuda": "kernels/test_emulated_ssd.py kernels/test_compile_ssd.py ops/test_ssd.py",
+    "ops/norms/cuda": "kernels/test_emulated_norms.py kernels/test_compile_norms.py "
+    "ops/test_norms.py",
+    "ops/decoding/cuda": "kernels/test_emulated_state_update.py kernels/test_emulated_steps.py "
+    "kernels/test_compile_steps.py ops/test_selective_state_update.py",
+    "ops/decoding/layers": "ops/test_layers.py kernels/test_emulated_steps.py",
+    "ops/decoding/products": "kernels/test_emulated_steps.py kernels/test_compile_steps.py",
     "ops/selective_scan": "ops/test_selective_scan*.py compile/test_operators.py",
     "ops/ssd": "ops/test_ssd.py ops/test_ssd_errors.py ops/test_ssd_sequences.py "
     "ops/test_ssd_mixer.py ops/test_ssd_ways.py ops/test_ssd_transforms.py compile/test_ssd.py",
@@ -80,7 +93,7 @@ OWN = {
     "replay/launches": "ops/test_launches.py",
     "replay/blocks": "ops/test_blocks*.py",
     "replay/cuda_graph": "ops/test_cuda_graph.py",
-    "kernels": "kernels/test_compiler.py ops/test_backends*.py",
+    "kernels": "kernels/test_compiler.py kernels/test_through_libraries.py ops/test_backends*.py",
     "report": "doctor cli/test_doctor.py",
     "report/findings": "doctor/test_findings.py doctor/test_advised.py doctor/test_too_early.py",
     "report/changes": "cli/test_diff.py",
@@ -108,7 +121,7 @@ ALL = {
     "cli/test_status.py releases/test_bundle.py releases/test_blocks.py",
     "rewrite": "rewrite hook/test_rewrite.py hook/test_names_beside.py hook/test_unserved.py "
     "releases/test_copies.py rewrite/test_kept.py mutants releases/test_unknown_texts.py",
-    "ops": "ops export emulated compile modules "
+    "ops": "ops export emulated kernels compile modules "
     "releases/test_blocks.py releases/test_past_targets.py releases/test_decoding.py",
     "report": "cli doctor docs installing",
 }
