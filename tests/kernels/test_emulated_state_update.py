@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from jetson_mamba.errors import Unavailable
 from jetson_mamba.ops.decoding import cuda, pytorch
 from jetson_mamba.ops.decoding.contract import Case, Step
 from tests.kernels.emulated import emulate, serve
@@ -130,5 +131,5 @@ def test_what_the_kernel_does_not_take_is_left_to_others(step: Step) -> None:
 @pytest.mark.parametrize("field", ["state_dtype", "dtype", "step_dtype", "weight_dtype"])
 def test_a_dtype_that_is_none_of_the_kernels_is_refused(field: str) -> None:
     case = case_of(step_of(Setup(1, 1, 1, 1, 1)))
-    with pytest.raises(RuntimeError, match="float32, float16 and bfloat16, not torch.float64"):
+    with pytest.raises(Unavailable, match="float32, float16 and bfloat16, not torch.float64"):
         cuda.load(case._replace(**{field: torch.float64}))
