@@ -126,9 +126,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, backend: ModuleType, processors: int 
     """Let a backend of an op take what is on a CPU for its GPU, of so many multiprocessors."""
     load = backend.load
     on_a_gpu = torch.device("cuda")
-    monkeypatch.setattr(
-        backend, "load", lambda case: load(case._replace(device=on_a_gpu))
-    )
+    monkeypatch.setattr(backend, "load", lambda case: load(case._replace(device=on_a_gpu)))
     for name, function in (
         ("index_of", lambda device: -1),
         ("processors", lambda index: processors),

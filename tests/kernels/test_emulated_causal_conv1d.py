@@ -37,7 +37,7 @@ STATEFUL: dict[str, Any] = {"initial_states": True, "final_states": True, "dim":
         Setup(FLOAT, "time slice", Options(dim=3, seqlen=11)),
         Setup(FLOAT, "channels", Options(dim=64, seqlen=40)),
         Setup(FLOAT, "general", Options(dim=5)),
-        Setup(BRAIN, "time", Options(dim=2, seqlen=16, sequences="padding", **{"width": 2})),
+        Setup(BRAIN, "time", Options(width=2, dim=2, seqlen=16, sequences="padding")),
         Setup(BRAIN, "channels", Options(seqlen=5, **STATEFUL)),
         Setup(FLOAT, "time", Options(seqlen=2, **STATEFUL)),
     ],
