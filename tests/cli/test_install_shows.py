@@ -194,7 +194,7 @@ def answered(answer: bool | BaseException) -> Callable[[str], bool]:
             try:
                 raise answer
             except BaseException:
-                raise typer.Abort
+                raise typer.Abort  # noqa: B904
         return answer
 
     return confirm

@@ -16,7 +16,8 @@ TEXTS = {
     "__init__.py": "from mamba_ssm.modules.mamba_simple import Mamba\nimport einops\n",
     "modules/__init__.py": "",
     "modules/mamba_simple.py": (
-        "import torch\nfrom ..ops import there\nfrom .gone import x\nfrom . import mamba2\nif True:\n    import guarded\n"
+        "import torch\nfrom ..ops import there\nfrom .gone import x\nfrom . import mamba2\n"
+        "if True:\n    import guarded\n"
         "class Mamba:\n    def __init__(self, d_model, own, *, other=1): pass\n"
     ),
     INTERFACE: (

@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of libraries; one that a folder for caches is named for keeps them for later runs."""
+    """A folder of libraries, which outlasts the run where one for caches is named."""
     kept = os.environ.get("JETSON_MAMBA_CACHE")
     folder = Path(kept) / "emulated" if kept else tmp_path_factory.mktemp("kernels")
     folder.mkdir(parents=True, exist_ok=True)

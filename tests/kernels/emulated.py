@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -86,8 +87,7 @@ class Emulator:
         library = self._directory / f"{name}.so"
         if not library.exists():
             # Headers of here stand before those of the kernels: each is found by its plain name.
-            work = self._directory / name
-            work.mkdir(exist_ok=True)
+            work = Path(tempfile.mkdtemp(dir=self._directory))
             for path in (KERNELS / source_name, *HEADERS):
                 (work / path.name).write_text(for_a_cpu(path.read_text("utf-8")), "utf-8")
             for path in HERE.iterdir():
@@ -99,11 +99,13 @@ class Emulator:
                     *("g++", "-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-fno-gnu-unique"),
                     *options,
                     *("-include", "cstdio", f'-DKERNEL_SOURCE="{source_name}"'),
-                    *(f"-DKERNEL={entry}", str(work / "run.cpp"), "-o", str(library)),
+                    *(f"-DKERNEL={entry}", str(work / "run.cpp"), "-o", str(work / "made")),
                 ],
                 check=True,
                 env={**os.environ, "LC_ALL": "C"},
             )
+            # Another process may make the same.
+            (work / "made").replace(library)
         return EmulatedKernel(ctypes.CDLL(str(library)).run)
 
 

@@ -33,11 +33,6 @@ SMALL: dict[str, Any] = {
 TOLERANCE = {FLOAT: 1e-5, BRAIN: 6e-3}
 
 
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kernels")
-
-
 @pytest.fixture(autouse=True)
 def on_the_cpu(libraries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     emulate(monkeypatch, libraries)

@@ -131,5 +131,5 @@ def test_what_the_kernel_does_not_take_is_left_to_others(step: Step) -> None:
 @pytest.mark.parametrize("field", ["state_dtype", "dtype", "step_dtype", "weight_dtype"])
 def test_a_dtype_that_is_none_of_the_kernels_is_refused(field: str) -> None:
     case: Any = case_of(step_of(Setup(1, 1, 1, 1, 1)))
-    with pytest.raises(Unavailable, match="float32, float16 and bfloat16, not torch.float64"):
+    with pytest.raises(Unavailable, match=r"float32, float16 and bfloat16, not torch\.float64"):
         cuda.load(case._replace(**{field: torch.float64}))
