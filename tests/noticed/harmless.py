@@ -57,6 +57,12 @@ HARMLESS = (
         "what softplus gives is left as it is by a limit of 0",
     ),
     Harmless(
+        "jetson_mamba/rewrite/closure.py",
+        'yield (each, 0), _Written("not there", frozenset(), False)',
+        'yield (each,), _Written("not there", frozenset(), False)',
+        "of a name without a statement there is nothing to tell a first one from",
+    ),
+    Harmless(
         "jetson_mamba/dispatch/unchecked.py",
         "return inspect.signature(lambda *arguments, **keywords: None).parameters",
         "return inspect.signature(lambda *arguments, **keywords: 0).parameters",
