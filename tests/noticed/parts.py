@@ -119,6 +119,8 @@ OWN = {
     "cli/run": "cli/test_paragraphs.py cli/test_run.py",
     "demo": "cli/test_demo.py",
 }
+# What is held of all commands: their options, how these are completed and what the page says.
+OF_COMMANDS = "cli/test_completion.py cli/test_bad_input.py docs/test_reference.py"
 ALL = {
     "hook": "hook faults imports "
     "cli/test_status.py releases/test_bundle.py releases/test_blocks.py",
@@ -153,7 +155,7 @@ def tests(part: str, file: Path) -> tuple[list[str], list[str]]:
     name = "/".join(file.parts[1:])
     own = max((each for each in OWN if name.startswith(each)), key=len, default="")
     like = " ".join(_called(file.stem)) if not own else OWN[own]
-    first = _files(like)
+    first = _files(f"{like} {OF_COMMANDS}" if name.startswith("cli/") else like)
     return first, [each for each in _files(ALL[part]) if each not in first]
 
 
