@@ -128,3 +128,46 @@ def test_the_gradient_of_a_gate_is_written_where_it_is_asked_for() -> None:
     assert not whole[:, :8].any() and into.z is not None
     assert into.z.data_ptr() == whole[:, 8:].data_ptr()
     assert torch.equal(into.x, apart.x)
+
+
+FORWARD, BACKWARD, ODD = cuda.LONGEST_FORWARD, cuda.LONGEST_BACKWARD, cuda.LONGEST_ODD
+
+
+def test_rows_are_taken_as_far_as_registers_hold_them() -> None:
+    lengths = (1, 2, ODD, ODD + 1, BACKWARD, BACKWARD + 1, BACKWARD + 2, FORWARD, FORWARD + 1)
+    assert ODD < BACKWARD < FORWARD and ODD % 2 == BACKWARD % 2 == 0
+    taken = {length: (cuda.takes(length, False), cuda.takes(length, True)) for length in lengths}
+    assert taken == {
+        **dict.fromkeys((1, 2, ODD, BACKWARD), (True, True)),
+        # Of an odd length one element is taken at a time, for which there are fewer registers.
+        **dict.fromkeys((ODD + 1, BACKWARD + 1, BACKWARD + 2, FORWARD), (True, False)),
+        FORWARD + 1: (False, False),
+    }
+
+
+@pytest.mark.parametrize("is_backward", [False, True])
+@pytest.mark.parametrize("few_rows", [False, True])
+@pytest.mark.parametrize("vector", [1, 2, 4, 8])
+def test_threads_of_a_block_share_all_of_a_row(
+    vector: int, few_rows: bool, is_backward: bool
+) -> None:
+    """Whole warps, no more than a block has, and no more elements each than its registers hold."""
+    longest = FORWARD if not is_backward else BACKWARD if vector > 1 else ODD
+    most = max(elements for elements, _ in cuda.FORWARD_ELEMENTS) if not is_backward else 24
+    around = {1, 31, 32, 33, 100, 128, 129, 640, 1000, 4096, longest // vector - 1}
+    for runs in sorted(around | {longest // vector}):
+        group = runs * vector
+        if group > longest:
+            continue
+        for rows in (1, 3, 1000):
+            span = cuda.span_of(group, vector, rows, is_backward, few_rows)
+            assert span is not None
+            assert span.vector * span.threads * span.rounds >= group
+            assert span.vector * span.threads * (span.rounds - 1) < group
+            assert span.threads % 32 == 0 and span.threads * span.rows <= 1024
+            assert 1 <= span.rows <= max(1, min(rows, cuda.BLOCK_THREADS // span.threads))
+            assert span.rounds * span.vector <= max(most, span.vector * 4)
+            if few_rows and runs <= 512:
+                assert span.rounds == 1
+    longest = BACKWARD if is_backward else FORWARD
+    assert cuda.span_of(longest + 2 * vector, vector, 3, is_backward, few_rows) is None
