@@ -192,11 +192,11 @@ def test_a_step_is_by_its_kernel_and_counts_as_a_write(groups: int, launched: li
     exact = [each.double() for each in step]
     state = step[0]
     version = state._version
-    out = selective_state_update(*step, True)
+    out = selective_state_update(*step, *[True])
     assert launched[-1] == "state_update"
     assert state._version == version + 1
     count = len(launched)
-    expected = selective_state_update(*exact, True)
+    expected = selective_state_update(*exact, *[True])
     assert len(launched) == count
     assert relative_norm(out, expected) < 1e-5 and relative_norm(state, exact[0]) < 1e-5
 
