@@ -24,10 +24,12 @@ BACKENDS = tuple(
 
 
 def row(op: str, direction: str, batch: int, **microseconds: float) -> TimedRow:
-    size = {"batch": batch, "dim": 64, "seqlen": 100}
     return TimedRow(
-        *(op, direction),
-        **size,
+        op=op,
+        direction=direction,
+        batch=batch,
+        dim=64,
+        seqlen=100,
         dtype="bfloat16",
         layout="BDL",
         floor_microseconds=2.0 * batch,
@@ -57,6 +59,10 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(Figure, "savefig", written)
     return found
+
+
+def lines_of(legend: Any) -> list[Any]:
+    return list(legend.legend_handles)
 
 
 def drawn(figures: list[Any], driver: str | None = "580.1") -> Figure:
@@ -103,7 +109,7 @@ def test_a_picture_says_what_was_measured_on_what(driver: str | None, figures: l
     (legend,) = figure.legends
     names = [each.get_text() for each in legend.get_texts()]
     assert names == ["floor: fewest bytes over the rate of a copy", "cuda", "pytorch"]
-    handles = [(each.get_marker(), each.get_color()) for each in legend.legend_handles]
+    handles = [(line.get_marker(), line.get_color()) for line in lines_of(legend)]
     assert handles == [
         ("|", "black"),
         *((marker, colour) for colour, marker in bench_plot.STYLES[:2]),
@@ -111,7 +117,8 @@ def test_a_picture_says_what_was_measured_on_what(driver: str | None, figures: l
 
 
 def test_every_time_stands_in_its_row_and_the_floor_beside_it(figures: list[Any]) -> None:
-    forward, backward, *_ = drawn(figures).axes
+    panels: list[Any] = drawn(figures).axes
+    forward, backward, *_ = panels
     (cuda, first), (pytorch, second) = bench_plot.STYLES[:2]
     apart = bench_plot.APART / 2
     assert points(forward) == {
@@ -136,8 +143,8 @@ def test_times_are_on_a_log_scale_from_the_first_row_down(figures: list[Any]) ->
         assert axes.xaxis.get_major_formatter()(12345.0) == "12,345"
     width, height = figure.get_size_inches()
     assert width == bench_plot.WIDTH_INCHES
-    rows = bench_plot.ROW_INCHES * 3 + bench_plot.FRAME_INCHES * 2
-    assert height == pytest.approx(rows)
+    of_rows = bench_plot.ROW_INCHES * 3
+    assert height == pytest.approx(of_rows + bench_plot.FRAME_INCHES * 2)
 
 
 def trained(kind: str, held_out: float, losses: list[float]) -> Trained:

@@ -41,25 +41,28 @@ OWN = {
     "compat": "compat imports without_triton",
     "triton_there": "without_triton ops/test_triton_runs.py",
     "ops/causal_conv1d": "ops/test_causal_conv1d*.py compile/test_operators.py",
-    "ops/causal_conv1d/cuda": "kernels/test_emulated_causal_conv1d.py "
+    "ops/causal_conv1d/cuda": "kernels/test_refusals.py kernels/test_emulated_causal_conv1d.py "
     "kernels/test_compile_causal_conv1d.py ops/test_causal_conv1d*.py",
-    "ops/selective_scan/cuda": "kernels/test_emulated_selective_scan.py "
+    "ops/selective_scan/cuda": "kernels/test_refusals.py kernels/test_emulated_selective_scan.py "
     "kernels/test_compile_selective_scan.py ops/test_selective_scan*.py",
     "ops/selective_scan/plans": "kernels/test_emulated_selective_scan.py "
     "kernels/test_compile_selective_scan.py export/test_plugins.py",
-    "ops/ssd/cuda": "kernels/test_emulated_ssd.py kernels/test_compile_ssd.py ops/test_ssd.py",
-    "ops/norms/cuda": "kernels/test_emulated_norms.py kernels/test_compile_norms.py "
+    "ops/ssd/cuda": "kernels/test_refusals.py kernels/test_emulated_ssd.py "
+    "kernels/test_compile_ssd.py ops/test_ssd.py",
+    "ops/norms/cuda": "kernels/test_refusals.py kernels/test_emulated_norms.py "
+    "kernels/test_emulated_ops.py kernels/test_compile_norms.py "
     "ops/test_norms.py",
-    "ops/decoding/cuda": "kernels/test_emulated_state_update.py kernels/test_emulated_steps.py "
+    "ops/decoding/cuda": "kernels/test_refusals.py kernels/test_emulated_state_update.py "
+    "kernels/test_emulated_steps.py "
     "kernels/test_compile_steps.py ops/test_selective_state_update.py",
     "ops/decoding/layers": "ops/test_layers.py kernels/test_emulated_steps.py",
     "ops/decoding/products": "kernels/test_emulated_steps.py kernels/test_compile_steps.py",
     "ops/selective_scan": "ops/test_selective_scan*.py compile/test_operators.py",
     "ops/ssd": "ops/test_ssd.py ops/test_ssd_errors.py ops/test_ssd_sequences.py "
     "ops/test_ssd_mixer.py ops/test_ssd_ways.py ops/test_ssd_transforms.py compile/test_ssd.py",
-    "ops/norms": "ops/test_norms.py",
+    "ops/norms": "ops/test_norms.py kernels/test_emulated_ops.py kernels/test_emulated_norms.py",
     "ops/norm": "ops/test_norms.py",
-    "ops/decoding": "ops/test_selective_state_update.py",
+    "ops/decoding": "ops/test_selective_state_update.py kernels/test_emulated_ops.py",
     "ops/decoding/pieces": "modules/test_prefill.py",
     "ops/decoding/several_tokens": "ops/test_whole_steps.py modules/test_prefill.py",
     "ops/swiglu": "ops/test_swiglu.py",
@@ -117,7 +120,8 @@ OWN = {
     "releases": "installing hook/test_package.py",
     "cli/output": "cli/test_paragraphs.py cli/test_widths.py",
     "cli/run": "cli/test_paragraphs.py cli/test_run.py",
-    "demo": "cli/test_demo.py",
+    "demo": "cli/test_pictures.py cli/test_demo.py",
+    "report/bench_plot": "cli/test_pictures.py cli/test_bench.py",
 }
 # What is held of all commands: their options, how these are completed and what the page says.
 OF_COMMANDS = "cli/test_completion.py cli/test_bad_input.py docs/test_reference.py"

@@ -305,3 +305,19 @@ def test_a_function_of_torch_is_replaced_by_a_keyword_where_an_extension_is_used
             rewrite(text, OVERRIDE)
         without = f"{uses}{statement}\n{call.format(function, '')}"
         assert f" {function}(a, a, a)" in rewrite(without, OVERRIDE).text
+
+
+@pytest.mark.parametrize(
+    ("before", "direct"),
+    [
+        ("causal_conv1d_cuda = None\n", True),
+        ("a, causal_conv1d_cuda = 1, None\n", False),
+        ("causal_conv1d_cuda = 0\n", False),
+        ("if True:\n    causal_conv1d_cuda = None\n", False),
+    ],
+)
+def test_none_before_an_import_is_no_second_binding(before: str, direct: bool) -> None:
+    """So its calls are the op's own, and not those of a module that takes any form."""
+    text = f"{before}import causal_conv1d_cuda\ndef f(): return {CALL}\n"
+    written = rewrite(text, OVERRIDE).text.partition("\ndef f")[2]
+    assert ("jetson_mamba.ops.causal_conv1d_fn(" in written) is direct
