@@ -82,7 +82,7 @@ OWN = {
     "dispatch/tracing": "ops/test_traces.py",
     "dispatch/passing": "ops/test_twice.py ops/test_ssd_transforms.py",
     "dispatch/in_place": "ops/test_written.py",
-    "dispatch/triton_dispatch": "ops/test_past_triton.py",
+    "dispatch/triton_dispatch": "ops/test_on_a_gpu.py ops/test_past_triton.py",
     "dispatch/environment": "ops/test_environment.py",
     "dispatch/memo": "ops/test_memo.py ops/test_environment.py",
     "dispatch/selection": "ops/test_selection.py ops/test_backends*.py",
