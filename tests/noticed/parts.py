@@ -47,6 +47,7 @@ OWN = {
     "kernels/test_compile_selective_scan.py ops/test_selective_scan*.py",
     "ops/selective_scan/plans": "kernels/test_emulated_selective_scan.py "
     "kernels/test_compile_selective_scan.py export/test_plugins.py",
+    "ops/ssd/triton": "ops/test_ssd_upstream.py ops/test_ssd_ways.py ops/test_past_triton.py",
     "ops/ssd/cuda": "kernels/test_refusals.py kernels/test_emulated_ssd.py "
     "kernels/test_compile_ssd.py ops/test_ssd.py",
     "ops/norms/cuda": "kernels/test_refusals.py kernels/test_emulated_norms.py "
