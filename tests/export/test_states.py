@@ -148,14 +148,19 @@ def test_what_has_no_step_is_refused(model: Model) -> None:
 @pytest.mark.parametrize("kind", ["one state", "a flat state", "rotary"])
 def test_layers_of_attention_are_refused(kind: str, model: Model) -> None:
     block: Any = model.blocks[1]
-    shapes = {"one state": [(1, 2, 3)], "a flat state": [(1, 2, 3), (1, 2)]}
+    shapes: dict[str, list[tuple[int, ...]]] = {
+        "one state": [(1, 2, 3)],
+        "a flat state": [(1, 2, 3), (1, 2)],
+    }
     if kind == "rotary":
         block.rotary_emb_dim = 2
     else:
-        block.allocate_inference_cache = lambda *_: tuple(map(torch.zeros, shapes[kind]))
-    for made in (lambda: states.prompt(model, 3), lambda: states.token_step(model)):
-        with pytest.raises(CannotRun, match="expected layers of Mamba and Mamba2 alone"):
-            made()
+        found = tuple(torch.zeros(shape) for shape in shapes[kind])
+        block.allocate_inference_cache = lambda *_: found
+    with pytest.raises(CannotRun, match="expected layers of Mamba and Mamba2 alone"):
+        states.prompt(model, 3)
+    with pytest.raises(CannotRun, match="expected layers of Mamba and Mamba2 alone"):
+        states.token_step(model)
 
 
 def test_a_language_model_is_one_with_a_head_and_a_cache(model: Model) -> None:
@@ -219,7 +224,7 @@ def test_a_language_model_becomes_two_files_with_open_sizes(
 
 
 def test_a_block_becomes_one_file_and_has_no_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
-    ((module, shapes, names, _, file, *_),) = exported(monkeypatch, Block())
+    ((_, shapes, names, _, file, *_),) = exported(monkeypatch, Block())
     assert file.as_posix() == "some/m.onnx"
     assert [list(each) for each in shapes] == [[0]] * 3
     assert names["output_names"] == ["out", "conv_state_after", "ssm_state_after"]
