@@ -118,7 +118,7 @@ OWN = {
     "report/probe": "doctor/test_installed.py doctor/test_symptoms.py cli/test_doctor.py",
     "cli/install": "cli/test_install*.py",
     "cli/doctor": "doctor/test_shown.py cli/test_doctor.py",
-    "cli/export": "cli/test_export_arguments.py export/test_files.py",
+    "cli/export": "cli/test_export_*.py export/test_files.py",
     "installing": "installing cli/test_install.py",
     "releases": "installing hook/test_package.py",
     "cli/output": "cli/test_paragraphs.py cli/test_widths.py",
