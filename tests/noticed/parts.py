@@ -93,7 +93,8 @@ OWN = {
     "dispatch/twice": "ops/test_twice.py compile/test_operators.py",
     "dispatch/unchecked": "ops/test_unchecked.py",
     "dispatch/projections": "ops/test_projections.py ops/test_blocks*.py modules",
-    "dispatch/autocast": "ops/test_older_torch.py ops/test_lacking_torch.py ops/test_blocks.py ops/test_captured.py",
+    "dispatch/autocast": "ops/test_older_torch.py ops/test_lacking_torch.py "
+    "ops/test_blocks.py ops/test_captured.py",
     "dispatch/block_modules": "ops/test_blocks*.py modules",
     "report/hook": "doctor/test_the_hook.py doctor/test_symptoms_of_the_hook.py",
     "report/packages": "doctor/test_packages.py doctor/test_installed.py doctor/test_symptoms.py",
