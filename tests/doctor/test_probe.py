@@ -40,6 +40,7 @@ def fails() -> dict[str, Any]:
     raise OSError("\nno such file\nat all")
 
 
+A_TORCH = found(version="2.9")
 TASKS = {
     "good": found(x=1),
     "ends": ends(3),
@@ -57,7 +58,7 @@ def tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The answers to these tasks, by a torch that answers with this."""
     monkeypatch.setattr(probe, "SECONDS", 40.0)
 
-    def run(tasks: dict[str, Any], of_torch: Any = found(version="2.9")) -> dict[str, Any]:
+    def run(tasks: dict[str, Any], of_torch: Any = A_TORCH) -> dict[str, Any]:
         monkeypatch.setattr(probe, "_torch", of_torch)
         monkeypatch.setattr(probe, "_function_of", tasks.__getitem__)
         probe.main(["torch", *tasks], str(tmp_path))
@@ -96,7 +97,7 @@ def test_without_a_torch_what_needs_it_is_not_tried(tried: Any) -> None:
     answers = tried({"good": TASKS["good"], **dict.fromkeys(NEED_TORCH, dies)}, fails)
     assert answers.pop("torch") == {"error": "OSError: no such file"}
     assert answers.pop("good") == {"x": 1}
-    assert answers == dict.fromkeys(NEED_TORCH, {"error": "torch cannot be imported"})
+    assert answers == {name: {"error": "torch cannot be imported"} for name in NEED_TORCH}
 
 
 NEED_TORCH = ("devices", "ops", "compiler", "trial")
@@ -128,7 +129,7 @@ def test_a_process_that_leaves_no_answer_says_how_it_ended(
 
     def run(command: list[str], **options: Any) -> Any:
         asked.append((command, options))
-        path, tasks, folder = json.loads(command[-1])
+        folder = json.loads(command[-1])[2]
         probe._write(folder, "devices", {"gpus": []})
         if code is None:
             raise subprocess.TimeoutExpired(command, options["timeout"])

@@ -117,7 +117,8 @@ OWN = {
     "report/status": "cli/test_status.py",
     "report/installed": "doctor/test_installed.py doctor/test_packages.py doctor/test_symptoms.py",
     "report/extensions": "doctor/test_installed.py doctor/test_symptoms.py",
-    "report/probe": "doctor/test_probe.py doctor/test_installed.py doctor/test_symptoms.py cli/test_doctor.py",
+    "report/probe": "doctor/test_probe.py doctor/test_installed.py "
+    "doctor/test_symptoms.py cli/test_doctor.py",
     "cli/install": "cli/test_install*.py",
     "cli/doctor": "doctor/test_shown.py cli/test_doctor.py",
     "cli/export": "cli/test_export_*.py export/test_files.py",
