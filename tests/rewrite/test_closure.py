@@ -242,11 +242,19 @@ class Index(ast.AST):
 
     _fields = ("value",)
 
+    def __init__(self, value: ast.AST) -> None:
+        super().__init__()
+        self.value = value
+
 
 class ExtSlice(ast.AST):
     """The same, of several."""
 
     _fields = ("dims",)
+
+    def __init__(self, dims: list[ast.AST]) -> None:
+        super().__init__()
+        self.dims = dims
 
 
 @pytest.mark.parametrize(
