@@ -50,6 +50,7 @@ OWN = {
     "ops/ssd/triton": "ops/test_ssd_upstream.py ops/test_ssd_ways.py ops/test_past_triton.py",
     "ops/ssd/cuda": "kernels/test_refusals.py kernels/test_emulated_ssd.py "
     "kernels/test_compile_ssd.py ops/test_ssd.py",
+    "ops/norms/triton": "ops/test_norms_upstream.py ops/test_past_triton.py",
     "ops/norms/cuda": "kernels/test_refusals.py kernels/test_emulated_norms.py "
     "kernels/test_emulated_ops.py kernels/test_compile_norms.py "
     "ops/test_norms.py",
