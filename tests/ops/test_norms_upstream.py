@@ -1,6 +1,6 @@
 """The norms by upstream's launchers: what they are handed, and what is made of what they return.
 
-They are imitated here, as releases 1.x have them and as those from 2.0 on, and compute with PyTorch.
+They are imitated here, as 1.x has them and as later releases do, and compute with PyTorch.
 """
 
 from __future__ import annotations
