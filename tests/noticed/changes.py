@@ -90,7 +90,8 @@ class _Places(cst.CSTVisitor):
             return False
         if isinstance(node, (cst.FormattedString, cst.ConcatenatedString)):  # words for people
             return False
-        if isinstance(node, cst.SimpleString) and " " in node.value:
+        # Nor is it told from another by the letters that einsum has for its axes.
+        if isinstance(node, cst.SimpleString) and (" " in node.value or "->" in node.value):
             return False
         for kind, operator in OPERATORS:
             if isinstance(node, kind):

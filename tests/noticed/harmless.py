@@ -57,6 +57,24 @@ HARMLESS = (
         "what softplus gives is left as it is by a limit of 0",
     ),
     Harmless(
+        "jetson_mamba/installing/plan.py",
+        'specifier = match["specifier"].strip() if match else ""',
+        'specifier = match["specifier"].strip() if match else "XXXX"',
+        "without a match it is refused whatever it is",
+    ),
+    Harmless(
+        "jetson_mamba/replay/captured.py",
+        "self._full_until = now + IDLE_CALLS // 64",
+        "self._full_until = now + IDLE_CALLS // 65",
+        "it is looked at again after 63 calls in place of 64",
+    ),
+    Harmless(
+        "jetson_mamba/ops/selective_scan/decomposed.py",
+        "spare = 0 if isinstance(steps, int) else BLOCK",
+        "spare = 0 if (isinstance(steps, int)) and False else BLOCK",
+        "more steps are added at the end, which are cut off again",
+    ),
+    Harmless(
         "jetson_mamba/rewrite/closure.py",
         "if place in written:",
         "if False:",

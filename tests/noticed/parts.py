@@ -65,6 +65,8 @@ OWN = {
     "ops/norms": "ops/test_norms.py kernels/test_emulated_ops.py kernels/test_emulated_norms.py",
     "ops/norm": "ops/test_norms.py",
     "ops/decoding": "ops/test_selective_state_update.py kernels/test_emulated_ops.py",
+    "ops/decoding/op": "ops/test_selective_state_update.py kernels/test_emulated_ops.py "
+    "ops/test_traces.py",
     "ops/decoding/pieces": "modules/test_prefill.py",
     "ops/decoding/several_tokens": "ops/test_several_tokens.py ops/test_whole_steps.py "
     "modules/test_prefill.py",
@@ -100,6 +102,8 @@ OWN = {
     "dispatch/block_modules": "ops/test_blocks*.py modules",
     "report/hook": "doctor/test_the_hook.py doctor/test_symptoms_of_the_hook.py",
     "report/packages": "doctor/test_packages.py doctor/test_installed.py doctor/test_symptoms.py",
+    "report/keys": "cli/test_documents.py",
+    "report/schema": "cli/test_documents.py",
     "report/sources": "doctor/test_sources.py doctor/test_symptoms.py",
     "replay/captured": "ops/test_captured*.py ops/test_environment.py",
     "replay/launches": "ops/test_launches.py",
@@ -113,6 +117,8 @@ OWN = {
     "report/machine": "doctor/test_machine.py doctor/test_installed.py "
     "doctor/test_symptoms_of_torch.py",
     "report/verify": "cli/test_verify.py",
+    "cli/verify": "cli/test_verify_shows.py cli/test_verify.py",
+    "cli/status": "cli/test_verify_shows.py cli/test_status.py",
     "report/bench": "cli/test_bench.py",
     "report/timing": "cli/test_bench.py",
     "report/recurrences": "cli/test_bench.py cli/test_verify.py",
