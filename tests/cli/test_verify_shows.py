@@ -111,7 +111,7 @@ def test_the_exit_code_says_whether_all_that_counts_has_passed(
         asked.append((device, functions))
         return iter(rows)
 
-    monkeypatch.setattr(VERIFY, "torch_device", lambda name: torch.device(name))
+    monkeypatch.setattr(VERIFY, "torch_device", torch.device)
     monkeypatch.setattr(VERIFY, "mamba_ssm", lambda: SimpleNamespace(__version__="2.3.1"))
     monkeypatch.setattr(VERIFY.jetson_mamba, "status", lambda: status)
     monkeypatch.setattr(REPORT, "functions", lambda: ("some",))
@@ -161,7 +161,8 @@ def lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
             **{"selections": (), "backend_variable": None, "unserved": (), **others},
         }
         names = [field.name for field in dataclasses.fields(Status)]
-        made = Status(**{name: given.get(name) for name in names})
+        fields: dict[str, Any] = {name: given.get(name) for name in names}
+        made = Status(**fields)
         asked: list[Any] = []
 
         def status(**options: Any) -> Status:

@@ -119,6 +119,12 @@ def test_what_is_free_of_memory_and_swap_is_read(tmp_path: Path) -> None:
     assert sizes == (5000 * 1024, 3900 * 1024, 3800 * 1024)
 
 
+def test_what_is_no_text_is_read_as_far_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "proc/device-tree").mkdir(parents=True)
+    (tmp_path / "proc/device-tree/model").write_bytes(b"Jetson \xff Orin\0")
+    assert machine(str(tmp_path)).board == "Jetson \ufffd Orin"
+
+
 def test_a_report_tells_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/data/people/anna")
     told = {"a": ["/data/people/anna/x.py: no", "(/home/bob/venv)", "/data/people/annabel", 3]}

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jetson_mamba.ops.norms import cuda
-from jetson_mamba.ops.norms.contract import Case, Gate, Options
+from jetson_mamba.ops.norms import cuda, pytorch
+from jetson_mamba.ops.norms.contract import Case, Gate, Implementation, Options
 from tests.kernels.emulated import emulate, serve
 from tests.references.tolerance import relative_norm
 
@@ -65,8 +65,18 @@ SETUPS = (
 )
 
 
+BACKENDS: dict[str, Callable[[Case], Implementation]] = {
+    "cuda": lambda case: cuda.load(case),
+    # What the kernels are held to by their trial.
+    "pytorch": lambda case: pytorch.IMPLEMENTATION,
+}
+
+
+@pytest.mark.parametrize("made", BACKENDS.values(), ids=BACKENDS)
 @pytest.mark.parametrize("setup", SETUPS, ids=str)
-def test_both_passes_agree_with_the_definition(setup: Setup) -> None:
+def test_both_passes_agree_with_the_definition(
+    setup: Setup, made: Callable[[Case], Implementation]
+) -> None:
     torch.manual_seed(0)
     dim = setup.groups * setup.group
     options = Options(0.01, setup.group, setup.is_rms_norm, setup.gate)
@@ -79,7 +89,7 @@ def test_both_passes_agree_with_the_definition(setup: Setup) -> None:
     residual = None if setup.residual is None else drawn(setup.residual)
     z = None if setup.gate == Gate.NONE else drawn(setup.dtype)
     weight, bias = torch.rand(dim) + 0.5, torch.randn(dim) if setup.bias else None
-    kernels = cuda.load(Case(x.device, setup.dtype, weight.dtype))
+    kernels = made(Case(x.device, setup.dtype, weight.dtype))
     found = kernels.forward(
         *(x, residual, z, weight, bias, setup.residual, setup.dtype, options, True)
     )

@@ -346,3 +346,11 @@ def test_what_is_asked_for_by_its_name_is_what_is_imported(of: str, stays: bool)
     except Refused as refused:
         written = str(refused)
     assert ("any_form.causal_conv1d_cuda" not in written) is stays
+
+
+def test_what_any_module_has_is_no_function_of_an_extension() -> None:
+    for name in ("causal_conv1d.cpp_functions", "causal_conv1d_cuda"):
+        written = rewrite(f"import {name}\nn = {name}.__dir__()\n", OVERRIDE).text
+        assert ".__dir__()" in written
+        with pytest.raises(Refused, match="in a way that is not a call in a known form"):
+            rewrite(f"import {name}\nn = {name}.unknown()\n", OVERRIDE)
