@@ -1,4 +1,7 @@
-"""What the command `export` hands on of its options, and what it shows of what was written."""
+"""What the command `export` hands on of its options.
+
+What it shows of what was written, too.
+"""
 
 from __future__ import annotations
 

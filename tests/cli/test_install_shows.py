@@ -1,4 +1,7 @@
-"""What ``jetson-mamba install`` shows of a plan, asks of it and says of what came of it."""
+"""What ``jetson-mamba install`` shows of a plan.
+
+What it asks, too, and what it says of what came of it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pictures of bench and demo show: every number at its place, with its name."""
+"""Pictures have every number at its place, with its name."""
 
 from __future__ import annotations
 

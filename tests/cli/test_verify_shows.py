@@ -1,4 +1,4 @@
-"""What `verify` and `status` show of what was found, and how `verify` ends."""
+"""What the commands `verify`, `status` show of what was found."""
 
 from __future__ import annotations
 

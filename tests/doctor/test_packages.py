@@ -1,4 +1,4 @@
-"""Which packages are installed: what Python finds, and what pip has on record for it."""
+"""Which packages Python finds, with what pip has on record for each."""
 
 from __future__ import annotations
 

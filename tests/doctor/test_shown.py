@@ -1,4 +1,7 @@
-"""What doctor shows of a machine: a line for each fact, and what to do of each finding."""
+"""What doctor shows of a machine, a line for each fact.
+
+Of each finding it says what was seen, why that is so and what to do.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the hook would do with each target of an installed mamba_ssm, and why it would not."""
+"""What the hook would do with each target of an installed mamba_ssm."""
 
 from __future__ import annotations
 

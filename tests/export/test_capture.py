@@ -1,4 +1,4 @@
-"""A node of a recurrence has the dtypes and shapes of what its operator gives."""
+"""A node of a recurrence is like what its operator gives, in dtypes as in shapes."""
 
 from __future__ import annotations
 

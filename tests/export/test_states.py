@@ -1,4 +1,4 @@
-"""Steps with states in and out: what is exported of a block and of a language model, and by names.
+"""What is exported of a step, with its states as arguments.
 
 The model here is small, and calls as mamba_ssm's do; ``make exports`` has those of every release.
 """

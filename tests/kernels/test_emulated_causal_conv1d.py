@@ -1,6 +1,7 @@
-"""The kernels of the convolution agree on a CPU with float64, and what surrounds them with them.
+"""The kernels of the convolution agree on a CPU with float64.
 
-Each layout has kernels of its own, and whatever is not aligned takes their general form.
+All that surrounds them runs with them. Each layout has kernels of its own, and whatever is not
+aligned takes their general form.
 """
 
 from __future__ import annotations

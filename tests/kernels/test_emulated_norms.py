@@ -1,4 +1,7 @@
-"""The kernels of the norms agree on a CPU with float64, and what surrounds them with them."""
+"""The kernels of the norms agree on a CPU with float64.
+
+All that surrounds them runs with them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ops go by their kernels on a GPU, which is imitated: what they take, and what they leave.
+"""The ops go by their kernels on a GPU, which is imitated.
 
 Tensors say that they are on a GPU and the kernels run on a CPU, so that what a call of an op does
 there is done here.

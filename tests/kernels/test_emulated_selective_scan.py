@@ -1,7 +1,7 @@
-"""The kernels of the selective scan agree on a CPU with float64, and what surrounds them with them.
+"""The kernels of the selective scan agree on a CPU with float64.
 
-Time is cut into segments where channels are few, and channels share a block's sums where states are
-many: each has kernels, or arguments, that nothing else has.
+All that surrounds them runs with them. Time is cut into segments where channels are few, and
+channels share a block's sums where states are many: each has kernels, or arguments, of its own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The kernel of a decoding step agrees on a CPU with float64, and what surrounds it with it."""
+"""The kernel of a decoding step agrees on a CPU with float64.
+
+All that surrounds it runs with it.
+"""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ OWN = {
     "hook/snapshot": "cli/test_status.py doctor/test_symptoms_of_the_hook.py",
     "hook/runner": "cli/test_run.py",
     "hook/unserved": "hook/test_package.py hook/test_unserved.py",
-    "hook/loader": "hook/test_create_module.py hook/test_package.py hook/test_loaders.py hook/test_import.py",
+    "hook/loader": "hook/test_create_module.py hook/test_package.py "
+    "hook/test_loaders.py hook/test_import.py",
     "finder": "hook/test_import.py hook/test_other_packages.py",
     "rewrite": "rewrite hook/test_rewrite.py",
     "texts": "rewrite/test_closure.py hook/test_package.py hook/test_names_beside.py",

@@ -1,6 +1,7 @@
-"""What is done around a capture and a launch, on a device and a driver that are imitated.
+"""What is done around a capture, on a device that is imitated.
 
-A graph here is the list of what a function did while it was captured, and a launch does that again.
+So is the driver: a graph here is the list of what a function did while it was captured, and a launch
+does that again.
 """
 
 from __future__ import annotations

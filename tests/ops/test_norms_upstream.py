@@ -1,6 +1,6 @@
-"""The norms by upstream's launchers: what they are handed, and what is made of what they return.
+"""The norms by upstream's launchers, without a GPU.
 
-They are imitated here, as 1.x has them and as later releases do, and compute with PyTorch.
+These are imitated here, as 1.x has them and as later releases do, and compute with PyTorch.
 """
 
 from __future__ import annotations

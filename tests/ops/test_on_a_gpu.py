@@ -1,6 +1,6 @@
-"""Kernels that are made for few GPUs are tried by their first call on each, and given up there.
+"""Kernels that are made for few GPUs are tried by their first call on each.
 
-The GPUs are imitated: a tensor says which it is on.
+Where they fail they are given up. The GPUs are imitated: a tensor says which it is on.
 """
 
 from __future__ import annotations

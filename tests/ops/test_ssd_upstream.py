@@ -1,6 +1,6 @@
-"""The ssd op by upstream's functions: what they are handed, and what is made of what they return.
+"""The ssd op by upstream's functions, without a GPU.
 
-They are imitated here by functions of the same parameters that compute with PyTorch.
+These are imitated here by functions of the same parameters that compute with PyTorch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What stands for a package of kernels that is not there: it can be named, and runs nothing."""
+"""What stands for a package of kernels that is not there can be named.
+
+It runs nothing.
+"""
 
 from __future__ import annotations
 
