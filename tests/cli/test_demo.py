@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sysconfig
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Iterator
@@ -75,7 +76,7 @@ def test_the_library_is_read_until_there_is_enough_of_it(
     for name in ("a", "b", "c", "d"):
         (tmp_path / f"{name}.py").write_text(f"{name} = 1\n" * 10 + "    x\n")
     (tmp_path / "b.py").write_bytes(b"\xff")
-    monkeypatch.setattr(text.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     for most, count in ((1, 1), (63, 1), (64, 2), (126, 2), (127, 3)):
         monkeypatch.setattr(text, "LIBRARY_CHARACTERS", most)
         monkeypatch.setattr(text, "LEAST_CHARACTERS", 10)

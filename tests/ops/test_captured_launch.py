@@ -1,7 +1,7 @@
 """What is done around a capture, on a device that is imitated.
 
-So is the driver: a graph here is the list of what a function did while it was captured, and a launch
-does that again.
+So is the driver: a graph here is the list of what a function did while it was captured, which a
+launch does again.
 """
 
 from __future__ import annotations
