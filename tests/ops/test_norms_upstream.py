@@ -103,7 +103,10 @@ def gated(
     return plain_gated(x, weight, bias, z, eps, size, norm_before_gate, is_rms_norm), x, x
 
 
-@pytest.fixture(params=["norm_forward", "norm_forward_of_1"])
+RELEASES = ("norm_forward", "norm_forward_of_1")
+
+
+@pytest.fixture(params=RELEASES)
 def release(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The op that the imported release hands its launcher to; Triton runs here."""
     op: str = request.param
@@ -139,11 +142,14 @@ NORMS: dict[str, dict[str, Any]] = {
     "by the root": {"is_rms_norm": True, "eps": 0.1},
     "with masks": {"return_dropout_mask": True, "prenorm": True},
 }
-LATER: dict[str, dict[str, Any]] = {
+OF_TWO: dict[str, dict[str, Any]] = {
     "of two": {"x1": drawn(2, 3, 8)},
     "by two weights": {"weight1": torch.rand(8), "bias1": drawn(8)},
     "scaled by rows": {"rowscale": torch.rand(2, 3)},
 }
+
+# 1.x has no such norms.
+LATER: dict[str, dict[str, dict[str, Any]]] = {"norm_forward": OF_TWO, "norm_forward_of_1": {}}
 
 
 def both(function: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], ...]:
@@ -165,13 +171,15 @@ def both(function: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> tuple[
 
 
 @pytest.mark.parametrize("layout", X)
-@pytest.mark.parametrize("kind", [*NORMS, *LATER])
+@pytest.mark.parametrize(
+    ("release", "kind"),
+    [(release, kind) for release in RELEASES for kind in (*NORMS, *LATER[release])],
+    indirect=["release"],
+)
 def test_a_norm_is_what_the_launcher_computes(
     kind: str, layout: str, release: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options: dict[str, Any] = {"bias": None, **NORMS.get(kind, {}), **LATER.get(kind, {})}
-    if kind in LATER and release != "norm_forward":
-        pytest.skip("1.x has no such norm")
+    options: dict[str, Any] = {"bias": None, **{**NORMS, **LATER[release]}[kind]}
     bias = options.pop("bias")
     x = X[layout]
     found, right = both(lambda: norms.layer_norm_fn(x, WEIGHT, bias, **options), monkeypatch)

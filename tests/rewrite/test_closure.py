@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 from textwrap import dedent
 from typing import Any, Callable
@@ -257,6 +258,7 @@ class ExtSlice(ast.AST):
         self.dims = dims
 
 
+@pytest.mark.skipif(sys.version_info < (3, 9), reason="it is that Python")
 @pytest.mark.parametrize(
     ("text", "older"),
     [
