@@ -51,7 +51,6 @@ OWN = {
     "ops/ssd/triton": "ops/test_ssd_upstream.py ops/test_ssd_ways.py ops/test_past_triton.py",
     "ops/ssd/cuda": "kernels/test_refusals.py kernels/test_emulated_ssd.py "
     "kernels/test_compile_ssd.py ops/test_ssd.py",
-    "ops/norms/triton": "ops/test_norms_upstream.py ops/test_past_triton.py",
     "ops/norms/cuda": "kernels/test_refusals.py kernels/test_emulated_norms.py "
     "kernels/test_emulated_ops.py kernels/test_compile_norms.py "
     "ops/test_norms.py",
@@ -82,7 +81,7 @@ OWN = {
     "ops/test_ssd_errors.py ops/test_mamba3.py",
     "dispatch/computation": "ops/test_twice.py ops/test_ssd_mixer.py ops/test_norms.py",
     "dispatch/fields": "ops/test_fields.py compile/test_operators.py",
-    "dispatch/launchers": "ops/test_handed_over.py ops/test_launches.py ops/test_past_triton.py",
+    "dispatch/launchers": "ops/test_handed_over.py ops/test_past_triton.py",
     "dispatch/apart": "ops/test_forks.py ops/test_backends*.py",
     "dispatch/paths": "ops/test_transforms.py ops/test_traces.py",
     "dispatch/tracing": "ops/test_traces.py",
@@ -107,7 +106,6 @@ OWN = {
     "report/schema": "cli/test_documents.py",
     "report/sources": "doctor/test_sources.py doctor/test_symptoms.py",
     "replay/captured": "ops/test_captured*.py ops/test_environment.py",
-    "replay/launches": "ops/test_launches.py",
     "replay/blocks": "ops/test_blocks*.py",
     "replay/cuda_graph": "ops/test_cuda_graph.py",
     "kernels": "kernels/test_compiler.py kernels/test_through*.py ops/test_backends*.py",
