@@ -21,6 +21,8 @@ from jetson_mamba.ops.selective_scan.contract import Case as ScanCase
 from jetson_mamba.ops.ssd import cuda as ssd
 from jetson_mamba.ops.ssd import cuda_forward
 from jetson_mamba.ops.ssd.contract import Case as SsdCase
+from jetson_mamba.ops.swiglu import cuda as swiglu
+from jetson_mamba.ops.swiglu.contract import Case as GateCase
 
 GPU, CPU, META = (torch.device(kind) for kind in ("cuda", "cpu", "meta"))
 FLOAT, HALF, BRAIN, WIDE = torch.float32, torch.float16, torch.bfloat16, torch.float64
@@ -29,6 +31,7 @@ CASES: dict[ModuleType, Any] = {
     decoding: StepCase(GPU, FLOAT, BRAIN, HALF, FLOAT),
     norms: NormCase(GPU, HALF, FLOAT),
     scan: ScanCase(GPU, HALF, False, 256),
+    swiglu: GateCase(GPU, BRAIN),
     ssd: SsdCase(GPU, FLOAT, number=BRAIN, headdim=64, dstate=128),
 }
 
@@ -72,6 +75,7 @@ def test_another_device_is_refused(backend: Any, device: torch.device) -> None:
                 (norms, "", ("dtype", "weight_dtype")),
                 (decoding, "", ("state_dtype", "dtype", "step_dtype", "weight_dtype")),
                 (scan, "for ", ("dtype",)),
+                (swiglu, "", ("dtype",)),
                 (ssd, "for ", ("dtype", "number")),
             )
             for field in fields

@@ -70,7 +70,7 @@ OWN = {
     "ops/decoding/pieces": "modules/test_prefill.py",
     "ops/decoding/several_tokens": "ops/test_several_tokens.py ops/test_whole_steps.py "
     "modules/test_prefill.py",
-    "ops/swiglu": "ops/test_swiglu.py",
+    "ops/swiglu": "ops/test_swiglu.py kernels/test_emulated_swiglu.py",
     "ops/mamba_inner": "ops/test_mamba_inner.py ops/test_blocks*.py",
     "ops/mamba3": "ops/test_mamba3.py",
     "export": "export",
