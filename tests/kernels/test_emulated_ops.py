@@ -23,6 +23,8 @@ from jetson_mamba.ops.decoding import cuda as decoding_cuda
 from jetson_mamba.ops.decoding import op as decoding
 from jetson_mamba.ops.norms import cuda, serving
 from jetson_mamba.ops.norms import op as norms
+from jetson_mamba.ops.ssd import gated_norm
+from jetson_mamba.ops.ssd.gates import GatedRMSNorm
 from tests.kernels.emulated import emulate, serve
 from tests.references.tolerance import relative_norm
 
@@ -236,3 +238,34 @@ def test_kernels_that_are_wrong_are_found_out_by_their_trial(
             out = selective_state_update(*step)
     assert relative_norm(out, expected) < 1e-5
     assert ["trial is wrong" in str(each.message) for each in said] == [True]
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("room", ["rows", "columns of more", "steps apart", "another dtype"])
+def test_a_block_s_norm_writes_the_gradient_of_its_gate_wherever_that_is(
+    room: str, before: bool, launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    norm = GatedRMSNorm(torch.rand(16) + 0.5, 1e-3, 8, before)
+    x, z, dout = (drawn(2, 3, 16) for _ in range(3))
+    rooms = {
+        "rows": torch.zeros(2, 3, 16),
+        "columns of more": torch.zeros(2, 3, 20)[..., 4:],
+        "steps apart": torch.zeros(3, 2, 16).transpose(0, 1),
+        "another dtype": torch.zeros(2, 3, 16, dtype=torch.float64),
+    }
+    dz = rooms[room]
+    out, rstd = gated_norm.forward(norm, x, z, with_rstd=True)
+    dx, dweight, _ = gated_norm.backward(norm, x, z, dout, dz)
+    assert launched[-1] == ("norm_forward" if room == "another dtype" else "norm_sum")
+    with monkeypatch.context() as patch:
+        patch.setattr(Tensor, "is_cuda", False)
+        plain = torch.zeros(2, 3, 16)
+        right, right_rstd = gated_norm.forward(norm, x, z, with_rstd=True)
+        right_dx, right_dweight, _ = gated_norm.backward(norm, x, z, dout, plain)
+    assert rstd is not None and right_rstd is not None
+    for one, other in (
+        *((out, right), (rstd, right_rstd), (dx, right_dx), (dz, plain)),
+        (dweight, right_dweight),
+    ):
+        assert relative_norm(one, other) < 1e-5
