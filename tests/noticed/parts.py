@@ -62,7 +62,8 @@ OWN = {
     "ops/decoding/products": "kernels/test_emulated_steps.py kernels/test_compile_steps.py",
     "ops/selective_scan": "ops/test_selective_scan*.py compile/test_operators.py",
     "ops/ssd": "ops/test_ssd.py ops/test_ssd_steps.py ops/test_ssd_errors.py "
-    "ops/test_ssd_sequences.py ops/test_ssd_mixer.py ops/test_ssd_ways.py ops/test_ssd_transforms.py compile/test_ssd.py",
+    "ops/test_ssd_sequences.py ops/test_ssd_mixer.py ops/test_ssd_ways.py "
+    "ops/test_ssd_transforms.py compile/test_ssd.py",
     "ops/norms": "ops/test_norms.py kernels/test_emulated_ops.py kernels/test_emulated_norms.py",
     "ops/norm": "ops/test_norms.py",
     "ops/decoding": "ops/test_selective_state_update.py kernels/test_emulated_ops.py",
