@@ -53,8 +53,7 @@ def find(name: str, path: Sequence[str]) -> ModuleSpec | None:
     for finder in sys.meta_path:
         if is_a(finder, "Finder"):
             continue
-        find_spec = PathFinder.find_spec if finder is PathFinder else finder.find_spec
-        spec = find_spec(name, path if finder is PathFinder else None)
+        spec = finder.find_spec(name, path if finder is PathFinder else None)
         if spec is not None:
             return spec
     return None

@@ -90,8 +90,8 @@ def _properties(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:
     for field in dataclasses.fields(kind):
         if field.name in NOT_SHOWN:
             continue
-        annotation = field.type if isinstance(field.type, str) else field.type.__name__
-        value = _of(ast.parse(annotation, mode="eval").body, kind, definitions)
+        # The text of the annotation, as everywhere in this room.
+        value = _of(ast.parse(str(field.type), mode="eval").body, kind, definitions)
         values = CLOSED.get(f"{kind.__name__}.{field.name}")
         if values:
             value = {"enum": list(values)}

@@ -96,10 +96,13 @@ def _closure(package: str) -> tuple[dict[str, str], tuple[str, ...]]:
     seen = {"mamba_ssm"}
     waiting = ["mamba_ssm"]
     while waiting:
-        path = _file_of(package, waiting.pop())
+        here = waiting.pop()
+        path = _file_of(package, here)
         if path is None:
             continue
-        for module, names in _required_by(path):
+        around = here if os.path.basename(path) == "__init__.py" else here.rpartition(".")[0]
+        for named, names in _required_by(path):
+            module = _absolute(named, around)
             if module.split(".")[0] != "mamba_ssm":
                 required.setdefault(module, path)
                 continue
@@ -121,6 +124,14 @@ def _required_by(path: str) -> Iterator[tuple[str, list[str]]]:
     for match in IMPORT.finditer(text):
         names = re.findall(r"(\w+)(?:\s+as\s+\w+)?\s*(?:,|$|\))", match[2] or "")
         yield match[1] or match[3], names
+
+
+def _absolute(module: str, package: str) -> str:
+    """The name of a module that is imported in a package, without dots before it."""
+    name = module.lstrip(".")
+    parts = package.split(".")
+    around = parts[: len(parts) + 1 - (len(module) - len(name))]
+    return ".".join([*around, *([name] if name else [])]) if module != name else module
 
 
 def _folder(package: str, module: str) -> str:

@@ -100,7 +100,7 @@ def _is_handled(draft: Draft, node: ast.stmt) -> bool:
             and any(catches(handler) for handler in outer.handlers)
         ):
             return True
-        if isinstance(outer, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+        if isinstance(outer, (ast.FunctionDef, ast.AsyncFunctionDef)):
             return False
         inner = outer
     return False

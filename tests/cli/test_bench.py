@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Callable
 
 import pytest
 import torch
 
 from jetson_mamba.dispatch import selection
-from jetson_mamba.report import bench
+from jetson_mamba.report import bench, timing
 from jetson_mamba.report.timing import Timer
 from tests.cli.command import jetson_mamba, shadow
 from tests.cli.test_bad_input import complaint
@@ -188,3 +190,104 @@ def test_a_slow_call_is_repeated_a_few_times_only() -> None:
 def test_the_rate_of_a_copy_is_that_of_this_machine() -> None:
     """Within what any memory does: 0.1 to 2000 GB/s."""
     assert 1e2 < Timer(CPU).copy_rate() < 2e6
+
+
+class ImitatedGpu:
+    """A clock that goes on with each call, and events that read it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.log: list[Any] = []
+        gpu = self
+
+        class Event:
+            def __init__(self, enable_timing: bool = False) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                gpu.log.append("event")
+                self.at = gpu.now
+
+            def elapsed_time(self, other: Any) -> float:
+                return float(other.at - self.at)
+
+        def device(of: Any) -> Any:
+            gpu.log.append(of)
+            return nullcontext()
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "device", device)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: gpu.log.append("waited"))
+
+    def take(self, milliseconds: float) -> None:
+        """Take that long."""
+        self.log.append("call")
+        self.now += milliseconds
+
+
+@pytest.mark.parametrize(
+    ("properties", "cold"),
+    [
+        ({"L2_cache_size": 1 << 20}, timing.CACHES_OVER << 20),
+        ({"L2_cache_size": 0}, timing.UNKNOWN_COLD_BYTES),
+        ({}, timing.UNKNOWN_COLD_BYTES),
+    ],
+)
+def test_on_a_gpu_a_call_is_timed_by_events_after_its_cache_is_overwritten(
+    properties: dict[str, int], cold: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = ImitatedGpu(monkeypatch)
+    asked: list[Any] = []
+    real = torch.empty
+
+    def properties_of(device: Any) -> Any:
+        asked.append(device)
+        return SimpleNamespace(**properties)
+
+    def empty(size: int, **options: Any) -> Any:
+        asked.append((size, options["device"]))
+        return SimpleNamespace(zero_=lambda: gpu.log.append("overwritten"))
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties_of)
+    monkeypatch.setattr(torch, "empty", empty)
+    timer = timing.Timer(torch.device("cuda"))
+    monkeypatch.setattr(torch, "empty", real)
+    of = torch.device("cuda", 3)
+    assert asked == [of, (cold, of)] and timer.device == of
+    lengths = iter((5.0, 0.25, 0.5))
+    assert timer._repeat(lambda: gpu.take(next(lengths)), 3) == [5000.0, 250.0, 500.0]
+    assert gpu.log == [of, *["overwritten", "event", "call", "event"] * 3, "waited"]
+
+
+def test_a_copy_takes_no_more_than_an_eighth_of_what_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    timer = timing.Timer(torch.device("cpu"))
+    timer.device = torch.device("cuda", 1)
+    made: list[tuple[Any, ...]] = []
+    asked: list[Any] = []
+
+    def free(device: Any) -> tuple[int, int]:
+        asked.append(device)
+        return 8 * 1000, 1 << 40
+
+    def ones(size: int, **options: Any) -> Any:
+        made.append((size, options))
+        return real(size, dtype=options["dtype"])
+
+    real = torch.ones
+    monkeypatch.setattr(torch.cuda, "mem_get_info", free)
+    monkeypatch.setattr(torch, "ones", ones)
+    # What is beside it on that device lies here.
+    monkeypatch.setattr(torch, "empty_like", torch.zeros_like)
+    copied: list[Any] = []
+
+    def microseconds(call: Callable[[], Any]) -> float:
+        copied.append(call())
+        return 4.0
+
+    monkeypatch.setattr(timer, "microseconds", microseconds)
+    assert timer.copy_rate() == 2 * 1000 / 4.0
+    assert made == [(1000, {"dtype": torch.uint8, "device": timer.device})]
+    assert asked == [timer.device] and copied[0].sum() == 1000

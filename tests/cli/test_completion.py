@@ -10,9 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from jetson_mamba.cli import commands, main
+from jetson_mamba.cli.device import DEVICES
+from jetson_mamba.cli.schema import DOCUMENTS
+from jetson_mamba.finder import TARGETS
 from tests.cli.command import REPOSITORY
 
 
@@ -66,3 +70,35 @@ def test_bash_completes(words: list[str], expected: list[str], tmp_path: Path) -
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(done.stdout.split()) == expected
+
+
+def completed() -> dict[tuple[str, str], list[str]]:
+    """What is offered for each option and argument that has something to offer."""
+    found = {}
+    for name, command in commands.program().commands.items():
+        context = click.Context(command, info_name=name)
+        for parameter in command.params:
+            offered = [each.value for each in parameter.shell_complete(context, "")]
+            if offered and parameter.name is not None:
+                found[name, parameter.name] = offered
+    return found
+
+
+def test_every_option_that_takes_one_of_a_few_values_offers_them() -> None:
+    assert completed() == {
+        ("verify", "device"): list(DEVICES),
+        ("bench", "op"): ["causal_conv1d", "selective_scan"],
+        ("bench", "dtype"): ["bfloat16", "float32"],
+        ("bench", "device"): list(DEVICES),
+        ("export", "target"): ["onnxruntime", "tensorrt"],
+        ("diff", "target"): list(TARGETS),
+        ("schema", "command"): list(DOCUMENTS),
+        ("completion", "shell"): ["bash", "zsh", "fish"],
+    }
+
+
+def test_every_option_and_argument_says_what_it_is_for() -> None:
+    for name, command in commands.program().commands.items():
+        assert command.help, name
+        for parameter in command.params:
+            assert getattr(parameter, "help", ""), (name, parameter.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sysconfig
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Iterator
@@ -12,6 +13,7 @@ import torch
 
 from jetson_mamba.cli import main
 from jetson_mamba.demo import models, text, training
+from jetson_mamba.errors import CannotRun
 from tests.cli.command import jetson_mamba, kept
 from tools.releases import release_path
 
@@ -79,6 +81,44 @@ def test_the_library_is_read_the_same_way_each_time() -> None:
     assert first == again
     assert len(first.training) > 1_000_000
     assert set(first.training + first.held_out) == set(first.alphabet)
+
+
+def test_the_library_is_read_until_there_is_enough_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c", "d"):
+        (tmp_path / f"{name}.py").write_text(f"{name} = 1\n" * 10 + "    x\n")
+    (tmp_path / "b.py").write_bytes(b"\xff")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    for most, count in ((1, 1), (63, 1), (64, 2), (126, 2), (127, 3)):
+        monkeypatch.setattr(text, "LIBRARY_CHARACTERS", most)
+        monkeypatch.setattr(text, "LEAST_CHARACTERS", 10)
+        found = text.standard_library()
+        assert found.name.startswith(f"{count} modules of Python")
+        whole = found.training + found.held_out
+        assert "\tx\n" in whole and "    " not in whole
+        assert [name for name in "abcd" if f"{name} = 1" in whole] == ["a", "c", "d"][:count]
+    monkeypatch.setattr(text, "LEAST_CHARACTERS", 1000)
+    with pytest.raises(CannotRun, match=f"found {len(whole)} characters of Python source"):
+        text.standard_library()
+
+
+def test_a_sample_is_what_follows_the_prompt_and_the_same_for_a_seed() -> None:
+    class Model(torch.nn.Module):
+        """Writes the character after the last one."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, ids: torch.Tensor) -> Any:
+            following = torch.nn.functional.one_hot((ids + 1) % 4, 6)
+            return SimpleNamespace(logits=following * 1e4)
+
+    of = text.Text("of four", "abcd" * 10, "", "abcd")
+    model = Model()
+    assert training.sample(model, of, "ab", 6, 0) == "cdabcd"
+    assert not model.training
 
 
 def test_the_alphabet_is_bounded_and_rare_characters_become_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from importlib import import_module
 from pathlib import Path
@@ -101,6 +102,20 @@ def test_nothing_is_described_that_is_not_there() -> None:
     for field in CLOSED:
         kind, _, name = field.partition(".")
         assert name in defined[kind]
+
+
+def test_a_copy_is_from_one_of_the_places_that_are_described() -> None:
+    from jetson_mamba.hook import copies
+    from jetson_mamba.report.keys import CLOSED
+
+    tree = ast.parse(Path(copies.__file__).read_text("utf-8"))
+    made = [
+        ast.literal_eval(node.args[3])
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_ready"
+    ]
+    assert len(made) > 2
+    assert set(CLOSED["Target.copy"]) == {*made, None}
 
 
 def test_the_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,3 +29,17 @@ def test_a_release_is_advised_only_where_the_installer_takes_it(
     here = Situation(python, "aarch64", Torch("2.4.0"), {}, tool())
     (requirement,) = shlex.split(command)[2:]
     assert plan(here, requirement).mamba is not None
+
+
+@pytest.mark.parametrize(
+    ("pip", "command"),
+    [
+        ("python3 -m pip", "python3 -m pip uninstall --yes causal-conv1d"),
+        ("uv pip", "uv pip uninstall causal-conv1d"),
+    ],
+)
+def test_what_is_taken_away_asks_nothing(
+    pip: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jetson_mamba.advice.pip", lambda: pip)
+    assert commands.uninstall("causal-conv1d") == command

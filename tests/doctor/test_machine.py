@@ -94,12 +94,35 @@ def test_the_power_mode_is_what_nvpmodel_has_set(
     assert machine(str(tmp_path)).power_mode == expected
 
 
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("NV Power Mode: MODE_30W\n2\n", "MODE_30W (2)"),
+        ("NV Fan Mode:quiet\n", None),
+    ],
+)
+def test_nvpmodel_is_asked_where_no_file_tells(
+    said: str, expected: str | None, tmp_path: Path
+) -> None:
+    write(tmp_path, "proc/device-tree/model", "NVIDIA Jetson Orin Nano\0")
+    tool = tmp_path / "nvpmodel"
+    tool.write_text(f"#!/bin/sh\n[ \"$1\" = -q ] && printf '{said}'\n".replace("\n'", "\\n'"))
+    tool.chmod(0o755)
+    assert machine(str(tmp_path)).power_mode == expected
+
+
 def test_what_is_free_of_memory_and_swap_is_read(tmp_path: Path) -> None:
     text = "MemTotal: 7800 kB\nMemAvailable: 5000 kB\nSwapTotal: 3900 kB\nSwapFree: 3800 kB\n"
     write(tmp_path, "proc/meminfo", text)
     found = machine(str(tmp_path))
     sizes = (found.available_bytes, found.swap_bytes, found.swap_free_bytes)
     assert sizes == (5000 * 1024, 3900 * 1024, 3800 * 1024)
+
+
+def test_what_is_no_text_is_read_as_far_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "proc/device-tree").mkdir(parents=True)
+    (tmp_path / "proc/device-tree/model").write_bytes(b"Jetson \xff Orin\0")
+    assert machine(str(tmp_path)).board == "Jetson \ufffd Orin"
 
 
 def test_a_report_tells_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +152,10 @@ def test_nvidia_smi_is_asked_where_it_is(tmp_path: Path) -> None:
 def test_the_compiler_is_found_where_torch_looks_for_it(tmp_path: Path) -> None:
     write(tmp_path, "usr/local/cuda/bin/nvcc", "#!/bin/sh\necho release 12.6, V12.6.1\n")
     (tmp_path / "usr/local/cuda/bin/nvcc").chmod(0o755)
+    write(tmp_path, "usr/local/cuda/bin/ptxas", "")
+    (tmp_path / "usr/local/cuda/bin/ptxas").chmod(0o755)
     found = machine(str(tmp_path))
+    assert found.ptxas == str(tmp_path / "usr/local/cuda/bin/ptxas")
     assert found.nvcc == str(tmp_path / "usr/local/cuda/bin/nvcc")
     assert found.cuda_toolkit == "12.6"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -210,3 +211,14 @@ def test_the_convolution_is_right_at_every_length(silu: bool, width: int, statef
         assert relative_norm(out, right) < TOLERANCE
         if stateful or seqlen >= width - 1:
             assert relative_norm(last, final) < TOLERANCE
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_numbers_of_a_graph_are_as_wide_as_what_it_computes_with(wide: bool) -> None:
+    from jetson_mamba.export.forms.writer import Writer
+
+    kinds = [ir.DataType.FLOAT, None, ir.DataType.DOUBLE if wide else ir.DataType.BFLOAT16]
+    values = [None if kind is None else ir.Value(type=ir.TensorType(kind)) for kind in kinds]
+    writer = Writer("of", *values)
+    assert writer.dtype == (np.float64 if wide else np.float32)
+    assert writer.onnx_dtype == (ir.DataType.DOUBLE if wide else ir.DataType.FLOAT)

@@ -90,6 +90,44 @@ def test_a_library_that_a_torch_lacks_is_brought(error: str, jetpack: str, bring
     assert "install" in words(command) and "torch" not in command
 
 
+BROUGHT = {
+    "": {
+        **{"libopenblas": "libopenblas-dev", "libmpi": "libopenmpi-dev", "libomp": "libomp-dev"},
+        **{"libmpi_cxx": "libopenmpi-dev", "libgomp": "libgomp1", "libnuma": "libnuma1"},
+    },
+    "6.2": {"libcudss": "cudss", "libcusparseLt": "cusparselt"},
+    "7.0": {
+        **{"libcudnn": "nvidia-cudnn-cu13", "libnccl": "nvidia-nccl-cu13"},
+        **{"libcusparseLt": "nvidia-cusparselt-cu13", "libnvshmem_host": "nvidia-nvshmem-cu13"},
+    },
+}
+OF_JETPACK = {
+    "5.1.2": "cudart.so.11.0 cublas.so.11 cublasLt.so.11 cudnn.so.8 cufft.so.10 curand.so.10 "
+    "cusolver.so.11 cusparse.so.11 cupti.so.11.4 nvToolsExt.so.1",
+    "6.2": "cudart.so.12 cublas.so.12 cublasLt.so.12 cudnn.so.9 cufft.so.11 curand.so.10 "
+    "cusolver.so.11 cusparse.so.12 cupti.so.12 nvToolsExt.so.1 nvJitLink.so.12 cufile.so.0",
+}
+OF_JETPACK["6.0"] = OF_JETPACK["6.2"].replace("cudnn.so.9", "cudnn.so.8")
+
+
+@pytest.mark.parametrize("jetpack", ["5.1.2", "6.0", "6.2", "7.0"])
+def test_every_library_has_what_brings_it(jetpack: str) -> None:
+    for of, names in BROUGHT.items():
+        for name, brings in names.items():
+            if of[:1] in ("", jetpack[0]):
+                command = libraries.command(LOADER.format(f"OSError: {name}.so.0"), jetpack)
+                assert command is not None and words(command)[-1] == brings
+                assert ("cuda-keyring" in command) is (of == "6.2")
+    for name in OF_JETPACK.get(jetpack, "").split():
+        command = libraries.command(LOADER.format(f"OSError: lib{name}"), jetpack)
+        assert command is not None and words(command)[-1] == "nvidia-jetpack"
+    # All of the tables are tried here.
+    tried = {name for names in BROUGHT.values() for name in names}
+    assert tried == {*libraries.UBUNTU, *libraries.ARCHIVE, *libraries.PIP}
+    of_jetpack = {f"lib{name}" for names in OF_JETPACK.values() for name in names.split()}
+    assert of_jetpack == {name for names in libraries.JETPACK.values() for name in names}
+
+
 @pytest.mark.parametrize(
     ("error", "jetpack"),
     [

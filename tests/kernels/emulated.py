@@ -1,4 +1,4 @@
-"""The kernels of ssd on a CPU: compiled by a C++ compiler, each thread of a block a fibre.
+"""The kernels on a CPU: compiled by a C++ compiler, each thread of a block a fibre.
 
 What surrounds the kernels runs as it is; in place of NVRTC and the driver stand the two of here.
 """
@@ -8,19 +8,37 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 from jetson_mamba.kernels import compiler
 
 HERE = Path(__file__).parent / "emulation"
 KERNELS = Path(compiler.__file__).parent
 # Of the kernels' own; the others are those of here.
-HEADERS = tuple(KERNELS / f"{name}.cuh" for name in ("ssd", "warpgroups", "ssd_warpgroups"))
+HEADERS = tuple(
+    KERNELS / f"{name}.cuh"
+    for name in (
+        *("ssd", "warpgroups", "ssd_warpgroups"),
+        *("causal_conv1d", "selective_scan", "norm"),
+    )
+)
+# What no compiler for a CPU takes, and what stands there for it.
+OTHERWISE = (
+    ("extern __shared__", "extern"),
+    # A hint alone.
+    (r'asm volatile\("prefetch\.global\.L2[^;]*;[^;]*;', ""),
+    # The emulation has its own.
+    (r"void multiply\(float", "void multiply_on_a_gpu(float"),
+)
 MOST_ARGUMENTS = 64
 
 
@@ -65,30 +83,55 @@ class Emulator:
         text = b"".join(
             path.read_bytes() for path in (KERNELS / source_name, *HEADERS, *sorted(HERE.iterdir()))
         )
-        name = hashlib.sha256(text + repr((source_name, defines)).encode()).hexdigest()[:24]
+        name = hashlib.sha256(text + repr((source_name, entry, defines)).encode()).hexdigest()[:24]
         library = self._directory / f"{name}.so"
         if not library.exists():
             # Headers of here stand before those of the kernels: each is found by its plain name.
-            work = self._directory / name
-            work.mkdir(exist_ok=True)
-            for path in (KERNELS / source_name, *HEADERS, *HERE.iterdir()):
+            work = Path(tempfile.mkdtemp(dir=self._directory))
+            for path in (KERNELS / source_name, *HEADERS):
+                (work / path.name).write_text(for_a_cpu(path.read_text("utf-8")), "utf-8")
+            for path in HERE.iterdir():
                 shutil.copy(path, work / path.name)
             options = [f"-D{key}={value}" for key, value in defines]
             subprocess.run(
                 [
-                    *("g++", "-std=c++20", "-O1", "-w", "-shared", "-fPIC", *options),
+                    # Else what blocks share would be one for all libraries that are loaded.
+                    *("g++", "-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-fno-gnu-unique"),
+                    *options,
                     *("-include", "cstdio", f'-DKERNEL_SOURCE="{source_name}"'),
-                    *(f"-DKERNEL={entry}", str(work / "run.cpp"), "-o", str(library)),
+                    *(f"-DKERNEL={entry}", str(work / "run.cpp"), "-o", str(work / "made")),
                 ],
                 check=True,
                 env={**os.environ, "LC_ALL": "C"},
             )
+            # Another process may make the same.
+            (work / "made").replace(library)
         return EmulatedKernel(ctypes.CDLL(str(library)).run)
 
 
+def for_a_cpu(text: str) -> str:
+    """A source without what only a GPU has."""
+    for pattern, other in OTHERWISE:
+        text = re.sub(pattern, other, text)
+    return text
+
+
 def emulate(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
-    """Let the kernels of ssd run on tensors of the CPU."""
+    """Let kernels run on tensors of the CPU."""
     monkeypatch.setattr(compiler, "load", Emulator(directory).load)
     monkeypatch.setattr(compiler, "Launch", EmulatedLaunch)
     monkeypatch.setattr(compiler, "current_device", lambda: -1)
     monkeypatch.setattr(compiler, "current_stream", lambda index: None)
+
+
+def serve(monkeypatch: pytest.MonkeyPatch, backend: ModuleType, processors: int = 1) -> None:
+    """Let a backend of an op take what is on a CPU for its GPU, of so many multiprocessors."""
+    load = backend.load
+    on_a_gpu = torch.device("cuda")
+    monkeypatch.setattr(backend, "load", lambda case: load(case._replace(device=on_a_gpu)))
+    for name, function in (
+        ("index_of", lambda device: -1),
+        ("processors", lambda index: processors),
+    ):
+        if hasattr(backend, name):
+            monkeypatch.setattr(backend, name, function)

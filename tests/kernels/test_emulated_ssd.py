@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from jetson_mamba.dispatch.memo import Memo
-from jetson_mamba.ops.ssd import cuda, cuda_backward, cuda_forward, trial
+from jetson_mamba.ops.ssd import cuda, cuda_backward, cuda_forward, pytorch, trial
 from jetson_mamba.ops.ssd.contract import Case, Mixer
 from tests.gpu.ssd_cases import BRAIN, FLOAT, backward_errors, drawn, forward_errors
 from tests.kernels.emulated import emulate
@@ -31,11 +31,6 @@ SMALL: dict[str, Any] = {
     **{"D": "channels", "first": True, "packed": True},
 }
 TOLERANCE = {FLOAT: 1e-5, BRAIN: 6e-3}
-
-
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kernels")
 
 
 @pytest.fixture(autouse=True)
@@ -156,3 +151,71 @@ def test_a_mixer_and_its_gradients_agree_with_float64() -> None:
     assert all(error < 1e-5 for error in errors.values()), errors
     with torch.no_grad():
         assert torch.equal(cuda.mixer_forward(given)[0], out)
+
+
+def with_columns(given: Mixer) -> Mixer:
+    """With an MLP beside the scan: its columns come first, and as many of the projection."""
+    more, wide = torch.randn(2, 70, 12), given.zxbcdt
+    weight = torch.randn(8, given.outproj_weight.shape[1] + 6)  # type: ignore[union-attr]
+    return given._replace(zxbcdt=torch.cat([more, wide], -1), outproj_weight=weight)
+
+
+MIXERS: dict[str, Callable[[Mixer], Mixer]] = {
+    "whole": lambda given: given,
+    "without a norm": lambda given: given._replace(rmsnorm_weight=None),
+    "with states": lambda given: given._replace(initial_states=torch.randn(2, 4, 16, 16)),
+    "with columns": with_columns,
+    "without a projection": lambda given: given._replace(outproj_weight=None),
+    "with sequences": lambda given: given._replace(
+        seq_idx=(torch.arange(70) // 23).int().expand(2, -1).contiguous()
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+def test_whatever_a_mixer_has_it_is_what_pytorch_computes(kind: str) -> None:
+    given = MIXERS[kind](mixer_of()[0])
+    names = [
+        name
+        for name, each in given._asdict().items()
+        if isinstance(each, Tensor) and each.is_floating_point()
+    ]
+    results = []
+    for implementation in (cuda.IMPLEMENTATION, pytorch.IMPLEMENTATION):
+        leaves = {name: getattr(given, name).clone().requires_grad_() for name in names}
+        out, state = implementation.mixer(given._replace(**leaves))
+        loss = out.double().square().sum() + state.double().sin().sum()
+        gradients = torch.autograd.grad(loss, list(leaves.values()))
+        results.append([out, state, *gradients])
+        with torch.no_grad():
+            forward = implementation.mixer_forward(given)
+        assert all(relative_norm(*each) < 1e-5 for each in zip(forward, (out, state)))
+    for name, one, other in zip(("out", "state", *names), *results):
+        assert relative_norm(one, other) < 2e-5, name
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_states_of_packed_sequences_are_given_too(gated: bool) -> None:
+    scan = drawn(**{**SMALL, "batch": 1, "z": gated, "first": False}, dtype=FLOAT)
+    ends = torch.tensor([0, 40, 100, 150], dtype=torch.int32)
+    which = (torch.arange(150)[None] >= ends[1:-1, None]).sum(0, dtype=torch.int32)[None]
+    given = scan._replace(cu_seqlens=ends, seq_idx=which)
+    found, right = (each.scan(given) for each in (cuda.IMPLEMENTATION, pytorch.IMPLEMENTATION))
+    for one, other in zip(found, right):
+        assert one is not None and other is not None and relative_norm(one, other) < 1e-5
+
+
+def test_a_core_and_its_gradients_are_what_pytorch_computes() -> None:
+    given = mixer_of()[0]
+    dout, dstate = torch.randn(2, 70, 64), torch.randn(2, 4, 16, 16)
+    kept = [each.core_forward(given) for each in (cuda.IMPLEMENTATION, pytorch.IMPLEMENTATION)]
+    for name, one, other in zip(kept[0]._fields, *kept):
+        assert relative_norm(one, other) < 1e-5, name
+    for last in (None, dstate):
+        gradients = [
+            each.core_backward(given, kept[0], dout, last)
+            for each in (cuda.IMPLEMENTATION, pytorch.IMPLEMENTATION)
+        ]
+        for name, one, other in zip(gradients[0]._fields, *gradients):
+            assert one is not None and other is not None
+            assert relative_norm(one, other) < 2e-5, name

@@ -19,11 +19,6 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
 
 
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kernels")
-
-
 @pytest.fixture(autouse=True)
 def on_the_cpu(libraries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     emulate(monkeypatch, libraries)

@@ -159,10 +159,11 @@ def executing(own: Sequence[str], rest: Sequence[str], module: Path, change: Cha
     """The tests of these files that execute what is changed.
 
     Of a line that no test executes itself, as what runs at import, those that execute its module,
-    and all of its ``own`` files: a constant is read by whoever asks for it.
+    and all of its ``own`` files: a constant is read by whoever asks for it, and so is a default.
     """
     text = (parts.REPOSITORY / module).read_text("utf-8")
-    *nearest, functions = [set(each) for each in _extents(text, change.line)]
+    of_head, extents = _extents(text, change.line)
+    *nearest, functions = [set(each) for each in extents]
     records = {each: json.loads(_kept(each).read_text("utf-8")) for each in (*own, *rest)}
     for lines in (*nearest, functions):
         found = []
@@ -171,7 +172,7 @@ def executing(own: Sequence[str], rest: Sequence[str], module: Path, change: Cha
             bits = 0
             for line in lines:
                 bits |= int(executed.get(line, "0"), 16)
-            if lines is functions and file in own:
+            if (of_head or lines is functions) and file in own:
                 bits = (1 << len(each["tests"])) - 1
             pairs = zip(each["tests"], each["seconds"])
             found += [
@@ -184,11 +185,14 @@ def executing(own: Sequence[str], rest: Sequence[str], module: Path, change: Cha
     return []
 
 
-def _extents(text: str, line: int) -> list[list[str]]:
-    """The texts of the statement at a line, or of its whole function, and of all functions."""
+def _extents(text: str, line: int) -> tuple[bool, list[list[str]]]:
+    """The texts of the statement at a line, or of its whole function, and of all functions.
+
+    First whether the line is of the head of a function, with its defaults.
+    """
     texts = [each.strip() for each in text.splitlines()]
     functions, statement, whole = [], None, None
-    inside = False
+    inside = of_head = False
     for node in ast.walk(ast.parse(text)):
         if not isinstance(node, ast.stmt):
             continue
@@ -203,13 +207,14 @@ def _extents(text: str, line: int) -> list[list[str]]:
             functions += body
             if node.lineno <= line <= last:
                 inside = True
+                of_head = of_head or line < bodies[0].lineno
                 # Which a change of a default, or a body that is skipped, is about.
                 if line < bodies[0].lineno + bool(ast.get_docstring(node)):
                     whole = body
         elif not isinstance(node, ast.ClassDef) and node.lineno <= line <= head:
             statement = texts[node.lineno - 1 : head]
     nearest = whole or (statement if inside else None)
-    return [*([nearest] if nearest else []), functions]
+    return of_head, [*([nearest] if nearest else []), functions]
 
 
 def ordered(tests: Iterable[Timed], own: Iterable[str], seconds: float) -> list[str]:

@@ -57,6 +57,36 @@ HARMLESS = (
         "what softplus gives is left as it is by a limit of 0",
     ),
     Harmless(
+        "jetson_mamba/installing/plan.py",
+        'specifier = match["specifier"].strip() if match else ""',
+        'specifier = match["specifier"].strip() if match else "XXXX"',
+        "without a match it is refused whatever it is",
+    ),
+    Harmless(
+        "jetson_mamba/replay/captured.py",
+        "self._full_until = now + IDLE_CALLS // 64",
+        "self._full_until = now + IDLE_CALLS // 65",
+        "it is looked at again a little sooner",
+    ),
+    Harmless(
+        "jetson_mamba/ops/selective_scan/decomposed.py",
+        "spare = 0 if isinstance(steps, int) else BLOCK",
+        "spare = 0 if (isinstance(steps, int)) and False else BLOCK",
+        "more steps are added at the end, which are cut off again",
+    ),
+    Harmless(
+        "jetson_mamba/rewrite/closure.py",
+        "if place in written:",
+        "if False:",
+        "what is written once more is the same, and so is what it refers to",
+    ),
+    Harmless(
+        "jetson_mamba/rewrite/closure.py",
+        'yield (each, 0), _Written("not there", frozenset(), False)',
+        'yield (each,), _Written("not there", frozenset(), False)',
+        "of a name without a statement there is nothing to tell a first one from",
+    ),
+    Harmless(
         "jetson_mamba/dispatch/unchecked.py",
         "return inspect.signature(lambda *arguments, **keywords: None).parameters",
         "return inspect.signature(lambda *arguments, **keywords: 0).parameters",

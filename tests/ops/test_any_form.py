@@ -63,8 +63,9 @@ def test_every_form_that_the_rewriter_knows_is_taken(origin: str, call: Call, fo
     first = [each.clone() for each in arguments[: call.positional]]
     expected = op(*first, **named)
     found = function(origin)(*arguments)
-    if form.results is not None:
-        expected = expected[: form.results]
+    # Before causal-conv1d 1.2, a backward pass had no states and no gradient of them.
+    if "bwd" in origin and "initial_states" not in form.parameters:
+        expected = expected[:3]
     torch.testing.assert_close(found, expected)
     assert isinstance(found, torch.Tensor) or len(found) == len(expected)
 

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import os
 import sys
+from contextlib import nullcontext
 from ctypes import c_char_p, c_void_p
 from types import SimpleNamespace
 from typing import Any
@@ -195,3 +196,57 @@ def test_a_graph_ends_without_the_driver_where_that_is_not_there(
     found = verbs(pools)
     assert ("cuGraphExecDestroy" in driver.calls) == (ended == "no driver")
     assert (found[-2:] == ["release", "release"]) == (ended == "no driver")
+
+
+def test_a_stream_of_its_own_does_not_wait_for_the_default_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Any] = []
+
+    def create(handle: c_void_p, flags: int) -> int:
+        asked.append(flags)
+        handle.value = 77
+        return 0
+
+    monkeypatch.setattr(cuda_graph, "_driver", lambda: SimpleNamespace(cuStreamCreate=create))
+    monkeypatch.setattr(torch.cuda, "ExternalStream", lambda handle: ("stream", handle))
+    assert cuda_graph.stream() == ("stream", 77)
+    assert asked == [1]
+
+
+def test_a_capture_is_this_threads_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others may go on allocating; and the graph is launched on the stream that is asked for."""
+    calls: list[tuple[Any, ...]] = []
+
+    def noted(name: str, gives: int | None = None) -> Any:
+        def call(*given: Any) -> int:
+            calls.append((name, *(getattr(each, "value", each) for each in given)))
+            if gives is not None:
+                (given[0] if name == "instantiate" else given[1]).value = gives
+            return 0
+
+        return call
+
+    driver = SimpleNamespace(
+        cuStreamBeginCapture_v2=noted("begin"),
+        cuStreamEndCapture=noted("end", 11),
+        cuGraphInstantiateWithFlags=noted("instantiate", 12),
+        cuGraphLaunch=noted("launch"),
+        cuGraphExecDestroy=noted("destroy executable"),
+        cuGraphDestroy=noted("destroy graph"),
+    )
+    monkeypatch.setattr(cuda_graph, "_driver", lambda: driver)
+    current = SimpleNamespace(cuda_stream=STREAM, device_index=DEVICE)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current)
+
+    class Pool:
+        allocating = staticmethod(nullcontext)
+
+    with cuda_graph.captured(Pool()) as graph:  # type: ignore[arg-type]
+        pass
+    graph.launch(9)
+    del graph
+    assert calls == [
+        *(("begin", STREAM, 1), ("end", STREAM, None), ("instantiate", None, 11, 0)),
+        *(("launch", 12, 9), ("destroy executable", 12), ("destroy graph", 11)),
+    ]

@@ -429,3 +429,10 @@ def test_boundaries_that_are_none_are_refused(cu_seqlens: list[int], message: st
         siso(given(5, batch=1), cu_seqlens=torch.tensor(cu_seqlens))
     with pytest.raises(ValueError, match="expected batch 1"):
         siso(given(5), cu_seqlens=torch.tensor([0, 5]))
+
+
+def test_a_gate_needs_its_projection() -> None:
+    of = mimo_given(3, 2, "whole")
+    del of["z_proj"]
+    with pytest.raises(ValueError, match="MIMO_Z: expected a tensor with Z, found None"):
+        mimo(of)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jetson_mamba.dispatch import in_place, paths
+from jetson_mamba.dispatch import autocast, in_place, paths
 from jetson_mamba.ops import mamba_chunk_scan_combined
 
 
@@ -42,6 +42,45 @@ def test_a_batch_is_known_by_its_key(name: str, monkeypatch: pytest.MonkeyPatch)
     torch.autograd.grad(out, x, torch.ones(3), retain_graph=True)
     torch.autograd.grad(out, x, torch.eye(3), is_grads_batched=True)
     assert seen == [False, True]
+
+
+def with_autocast(knows_all: bool, **on: torch.dtype) -> Any:
+    """A torch with autocast on for these kinds of device; before 2.4 it knows two."""
+
+    def is_autocast_enabled(of: str = "cuda") -> bool:
+        if of == "meta":
+            raise RuntimeError("no autocast of meta")
+        return of in on
+
+    later = {"get_autocast_dtype": lambda of: on[of]} if knows_all else {}
+    return SimpleNamespace(
+        is_autocast_enabled=is_autocast_enabled,
+        is_autocast_cpu_enabled=lambda: "cpu" in on,
+        get_autocast_cpu_dtype=lambda: on["cpu"],
+        get_autocast_gpu_dtype=lambda: on["cuda"],
+        **later,
+    )
+
+
+@pytest.mark.parametrize("knows_all", [True, False])
+@pytest.mark.parametrize(
+    "on",
+    [{}, {"cpu": torch.bfloat16}, {"cuda": torch.float16}, {"cpu": torch.half, "cuda": torch.half}],
+)
+def test_the_dtype_of_autocast_is_that_of_the_device(
+    on: dict[str, torch.dtype], knows_all: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autocast, "torch", with_autocast(knows_all, **on))
+    for kind in ("cpu", "cuda"):
+        assert autocast.autocast_dtype(torch.device(kind)) == on.get(kind)
+
+
+def test_a_device_that_two_functions_do_not_know_has_a_dtype_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(autocast, "torch", with_autocast(True, xpu=torch.bfloat16))
+    found = [autocast.autocast_dtype(torch.device(kind)) for kind in ("xpu", "cuda", "meta")]
+    assert found == [torch.bfloat16, None, None]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

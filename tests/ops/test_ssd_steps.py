@@ -36,6 +36,16 @@ def test_a_state_may_grow(dtype: torch.dtype, softplus: bool) -> None:
     assert_agrees(scan, ssd_scan, tensors, dtype, TOLERANCE[dtype], dt_softplus=softplus)
 
 
+@pytest.mark.parametrize("softplus", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_steps_may_go_back(dtype: torch.dtype, softplus: bool) -> None:
+    """Where the limits let them: with softplus they are negative by a negative limit alone."""
+    tensors = scan_tensors(70)
+    limits = (-0.5, -0.1) if softplus else (-0.2, 0.6)
+    options = {"dt_softplus": softplus, "dt_limit": limits}
+    assert_agrees(scan, ssd_scan, tensors, dtype, TOLERANCE[dtype], **options)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_step_of_nothing_has_a_gradient(dtype: torch.dtype) -> None:
     tensors = scan_tensors(100)

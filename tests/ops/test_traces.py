@@ -6,6 +6,7 @@ The convolution, the scan and a block's inner part.
 from __future__ import annotations
 
 import io
+import warnings
 from typing import Any, Callable, Tuple
 
 import pytest
@@ -17,6 +18,7 @@ from jetson_mamba.ops import (
     causal_conv1d_fn,
     mamba_inner_fn,
     selective_scan_fn,
+    selective_state_update,
 )
 from jetson_mamba.ops.causal_conv1d import causal_conv1d_update
 from jetson_mamba.ops.causal_conv1d import op as convolving
@@ -91,12 +93,30 @@ def whole() -> tuple[Call, Callable[[int, int], tuple[Tensor, ...]]]:
     return call, lambda batch, seqlen: (drawn(batch, 2 * DIM, seqlen),)
 
 
+def step_of_the_scan() -> tuple[Call, Callable[[int, int], tuple[Tensor, ...]]]:
+    A, D = -torch.rand(1, DIM, DSTATE), drawn(1, DIM)
+
+    def call(state: Tensor, x: Tensor, dt: Tensor, B: Tensor, C: Tensor) -> Any:
+        state = state * 1
+        of = torch.ones_like(x[:, 0, 0], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        out = selective_state_update(state, x, dt, A, B, C, D, x, None, True, of)
+        return out, state
+
+    def made(batch: int, seqlen: int) -> tuple[Tensor, ...]:
+        each, matrix = (batch, 1, DIM), (batch, 1, DSTATE)
+        states = drawn(batch + 2, 1, DIM, DSTATE)
+        return states, drawn(*each), drawn(*each), drawn(*matrix), drawn(*matrix)
+
+    return call, made
+
+
 torch.manual_seed(0)
 FUNCTIONS = {
     "scan": scanned(False),
     "complex scan": scanned(True),
     "convolution": convolved(4),
     "step of the convolution": stepped(),
+    "step of the scan": step_of_the_scan(),
     "block": whole(),
 }
 Made = Tuple[Call, Callable[[int, int], Tuple[Tensor, ...]]]
@@ -126,6 +146,17 @@ def test_a_trace_is_right_at_its_sizes_and_at_others(function: Made, recorded: b
             for size in ((batch, seqlen), *others):
                 given = made(*size)
                 agree(each(*given), call(*given))
+
+
+@each_function
+def test_a_trace_is_taken_without_a_word(function: Made) -> None:
+    """What is only checked is no part of it, and nothing is decided by a number of it."""
+    call, made = function
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.jit.trace(call, made(2, 6), check_trace=False)
+    of_tracer = [each.message for each in said if each.category.__name__ == "TracerWarning"]
+    assert of_tracer == []
 
 
 def test_a_trace_refuses_what_it_is_not_right_for_and_says_what_to_do() -> None:
@@ -160,7 +191,7 @@ def test_a_trace_of_the_scan_refuses_more_steps_than_it_has_levels_for(
 @each_function
 def test_a_trace_has_the_gradients_of_what_it_is_of(function: Made) -> None:
     call, made = function
-    if function is FUNCTIONS["step of the convolution"]:
+    if function in (FUNCTIONS["step of the convolution"], FUNCTIONS["step of the scan"]):
         pytest.skip("it has no gradients")
     traced: Any = torch.jit.trace(call, made(2, 6))
     found = []
@@ -226,7 +257,7 @@ def test_a_graph_of_make_fx_of_gradients_computes_the_same(function: Made) -> No
     from torch.fx.experimental.proxy_tensor import make_fx
 
     call, made = function
-    if function is FUNCTIONS["step of the convolution"]:
+    if function in (FUNCTIONS["step of the convolution"], FUNCTIONS["step of the scan"]):
         pytest.skip("it has no gradients")
 
     def gradients(*given: Tensor) -> Any:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import sys
 from pathlib import Path
 from textwrap import dedent
+from typing import Any, Callable
 
 import pytest
 
-from jetson_mamba.rewrite.closure import closure
+from jetson_mamba.rewrite.closure import _Module, _Spelling, closure
 from jetson_mamba.texts import Texts, digest_beside
 from tools import known
 
@@ -233,3 +236,45 @@ def test_what_is_made_of_triton_is_told(package: Path) -> None:
 
 def test_the_digests_of_the_releases_are_those_that_are_checked_in() -> None:
     assert known.main(["--check"]) == 0
+
+
+class Index(ast.AST):
+    """As Python 3.8 has it."""
+
+    _fields = ("value",)
+
+    def __init__(self, value: ast.AST) -> None:
+        super().__init__()
+        self.value = value
+
+
+class ExtSlice(ast.AST):
+    """The same, of several."""
+
+    _fields = ("dims",)
+
+    def __init__(self, dims: list[ast.AST]) -> None:
+        super().__init__()
+        self.dims = dims
+
+
+@pytest.mark.skipif(sys.version_info < (3, 9), reason="it is that Python")
+@pytest.mark.parametrize(
+    ("text", "older"),
+    [
+        ("x[c]", lambda of: Index(value=of)),
+        (
+            "x[a:b, c]",
+            lambda of: ExtSlice(dims=[of.elts[0], Index(value=of.elts[1])]),
+        ),
+    ],
+)
+def test_an_index_is_known_by_what_it_is_in_any_python(
+    text: str, older: Callable[[ast.expr], ast.AST]
+) -> None:
+    module = _Module("mamba_ssm", TARGET, "a = b = c = x = 1\n")
+    node: Any = ast.parse(text, mode="eval").body
+    expected = _Spelling(module).of(node)
+    assert all(name in expected for name in "xc")
+    node.slice = older(node.slice)
+    assert _Spelling(module).of(node) == expected

@@ -6,7 +6,19 @@ import pytest
 
 from jetson_mamba.finder import TARGETS
 from jetson_mamba.hook import copies
-from jetson_mamba.rewrite import ImportBeside
+from jetson_mamba.rewrite import (
+    Absent,
+    Call,
+    Dispatch,
+    Edit,
+    Expression,
+    Import,
+    ImportBeside,
+    ImportLater,
+    Placeholder,
+    Rebind,
+    Rename,
+)
 from tools.releases import release_path
 
 LATEST = "2.3.2.post1"
@@ -32,3 +44,27 @@ def test_whatever_changes_a_text_says_so_beforehand(target: str) -> None:
 def test_a_text_without_a_word_of_it_concerns_no_edit(target: str) -> None:
     for edit in copies.override(target).edits:
         assert edit.concerns(b"x = 1\n") is False, edit
+
+
+EDITS: tuple[tuple[Edit, tuple[str, ...]], ...] = (
+    (Call(("a.b.wanted",), "c", (), 0), ("wanted",)),
+    (Rename("a.b.wanted", "c"), ("wanted",)),
+    (Expression("a.b.wanted(x).d", "c", "x"), ("d",)),
+    (Expression("a.b.wanted(x)", "c", "x"), ("wanted",)),
+    (Rebind("A.wanted", "c", ()), ("wanted",)),
+    (Rebind("wanted", "c", ()), ("wanted",)),
+    (Absent("a.wanted", "c", "beside"), ("wanted", "beside")),
+    (Dispatch("wanted", "b", "c", "d", ()), ("wanted",)),
+    (Placeholder("wanted", "c"), ("wanted",)),
+    (Import("wanted", "c"), ("wanted",)),
+    (ImportLater("wanted.module", "c", ("d",)), ("wanted.module",)),
+)
+
+
+@pytest.mark.parametrize(("edit", "words"), EDITS)
+def test_the_last_name_is_what_a_text_must_have(edit: Edit, words: tuple[str, ...]) -> None:
+    """However it is imported, as by ``from a.b import wanted``."""
+    assert edit.concerns(" ".join(words).encode())
+    for left_out in words:
+        others = " ".join(each for each in words if each != left_out)
+        assert not edit.concerns(f"a b A c {others}".encode())

@@ -19,6 +19,12 @@ from jetson_mamba.rewrite import Refused, rewrite
 OVERRIDE = copies.override("mamba_ssm.ops.selective_scan_interface")
 EXTENSIONS = ("causal_conv1d", "causal_conv1d_cuda", "selective_scan_cuda")
 FUNCTION = "causal_conv1d_fwd"
+OF_MODULE = {
+    "any_form.causal_conv1d_cuda": (FUNCTION,),
+    "any_form.selective_scan_cuda": ("fwd",),
+    "any_form.causal_conv1d": ("causal_conv1d_fn",),
+    "any_form.causal_conv1d.cpp_functions": ("causal_conv1d_fwd_function",),
+}
 
 
 def told(who: str) -> Callable[..., str]:
@@ -42,7 +48,8 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ):
         module = ModuleType(f"jetson_mamba.ops.{name}")
         module.__path__ = []
-        for function in (FUNCTION, "causal_conv1d_fwd_function", "causal_conv1d_fn", "fwd"):
+        # Each has what its extension has, and none what another has.
+        for function in OF_MODULE.get(name, ()):
             setattr(module, function, told("op"))
         names[module.__name__] = module
         parent, _, last = module.__name__.rpartition(".")
@@ -89,6 +96,10 @@ DEFINED = "causal_conv1d_fn = lambda *a, **k: 'mine'"
         "def f(): return p.causal_conv1d_fwd_function(1, 2, 3, True)",
         "import causal_conv1d.cpp_functions\n"
         "def f(): return causal_conv1d.cpp_functions.causal_conv1d_fwd_function(1, 2, 3, True)",
+        "import causal_conv1d.cpp_functions as p\ng = p.causal_conv1d_fwd_function\n"
+        "def f(): return g(1, 2, 3, True)",
+        "import causal_conv1d.cpp_functions\ng = causal_conv1d.cpp_functions\n"
+        "def f(): return g.causal_conv1d_fwd_function(1, 2, 3, True)",
         "from causal_conv1d import cpp_functions as p\n"
         "def f(): return p.causal_conv1d_fwd_function(1, 2, 3, True)",
         "import importlib\nc = importlib.import_module('causal_conv1d_cuda')\n"
@@ -305,3 +316,41 @@ def test_a_function_of_torch_is_replaced_by_a_keyword_where_an_extension_is_used
             rewrite(text, OVERRIDE)
         without = f"{uses}{statement}\n{call.format(function, '')}"
         assert f" {function}(a, a, a)" in rewrite(without, OVERRIDE).text
+
+
+@pytest.mark.parametrize(
+    ("before", "direct"),
+    [
+        ("causal_conv1d_cuda = None\n", True),
+        ("a, causal_conv1d_cuda = 1, None\n", False),
+        ("causal_conv1d_cuda = 0\n", False),
+        ("if True:\n    causal_conv1d_cuda = None\n", False),
+    ],
+)
+def test_none_before_an_import_is_no_second_binding(before: str, direct: bool) -> None:
+    """So its calls are the op's own, and not those of a module that takes any form."""
+    text = f"{before}import causal_conv1d_cuda\ndef f(): return {CALL}\n"
+    written = rewrite(text, OVERRIDE).text.partition("\ndef f")[2]
+    assert ("jetson_mamba.ops.causal_conv1d_fn(" in written) is direct
+
+
+@pytest.mark.parametrize(
+    ("of", "stays"), [("causal_conv1d_cuda", True), ("selective_scan_cuda", False)]
+)
+def test_what_is_asked_for_by_its_name_is_what_is_imported(of: str, stays: bool) -> None:
+    """Where one import stays the text's own, so does the other; and no third."""
+    left = f"try:\n    from {of} import other\nexcept ImportError:\n    pass\n"
+    text = f"import importlib\n{left}c = importlib.import_module('causal_conv1d_cuda')\n"
+    try:
+        written = rewrite(text, OVERRIDE).text
+    except Refused as refused:
+        written = str(refused)
+    assert ("any_form.causal_conv1d_cuda" not in written) is stays
+
+
+def test_what_any_module_has_is_no_function_of_an_extension() -> None:
+    for name in ("causal_conv1d.cpp_functions", "causal_conv1d_cuda"):
+        written = rewrite(f"import {name}\nn = {name}.__dir__()\n", OVERRIDE).text
+        assert ".__dir__()" in written
+        with pytest.raises(Refused, match="in a way that is not a call in a known form"):
+            rewrite(f"import {name}\nn = {name}.unknown()\n", OVERRIDE)

@@ -59,7 +59,8 @@ def load(case: Case) -> Implementation:
     if torch.version.hip is not None:
         raise Unavailable("made for NVIDIA GPUs")
     if case.dtype != torch.float32 or number not in NUMBERS:
-        raise Unavailable(f"made for float32, float16 and bfloat16, not for {case.dtype}")
+        other = number if case.dtype == torch.float32 else case.dtype
+        raise Unavailable(f"made for float32, float16 and bfloat16, not for {other}")
     if case.rounds_states:
         raise Unavailable("keeps no states between chunks that could be rounded")
     most = MOST_STATES[number]

@@ -1,5 +1,5 @@
-// What kernels/numbers.cuh and CUDA itself offer to the kernels of ssd, for a CPU: every thread of
-// a block is a fibre, which gives way wherever a warp or the block acts together.
+// What kernels/numbers.cuh and CUDA itself offer to the kernels, for a CPU: every thread of a block
+// is a fibre, which gives way wherever a warp or the block acts together.
 #pragma once
 
 #include <cassert>
@@ -8,13 +8,16 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
-#include <random>
 #include <ucontext.h>
 #include <vector>
 
+#define __CUDA_ARCH__ 800
+#define __host__
 #define __device__
 #define __global__
-#define __shared__
+// Blocks run one after the other, so what one of them shares may be there once.
+#define __shared__ static
+#define __align__(bytes) __attribute__((aligned(bytes)))
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 
@@ -27,6 +30,8 @@ struct alignas(16) float4 {
 struct alignas(8) float2 {
     float x, y;
 };
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline float2 make_float2(float x, float y) { return {x, y}; }
 struct alignas(8) int2 {
     int x, y;
 };
@@ -49,7 +54,7 @@ struct Fibre {
 struct Group {
     int waiting, generation;
 };
-extern Index blockIdx, gridDim;
+extern Index blockIdx, blockDim, gridDim;
 extern std::vector<Fibre> fibres;
 extern std::vector<Group> warps;
 extern Group block, first_threads, barriers[16];
@@ -105,6 +110,15 @@ inline float __uint_as_float(unsigned bits) {
     float value;
     std::memcpy(&value, &bits, 4);
     return value;
+}
+inline float __int_as_float(int bits) { return __uint_as_float(static_cast<unsigned>(bits)); }
+inline void sincospif(float x, float* sine, float* cosine) {
+    *sine = static_cast<float>(std::sin(x * 3.14159265358979323846));
+    *cosine = static_cast<float>(std::cos(x * 3.14159265358979323846));
+}
+template <typename T>
+T __ldg(const T* address) {
+    return *address;
 }
 inline unsigned __float_as_uint(float value) {
     unsigned bits;
@@ -162,30 +176,45 @@ template <typename A>
 struct IsSame<A, A> : Flag<true> {};
 
 template <typename T, int COUNT>
-struct Packed {
-    T numbers[COUNT];
+struct alignas(COUNT * sizeof(T) < 4 ? 4 : COUNT * sizeof(T)) Packed {
+    static constexpr int bytes = COUNT * sizeof(T);
+    static constexpr int count = (bytes + 3) / 4;
+    unsigned words[count];
+
     static void check(const T* address) {
-        if (reinterpret_cast<uintptr_t>(address) % (COUNT * sizeof(T))) {
-            std::fprintf(stderr, "an access of %zu bytes is not aligned\n", COUNT * sizeof(T));
+        if (reinterpret_cast<uintptr_t>(address) % bytes) {
+            std::fprintf(stderr, "an access of %d bytes is not aligned\n", bytes);
             std::abort();
         }
     }
     void load(const T* address) {
         check(address);
-        std::memcpy(numbers, address, sizeof numbers);
+        std::memcpy(words, address, bytes);
     }
     void store(T* address) const {
         check(address);
-        std::memcpy(address, numbers, sizeof numbers);
+        std::memcpy(address, words, bytes);
     }
-    void set_words(unsigned first, unsigned second) {
-        std::memcpy(numbers, &first, 4);
-        std::memcpy(numbers + 2, &second, 4);
+    void load_some(const T* address, int limit) {
+        std::memset(words, 0, sizeof words);
+        if (limit > 0) std::memcpy(words, address, min(limit, COUNT) * sizeof(T));
     }
-    float number(int i) const { return to_float(numbers[i]); }
+    void store_some(T* address, int limit) const {
+        if (limit > 0) std::memcpy(address, words, min(limit, COUNT) * sizeof(T));
+    }
+    T at(int i) const {
+        T number;
+        std::memcpy(&number, reinterpret_cast<const char*>(words) + i * sizeof(T), sizeof(T));
+        return number;
+    }
+    float number(int i) const { return to_float(at(i)); }
     void pack(const float (&from)[COUNT]) {
-        for (int i = 0; i < COUNT; ++i) numbers[i] = from_float<T>(from[i]);
+        for (int i = 0; i < COUNT; ++i) {
+            const T number = from_float<T>(from[i]);
+            std::memcpy(reinterpret_cast<char*>(words) + i * sizeof(T), &number, sizeof(T));
+        }
     }
+    void set_words(unsigned first, unsigned second) { words[0] = first, words[1] = second; }
 };
 
 template <typename T, int COUNT>
@@ -194,6 +223,20 @@ void load_once(Packed<T, COUNT>& packed, const T* address) {
 }
 template <int COUNT, typename T>
 void fetch_ahead(const T*, int) {}
+template <typename T>
+T* settled(T* address) {
+    return address;
+}
+inline long long hidden(int value) { return value; }
+template <typename T, int COUNT>
+void copy_async(Packed<T, COUNT>* shared, const T* global) {
+    Packed<T, COUNT>::check(global);
+    // Smaller ones a GPU makes at once.
+    if (Packed<T, COUNT>::bytes < 4)
+        shared->load(global);
+    else
+        fibres[running].copies.push_back([=] { shared->load(global); });
+}
 inline void wait_for_the_kernel_before() {}
 inline void let_the_next_kernel_start() {}
 inline void commit_copies() {
@@ -213,4 +256,25 @@ void wait_for_copies() {
     fibre.committed = left;
 }
 inline float exp2_fast(float x) { return std::exp2(x); }
+inline float log2_fast(float x) { return std::log2(x); }
+inline float reciprocal_fast(float x) { return 1.0f / x; }
 inline float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
+
+// kernels/selective_scan.cuh says which numbers of which matrix a lane has.
+inline void multiply(float (&d)[4], float a0, float a1, float a2, float a3, float b0, float b1,
+                     const float (&c)[4]) {
+    const float given[6] = {a0, a1, a2, a3, b0, b1};
+    for (int i = 0; i < 6; ++i)
+        fibres[running].slots[i] = __float_as_uint(given[i]) & 0xffffe000u;
+    meet_warp();
+    const int lane = running % 32, row = lane / 4, column = lane % 4;
+    for (int i = 0; i < 4; ++i) {
+        double sum = c[i];
+        for (int k = 0; k < 8; ++k)
+            sum += static_cast<double>(
+                       __uint_as_float(slots_of(4 * row + k % 4)[i / 2 + k / 4 * 2])) *
+                   __uint_as_float(slots_of(4 * (2 * column + i % 2) + k % 4)[4 + k / 4]);
+        d[i] = static_cast<float>(sum);
+    }
+    meet_warp();
+}

@@ -5,7 +5,7 @@
 
 #undef threadIdx
 
-Index blockIdx, gridDim;
+Index blockIdx, blockDim, gridDim;
 std::vector<Fibre> fibres;
 std::vector<Group> warps;
 Group block, first_threads, barriers[16];
@@ -38,6 +38,7 @@ using Any = void (*)(long long, long long, long long, long long, long long, long
 extern "C" void run(const long long* grid, const long long* block_size, long long shared_bytes,
                     const long long* a) {
     const long long width = block_size[0], threads = width * block_size[1];
+    blockDim = {unsigned(width), unsigned(block_size[1]), 1};
     gridDim = {unsigned(grid[0]), unsigned(grid[1]), unsigned(grid[2])};
     shared_end = shared_begin + shared_bytes;
     const Any kernel = reinterpret_cast<Any>(&KERNEL);
@@ -50,7 +51,7 @@ extern "C" void run(const long long* grid, const long long* block_size, long lon
                a[61], a[62], a[63]);
     };
     fibres.resize(threads);
-    std::mt19937 random(0);
+    unsigned random = 0;
     for (unsigned z = 0; z < gridDim.z; ++z)
         for (unsigned y = 0; y < gridDim.y; ++y)
             for (unsigned x = 0; x < gridDim.x; ++x) {
@@ -64,7 +65,7 @@ extern "C" void run(const long long* grid, const long long* block_size, long lon
                 for (int i = 0; i < threads; ++i) {
                     Fibre& fibre = fibres[i];
                     fibre.threadIdx = {unsigned(i % width), unsigned(i / width), 0};
-                    fibre.stack.resize(1 << 16);
+                    fibre.stack.resize(1 << 18);
                     fibre.done = false;
                     getcontext(&fibre.context);
                     fibre.context.uc_stack.ss_sp = fibre.stack.data();
@@ -76,7 +77,8 @@ extern "C" void run(const long long* grid, const long long* block_size, long lon
                 for (bool left = true; left;) {
                     left = false;
                     // Warps are ahead of one another by chance.
-                    const int skipped = random() % warps.size();
+                    random = random * 1664525u + 1013904223u;
+                    const int skipped = (random >> 8) % warps.size();
                     for (const int i : order) {
                         if (fibres[i].done) continue;
                         left = true;
