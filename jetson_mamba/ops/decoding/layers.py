@@ -9,6 +9,7 @@ every other call takes: with gradients, autocast, adapters, hooks or a backend t
 from __future__ import annotations
 
 from functools import wraps
+from inspect import unwrap
 from typing import Any, Callable, NamedTuple, Union
 
 import torch
@@ -16,15 +17,17 @@ from torch import Tensor, nn
 
 from jetson_mamba.dispatch import backends
 from jetson_mamba.dispatch.autocast import autocast_dtype
+from jetson_mamba.dispatch.block_modules import hook_of_convolution
 from jetson_mamba.dispatch.in_place import count_write, version
 from jetson_mamba.dispatch.memo import Memo
 from jetson_mamba.dispatch.passing import passing
 from jetson_mamba.dispatch.paths import may_replay, without_gradients
-from jetson_mamba.dispatch.projections import is_plain
+from jetson_mamba.dispatch.projections import are_plain, is_plain
 from jetson_mamba.kernels import compiler
-from jetson_mamba.kernels.tensors import MOST_PLANS
+from jetson_mamba.kernels.chains import Chain
+from jetson_mamba.kernels.tensors import MOST_PLANS, VECTOR_BYTES
 
-from .layers_cuda import Mamba, Mamba2, OfMamba, OfMamba2
+from .layers_cuda import Mamba, Mamba2, OfMamba, OfMamba2, Weights
 from .several_tokens import TOLERANCE, TOLERANCE_OF_OTHERS
 
 Layer = Union[Mamba, Mamba2]
@@ -33,6 +36,10 @@ Layer = Union[Mamba, Mamba2]
 MOST_SEQUENCES = 64
 # Whose backends a step goes past, where somebody names another than this one.
 OPS, BACKEND = ("causal_conv1d", "selective_state_update"), "cuda"
+# What the block's own step calls, which somebody may have put something in the place of.
+CALLS = ("causal_conv1d_update", "selective_state_update")
+# Blocks, and kinds of calls of each, that are remembered; each takes a few kilobytes.
+MOST_BLOCKS = 1024
 
 
 class _Kind(NamedTuple):
@@ -41,13 +48,12 @@ class _Kind(NamedTuple):
     layer: type[Any]
     # Called with a weight, and with bias or none.
     projections: tuple[str, ...]
-    # The rest, by module and name; of the block itself without a module.
-    parameters: tuple[tuple[str, str], ...]
-    of: type[Any]
+    # All parameters, by module; of the block itself without a module.
+    parameters: tuple[tuple[str, tuple[str, ...]], ...]
 
 
-def _with_biases(*modules: str) -> tuple[tuple[str, str], ...]:
-    return tuple((module, name) for module in modules for name in ("weight", "bias"))
+def _with_biases(*modules: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    return tuple((module, ("weight", "bias")) for module in modules)
 
 
 _MAMBA = _Kind(
@@ -55,50 +61,92 @@ _MAMBA = _Kind(
     ("in_proj", "x_proj", "dt_proj", "out_proj"),
     (
         *_with_biases("in_proj", "conv1d", "x_proj", "dt_proj", "out_proj"),
-        *(("", "A_log"), ("", "D")),
+        ("", ("A_log", "D")),
     ),
-    OfMamba,
 )
 _MAMBA2 = _Kind(
     Mamba2,
     ("in_proj", "out_proj"),
     (
         *_with_biases("in_proj", "conv1d", "out_proj"),
-        *(("", "dt_bias"), ("", "A_log"), ("", "D"), ("norm", "weight")),
+        *(("", ("dt_bias", "A_log", "D")), ("norm", ("weight",))),
     ),
-    OfMamba2,
 )
+
+
+class _Ready(NamedTuple):
+    """How a block's steps of a kind are taken, as long as what they read is as it was."""
+
+    read: tuple[Any, ...]
+    # None where the block takes its own.
+    layer: Layer | None
+    chain: Chain | None
 
 
 def in_few_kernels(step: Callable[..., Any]) -> Callable[..., Any]:
     """A block's ``step`` of one token, (batch, 1, d_model), by few kernels where they serve it."""
-    known: Memo[tuple[Any, ...], Layer | None] = Memo(MOST_PLANS)
-    around = getattr(step, "__globals__", {})
+    layers: Memo[tuple[Any, ...], Layer | None] = Memo(MOST_PLANS)
+    # By block and kind of call: no more than what tells that it is the same, and where it lies.
+    ready: Memo[tuple[Any, ...], _Ready] = Memo(MOST_BLOCKS)
+    around = getattr(unwrap(step), "__globals__", {})
 
     @wraps(step)
     def call(block: Any, hidden_states: Any, conv_state: Any, ssm_state: Any) -> Any:
         given = (hidden_states, conv_state, ssm_state)
-        found = _read(block, *given, around)
+        found = _read(block) if _are_plain(*given) else None
         if found is None:
             return step(block, *given)
-        kind, of, key, weights = found
-        entry = known.find(key)
-        if entry is None:
-            if _is_capturing():
-                return step(block, *given)
+        kind, of, weights = found
+        read = (of, [*map(id, map(around.get, CALLS))], [*map(_traits, weights)])
+        key = (id(block), hidden_states.device, *map(_traits_of_given, given))
+        entry = ready.find(key)
+        if entry is None or entry.value.read != read:
             try:
-                layer = _tried(step, kind.layer, of, block, given, weights)
+                layer = _layer(layers, step, kind.layer, of, block, given, weights, read, key)
             except _Undecided:
                 return step(block, *given)
-            known.put(key, layer)
+            chain = None if layer is None else layer.chain_of(weights)
+            ready.put(key, _Ready(read, layer, chain), while_there_are=(block,))
         else:
-            entry.used = known.clock()
-            layer = entry.value
+            entry.used = ready.clock()
+            _, layer, chain = entry.value
         if layer is None:
             return step(block, *given)
-        return _run(layer, block, given, weights), conv_state, ssm_state
+        return _run(layer, chain, block, given, weights), conv_state, ssm_state
 
     return call
+
+
+def _layer(
+    layers: Memo[tuple[Any, ...], Layer | None],
+    step: Callable[..., Any],
+    make: type[Any],
+    of: Any,
+    block: Any,
+    given: tuple[Tensor, Tensor, Tensor],
+    weights: Weights,
+    read: tuple[Any, ...],
+    key: tuple[Any, ...],
+) -> Layer | None:
+    """What takes the steps of blocks like this one; None where they take their own.
+
+    Raises :class:`_Undecided` where that cannot be told now.
+    """
+    device = given[0].device
+    for tensor in (*given, *weights):
+        if tensor is not None and (tensor.device != device or type(tensor) not in _TENSORS):
+            return None
+    forms = [
+        None if each is None else (*each[2:], each[1] % VECTOR_BYTES, each[0]) for each in read[2]
+    ]
+    form = (make, of, *read[1], *key[1:], *forms)
+    entry = layers.find(form)
+    if entry is None:
+        if _is_capturing():
+            raise _Undecided
+        return layers.put(form, _tried(step, make, of, block, given, weights))
+    entry.used = layers.clock()
+    return entry.value
 
 
 def _is_on_a_gpu(tensor: Tensor) -> bool:
@@ -113,60 +161,61 @@ class _Undecided(Exception):
     """Nothing could be found out this time."""
 
 
-def _read(
-    block: Any, hidden: Any, conv_state: Any, states: Any, around: dict[str, Any]
-) -> tuple[_Kind, Any, tuple[Any, ...], tuple[Tensor | None, ...]] | None:
-    """What a step reads, and a key of all that decides how it is served; None where it is not."""
-    if (
-        type(hidden) is not Tensor
-        or type(conv_state) is not Tensor
-        or type(states) is not Tensor
-        or not _is_on_a_gpu(hidden)
-        or hidden.ndim != 3
-        or hidden.shape[1] != 1
-        or not 0 < hidden.shape[0] <= MOST_SEQUENCES
-        or not without_gradients(hidden, conv_state, states)
-        or not may_replay()
-        or autocast_dtype(hidden.device) is not None
-        or any(op in OPS and name != BACKEND for op, name in backends.named)
-    ):
-        return None
+def _are_plain(hidden: Any, conv_state: Any, states: Any) -> bool:
+    """Whether these are tensors of a step on a GPU, which nobody looks at otherwise."""
+    return (
+        type(hidden) is type(conv_state) is type(states) is Tensor
+        and _is_on_a_gpu(hidden)
+        and hidden.ndim == 3
+        and hidden.shape[1] == 1
+        and 0 < hidden.shape[0] <= MOST_SEQUENCES
+        and without_gradients(hidden, conv_state, states)
+        and may_replay()
+        and autocast_dtype(hidden.device) is None
+        and not any(op in OPS and name != BACKEND for op, name in backends.named)
+    )
+
+
+def _read(block: Any) -> tuple[_Kind, Any, Weights] | None:
+    """What a step reads of its block; None where kernels would go past something."""
     modules = block._modules
     kind = _MAMBA if "x_proj" in modules else _MAMBA2
     try:
         of = _options(kind, block)
-        for name in kind.projections:
-            module = modules[name]
-            if type(module) is not nn.Linear or not is_plain(module):
-                return None
+        if not are_plain([modules[name] for name in kind.projections]):
+            return None
         if not is_plain(modules.get("norm")) or type(modules["conv1d"]) is not nn.Conv1d:
             return None
-        weights = tuple(
-            [
-                (modules[module]._parameters if module else block._parameters)[name]
-                if module != "norm" or module in modules
-                else None
-                for module, name in kind.parameters
-            ]
-        )
+        if hook_of_convolution(block) is not None:
+            return None
+        weights: list[Tensor | None] = []
+        for module, names in kind.parameters:
+            if not module:
+                parameters = block._parameters
+            elif module == "norm" and module not in modules:
+                weights.append(None)
+                continue
+            else:
+                parameters = modules[module]._parameters
+            for name in names:
+                weights.append(parameters[name])
     except (AttributeError, KeyError):  # a block of another making
         return None
-    device = hidden.device
-    tensors: list[Any] = []
-    for tensor in (hidden, conv_state, states, *weights):
-        if tensor is None:
-            tensors.append(None)
-        elif tensor.device != device or type(tensor) not in _TENSORS:
-            return None
-        else:
-            place = tensor.data_ptr() & 15
-            tensors.append((tensor.shape, tensor.stride(), tensor.dtype, place))
-    # What the block's own step calls, which somebody may have put something in the place of.
-    calls = [id(around.get(name)) for name in ("causal_conv1d_update", "selective_state_update")]
-    return kind, of, (kind.layer, of, device, *calls, *tensors), weights
+    return kind, of, tuple(weights)
 
 
 _TENSORS = (Tensor, nn.Parameter)
+
+
+def _traits(tensor: Tensor | None) -> tuple[Any, ...] | None:
+    """What must be the same of a weight, and where it lies."""
+    if tensor is None:
+        return None
+    return type(tensor), tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _traits_of_given(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tensor.shape, tensor.stride(), tensor.data_ptr() % VECTOR_BYTES
 
 
 def _options(kind: _Kind, block: Any) -> Any:
@@ -183,15 +232,19 @@ def _options(kind: _Kind, block: Any) -> Any:
 
 
 def _run(
-    layer: Layer, block: Any, given: tuple[Tensor, Tensor, Tensor], weights: tuple[Any, ...]
+    layer: Layer,
+    chain: Chain | None,
+    block: Any,
+    given: tuple[Tensor, Tensor, Tensor],
+    weights: Weights,
 ) -> Tensor:
     index = layer.index
     if compiler.current_device() != index:
         with torch.cuda.device(index):
-            return _run(layer, block, given, weights)
+            return _run(layer, chain, block, given, weights)
     hidden, conv_state, state = given
     before, before_state = version(conv_state), version(state)
-    out = layer(block, hidden, conv_state, state, weights)
+    out = layer(chain, block, hidden, conv_state, state, weights)
     count_write(conv_state, before)
     count_write(state, before_state)
     return out
@@ -203,7 +256,7 @@ def _tried(
     of: Any,
     block: Any,
     given: tuple[Tensor, Tensor, Tensor],
-    weights: tuple[Any, ...],
+    weights: Weights,
 ) -> Layer | None:
     """The layer's step, if it computes what the block's own does; None where it does not.
 
@@ -213,7 +266,8 @@ def _tried(
     try:
         layer: Layer = make(of, *given, weights)
         own = [each.clone() for each in states]
-        found = [_run(layer, block, (hidden, own[0], own[1]), weights), *own]
+        chain = layer.chain_of(weights)
+        found = [_run(layer, chain, block, (hidden, own[0], own[1]), weights), *own]
     except Exception as error:
         # Whatever it is, the block is another than it looks like, or there is no compiler here.
         if passing(error) is not None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from jetson_mamba.kernels import compiler
+from jetson_mamba.kernels.chains import Place
 from jetson_mamba.kernels.tensors import NUMBERS, VECTOR_BYTES
 
 # With more, a library's product is as fast.
@@ -50,9 +51,13 @@ class Product(NamedTuple):
     launch: compiler.Launch
     constants: tuple[int, ...]
 
-    def start(self, stream: object, *addresses: int) -> None:
-        """Addresses of x, W, bias, out; conv_state, filter, its bias; z, the norm's weight."""
-        self.launch(stream, *addresses, *self.constants)
+    def arguments(self, *addresses: int | Place) -> tuple[compiler.Launch, tuple[int | Place, ...]]:
+        """The launch, and what it takes.
+
+        Addresses of x, W, bias, out; conv_state, filter, its bias; z, the norm's weight.
+        """
+        none = (0,) * (9 - len(addresses))
+        return self.launch, (*addresses, *none, *self.constants)
 
 
 def form_of(rows: int, columns: int, vector: int, batch: int, processors: int) -> Form:
