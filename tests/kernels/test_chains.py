@@ -29,13 +29,16 @@ class Driver:
         self.launched: list[Any] = []
         self.error = 0
 
-    def cuLaunchKernel(self, kernel: int, *rest: Any) -> int:
+    def launch(self, kernel: int, *rest: Any) -> int:
+        """``cuLaunchKernel``."""
         *geometry, stream, none, extra = rest
         assert none is None
         self.launched.append((kernel, geometry, stream, parameters(extra)))
         return self.error
 
-    def cuGetErrorName(self, error: int, name: Any) -> int:
+    @staticmethod
+    def name(error: int, name: Any) -> int:
+        """``cuGetErrorName``."""
         name._obj.value = b"CUDA_ERROR_OF_A_KIND"
         return 0
 
@@ -49,6 +52,7 @@ class Extended:
         self._launched = launched
 
     def __call__(self, configuration: int, kernel: int, none: None, extra: int) -> int:
+        """Launch."""
         assert self.argtypes is not None
         geometry = list((ctypes.c_uint * 7).from_address(configuration))
         stream, attributes = (ctypes.c_size_t * 2).from_address(configuration + 32)
@@ -61,8 +65,9 @@ class Extended:
 
 
 @pytest.fixture
-def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+def driver(monkeypatch: pytest.MonkeyPatch) -> Any:
     driver: Any = Driver()
+    driver.cuLaunchKernel, driver.cuGetErrorName = driver.launch, driver.name
     driver.cuLaunchKernelEx = Extended(driver.launched)
     driver.stream = 77
     monkeypatch.setattr(through_libraries, "driver", lambda: driver)
