@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from functools import wraps
 from inspect import unwrap
-from typing import Any, Callable, NamedTuple, Union
+from typing import Any, Callable, Mapping, NamedTuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ from .layers_cuda import Mamba, Mamba2, OfMamba, OfMamba2, Weights
 from .several_tokens import TOLERANCE, TOLERANCE_OF_OTHERS
 
 Layer = Union[Mamba, Mamba2]
+# step(block, hidden_states, conv_state, ssm_state): the result, and the states
+Step = Callable[..., Any]
 
 # Sequences of a batch. With more, launches are no longer what a step takes its time for.
 MOST_SEQUENCES = 64
@@ -83,70 +85,96 @@ class _Ready(NamedTuple):
     chain: Chain | None
 
 
-def in_few_kernels(step: Callable[..., Any]) -> Callable[..., Any]:
+def in_few_kernels(step: Step) -> Step:
     """A block's ``step`` of one token, (batch, 1, d_model), by few kernels where they serve it."""
-    layers: Memo[tuple[Any, ...], Layer | None] = Memo(MOST_PLANS)
-    # By block and kind of call: no more than what tells that it is the same, and where it lies.
-    ready: Memo[tuple[Any, ...], _Ready] = Memo(MOST_BLOCKS)
-    around = getattr(unwrap(step), "__globals__", {})
+    few = FewKernels(getattr(unwrap(step), "__globals__", {}), CALLS, _options)
 
     @wraps(step)
     def call(block: Any, hidden_states: Any, conv_state: Any, ssm_state: Any) -> Any:
-        given = (hidden_states, conv_state, ssm_state)
-        found = _read(block) if _are_plain(*given) else None
-        if found is None:
-            return step(block, *given)
-        kind, of, weights = found
-        read = (of, [*map(id, map(around.get, CALLS))], [*map(_traits, weights)])
-        key = (id(block), hidden_states.device, *map(_traits_of_given, given))
-        entry = ready.find(key)
-        if entry is None or entry.value.read != read:
-            try:
-                layer = _layer(layers, step, kind.layer, of, block, given, weights, read, key)
-            except _Undecided:
-                return step(block, *given)
-            chain = None if layer is None else layer.chain_of(weights)
-            ready.put(key, _Ready(read, layer, chain), while_there_are=(block,))
-        else:
-            entry.used = ready.clock()
-            _, layer, chain = entry.value
-        if layer is None:
-            return step(block, *given)
-        return _run(layer, chain, block, given, weights), conv_state, ssm_state
+        out = few.taken(step, block, (hidden_states, conv_state, ssm_state))
+        if out is None:
+            return step(block, hidden_states, conv_state, ssm_state)
+        return out, conv_state, ssm_state
 
     return call
 
 
-def _layer(
-    layers: Memo[tuple[Any, ...], Layer | None],
-    step: Callable[..., Any],
-    make: type[Any],
-    of: Any,
-    block: Any,
-    given: tuple[Tensor, Tensor, Tensor],
-    weights: Weights,
-    read: tuple[Any, ...],
-    key: tuple[Any, ...],
-) -> Layer | None:
-    """What takes the steps of blocks like this one; None where they take their own.
+class FewKernels:
+    """The steps of one class of blocks.
 
-    Raises :class:`_Undecided` where that cannot be told now.
+    ``calls`` are the functions that its own step calls, by their names in ``around``; ``options``
+    tells what a step reads of a block beside tensors, and raises AttributeError where there is none
+    of it.
     """
-    device = given[0].device
-    for tensor in (*given, *weights):
-        if tensor is not None and (tensor.device != device or type(tensor) not in _TENSORS):
+
+    def __init__(
+        self,
+        around: Mapping[str, Any],
+        calls: tuple[str, ...],
+        options: Callable[[Any], OfMamba | OfMamba2],
+    ) -> None:
+        self._around = around
+        self._calls = calls
+        self._options = options
+        self._layers: Memo[tuple[Any, ...], Layer | None] = Memo(MOST_PLANS)
+        # By block and kind of call: no more than what tells that it is the same, and where it lies.
+        self._ready: Memo[tuple[Any, ...], _Ready] = Memo(MOST_BLOCKS)
+
+    def taken(self, step: Step, block: Any, given: tuple[Tensor, Tensor, Tensor]) -> Tensor | None:
+        """The result of a step with hidden_states, conv_state and ssm_state.
+
+        None where the block is to take its own, ``step(block, *given)``; then nothing is written.
+        """
+        found = _read(block, self._options) if _are_plain(*given) else None
+        if found is None:
             return None
-    forms = [
-        None if each is None else (*each[2:], each[1] % VECTOR_BYTES, each[0]) for each in read[2]
-    ]
-    form = (make, of, *read[1], *key[1:], *forms)
-    entry = layers.find(form)
-    if entry is None:
-        if _is_capturing():
-            raise _Undecided
-        return layers.put(form, _tried(step, make, of, block, given, weights))
-    entry.used = layers.clock()
-    return entry.value
+        of, weights = found
+        read = (of, [*map(id, map(self._around.get, self._calls))], [*map(_traits, weights)])
+        key = (id(block), given[0].device, *map(_traits_of_given, given))
+        entry = self._ready.find(key)
+        if entry is None or entry.value.read != read:
+            try:
+                layer = self._layer(step, of, block, given, weights, read, key)
+            except _Undecided:
+                return None
+            chain = None if layer is None else layer.chain_of(weights)
+            self._ready.put(key, _Ready(read, layer, chain), while_there_are=(block,))
+        else:
+            entry.used = self._ready.clock()
+            _, layer, chain = entry.value
+        return None if layer is None else _run(layer, chain, block, given, weights)
+
+    def _layer(
+        self,
+        step: Step,
+        of: OfMamba | OfMamba2,
+        block: Any,
+        given: tuple[Tensor, Tensor, Tensor],
+        weights: Weights,
+        read: tuple[Any, ...],
+        key: tuple[Any, ...],
+    ) -> Layer | None:
+        """What takes the steps of blocks like this one; None where they take their own.
+
+        Raises :class:`_Undecided` where that cannot be told now.
+        """
+        device = given[0].device
+        for tensor in (*given, *weights):
+            if tensor is not None and (tensor.device != device or type(tensor) not in _TENSORS):
+                return None
+        forms = [
+            None if each is None else (*each[2:], each[1] % VECTOR_BYTES, each[0])
+            for each in read[2]
+        ]
+        make = _kind(block).layer
+        form = (make, of, *read[1], *key[1:], *forms)
+        entry = self._layers.find(form)
+        if entry is None:
+            if _is_capturing():
+                raise _Undecided
+            return self._layers.put(form, _tried(step, make, of, block, given, weights))
+        entry.used = self._layers.clock()
+        return entry.value
 
 
 def _is_on_a_gpu(tensor: Tensor) -> bool:
@@ -176,12 +204,17 @@ def _are_plain(hidden: Any, conv_state: Any, states: Any) -> bool:
     )
 
 
-def _read(block: Any) -> tuple[_Kind, Any, Weights] | None:
+def _kind(block: Any) -> _Kind:
+    return _MAMBA if "x_proj" in block._modules else _MAMBA2
+
+
+def _read(
+    block: Any, options: Callable[[Any], OfMamba | OfMamba2]
+) -> tuple[OfMamba | OfMamba2, Weights] | None:
     """What a step reads of its block; None where kernels would go past something."""
-    modules = block._modules
-    kind = _MAMBA if "x_proj" in modules else _MAMBA2
+    modules, kind = block._modules, _kind(block)
     try:
-        of = _options(kind, block)
+        of = options(block)
         if not are_plain([modules[name] for name in kind.projections]):
             return None
         if not is_plain(modules.get("norm")) or type(modules["conv1d"]) is not nn.Conv1d:
@@ -201,7 +234,7 @@ def _read(block: Any) -> tuple[_Kind, Any, Weights] | None:
                 weights.append(parameters[name])
     except (AttributeError, KeyError):  # a block of another making
         return None
-    return kind, of, tuple(weights)
+    return of, tuple(weights)
 
 
 _TENSORS = (Tensor, nn.Parameter)
@@ -218,8 +251,8 @@ def _traits_of_given(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.dtype, tensor.shape, tensor.stride(), tensor.data_ptr() % VECTOR_BYTES
 
 
-def _options(kind: _Kind, block: Any) -> Any:
-    if kind is _MAMBA:
+def _options(block: Any) -> OfMamba | OfMamba2:
+    if "x_proj" in block._modules:
         return OfMamba(block.dt_rank, block.d_state, block.activation)
     norm = block._modules.get("norm") if block.rmsnorm else None
     of_norm = (0.0, None, False)
@@ -251,9 +284,9 @@ def _run(
 
 
 def _tried(
-    step: Callable[..., Any],
+    step: Step,
     make: type[Any],
-    of: Any,
+    of: OfMamba | OfMamba2,
     block: Any,
     given: tuple[Tensor, Tensor, Tensor],
     weights: Weights,
