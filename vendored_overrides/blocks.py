@@ -18,14 +18,17 @@ def block_edits(
     step = ("hidden_states", "conv_state", "ssm_state")
     edits = []
     for method, parameters in (("forward", forward), ("step", step)):
+        own = f"{block}.{method}"
+        if method == "step":
+            own = f"jetson_mamba.ops.in_few_kernels({own})"
         becomes = (
             f"jetson_mamba.ops.calling_modules({block}.{method}, "
-            f"jetson_mamba.ops.{method}_by_graph({block}.{method})"
+            f"jetson_mamba.ops.{method}_by_graph({own})"
             f"{''.join(f', {name!r}' for name in multiplied.get(method, ()))})"
         )
         if method == "step":
-            becomes = f"jetson_mamba.ops.in_few_kernels({becomes})"
             becomes = f"jetson_mamba.ops.several_tokens({becomes})"
+            becomes = f"jetson_mamba.ops.by_launches({becomes})"
         edits.append(
             Rebind(of=f"{block}.{method}", becomes=becomes, parameters=("self", *parameters))
         )

@@ -1,4 +1,4 @@
-"""What becomes of a module of transformers that is joined to the ops, and of the others."""
+"""What becomes of a module of transformers that is joined to the ops."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def test_a_trial_leaves_the_cache_as_it_was(model: Any) -> None:
         found: tuple[Tensor] = mixers._own_step(unwrap(type(mixer).forward), cache, block, *given)
         return found
 
-    assert few.taken(own, mixer, (hidden, *states)) is None
+    assert few.taken(own, mixer, hidden, *states) is None
     assert Kernels.runs == 1
     for one, other, number in zip(
         before, (layer.conv_states[0], layer.recurrent_states[0]), numbers

@@ -133,11 +133,12 @@ def describe(target: str, difference: Difference) -> str:
         for block in BLOCKS.values():
             for method in ("forward", "step"):
                 name = f"{block}.{method}"
-                graph = f"jetson_mamba.ops.{method}_by_graph({name})"
+                own = f"jetson_mamba.ops.in_few_kernels({name})" if method == "step" else name
+                graph = f"jetson_mamba.ops.{method}_by_graph({own})"
                 calling = f"jetson_mamba.ops.calling_modules({name}, {graph}"
                 if method == "step":
-                    calling = f"jetson_mamba.ops.in_few_kernels({calling}"
                     calling = f"jetson_mamba.ops.several_tokens({calling}"
+                    calling = f"jetson_mamba.ops.by_launches({calling}"
                 if text.startswith(f"{name} = {calling}"):
                     return f"{name} by a graph"
         if target == GENERATION:

@@ -28,6 +28,7 @@ from jetson_mamba.kernels.chains import Chain
 from jetson_mamba.kernels.tensors import MOST_PLANS, VECTOR_BYTES
 
 from .layers_cuda import Mamba, Mamba2, OfMamba, OfMamba2, Weights
+from .products import MOST_VECTORS
 from .several_tokens import TOLERANCE, TOLERANCE_OF_OTHERS
 
 Layer = Union[Mamba, Mamba2]
@@ -87,11 +88,26 @@ class _Ready(NamedTuple):
 
 def in_few_kernels(step: Step) -> Step:
     """A block's ``step`` of one token, (batch, 1, d_model), by few kernels where they serve it."""
-    few = FewKernels(getattr(unwrap(step), "__globals__", {}), CALLS, _options)
+    return _served(step, MOST_SEQUENCES)
+
+
+def by_launches(step: Step) -> Step:
+    """The same of so few sequences that nothing but this project's kernels is launched.
+
+    That is quicker than looking a block over and launching a graph of it; with more sequences it
+    is not.
+    """
+    return _served(step, MOST_VECTORS)
+
+
+def _served(step: Step, most_sequences: int) -> Step:
+    own = unwrap(step)
+    few = FewKernels(getattr(own, "__globals__", {}), CALLS, _options, most_sequences)
+    taken = few.taken
 
     @wraps(step)
     def call(block: Any, hidden_states: Any, conv_state: Any, ssm_state: Any) -> Any:
-        out = few.taken(step, block, (hidden_states, conv_state, ssm_state))
+        out = taken(own, block, hidden_states, conv_state, ssm_state)
         if out is None:
             return step(block, hidden_states, conv_state, ssm_state)
         return out, conv_state, ssm_state
@@ -112,7 +128,9 @@ class FewKernels:
         around: Mapping[str, Any],
         calls: tuple[str, ...],
         options: Callable[[Any], OfMamba | OfMamba2],
+        most_sequences: int = MOST_SEQUENCES,
     ) -> None:
+        self._most_sequences = most_sequences
         self._around = around
         self._calls = calls
         self._options = options
@@ -120,17 +138,29 @@ class FewKernels:
         # By block and kind of call: no more than what tells that it is the same, and where it lies.
         self._ready: Memo[tuple[Any, ...], _Ready] = Memo(MOST_BLOCKS)
 
-    def taken(self, step: Step, block: Any, given: tuple[Tensor, Tensor, Tensor]) -> Tensor | None:
+    def taken(
+        self, step: Step, block: Any, hidden: Tensor, conv_state: Tensor, state: Tensor
+    ) -> Tensor | None:
         """The result of a step with hidden_states, conv_state and ssm_state.
 
-        None where the block is to take its own, ``step(block, *given)``; then nothing is written.
+        None where the block is to take its own, ``step(block, hidden, conv_state, state)``; then
+        nothing is written.
         """
-        found = _read(block, self._options) if _are_plain(*given) else None
+        if not _are_plain(hidden, conv_state, state, self._most_sequences):
+            return None
+        found = _read(block, self._options)
         if found is None:
             return None
         of, weights = found
         read = (of, [*map(id, map(self._around.get, self._calls))], [*map(_traits, weights)])
-        key = (id(block), given[0].device, *map(_traits_of_given, given))
+        given = (hidden, conv_state, state)
+        key = (
+            *(id(block), hidden.device, hidden.dtype, conv_state.dtype, state.dtype),
+            *(hidden.shape, conv_state.shape, state.shape),
+            *(hidden.stride(), conv_state.stride(), state.stride()),
+            *(hidden.data_ptr() % VECTOR_BYTES, conv_state.data_ptr() % VECTOR_BYTES),
+            state.data_ptr() % VECTOR_BYTES,
+        )
         entry = self._ready.find(key)
         if entry is None or entry.value.read != read:
             try:
@@ -189,19 +219,28 @@ class _Undecided(Exception):
     """Nothing could be found out this time."""
 
 
-def _are_plain(hidden: Any, conv_state: Any, states: Any) -> bool:
+def _are_plain(hidden: Any, conv_state: Any, states: Any, most_sequences: int) -> bool:
     """Whether these are tensors of a step on a GPU, which nobody looks at otherwise."""
     return (
         type(hidden) is type(conv_state) is type(states) is Tensor
         and _is_on_a_gpu(hidden)
         and hidden.ndim == 3
         and hidden.shape[1] == 1
-        and 0 < hidden.shape[0] <= MOST_SEQUENCES
+        and 0 < hidden.shape[0] <= min(most_sequences, MOST_SEQUENCES)
         and without_gradients(hidden, conv_state, states)
         and may_replay()
-        and autocast_dtype(hidden.device) is None
-        and not any(op in OPS and name != BACKEND for op, name in backends.named)
+        and not (_may_be_autocast() and autocast_dtype(hidden.device) is not None)
+        and not (backends.named and any(map(_is_another, backends.named)))
     )
+
+
+def _is_another(named: tuple[str, str]) -> bool:
+    """Whether somebody names a backend that a step would go past."""
+    return named[0] in OPS and named[1] != BACKEND
+
+
+# One call for all devices, where torch has it.
+_may_be_autocast: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 
 
 def _kind(block: Any) -> _Kind:
@@ -247,10 +286,6 @@ def _traits(tensor: Tensor | None) -> tuple[Any, ...] | None:
     return type(tensor), tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
-def _traits_of_given(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.dtype, tensor.shape, tensor.stride(), tensor.data_ptr() % VECTOR_BYTES
-
-
 def _options(block: Any) -> OfMamba | OfMamba2:
     if "x_proj" in block._modules:
         return OfMamba(block.dt_rank, block.d_state, block.activation)
@@ -271,11 +306,12 @@ def _run(
     given: tuple[Tensor, Tensor, Tensor],
     weights: Weights,
 ) -> Tensor:
-    index = layer.index
-    if compiler.current_device() != index:
-        with torch.cuda.device(index):
+    if compiler.current_device() != layer.index:
+        with torch.cuda.device(layer.index):
             return _run(layer, chain, block, given, weights)
     hidden, conv_state, state = given
+    if conv_state.is_inference() and state.is_inference():  # nobody counts what is written
+        return layer(chain, block, hidden, conv_state, state, weights)
     before, before_state = version(conv_state), version(state)
     out = layer(chain, block, hidden, conv_state, state, weights)
     count_write(conv_state, before)

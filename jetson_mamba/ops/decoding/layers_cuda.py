@@ -120,19 +120,19 @@ class _Layer:
         return chains.Chain(launches, OUT + 1)
 
     def parts(self, *columns: int) -> list[int]:
-        """Where in the room, in bytes, parts of so many columns begin; the last is its end."""
+        """Where parts of so many columns begin in the room, in bytes; last, its size in numbers."""
         starts = [0]
         for count in columns:
             size = self.batch * count * self.size
             starts.append(starts[-1] + -(-size // ALIGNMENT) * ALIGNMENT)
+        starts[-1] //= self.size
         return starts
 
     def launched(
         self, chain: Chain, hidden: Tensor, conv: Tensor, states: Tensor, size: int, width: int
     ) -> Tensor:
-        """The result of a chain, (batch, 1, width), with a room of ``size`` bytes."""
-        room = torch.empty(size, dtype=torch.uint8, device=self.device)
-        out = self.empty(self.batch, 1, width)
+        """The result of a chain, (batch, 1, width), with a room of ``size`` numbers."""
+        room, out = self.empty(size), self.empty(self.batch, 1, width)
         chain(
             *(self.index, hidden.data_ptr(), conv.data_ptr(), states.data_ptr()),
             *(room.data_ptr(), out.data_ptr()),

@@ -62,7 +62,7 @@ def by_few_kernels(forward: Forward, calls: tuple[str, ...]) -> Forward:
             states = _states(cache_params, self)
             if states is not None:
                 step = partial(_own_step, forward, cache_params)
-                out = few.taken(step, self, (hidden_states, *states))
+                out = few.taken(step, self, hidden_states, *states)
                 if out is not None:
                     return out
         return forward(self, *given, **more)
