@@ -1,9 +1,10 @@
-"""``step`` of a block in as few kernels as its data allow, on a GPU.
+"""``step`` of a block in as few kernels as its data allow.
 
-As upstream writes it, a step is eight to eleven kernels. Where a block is what it looks like, and
-its projections are plain, the same is computed by the four or three of ``layers_cuda``. That it is
-the same is not taken on trust: the first call of a kind holds it to the block's own step, which
-every other call takes: with gradients, autocast, adapters, hooks or a backend that somebody names.
+As upstream writes it, a step is eight to eleven kernels, and some hundred operations of torch.
+Where a block is what it looks like, and its projections are plain, the same is computed by the four
+or three of ``layers_cuda``, or the twenty operations of ``layers_cpu``. That it is the same is not
+taken on trust: the first call of a kind holds it to the block's own step, which every other call
+takes: with gradients, autocast, adapters, hooks or a backend that somebody names.
 """
 
 from __future__ import annotations
@@ -27,18 +28,19 @@ from jetson_mamba.kernels import compiler
 from jetson_mamba.kernels.chains import Chain
 from jetson_mamba.kernels.tensors import MOST_PLANS, VECTOR_BYTES
 
+from . import layers_cpu
 from .layers_cuda import Mamba, Mamba2, OfMamba, OfMamba2, Weights
 from .products import MOST_VECTORS
 from .several_tokens import TOLERANCE, TOLERANCE_OF_OTHERS
 
-Layer = Union[Mamba, Mamba2]
+Layer = Union[Mamba, Mamba2, layers_cpu.Mamba, layers_cpu.Mamba2]
 # step(block, hidden_states, conv_state, ssm_state): the result, and the states
 Step = Callable[..., Any]
 
 # Sequences of a batch. With more, launches are no longer what a step takes its time for.
 MOST_SEQUENCES = 64
 # Whose backends a step goes past, where somebody names another than this one.
-OPS, BACKEND = ("causal_conv1d", "selective_state_update"), "cuda"
+OPS, BACKENDS = ("causal_conv1d", "selective_state_update"), {True: "cuda", False: "pytorch"}
 # What the block's own step calls, which somebody may have put something in the place of.
 CALLS = ("causal_conv1d_update", "selective_state_update")
 # Blocks, and kinds of calls of each, that are remembered; each takes a few kilobytes.
@@ -49,6 +51,7 @@ class _Kind(NamedTuple):
     """Where a step finds what it reads."""
 
     layer: type[Any]
+    layer_on_cpu: type[Any]
     # Called with a weight, and with bias or none.
     projections: tuple[str, ...]
     # All parameters, by module; of the block itself without a module.
@@ -60,7 +63,7 @@ def _with_biases(*modules: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
 
 
 _MAMBA = _Kind(
-    Mamba,
+    *(Mamba, layers_cpu.Mamba),
     ("in_proj", "x_proj", "dt_proj", "out_proj"),
     (
         *_with_biases("in_proj", "conv1d", "x_proj", "dt_proj", "out_proj"),
@@ -68,7 +71,7 @@ _MAMBA = _Kind(
     ),
 )
 _MAMBA2 = _Kind(
-    Mamba2,
+    *(Mamba2, layers_cpu.Mamba2),
     ("in_proj", "out_proj"),
     (
         *_with_biases("in_proj", "conv1d", "out_proj"),
@@ -196,11 +199,12 @@ class FewKernels:
             None if each is None else (*each[2:], each[1] % VECTOR_BYTES, each[0])
             for each in read[2]
         ]
-        make = _kind(block).layer
+        kind = _kind(block)
+        make = kind.layer if _is_on_a_gpu(given[0]) else kind.layer_on_cpu
         form = (make, of, *read[1], *key[1:], *forms)
         entry = self._layers.find(form)
         if entry is None:
-            if _is_capturing():
+            if _is_on_a_gpu(given[0]) and _is_capturing():
                 raise _Undecided
             return self._layers.put(form, _tried(step, make, of, block, given, weights))
         entry.used = self._layers.clock()
@@ -220,23 +224,23 @@ class _Undecided(Exception):
 
 
 def _are_plain(hidden: Any, conv_state: Any, states: Any, most_sequences: int) -> bool:
-    """Whether these are tensors of a step on a GPU, which nobody looks at otherwise."""
+    """Whether these are tensors of a step, which nobody looks at otherwise."""
     return (
         type(hidden) is type(conv_state) is type(states) is Tensor
-        and _is_on_a_gpu(hidden)
+        and (_is_on_a_gpu(hidden) or hidden.is_cpu)
         and hidden.ndim == 3
         and hidden.shape[1] == 1
         and 0 < hidden.shape[0] <= min(most_sequences, MOST_SEQUENCES)
         and without_gradients(hidden, conv_state, states)
         and may_replay()
         and not (_may_be_autocast() and autocast_dtype(hidden.device) is not None)
-        and not (backends.named and any(map(_is_another, backends.named)))
+        and not (backends.named and _is_another_named(_is_on_a_gpu(hidden)))
     )
 
 
-def _is_another(named: tuple[str, str]) -> bool:
+def _is_another_named(on_gpu: bool) -> bool:
     """Whether somebody names a backend that a step would go past."""
-    return named[0] in OPS and named[1] != BACKEND
+    return any(op in OPS and name != BACKENDS[on_gpu] for op, name in backends.named)
 
 
 # One call for all devices, where torch has it.
@@ -306,7 +310,7 @@ def _run(
     given: tuple[Tensor, Tensor, Tensor],
     weights: Weights,
 ) -> Tensor:
-    if compiler.current_device() != layer.index:
+    if layer.index is not None and compiler.current_device() != layer.index:
         with torch.cuda.device(layer.index):
             return _run(layer, chain, block, given, weights)
     hidden, conv_state, state = given

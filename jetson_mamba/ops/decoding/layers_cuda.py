@@ -88,24 +88,24 @@ class _Layer:
         self.few = self.batch <= MOST_VECTORS
         self.activation = activation
         self.size = hidden.element_size()
-        _need(self.dtype in NUMBERS and activation in ACTIVATIONS and filter is not None)
+        need(self.dtype in NUMBERS and activation in ACTIVATIONS and filter is not None)
         assert filter is not None
         for tensor in (conv_state, *(each for pair in others for each in pair)):
-            _need(tensor is None or tensor.dtype == self.dtype)
+            need(tensor is None or tensor.dtype == self.dtype)
         for tensor in (filter, filter_bias, *(each for pair in others for each in pair)):
-            _need(tensor is None or tensor.is_contiguous())
-        _need(filter_bias is None or filter_bias.dtype == filter.dtype)
-        _need(filter.dtype in NUMBERS and filter.shape[-1] > 1)
-        _need((self.batch, *filter.shape[::2]) == conv_state.shape)
-        _need(all(conv_state.stride()))  # what is expanded cannot be written
-        _need(hidden.stride(-1) == 1 and hidden.data_ptr() % VECTOR_BYTES == 0)
-        _need(self.batch == 1 or hidden.stride(0) * self.size % VECTOR_BYTES == 0)
+            need(tensor is None or tensor.is_contiguous())
+        need(filter_bias is None or filter_bias.dtype == filter.dtype)
+        need(filter.dtype in NUMBERS and filter.shape[-1] > 1)
+        need((self.batch, *filter.shape[::2]) == conv_state.shape)
+        need(all(conv_state.stride()))  # what is expanded cannot be written
+        need(hidden.stride(-1) == 1 and hidden.data_ptr() % VECTOR_BYTES == 0)
+        need(self.batch == 1 or hidden.stride(0) * self.size % VECTOR_BYTES == 0)
         self.device = hidden.device
 
     def product(self, weight: Tensor, strides: tuple[int, int], **more: Any) -> Product:
         """A product of few vectors."""
         found = product(weight, self.batch, strides, self.processors, self.index, **more)
-        _need(found is not None)
+        need(found is not None)
         assert found is not None
         return found
 
@@ -165,26 +165,26 @@ class Mamba(_Layer):
             *(hidden, conv, of.activation, (filter, filter_bias)),
             *((W_in, in_bias), (W_x, x_bias), (W_dt, None), (W_out, out_bias)),
         )
-        _need(not any(each is None for each in (W_in, W_x, W_dt, W_out, A_log)) and x_bias is None)
+        need(not any(each is None for each in (W_in, W_x, W_dt, W_out, A_log)) and x_bias is None)
         assert W_in is not None and W_x is not None and W_dt is not None
         assert W_out is not None and A_log is not None
         rank, dstate, batch = of.dt_rank, of.d_state, self.batch
         dim, columns, width = W_in.shape[0] // 2, rank + 2 * dstate, W_out.shape[0]
         self.dim, self._width = dim, width
-        _need(W_in.shape == (2 * dim, hidden.shape[-1]) and W_x.shape == (columns, dim))
-        _need(W_dt.shape == (dim, rank) and W_out.shape == (width, dim))
-        _need(A_log.shape == (dim, dstate) and states.shape == (batch, dim, dstate))
-        _need(conv.shape[1] == dim)
+        need(W_in.shape == (2 * dim, hidden.shape[-1]) and W_x.shape == (columns, dim))
+        need(W_dt.shape == (dim, rank) and W_out.shape == (width, dim))
+        need(A_log.shape == (dim, dstate) and states.shape == (batch, dim, dstate))
+        need(conv.shape[1] == dim)
         for each in (A_log, states, D, dt_bias):
-            _need(each is None or _is_aligned(each))
-        _need(_is_aligned(W_dt))
+            need(each is None or _is_aligned(each))
+        need(_is_aligned(W_dt))
         for each in (D, dt_bias):
-            _need(each is None or each.shape == (dim,))
+            need(each is None or each.shape == (dim,))
         lanes, vector = dstate // STATES, VECTOR_BYTES // self.size
         while vector > 1 and (rank % vector or columns % vector):
             vector //= 2
-        _need(lanes in (1, 2, 4, 8, 16, 32) and dstate == lanes * STATES)
-        _need(rank % STATES == 0 and dim % STATES == 0)
+        need(lanes in (1, 2, 4, 8, 16, 32) and dstate == lanes * STATES)
+        need(rank % STATES == 0 and dim % STATES == 0)
         defines = {
             "INPUT": NUMBERS[self.dtype],
             "STATE": NUMBERS[states.dtype],
@@ -280,19 +280,19 @@ class Mamba2(_Layer):
             *(hidden, conv, of.activation, (filter, filter_bias)),
             *((W_in, in_bias), (W_out, out_bias)),
         )
-        _need(W_in is not None and W_out is not None and A_log is not None)
+        need(W_in is not None and W_out is not None and A_log is not None)
         assert W_in is not None and W_out is not None and A_log is not None
         batch, dim, groups = self.batch, of.d_ssm, of.ngroups
         dstate, headdim = of.d_state, of.headdim
         nheads, wide, width = A_log.shape[0], conv.shape[1], W_out.shape[0]
-        _need(wide == dim + 2 * groups * dstate and dim == nheads * headdim)
+        need(wide == dim + 2 * groups * dstate and dim == nheads * headdim)
         # The part beside the heads that some layers have makes rows longer.
-        _need(W_in.shape == (dim + wide + nheads, hidden.shape[-1]))
-        _need(W_out.shape == (width, dim) and states.shape == (batch, nheads, headdim, dstate))
+        need(W_in.shape == (dim + wide + nheads, hidden.shape[-1]))
+        need(W_out.shape == (width, dim) and states.shape == (batch, nheads, headdim, dstate))
         for each in (A_log, D, dt_bias):
-            _need(each is None or (each.shape == (nheads,) and each.is_contiguous()))
-            _need(each is None or each.dtype in NUMBERS)
-        _need(states.dtype in NUMBERS and (norm is not None) == of.rmsnorm)
+            need(each is None or (each.shape == (nheads,) and each.is_contiguous()))
+            need(each is None or each.dtype in NUMBERS)
+        need(states.dtype in NUMBERS and (norm is not None) == of.rmsnorm)
         self.dim, self.wide, self.rows, self.rmsnorm = dim, wide, W_in.shape[0], of.rmsnorm
         self._sizes = [dim, wide, nheads]
         # As the tensors of every call are cut.
@@ -317,7 +317,7 @@ class Mamba2(_Layer):
         )
         case = Case(self.device, states.dtype, self.dtype, self.dtype, A_log.dtype)
         plan = plan_of(*(step, case, self.index, self.processors), logarithm=True, early=self.few)
-        _need(plan is not None)
+        need(plan is not None)
         assert plan is not None
         self._update = plan
         # In bytes, from the first of zxbcdt, and of xBC.
@@ -331,7 +331,7 @@ class Mamba2(_Layer):
             self._in = self.product(W_in, (hidden.stride(0), self.rows), convolved=convolved)
             more: dict[str, Any] = {"early": True}
             if norm is not None:
-                _need(_is_aligned(norm) and norm.shape == (dim,))
+                need(_is_aligned(norm) and norm.shape == (dim,))
                 whole = of.group_size in (None, dim) and not of.norm_before_gate
                 self._is_normed = whole and batch == 1 and dim <= MOST_NORMED
                 if self._is_normed:
@@ -344,7 +344,7 @@ class Mamba2(_Layer):
     def _normed(self, of: OfMamba2, z: Tensor, weight: Tensor) -> norms_cuda.Plan:
         """The gated norm by a kernel of its own."""
         group = of.group_size or self.dim
-        _need(self.dim % group == 0 and norms_cuda.takes(group, needs_backward=False))
+        need(self.dim % group == 0 and norms_cuda.takes(group, needs_backward=False))
         gate = norms.Gate.OUTPUT if of.norm_before_gate else norms.Gate.INPUT
         x, out = self.empty(self.batch, self.dim), self.empty(self.batch, self.dim)
         return norms_cuda.plan_of(
@@ -422,6 +422,7 @@ def _is_aligned(tensor: Tensor) -> bool:
     return whole and tensor.dtype in NUMBERS
 
 
-def _need(served: bool) -> None:
+def need(served: bool) -> None:
+    """Raise :class:`NotServed` where it is not."""
     if not served:
         raise NotServed
