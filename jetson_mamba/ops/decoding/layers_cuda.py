@@ -30,8 +30,8 @@ from .products import MOST_VECTORS, Convolved, Product, product
 
 # States that a thread has of a channel of Mamba, and the threads of a block.
 STATES, THREADS = 4, 128
-# Columns of a vector that every block of a product normalises for itself. Of more, and of several
-# vectors, that takes longer than a kernel of its own.
+# Numbers that every team of a product gates and normalises for itself. Of more that takes longer
+# than a kernel of its own.
 MOST_NORMED = 2048
 ACTIVATIONS = (None, "silu", "swish")
 
@@ -333,7 +333,7 @@ class Mamba2(_Layer):
             if norm is not None:
                 need(_is_aligned(norm) and norm.shape == (dim,))
                 whole = of.group_size in (None, dim) and not of.norm_before_gate
-                self._is_normed = whole and batch == 1 and dim <= MOST_NORMED
+                self._is_normed = whole and batch * dim <= MOST_NORMED
                 if self._is_normed:
                     more["norm"] = (norm.dtype, self.rows, of.eps)
                 else:

@@ -19,8 +19,6 @@ from jetson_mamba.kernels.tensors import NUMBERS, VECTOR_BYTES
 
 # With more, a library's product is as fast.
 MOST_VECTORS = 4
-# Of shared memory, which every device lets a block have.
-MOST_SHARED_BYTES = 48 * 1024
 
 
 class Form(NamedTuple):
@@ -127,11 +125,8 @@ def product(
         "SILU": str(int(convolved is not None and convolved.silu)),
         "NORM": str(int(norm is not None)),
     }
-    shared = -(-(form.threads // 32 * form.rows * batch * 4) // 16) * 16
-    if norm is not None:
-        shared += batch * columns * weight.element_size()
-    if shared > MOST_SHARED_BYTES:
-        return None
+    # A number for each warp and sum.
+    shared = form.threads // 32 * (form.rows + int(norm is not None)) * batch * 4
     kernel = compiler.load("projection.cu", "projection", tuple(defines.items()), index)
     blocks = -(-rows // (form.threads // form.team * form.rows))
     launch = compiler.Launch(
