@@ -53,6 +53,15 @@ class _Layer:
         return functional.silu(out, inplace=True) if self._activates else out
 
 
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``functional.linear``, which of one vector is slower than what is made for one."""
+    if x.shape[0] > 1:
+        return functional.linear(x, weight, bias)
+    vector = x.squeeze(0)
+    out = torch.mv(weight, vector) if bias is None else torch.addmv(bias, weight, vector)
+    return out.unsqueeze(0)
+
+
 def rates(A_log: Tensor) -> Tensor:
     """``exp(A_log) / log(2)``: how fast a state decays, for ``exp2``."""
     return torch.exp2(A_log * LOG2_E).mul_(LOG2_E)
@@ -84,16 +93,16 @@ class Mamba(_Layer):
         W_in, in_bias, filter, filter_bias, W_x, _, W_dt, dt_bias, W_out, out_bias, A_log, D = (
             weights
         )
-        x, z = functional.linear(hidden.squeeze(1), W_in, in_bias).chunk(2, dim=1)
+        x, z = product(hidden.squeeze(1), W_in, in_bias).chunk(2, dim=1)
         x = self.convolved(x, conv, filter, filter_bias)
-        dt, B, C = functional.linear(x, W_x).split(self._sizes, dim=1)
-        dt = functional.softplus(functional.linear(dt, W_dt, dt_bias))
+        dt, B, C = product(x, W_x, None).split(self._sizes, dim=1)
+        dt = functional.softplus(product(dt, W_dt, dt_bias))
         decay = (rates(A_log) * dt.neg().unsqueeze(-1)).exp2_()
         y = stepped(states, decay, (dt * x).unsqueeze(-1), B.unsqueeze(1), C.unsqueeze(1))
         if D is not None:
             y.addcmul_(D, x)
         y.mul_(functional.silu(z))
-        return functional.linear(y, W_out, out_bias).unsqueeze(1)
+        return product(y, W_out, out_bias).unsqueeze(1)
 
 
 class Mamba2(_Layer):
@@ -132,7 +141,7 @@ class Mamba2(_Layer):
         """The result, (batch, 1, d_model); both states are written."""
         W_in, in_bias, filter, filter_bias, W_out, out_bias, dt_bias, A_log, D, norm = weights
         of = self._of
-        z, xBC, dt = functional.linear(hidden.squeeze(1), W_in, in_bias).split(self._sizes, dim=1)
+        z, xBC, dt = product(hidden.squeeze(1), W_in, in_bias).split(self._sizes, dim=1)
         xBC = self.convolved(xBC, conv, filter, filter_bias)
         x, B, C = xBC.split(self._parts, dim=1)
         x = torch.unflatten(x, 1, (-1, of.headdim))
@@ -148,7 +157,7 @@ class Mamba2(_Layer):
             y.mul_(functional.silu(z))
         else:
             y = self._normed(y, z, norm)
-        return functional.linear(y, W_out, out_bias).unsqueeze(1)
+        return product(y, W_out, out_bias).unsqueeze(1)
 
     def _by_head(self, of_groups: Tensor) -> Tensor:
         """(batch, nheads or 1, 1, dstate)."""
