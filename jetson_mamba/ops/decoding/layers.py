@@ -228,8 +228,7 @@ def _are_plain(hidden: Any, conv_state: Any, states: Any, most_sequences: int) -
     return (
         type(hidden) is type(conv_state) is type(states) is Tensor
         and (_is_on_a_gpu(hidden) or hidden.is_cpu)
-        and hidden.ndim == 3
-        and hidden.shape[1] == 1
+        and hidden.shape[1:-1] == (1,)
         and 0 < hidden.shape[0] <= min(most_sequences, MOST_SEQUENCES)
         and without_gradients(hidden, conv_state, states)
         and may_replay()

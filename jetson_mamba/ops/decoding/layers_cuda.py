@@ -132,7 +132,13 @@ class _Layer:
         self, chain: Chain, hidden: Tensor, conv: Tensor, states: Tensor, size: int, width: int
     ) -> Tensor:
         """The result of a chain, (batch, 1, width), with a room of ``size`` numbers."""
-        room, out = self.empty(size), self.empty(self.batch, 1, width)
+        # The quickest of what makes a tensor; a step's result mostly looks like what it is given.
+        room = hidden.new_empty_strided((size,), (1,))
+        shape = (self.batch, 1, width)
+        if hidden.shape == shape and hidden.is_contiguous():
+            out = torch.empty_like(hidden)
+        else:
+            out = self.empty(*shape)
         chain(
             *(self.index, hidden.data_ptr(), conv.data_ptr(), states.data_ptr()),
             *(room.data_ptr(), out.data_ptr()),
