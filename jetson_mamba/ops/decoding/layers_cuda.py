@@ -339,7 +339,9 @@ class Mamba2(_Layer):
             if norm is not None:
                 need(_is_aligned(norm) and norm.shape == (dim,))
                 whole = of.group_size in (None, dim) and not of.norm_before_gate
-                self._is_normed = whole and batch * dim <= MOST_NORMED
+                # Gates are read as the vectors are, 16 bytes at a time.
+                apart = batch == 1 or self.rows * self.size % VECTOR_BYTES == 0
+                self._is_normed = whole and apart and batch * dim <= MOST_NORMED
                 if self._is_normed:
                     more["norm"] = (norm.dtype, self.rows, of.eps)
                 else:
