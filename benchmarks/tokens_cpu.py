@@ -20,6 +20,8 @@ from typing import Any, Callable
 import torch
 from torch.nn import functional
 
+import jetson_mamba  # noqa: F401 - activates the overrides
+
 PROMPT = 8
 # Columns of the one matrix that is read for the memory's rate.
 COLUMNS = 8192
@@ -41,8 +43,6 @@ def row(layer: str, n_layer: int, runs: int) -> str:
     from mamba_ssm.models.config_mamba import MambaConfig
     from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
     from mamba_ssm.utils.generation import InferenceParams
-
-    import jetson_mamba  # noqa: F401 - activates the overrides
 
     torch.manual_seed(0)
     config = MambaConfig(768, n_layer=n_layer, vocab_size=50277, ssm_cfg={"layer": layer})
