@@ -1,4 +1,4 @@
-"""What a long prompt takes of a GPU's memory, at once and in pieces.
+"""What a long prompt takes of a GPU's memory, in pieces beside at once.
 
 ``python -m benchmarks.prefill_memory`` needs a CUDA GPU, mamba_ssm on the path, and transformers.
 For a model of each layer, with the sizes of the published 130M models and random bfloat16 weights,
