@@ -30,8 +30,8 @@ from .products import MOST_VECTORS, Convolved, Product, product
 
 # States that a thread has of a channel of Mamba, and the threads of a block.
 STATES, THREADS = 4, 128
-# Numbers that every team of a product gates and normalises for itself. Of more that takes longer
-# than a kernel of its own.
+# Columns of a vector that every team of a product gates and normalises for itself. With more, and
+# with several vectors, that takes as long as a kernel of its own.
 MOST_NORMED = 2048
 ACTIVATIONS = (None, "silu", "swish")
 
@@ -339,9 +339,7 @@ class Mamba2(_Layer):
             if norm is not None:
                 need(_is_aligned(norm) and norm.shape == (dim,))
                 whole = of.group_size in (None, dim) and not of.norm_before_gate
-                # Gates are read as the vectors are, 16 bytes at a time.
-                apart = batch == 1 or self.rows * self.size % VECTOR_BYTES == 0
-                self._is_normed = whole and apart and batch * dim <= MOST_NORMED
+                self._is_normed = whole and batch == 1 and dim <= MOST_NORMED
                 if self._is_normed:
                     more["norm"] = (norm.dtype, self.rows, of.eps)
                 else:
