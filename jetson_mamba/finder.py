@@ -47,9 +47,14 @@ STAND_INS = (
     "selective_scan_cuda_ndstate",
     "selective_scan_cuda_nrow",
 )
+# Modules of transformers that stay as they are; what is in them is joined to the ops afterwards.
+JOINED = (
+    "transformers.models.mamba.modeling_mamba",
+    "transformers.models.mamba2.modeling_mamba2",
+)
 # What is looked at any further: by the last part of a name, and by how the part before begins.
 PACKAGE = "mamba_ssm"
-WATCHED = frozenset([name[name.rfind(".") + 1 :] for name in TARGETS + STAND_INS])
+WATCHED = frozenset([name[name.rfind(".") + 1 :] for name in TARGETS + STAND_INS + JOINED])
 _tails: "Dict[str, str]" = {}
 
 
@@ -83,7 +88,7 @@ class Finder:
         if last not in WATCHED and parent[:9] != PACKAGE:
             return None
         known, beside = fullname, False
-        if fullname not in TARGETS and fullname not in STAND_INS:
+        if fullname not in TARGETS + STAND_INS + JOINED:
             ends = tails()
             known = ends.get(last) or ends.get(f"{parent.rpartition('.')[2]}.{last}") or ""
             # Another word, no module of a package, or an override.
@@ -94,6 +99,8 @@ class Finder:
             from jetson_mamba.hook import loader
         except ImportError:  # half uninstalled
             return None
+        if fullname in JOINED:
+            return loader.spec_joined(self, fullname, path, target)
         if fullname in STAND_INS:
             loader.warn_of_bypassed_targets(self)
             return loader.spec_of_extension(self, fullname, path, target)

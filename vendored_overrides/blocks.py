@@ -28,6 +28,7 @@ def block_edits(
         )
         if method == "step":
             becomes = f"jetson_mamba.ops.several_tokens({becomes})"
+            becomes = f"jetson_mamba.ops.by_launches({becomes})"
         edits.append(
             Rebind(of=f"{block}.{method}", becomes=becomes, parameters=("self", *parameters))
         )

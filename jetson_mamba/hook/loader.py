@@ -72,6 +72,17 @@ def spec_of_extension(
     return stand_in.spec(name, spec)
 
 
+def spec_joined(
+    finder: Finder, name: str, path: Sequence[str] | None, module: ModuleType | None
+) -> ModuleSpec | None:
+    """The spec of a module of transformers, with a :class:`Joining` in it."""
+    spec = _found(_following(finder), name, path, module)
+    if spec is not None and isinstance(spec.loader, SourceFileLoader):
+        loader: Any = Joining(spec.loader)
+        spec.loader = loader
+    return spec
+
+
 def warn_of_bypassed_targets(finder: Finder) -> None:
     """Warn once of each target that is imported and did not come through the finder."""
     for name in TARGETS:
@@ -263,6 +274,39 @@ class Loader:
 
         source = self.original.get_data(self.original.path)
         return kernel_packages.lacking(source, importing=True)
+
+
+class Joining:
+    """Loads a module as its own loader does, and joins what is in it to the ops.
+
+    That is where mamba_ssm is there, whose functions it calls. The module keeps its own loader.
+    """
+
+    def __init__(self, original: SourceFileLoader) -> None:
+        self.original = original
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """The module that the original loader would make."""
+        return self.original.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the module's own text."""
+        if module.__spec__ is not None:
+            module.__spec__.loader = module.__loader__ = self.original
+        self.original.exec_module(module)
+        if "mamba_ssm" in sys.modules:
+            try:
+                from jetson_mamba.ops.decoding import mixers
+
+                mixers.join(module)
+            except Exception:
+                # Whatever it is, the module is what it would be without the hook.
+                return
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "original" not in vars(self):
+            raise AttributeError(name)
+        return getattr(self.original, name)
 
 
 def _following(finder: Finder) -> Sequence[Any]:

@@ -65,7 +65,10 @@ class Launch:
     ahead of its first access to memory.
     """
 
-    __slots__ = ("_configuration", "_kernel", "_start")
+    __slots__ = (
+        *("_configuration", "_handle", "_start"),
+        *("block", "grid", "kernel", "overlapping", "shared_bytes"),
+    )
 
     def __init__(
         self,
@@ -77,7 +80,9 @@ class Launch:
     ) -> None:
         if shared_bytes > SHARED_BYTES_OF_ALL:
             kernel.allow(shared_bytes)
-        self._start, self._configuration, self._kernel = kernel.prepared(
+        self.kernel, self.grid, self.block = kernel, grid, block
+        self.overlapping, self.shared_bytes = overlapping, shared_bytes
+        self._start, self._configuration, self._handle = kernel.prepared(
             grid, block, shared_bytes, overlapping
         )
 
@@ -86,7 +91,7 @@ class Launch:
 
         ``arguments`` are sizes, strides and ``tensor.data_ptr()``.
         """
-        self._start(stream, self._configuration, self._kernel, *arguments)
+        self._start(stream, self._configuration, self._handle, *arguments)
 
 
 def current_device() -> int:

@@ -6,7 +6,8 @@
 //
 // With WIDTH, the rows from `conv_first` on, `conv_channels` of them, are a convolution's inputs:
 // their state, `WIDTH` inputs long, takes the new one, and out is the convolution, activated where
-// SILU says so. With NORM, x is first multiplied by silu(z) and normalised over its columns.
+// SILU says so. With NORM, x is multiplied by silu(z) and by the norm's weight, and the result
+// divided by the root of the mean of the squares of x silu(z): each team sums those as it goes.
 //
 // With EARLY, the weights do not wait for the kernel before; they may when that one is known not to
 // write them, and to have waited itself. Elsewhere they are brought as near as the L2 cache.
@@ -20,72 +21,9 @@
 // A vector of the norm's weight, of 16 bytes at most.
 constexpr int SCALES = VECTOR * sizeof(SCALE) > 16 ? 16 / sizeof(SCALE) : VECTOR;
 constexpr int TEAMS = THREADS / TEAM, WARPS_OF_TEAM = TEAM / 32, RESULTS = ROWS * BATCH;
-// Of shared memory, in units of 16 bytes: a number for each warp and result.
-constexpr int SUMS = (THREADS / 32 * RESULTS + 3) / 4;
-static_assert(RESULTS <= 32);
-
-// x times silu(z), divided by the root of the mean of its squares, times `norm`: of the whole
-// block, in shared memory, rounded as x is.
-__device__ __forceinline__ const INPUT* normed(const INPUT* x, const INPUT* z, const SCALE* norm,
-                                               long long x_batch, long long z_batch, int vectors,
-                                               long long eps_bits) {
-    extern __shared__ uint4 memory[];
-    float* squares = reinterpret_cast<float*>(memory);
-    INPUT* rows = reinterpret_cast<INPUT*>(memory + SUMS);
-    const int thread = threadIdx.x, columns = vectors * VECTOR;
-    float sums[BATCH] = {};
-    Packed<INPUT, VECTOR> given, gates;
-    for (int v = thread; v < vectors; v += THREADS) {
-#pragma unroll
-        for (int b = 0; b < BATCH; ++b) {
-            given.load(x + b * x_batch + v * VECTOR), gates.load(z + b * z_batch + v * VECTOR);
-#pragma unroll
-            for (int i = 0; i < VECTOR; ++i) {
-                const float gate = gates.number(i);
-                const float value = given.number(i) * gate * sigmoid(gate);
-                sums[b] += value * value;
-            }
-        }
-    }
-#pragma unroll
-    for (int b = 0; b < BATCH; ++b) {
-#pragma unroll
-        for (int lanes = 16; lanes; lanes /= 2)
-            sums[b] += __shfl_xor_sync(0xffffffffu, sums[b], lanes);
-        if (thread % 32 == 0) squares[thread / 32 * BATCH + b] = sums[b];
-    }
-    __syncthreads();
-    const float eps = __uint_as_float(static_cast<unsigned>(eps_bits));
-#pragma unroll
-    for (int b = 0; b < BATCH; ++b) {
-        float sum = 0.0f;
-#pragma unroll
-        for (int warp = 0; warp < THREADS / 32; ++warp) sum += squares[warp * BATCH + b];
-        sums[b] = 1.0f / sqrtf(sum / columns + eps);
-    }
-    for (int v = thread; v < vectors; v += THREADS) {
-#pragma unroll
-        for (int b = 0; b < BATCH; ++b) {
-            given.load(x + b * x_batch + v * VECTOR), gates.load(z + b * z_batch + v * VECTOR);
-            Packed<SCALE, SCALES> scales[VECTOR / SCALES];
-            float values[VECTOR];
-#pragma unroll
-            for (int i = 0; i < VECTOR / SCALES; ++i) scales[i].load(norm + v * VECTOR + i * SCALES);
-#pragma unroll
-            for (int i = 0; i < VECTOR; ++i) {
-                const float gate = gates.number(i);
-                values[i] = given.number(i) * gate * sigmoid(gate) * sums[b] *
-                            scales[i / SCALES].number(i % SCALES);
-            }
-            given.pack(values);
-            Packed<INPUT, VECTOR>& place =
-                *reinterpret_cast<Packed<INPUT, VECTOR>*>(rows + b * columns + v * VECTOR);
-            place = given;
-        }
-    }
-    __syncthreads();
-    return rows;
-}
+// With those of the squares.
+constexpr int ALL_SUMS = (ROWS + NORM) * BATCH;
+static_assert(ALL_SUMS <= 32);
 
 extern "C" __global__ void __launch_bounds__(THREADS) projection(
     const INPUT* __restrict__ x, const INPUT* __restrict__ W, const INPUT* __restrict__ bias,
@@ -137,13 +75,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) projection(
         if (filter_bias) offset = to_float(filter_bias[channel]);
     }
     if (bias && has_result) added = to_float(bias[row]);
-    const INPUT* given = x;
-    long long given_batch = x_batch;
-    if constexpr (NORM) {
-        given = normed(x, z, norm, x_batch, z_batch, vectors, eps_bits);
-        given_batch = columns;
-    }
-    float sums[ROWS][BATCH] = {};
+    float sums[ROWS + NORM][BATCH] = {};
     if constexpr (!EARLY) load(0);
     for (int start = 0; start < vectors; start += DEPTH * TEAM) {
         if (start) load(start);
@@ -151,21 +83,36 @@ extern "C" __global__ void __launch_bounds__(THREADS) projection(
         for (int d = 0; d < DEPTH; ++d) {
             const int v = start + d * TEAM + member;
             if (v >= vectors) continue;
+            Packed<SCALE, SCALES> scales[NORM ? VECTOR / SCALES : 1];
+            if constexpr (NORM) {
+#pragma unroll
+                for (int i = 0; i < VECTOR / SCALES; ++i)
+                    scales[i].load(norm + v * VECTOR + i * SCALES);
+            }
 #pragma unroll
             for (int of = 0; of < BATCH; ++of) {
-                Packed<INPUT, VECTOR> inputs;
-                inputs.load(given + of * given_batch + v * VECTOR);
+                Packed<INPUT, VECTOR> inputs, gates;
+                inputs.load(x + of * x_batch + v * VECTOR);
+                if constexpr (NORM) gates.load(z + of * z_batch + v * VECTOR);
 #pragma unroll
-                for (int r = 0; r < ROWS; ++r)
+                for (int i = 0; i < VECTOR; ++i) {
+                    float value = inputs.number(i);
+                    if constexpr (NORM) {
+                        const float gate = gates.number(i);
+                        value *= gate * sigmoid(gate);
+                        sums[ROWS][of] += value * value;
+                        value *= scales[i / SCALES].number(i % SCALES);
+                    }
 #pragma unroll
-                    for (int i = 0; i < VECTOR; ++i)
-                        sums[r][of] += weights[d][r].number(i) * inputs.number(i);
+                    for (int r = 0; r < ROWS; ++r)
+                        sums[r][of] += weights[d][r].number(i) * value;
+                }
             }
         }
     }
     float sum = 0.0f;
 #pragma unroll
-    for (int r = 0; r < ROWS; ++r) {
+    for (int r = 0; r < ROWS + NORM; ++r) {
 #pragma unroll
         for (int of = 0; of < BATCH; ++of) {
             float value = sums[r][of];
@@ -175,19 +122,27 @@ extern "C" __global__ void __launch_bounds__(THREADS) projection(
             if (lane == r * BATCH + of) sum = value;
         }
     }
+    float squares = NORM ? __shfl_sync(0xffffffffu, sum, RESULTS + member % BATCH) : 0.0f;
     if constexpr (WARPS_OF_TEAM > 1) {
         extern __shared__ uint4 memory[];
         float* parts = reinterpret_cast<float*>(memory);
-        if (lane < RESULTS) parts[thread / 32 * RESULTS + lane] = sum;
+        if (lane < ALL_SUMS) parts[thread / 32 * ALL_SUMS + lane] = sum;
         __syncthreads();
         if (member < RESULTS) {
-            sum = 0.0f;
+            sum = squares = 0.0f;
 #pragma unroll
-            for (int warp = 0; warp < WARPS_OF_TEAM; ++warp)
-                sum += parts[(thread / TEAM * WARPS_OF_TEAM + warp) * RESULTS + member];
+            for (int warp = 0; warp < WARPS_OF_TEAM; ++warp) {
+                const float* of_warp = parts + (thread / TEAM * WARPS_OF_TEAM + warp) * ALL_SUMS;
+                sum += of_warp[member];
+                if constexpr (NORM) squares += of_warp[RESULTS + b];
+            }
         }
     }
     if (!has_result) return;
+    if constexpr (NORM) {
+        const float eps = __uint_as_float(static_cast<unsigned>(eps_bits));
+        sum *= 1.0f / sqrtf(squares / columns + eps);
+    }
     INPUT result = from_float<INPUT>(sum + added);
     if (convolves) {
         // As the convolution of its own reads it: rounded.

@@ -56,7 +56,7 @@ _NVRTC_FUNCTIONS = {
 # The driver's numbers: an attribute of a function, a mode of captures, keys of a launch.
 _MAX_DYNAMIC_SHARED_BYTES = 8
 _RELAXED = 2
-_PARAMETERS, _PARAMETERS_SIZE = 1, 2
+PARAMETERS, PARAMETERS_SIZE = 1, 2
 
 
 class Kernel:
@@ -77,6 +77,11 @@ class Kernel:
             finally:
                 _call("cuThreadExchangeStreamCaptureMode", byref(mode))
 
+    @property
+    def address(self) -> int:
+        """What the driver knows it by."""
+        return int(self.handle.value or 0)
+
     def allow(self, shared_bytes: int) -> None:
         """Let blocks take this much of shared memory."""
         _call("cuFuncSetAttribute", self.handle, _MAX_DYNAMIC_SHARED_BYTES, shared_bytes)
@@ -89,7 +94,7 @@ class Kernel:
         overlapping: bool,
     ) -> tuple[Callable[..., None], Any, Any]:
         """A function that starts the kernel, and what it takes after the stream."""
-        return _start, (_driver().cuLaunchKernel, (*grid, *block, shared_bytes)), self.handle
+        return _start, (driver().cuLaunchKernel, (*grid, *block, shared_bytes)), self.handle
 
 
 def current_stream(device_index: int) -> int:
@@ -106,7 +111,7 @@ _thread = threading.local()
 
 def require() -> None:
     """Raise :class:`Unavailable` where the driver's library is missing."""
-    _driver()
+    driver()
 
 
 def version() -> str:
@@ -170,10 +175,10 @@ def _start(
     room = layout.room()
     at = ctypes.addressof(room)
     size, first = at + layout.size, at + layout.first
-    layout.pack(*(room, 0, _PARAMETERS, first, _PARAMETERS_SIZE, size, 0, layout.bytes), *arguments)
+    layout.pack(*(room, 0, PARAMETERS, first, PARAMETERS_SIZE, size, 0, layout.bytes), *arguments)
     error = launch(kernel, *geometry, stream, None, at)
     if error:
-        raise _failed("cuLaunchKernel", error)
+        raise failed("cuLaunchKernel", error)
 
 
 class _Layout(NamedTuple):
@@ -202,14 +207,15 @@ def _make_current(device_index: int) -> None:
 
 
 def _call(function: str, *arguments: Any) -> None:
-    error = getattr(_driver(), function)(*arguments)
+    error = getattr(driver(), function)(*arguments)
     if error:
-        raise _failed(function, error)
+        raise failed(function, error)
 
 
-def _failed(function: str, error: int) -> RuntimeError:
+def failed(function: str, error: int) -> RuntimeError:
+    """What to raise where a function of the driver gives an error."""
     name = c_char_p()
-    _driver().cuGetErrorName(error, byref(name))
+    driver().cuGetErrorName(error, byref(name))
     return RuntimeError(f"{function}: {(name.value or b'unknown error').decode()} ({error})")
 
 
@@ -225,7 +231,8 @@ def _version(nvrtc: Any) -> str:
 
 
 @lru_cache(maxsize=None)
-def _driver() -> Any:
+def driver() -> Any:
+    """The driver's library; raises :class:`Unavailable` where it is missing."""
     try:
         return _declared(ctypes.CDLL("libcuda.so.1"), _DRIVER_FUNCTIONS)
     except (OSError, AttributeError) as error:

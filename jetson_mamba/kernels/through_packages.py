@@ -39,6 +39,11 @@ class Kernel:
         self.overlaps = is_able and hasattr(core.LaunchConfig, OVERLAP)
         self._device_index = device_index
 
+    @property
+    def address(self) -> int:
+        """What the driver knows it by."""
+        return int(self.handle.handle)
+
     def allow(self, shared_bytes: int) -> None:
         """Let blocks take this much of shared memory."""
         driver = _driver()
@@ -46,7 +51,7 @@ class Kernel:
             driver.cuKernelSetAttribute(
                 driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
                 shared_bytes,
-                driver.CUkernel(int(self.handle.handle)),
+                driver.CUkernel(self.address),
                 driver.CUdevice(self._device_index),
             )
         )

@@ -18,7 +18,12 @@ from jetson_mamba.ops.causal_conv1d import (
     causal_conv1d_fn,
     causal_conv1d_update,
 )
-from jetson_mamba.ops.decoding import in_few_kernels, selective_state_update, several_tokens
+from jetson_mamba.ops.decoding import (
+    by_launches,
+    in_few_kernels,
+    selective_state_update,
+    several_tokens,
+)
 from jetson_mamba.ops.mamba3 import (
     apply_rotary_qk_inference_fwd,
     mamba3_mimo,
@@ -75,6 +80,7 @@ __all__ = [
     "autocast_dtype",
     "backend",
     "bmm_chunk_forward",
+    "by_launches",
     "by_name",
     "calling_modules",
     "causal_conv1d_bwd",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import jetson_mamba  # noqa: F401 - activates the overrides
 from jetson_mamba.dispatch.paths import inference_path
+from jetson_mamba.ops.decoding import layers
 from jetson_mamba.replay import captured
 from tests import checks
 from tests.references.tolerance import relative_norm
@@ -97,31 +98,79 @@ def training_between() -> Results:
 
 
 def step() -> Results:
-    """Tokens through each block that has a step, for two generations."""
-    for name, module in blocks(dtype=torch.bfloat16).items():
-        each: Any = module
-        if not hasattr(each, "step"):
-            continue
+    """Tokens through each block that has a step, for two generations, each by a graph of it."""
+    few, layers.MOST_SEQUENCES = layers.MOST_SEQUENCES, 0
+    try:
+        for name, each in stepping():
+            before = captured.MEMORY.graphs
+            yield from tokens(name, each)
+            yield f"{name} graphs", captured.MEMORY.graphs - before - 1
+    finally:
+        layers.MOST_SEQUENCES = few
+
+
+def step_in_few_kernels() -> Results:
+    """The same by the kernels that take its place, which need no graph."""
+    for name, each in stepping():
         before = captured.MEMORY.graphs
+        yield from tokens(name, each)
+        yield f"{name} graphs", captured.MEMORY.graphs - before
+
+
+def step_in_a_graph_of_the_user() -> Results:
+    """By those kernels, whose launches are captured, beside the launches."""
+    for name, each in stepping():
+        x = drawn(2, 1, torch.bfloat16)
+        states = each.allocate_inference_cache(2, 1)
         with torch.no_grad():
-            for generation in range(2):
-                states = each.allocate_inference_cache(2, 1)
-                others = copy.deepcopy(states)
-                for token in range(5):
-                    x = drawn(2, 1, torch.bfloat16)
-                    out, *returned = each.step(x, *states)
-                    assert all(one is other for one, other in zip(returned, states))
-                    with inference_path(False):
-                        expected, *_ = each.step(x, *others)
-                    pairs = ((out, expected), *zip(states, others))
-                    yield (
-                        f"{name} {generation} {token}",
-                        max(relative_norm(found, right) for found, right in pairs),
-                    )
-        yield f"{name} graphs", captured.MEMORY.graphs - before - 1
+            aside = torch.cuda.Stream()
+            with torch.cuda.stream(aside):
+                each.step(x, *states)
+            aside.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                out, *_ = each.step(x, *states)
+            others = copy.deepcopy(states)
+            for token in range(5):
+                x.copy_(drawn(2, 1, torch.bfloat16))
+                graph.replay()
+                expected, *_ = each.step(x, *others)
+                yield f"{name} {token}", differing((out, expected), *zip(states, others))
 
 
-CHECKS = {check.__name__: check for check in (forward, single_precision, training_between, step)}
+def stepping() -> Iterator[tuple[str, Any]]:
+    """The blocks that have a step."""
+    for name, module in blocks(dtype=torch.bfloat16).items():
+        if hasattr(module, "step"):
+            yield name, module
+
+
+def tokens(name: str, each: Any) -> Results:
+    """The difference of tokens from the same by upstream's own way."""
+    with torch.no_grad():
+        for generation in range(2):
+            states = each.allocate_inference_cache(2, 1)
+            others = copy.deepcopy(states)
+            for token in range(5):
+                x = drawn(2, 1, torch.bfloat16)
+                out, *returned = each.step(x, *states)
+                assert all(one is other for one, other in zip(returned, states))
+                with inference_path(False):
+                    expected, *_ = each.step(x, *others)
+                pairs = ((out, expected), *zip(states, others))
+                yield f"{name} {generation} {token}", differing(*pairs)
+
+
+def differing(*pairs: tuple[Tensor, Tensor]) -> float:
+    """The largest difference of a pair."""
+    return max(relative_norm(found, right) for found, right in pairs)
+
+
+_CHECKS = (
+    *(forward, single_precision, training_between),
+    *(step, step_in_few_kernels, step_in_a_graph_of_the_user),
+)
+CHECKS = {check.__name__: check for check in _CHECKS}
 
 if __name__ == "__main__":
     checks.run(CHECKS)

@@ -23,6 +23,8 @@ pytestmark = [
         ("training_between", 5e-3),
         # The same kernels, whose sums are taken in the same order.
         ("step", 0.0),
+        ("step_in_few_kernels", 2e-2),
+        ("step_in_a_graph_of_the_user", 0.0),
     ],
 )
 def test_a_graph_of_a_block_gives_what_the_block_gives(

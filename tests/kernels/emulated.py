@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from jetson_mamba.kernels import compiler
+from jetson_mamba.kernels import chains, compiler
+from jetson_mamba.kernels.chains import Place
 
 HERE = Path(__file__).parent / "emulation"
 KERNELS = Path(compiler.__file__).parent
@@ -68,6 +69,24 @@ class EmulatedLaunch:
         """Run every block of the grid, one after the other."""
         given = (ctypes.c_longlong * MOST_ARGUMENTS)(*arguments)
         self._run(self._grid, self._block, self._shared_bytes, given)
+
+
+class EmulatedChain:
+    """Launches with their arguments, in place of :class:`chains.Chain`."""
+
+    def __init__(self, launches: Any, sources: int) -> None:
+        self._launches = launches
+
+    def __call__(self, device_index: int, *addresses: int) -> None:
+        """Run all, one after the other."""
+        for launch, arguments in self._launches:
+            launch(
+                None,
+                *(
+                    addresses[each.source] + each.offset if isinstance(each, Place) else each
+                    for each in arguments
+                ),
+            )
 
 
 class Emulator:
@@ -120,6 +139,7 @@ def emulate(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
     """Let kernels run on tensors of the CPU."""
     monkeypatch.setattr(compiler, "load", Emulator(directory).load)
     monkeypatch.setattr(compiler, "Launch", EmulatedLaunch)
+    monkeypatch.setattr(chains, "Chain", EmulatedChain)
     monkeypatch.setattr(compiler, "current_device", lambda: -1)
     monkeypatch.setattr(compiler, "current_stream", lambda index: None)
 

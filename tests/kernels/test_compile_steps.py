@@ -10,6 +10,7 @@ import torch
 from jetson_mamba.errors import Unavailable
 from jetson_mamba.kernels import compiler
 from jetson_mamba.ops.decoding import layers, layers_cuda
+from jetson_mamba.ops.norms import cuda as norms_cuda
 from tests.kernels.layers import Mamba, Mamba2
 from tests.kernels.test_compile_norms import ARCHITECTURES
 
@@ -20,8 +21,9 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     found: list[Any] = []
     monkeypatch.setattr(compiler, "load", lambda *given: found.append(given[:3]))
     monkeypatch.setattr(compiler, "Launch", lambda *given, **named: None)
-    monkeypatch.setattr(layers_cuda, "processors", lambda index: 16)
-    monkeypatch.setattr(layers_cuda, "index_of", lambda device: 0)
+    for module in (layers_cuda, norms_cuda):
+        monkeypatch.setattr(module, "processors", lambda index: 16)
+        monkeypatch.setattr(module, "index_of", lambda device: 0)
     return found
 
 
@@ -30,11 +32,10 @@ def ask(block: Any, batch: int, dtype: torch.dtype, state_dtype: torch.dtype) ->
     block = block.to(dtype)
     hidden = torch.empty(batch, 1, block.in_proj.weight.shape[1], dtype=dtype)
     conv_state, states = block.states(batch, state_dtype)
-    with torch.no_grad():
-        found = layers._read(block, hidden, conv_state, states, {})
+    found = layers._read(block, layers._options)
     assert found is not None
-    kind, of, _, weights = found
-    kind.layer(of, hidden, conv_state, states, weights)
+    of, weights = found
+    layers._kind(block).layer(of, hidden, conv_state, states, weights)
 
 
 @pytest.mark.parametrize(
@@ -52,9 +53,7 @@ def test_the_kernels_of_a_step_compile(
     state_dtype: torch.dtype,
     architectures: tuple[str, ...],
     loaded: list[Any],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(layers, "_is_on_a_gpu", lambda tensor: True)
     for block in (Mamba(768, dt_rank=48), Mamba2(768), Mamba(1280, dt_rank=80)):
         ask(block, batch, dtype, state_dtype)
     kernels = dict.fromkeys(loaded)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from jetson_mamba.ops.decoding import layers, layers_cuda
+from jetson_mamba.ops.norms import cuda as norms_cuda
 from tests.kernels.emulated import emulate
 from tests.kernels.layers import LAYERS
 from tests.references.tolerance import relative_norm
@@ -22,8 +23,9 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
 @pytest.fixture(autouse=True)
 def on_the_cpu(libraries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     emulate(monkeypatch, libraries)
-    monkeypatch.setattr(layers_cuda, "processors", lambda index: 4)
-    monkeypatch.setattr(layers_cuda, "index_of", lambda device: -1)
+    for module in (layers_cuda, norms_cuda):
+        monkeypatch.setattr(module, "processors", lambda index: 4)
+        monkeypatch.setattr(module, "index_of", lambda device: -1)
     monkeypatch.setattr(layers, "_is_on_a_gpu", lambda tensor: True)
     monkeypatch.setattr(layers, "_is_capturing", lambda: False)
 

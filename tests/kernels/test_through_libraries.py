@@ -153,9 +153,7 @@ def test_a_launch_hands_over_its_parameters_one_after_another(
         launched.append((kernel, geometry, stream, list(values)))
         return 0
 
-    monkeypatch.setattr(
-        through_libraries, "_driver", lambda: SimpleNamespace(cuLaunchKernel=launch)
-    )
+    monkeypatch.setattr(through_libraries, "driver", lambda: SimpleNamespace(cuLaunchKernel=launch))
     kernel = through_libraries.Kernel.__new__(through_libraries.Kernel)
     kernel.handle = ctypes.c_void_p(5)
     start = compiler.Launch(kernel, (7, 8, 9), (32, 4, 1), overlapping=True, shared_bytes=96)
@@ -173,6 +171,6 @@ def test_a_failed_launch_says_what_the_driver_said(monkeypatch: pytest.MonkeyPat
         return 0
 
     driver = SimpleNamespace(cuGetErrorName=name_of)
-    monkeypatch.setattr(through_libraries, "_driver", lambda: driver)
+    monkeypatch.setattr(through_libraries, "driver", lambda: driver)
     with pytest.raises(RuntimeError, match=r"cuLaunchKernel: CUDA_ERROR_OF_A_KIND \(719\)"):
         through_libraries._start(0, (lambda *_: 719, (1,) * 7), ctypes.c_void_p(), 3)

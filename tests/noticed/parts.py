@@ -27,8 +27,8 @@ OWN = {
     "hook/runner": "cli/test_run.py",
     "hook/unserved": "hook/test_package.py hook/test_unserved.py",
     "hook/loader": "hook/test_create_module.py hook/test_package.py "
-    "hook/test_loaders.py hook/test_import.py",
-    "finder": "hook/test_import.py hook/test_other_packages.py",
+    "hook/test_loaders.py hook/test_import.py hook/test_joining.py",
+    "finder": "hook/test_import.py hook/test_other_packages.py hook/test_joining.py",
     "rewrite": "rewrite hook/test_rewrite.py",
     "texts": "rewrite/test_closure.py hook/test_package.py hook/test_names_beside.py",
     "cache": "hook/test_cache_folder.py faults/test_cache.py",
@@ -69,6 +69,9 @@ OWN = {
     "ops/decoding": "ops/test_selective_state_update.py kernels/test_emulated_ops.py",
     "ops/decoding/op": "ops/test_selective_state_update.py kernels/test_emulated_ops.py "
     "ops/test_traces.py",
+    "ops/decoding/layers_cpu": "ops/test_layers_cpu.py",
+    "ops/decoding/layers_cuda": "kernels/test_emulated_steps.py",
+    "ops/decoding/mixers": "ops/test_mixers.py",
     "ops/decoding/pieces": "modules/test_prefill.py",
     "ops/decoding/several_tokens": "ops/test_several_tokens.py ops/test_whole_steps.py "
     "modules/test_prefill.py",
@@ -111,6 +114,7 @@ OWN = {
     "replay/blocks": "ops/test_blocks*.py",
     "replay/cuda_graph": "ops/test_cuda_graph.py",
     "kernels": "kernels/test_compiler.py kernels/test_through*.py ops/test_backends*.py",
+    "kernels/chains": "kernels/test_chains.py",
     "report": "doctor cli/test_doctor.py",
     "report/findings": "doctor/test_findings.py doctor/test_advised.py doctor/test_too_early.py",
     "report/changes": "cli/test_diff.py",

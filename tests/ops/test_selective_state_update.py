@@ -326,19 +326,11 @@ def test_a_small_step_on_a_cpu_asks_for_no_threads(monkeypatch: pytest.MonkeyPat
     torch.manual_seed(0)
     x, dt, B, C = torch.randn(1, 300), torch.randn(1, 300), torch.randn(1, 16), torch.randn(1, 16)
     A, states = -torch.rand(300, 16), torch.randn(1, 300, 16)
-    sizes: list[int] = []
-    exponential = torch.exp
-
-    def noting(given: Tensor, **named: Any) -> Tensor:
-        sizes.append(given.numel())
-        return exponential(given, **named)
-
     found = states.clone()
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "exp", noting)
+        # Of all operations the one that is divided whatever its size.
+        patch.setattr(torch, "exp", lambda *given, **named: pytest.fail("it asks for threads"))
         out = selective_state_update(found, x, dt, A, B, C)
-    assert sum(sizes) == states.numel()
-    assert max(sizes) < 2048
-    after = exponential(dt.unsqueeze(-1) * A) * states + (dt * x).unsqueeze(-1) * B.unsqueeze(1)
+    after = torch.exp(dt.unsqueeze(-1) * A) * states + (dt * x).unsqueeze(-1) * B.unsqueeze(1)
     torch.testing.assert_close(found, after)
     torch.testing.assert_close(out, (after * C.unsqueeze(1)).sum(-1))

@@ -138,6 +138,7 @@ def describe(target: str, difference: Difference) -> str:
                 calling = f"jetson_mamba.ops.calling_modules({name}, {graph}"
                 if method == "step":
                     calling = f"jetson_mamba.ops.several_tokens({calling}"
+                    calling = f"jetson_mamba.ops.by_launches({calling}"
                 if text.startswith(f"{name} = {calling}"):
                     return f"{name} by a graph"
         if target == GENERATION:

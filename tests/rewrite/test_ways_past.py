@@ -266,8 +266,8 @@ def test_the_methods_of_a_block_are_bound_anew_one_after_the_other(
     assert found.text.splitlines()[-2:] == [
         f"Mamba.forward = {OPS}.calling_modules(Mamba.forward, "
         f"{OPS}.forward_by_graph(Mamba.forward), 'in_proj', 'dt_proj')",
-        f"Mamba.step = {OPS}.several_tokens({OPS}.calling_modules(Mamba.step, "
-        f"{OPS}.step_by_graph({OPS}.in_few_kernels(Mamba.step)), 'dt_proj'))",
+        f"Mamba.step = {OPS}.by_launches({OPS}.several_tokens({OPS}.calling_modules(Mamba.step, "
+        f"{OPS}.step_by_graph({OPS}.in_few_kernels(Mamba.step)), 'dt_proj')))",
     ]
     count = len((BLOCK + last).splitlines())
     assert [each.line for each in found.applied] == [1, count + 1, count + 2]

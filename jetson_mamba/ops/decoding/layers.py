@@ -1,104 +1,214 @@
-"""``step`` of a block in as few kernels as its data allow, on a GPU.
+"""``step`` of a block in as few kernels as its data allow.
 
-As upstream writes it, a step is eight to eleven kernels. Where a block is what it looks like, and
-its projections are plain, the same is computed by the four or three of ``layers_cuda``. That it is
-the same is not taken on trust: the first call of a kind holds it to the block's own step, which
-every other call takes: with gradients, autocast, adapters, hooks or a backend that somebody names.
+As upstream writes it, a step is eight to eleven kernels, and some hundred operations of torch.
+Where a block is what it looks like, and its projections are plain, the same is computed by the four
+or three of ``layers_cuda``, or the twenty operations of ``layers_cpu``. That it is the same is not
+taken on trust: the first call of a kind holds it to the block's own step, which every other call
+takes: with gradients, autocast, adapters, hooks or a backend that somebody names.
 """
 
 from __future__ import annotations
 
 from functools import wraps
-from typing import Any, Callable, NamedTuple, Union
+from inspect import unwrap
+from typing import Any, Callable, Mapping, NamedTuple, Union
 
 import torch
 from torch import Tensor, nn
 
 from jetson_mamba.dispatch import backends
 from jetson_mamba.dispatch.autocast import autocast_dtype
+from jetson_mamba.dispatch.block_modules import hook_of_convolution
 from jetson_mamba.dispatch.in_place import count_write, version
 from jetson_mamba.dispatch.memo import Memo
 from jetson_mamba.dispatch.passing import passing
 from jetson_mamba.dispatch.paths import may_replay, without_gradients
-from jetson_mamba.dispatch.projections import is_plain
+from jetson_mamba.dispatch.projections import are_plain, is_plain
 from jetson_mamba.kernels import compiler
-from jetson_mamba.kernels.tensors import MOST_PLANS
+from jetson_mamba.kernels.chains import Chain
+from jetson_mamba.kernels.tensors import MOST_PLANS, VECTOR_BYTES
 
-from .layers_cuda import Mamba, Mamba2, OfMamba, OfMamba2
+from . import layers_cpu
+from .layers_cuda import Mamba, Mamba2, OfMamba, OfMamba2, Weights
+from .products import MOST_VECTORS
 from .several_tokens import TOLERANCE, TOLERANCE_OF_OTHERS
 
-Layer = Union[Mamba, Mamba2]
+Layer = Union[Mamba, Mamba2, layers_cpu.Mamba, layers_cpu.Mamba2]
+# step(block, hidden_states, conv_state, ssm_state): the result, and the states
+Step = Callable[..., Any]
 
 # Sequences of a batch. With more, launches are no longer what a step takes its time for.
 MOST_SEQUENCES = 64
 # Whose backends a step goes past, where somebody names another than this one.
-OPS, BACKEND = ("causal_conv1d", "selective_state_update"), "cuda"
+OPS, BACKENDS = ("causal_conv1d", "selective_state_update"), {True: "cuda", False: "pytorch"}
+# What the block's own step calls, which somebody may have put something in the place of.
+CALLS = ("causal_conv1d_update", "selective_state_update")
+# Blocks, and kinds of calls of each, that are remembered; each takes a few kilobytes.
+MOST_BLOCKS = 1024
 
 
 class _Kind(NamedTuple):
     """Where a step finds what it reads."""
 
     layer: type[Any]
+    layer_on_cpu: type[Any]
     # Called with a weight, and with bias or none.
     projections: tuple[str, ...]
-    # The rest, by module and name; of the block itself without a module.
-    parameters: tuple[tuple[str, str], ...]
-    of: type[Any]
+    # All parameters, by module; of the block itself without a module.
+    parameters: tuple[tuple[str, tuple[str, ...]], ...]
 
 
-def _with_biases(*modules: str) -> tuple[tuple[str, str], ...]:
-    return tuple((module, name) for module in modules for name in ("weight", "bias"))
+def _with_biases(*modules: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    return tuple((module, ("weight", "bias")) for module in modules)
 
 
 _MAMBA = _Kind(
-    Mamba,
+    *(Mamba, layers_cpu.Mamba),
     ("in_proj", "x_proj", "dt_proj", "out_proj"),
     (
         *_with_biases("in_proj", "conv1d", "x_proj", "dt_proj", "out_proj"),
-        *(("", "A_log"), ("", "D")),
+        ("", ("A_log", "D")),
     ),
-    OfMamba,
 )
 _MAMBA2 = _Kind(
-    Mamba2,
+    *(Mamba2, layers_cpu.Mamba2),
     ("in_proj", "out_proj"),
     (
         *_with_biases("in_proj", "conv1d", "out_proj"),
-        *(("", "dt_bias"), ("", "A_log"), ("", "D"), ("norm", "weight")),
+        *(("", ("dt_bias", "A_log", "D")), ("norm", ("weight",))),
     ),
-    OfMamba2,
 )
 
 
-def in_few_kernels(step: Callable[..., Any]) -> Callable[..., Any]:
+class _Ready(NamedTuple):
+    """How a block's steps of a kind are taken, as long as what they read is as it was."""
+
+    read: tuple[Any, ...]
+    # None where the block takes its own.
+    layer: Layer | None
+    chain: Chain | None
+
+
+def in_few_kernels(step: Step) -> Step:
     """A block's ``step`` of one token, (batch, 1, d_model), by few kernels where they serve it."""
-    known: Memo[tuple[Any, ...], Layer | None] = Memo(MOST_PLANS)
-    around = getattr(step, "__globals__", {})
+    return _served(step, MOST_SEQUENCES)
+
+
+def by_launches(step: Step) -> Step:
+    """The same of so few sequences that nothing but this project's kernels is launched.
+
+    That is quicker than looking a block over and launching a graph of it; with more sequences it
+    is not.
+    """
+    return _served(step, MOST_VECTORS)
+
+
+def _served(step: Step, most_sequences: int) -> Step:
+    own = unwrap(step)
+    few = FewKernels(getattr(own, "__globals__", {}), CALLS, _options, most_sequences)
+    taken = few.taken
 
     @wraps(step)
     def call(block: Any, hidden_states: Any, conv_state: Any, ssm_state: Any) -> Any:
-        given = (hidden_states, conv_state, ssm_state)
-        found = _read(block, *given, around)
-        if found is None:
-            return step(block, *given)
-        kind, of, key, weights = found
-        entry = known.find(key)
-        if entry is None:
-            if _is_capturing():
-                return step(block, *given)
-            try:
-                layer = _tried(step, kind.layer, of, block, given, weights)
-            except _Undecided:
-                return step(block, *given)
-            known.put(key, layer)
-        else:
-            entry.used = known.clock()
-            layer = entry.value
-        if layer is None:
-            return step(block, *given)
-        return _run(layer, block, given, weights), conv_state, ssm_state
+        out = taken(own, block, hidden_states, conv_state, ssm_state)
+        if out is None:
+            return step(block, hidden_states, conv_state, ssm_state)
+        return out, conv_state, ssm_state
 
     return call
+
+
+class FewKernels:
+    """The steps of one class of blocks.
+
+    ``calls`` are the functions that its own step calls, by their names in ``around``; ``options``
+    tells what a step reads of a block beside tensors, and raises AttributeError where there is none
+    of it.
+    """
+
+    def __init__(
+        self,
+        around: Mapping[str, Any],
+        calls: tuple[str, ...],
+        options: Callable[[Any], OfMamba | OfMamba2],
+        most_sequences: int = MOST_SEQUENCES,
+    ) -> None:
+        self._most_sequences = most_sequences
+        self._around = around
+        self._calls = calls
+        self._options = options
+        self._layers: Memo[tuple[Any, ...], Layer | None] = Memo(MOST_PLANS)
+        # By block and kind of call: no more than what tells that it is the same, and where it lies.
+        self._ready: Memo[tuple[Any, ...], _Ready] = Memo(MOST_BLOCKS)
+
+    def taken(
+        self, step: Step, block: Any, hidden: Tensor, conv_state: Tensor, state: Tensor
+    ) -> Tensor | None:
+        """The result of a step with hidden_states, conv_state and ssm_state.
+
+        None where the block is to take its own, ``step(block, hidden, conv_state, state)``; then
+        nothing is written.
+        """
+        if not _are_plain(hidden, conv_state, state, self._most_sequences):
+            return None
+        found = _read(block, self._options)
+        if found is None:
+            return None
+        of, weights = found
+        read = (of, [*map(id, map(self._around.get, self._calls))], [*map(_traits, weights)])
+        given = (hidden, conv_state, state)
+        key = (
+            *(id(block), hidden.device, hidden.dtype, conv_state.dtype, state.dtype),
+            *(hidden.shape, conv_state.shape, state.shape),
+            *(hidden.stride(), conv_state.stride(), state.stride()),
+            *(hidden.data_ptr() % VECTOR_BYTES, conv_state.data_ptr() % VECTOR_BYTES),
+            state.data_ptr() % VECTOR_BYTES,
+        )
+        entry = self._ready.find(key)
+        if entry is None or entry.value.read != read:
+            try:
+                layer = self._layer(step, of, block, given, weights, read, key)
+            except _Undecided:
+                return None
+            chain = None if layer is None else layer.chain_of(weights)
+            self._ready.put(key, _Ready(read, layer, chain), while_there_are=(block,))
+        else:
+            entry.used = self._ready.clock()
+            _, layer, chain = entry.value
+        return None if layer is None else _run(layer, chain, block, given, weights)
+
+    def _layer(
+        self,
+        step: Step,
+        of: OfMamba | OfMamba2,
+        block: Any,
+        given: tuple[Tensor, Tensor, Tensor],
+        weights: Weights,
+        read: tuple[Any, ...],
+        key: tuple[Any, ...],
+    ) -> Layer | None:
+        """What takes the steps of blocks like this one; None where they take their own.
+
+        Raises :class:`_Undecided` where that cannot be told now.
+        """
+        device = given[0].device
+        for tensor in (*given, *weights):
+            if tensor is not None and (tensor.device != device or type(tensor) not in _TENSORS):
+                return None
+        forms = [
+            None if each is None else (*each[2:], each[1] % VECTOR_BYTES, each[0])
+            for each in read[2]
+        ]
+        kind = _kind(block)
+        make = kind.layer if _is_on_a_gpu(given[0]) else kind.layer_on_cpu
+        form = (make, of, *read[1], *key[1:], *forms)
+        entry = self._layers.find(form)
+        if entry is None:
+            if _is_on_a_gpu(given[0]) and _is_capturing():
+                raise _Undecided
+            return self._layers.put(form, _tried(step, make, of, block, given, weights))
+        entry.used = self._layers.clock()
+        return entry.value
 
 
 def _is_on_a_gpu(tensor: Tensor) -> bool:
@@ -113,64 +223,74 @@ class _Undecided(Exception):
     """Nothing could be found out this time."""
 
 
+def _are_plain(hidden: Any, conv_state: Any, states: Any, most_sequences: int) -> bool:
+    """Whether these are tensors of a step, which nobody looks at otherwise."""
+    return (
+        type(hidden) is type(conv_state) is type(states) is Tensor
+        and (_is_on_a_gpu(hidden) or hidden.is_cpu)
+        and hidden.shape[1:-1] == (1,)
+        and 0 < hidden.shape[0] <= min(most_sequences, MOST_SEQUENCES)
+        and without_gradients(hidden, conv_state, states)
+        and may_replay()
+        and not (_may_be_autocast() and autocast_dtype(hidden.device) is not None)
+        and not (backends.named and _is_another_named(_is_on_a_gpu(hidden)))
+    )
+
+
+def _is_another_named(on_gpu: bool) -> bool:
+    """Whether somebody names a backend that a step would go past."""
+    return any(op in OPS and name != BACKENDS[on_gpu] for op, name in backends.named)
+
+
+# One call for all devices, where torch has it.
+_may_be_autocast: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
+
+
+def _kind(block: Any) -> _Kind:
+    return _MAMBA if "x_proj" in block._modules else _MAMBA2
+
+
 def _read(
-    block: Any, hidden: Any, conv_state: Any, states: Any, around: dict[str, Any]
-) -> tuple[_Kind, Any, tuple[Any, ...], tuple[Tensor | None, ...]] | None:
-    """What a step reads, and a key of all that decides how it is served; None where it is not."""
-    if (
-        type(hidden) is not Tensor
-        or type(conv_state) is not Tensor
-        or type(states) is not Tensor
-        or not _is_on_a_gpu(hidden)
-        or hidden.ndim != 3
-        or hidden.shape[1] != 1
-        or not 0 < hidden.shape[0] <= MOST_SEQUENCES
-        or not without_gradients(hidden, conv_state, states)
-        or not may_replay()
-        or autocast_dtype(hidden.device) is not None
-        or any(op in OPS and name != BACKEND for op, name in backends.named)
-    ):
-        return None
-    modules = block._modules
-    kind = _MAMBA if "x_proj" in modules else _MAMBA2
+    block: Any, options: Callable[[Any], OfMamba | OfMamba2]
+) -> tuple[OfMamba | OfMamba2, Weights] | None:
+    """What a step reads of its block; None where kernels would go past something."""
+    modules, kind = block._modules, _kind(block)
     try:
-        of = _options(kind, block)
-        for name in kind.projections:
-            module = modules[name]
-            if type(module) is not nn.Linear or not is_plain(module):
-                return None
+        of = options(block)
+        if not are_plain([modules[name] for name in kind.projections]):
+            return None
         if not is_plain(modules.get("norm")) or type(modules["conv1d"]) is not nn.Conv1d:
             return None
-        weights = tuple(
-            [
-                (modules[module]._parameters if module else block._parameters)[name]
-                if module != "norm" or module in modules
-                else None
-                for module, name in kind.parameters
-            ]
-        )
+        if hook_of_convolution(block) is not None:
+            return None
+        weights: list[Tensor | None] = []
+        for module, names in kind.parameters:
+            if not module:
+                parameters = block._parameters
+            elif module == "norm" and module not in modules:
+                weights.append(None)
+                continue
+            else:
+                parameters = modules[module]._parameters
+            for name in names:
+                weights.append(parameters[name])
     except (AttributeError, KeyError):  # a block of another making
         return None
-    device = hidden.device
-    tensors: list[Any] = []
-    for tensor in (hidden, conv_state, states, *weights):
-        if tensor is None:
-            tensors.append(None)
-        elif tensor.device != device or type(tensor) not in _TENSORS:
-            return None
-        else:
-            place = tensor.data_ptr() & 15
-            tensors.append((tensor.shape, tensor.stride(), tensor.dtype, place))
-    # What the block's own step calls, which somebody may have put something in the place of.
-    calls = [id(around.get(name)) for name in ("causal_conv1d_update", "selective_state_update")]
-    return kind, of, (kind.layer, of, device, *calls, *tensors), weights
+    return of, tuple(weights)
 
 
 _TENSORS = (Tensor, nn.Parameter)
 
 
-def _options(kind: _Kind, block: Any) -> Any:
-    if kind is _MAMBA:
+def _traits(tensor: Tensor | None) -> tuple[Any, ...] | None:
+    """What must be the same of a weight, and where it lies."""
+    if tensor is None:
+        return None
+    return type(tensor), tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _options(block: Any) -> OfMamba | OfMamba2:
+    if "x_proj" in block._modules:
         return OfMamba(block.dt_rank, block.d_state, block.activation)
     norm = block._modules.get("norm") if block.rmsnorm else None
     of_norm = (0.0, None, False)
@@ -183,27 +303,32 @@ def _options(kind: _Kind, block: Any) -> Any:
 
 
 def _run(
-    layer: Layer, block: Any, given: tuple[Tensor, Tensor, Tensor], weights: tuple[Any, ...]
+    layer: Layer,
+    chain: Chain | None,
+    block: Any,
+    given: tuple[Tensor, Tensor, Tensor],
+    weights: Weights,
 ) -> Tensor:
-    index = layer.index
-    if compiler.current_device() != index:
-        with torch.cuda.device(index):
-            return _run(layer, block, given, weights)
+    if layer.index is not None and compiler.current_device() != layer.index:
+        with torch.cuda.device(layer.index):
+            return _run(layer, chain, block, given, weights)
     hidden, conv_state, state = given
+    if conv_state.is_inference() and state.is_inference():  # nobody counts what is written
+        return layer(chain, block, hidden, conv_state, state, weights)
     before, before_state = version(conv_state), version(state)
-    out = layer(block, hidden, conv_state, state, weights)
+    out = layer(chain, block, hidden, conv_state, state, weights)
     count_write(conv_state, before)
     count_write(state, before_state)
     return out
 
 
 def _tried(
-    step: Callable[..., Any],
+    step: Step,
     make: type[Any],
-    of: Any,
+    of: OfMamba | OfMamba2,
     block: Any,
     given: tuple[Tensor, Tensor, Tensor],
-    weights: tuple[Any, ...],
+    weights: Weights,
 ) -> Layer | None:
     """The layer's step, if it computes what the block's own does; None where it does not.
 
@@ -213,7 +338,8 @@ def _tried(
     try:
         layer: Layer = make(of, *given, weights)
         own = [each.clone() for each in states]
-        found = [_run(layer, block, (hidden, own[0], own[1]), weights), *own]
+        chain = layer.chain_of(weights)
+        found = [_run(layer, chain, block, (hidden, own[0], own[1]), weights), *own]
     except Exception as error:
         # Whatever it is, the block is another than it looks like, or there is no compiler here.
         if passing(error) is not None:

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from jetson_mamba.kernels import compiler
+from jetson_mamba.kernels.chains import Place
 from jetson_mamba.kernels.tensors import NUMBERS, VECTOR_BYTES
 
 # With more, a library's product is as fast.
 MOST_VECTORS = 4
-# Of shared memory, which every device lets a block have.
-MOST_SHARED_BYTES = 48 * 1024
 
 
 class Form(NamedTuple):
@@ -50,9 +49,13 @@ class Product(NamedTuple):
     launch: compiler.Launch
     constants: tuple[int, ...]
 
-    def start(self, stream: object, *addresses: int) -> None:
-        """Addresses of x, W, bias, out; conv_state, filter, its bias; z, the norm's weight."""
-        self.launch(stream, *addresses, *self.constants)
+    def arguments(self, *addresses: int | Place) -> tuple[compiler.Launch, tuple[int | Place, ...]]:
+        """The launch, and what it takes.
+
+        Addresses of x, W, bias, out; conv_state, filter, its bias; z, the norm's weight.
+        """
+        none = (0,) * (9 - len(addresses))
+        return self.launch, (*addresses, *none, *self.constants)
 
 
 def form_of(rows: int, columns: int, vector: int, batch: int, processors: int) -> Form:
@@ -122,11 +125,8 @@ def product(
         "SILU": str(int(convolved is not None and convolved.silu)),
         "NORM": str(int(norm is not None)),
     }
-    shared = -(-(form.threads // 32 * form.rows * batch * 4) // 16) * 16
-    if norm is not None:
-        shared += batch * columns * weight.element_size()
-    if shared > MOST_SHARED_BYTES:
-        return None
+    # A number for each warp and sum.
+    shared = form.threads // 32 * (form.rows + int(norm is not None)) * batch * 4
     kernel = compiler.load("projection.cu", "projection", tuple(defines.items()), index)
     blocks = -(-rows // (form.threads // form.team * form.rows))
     launch = compiler.Launch(

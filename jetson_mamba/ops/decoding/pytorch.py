@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Callable, overload
 
@@ -17,8 +18,7 @@ from .contract import Case, Implementation, Step
 
 # Of a part on a CPU, which reads them several times: 1 MiB in float32.
 MOST_STATES = 1 << 18
-# Of which torch computes the exponential without threads.
-MOST_ALONE = 2047
+LOG2_E = 1 / math.log(2)
 
 
 def load(case: Case) -> Implementation:
@@ -100,14 +100,12 @@ def whole(step: Step, exponential: Callable[[Tensor], Tensor] = torch.exp) -> Te
 def _exponential(x: Tensor) -> Tensor:
     """exp(x), which may be written to x: on a CPU by the thread that asks.
 
-    Of all operations here torch divides this one among threads from 2048 elements on, and they
-    wait for each other longer than it takes where other programs use the cores.
+    Of all operations here torch, or MKL for it, divides ``exp`` among threads whatever its size,
+    and they wait for each other longer than it takes where other programs use the cores.
     """
-    if not (x.is_cpu and x.is_contiguous() and MOST_ALONE < x.numel() < workers.GRAIN):
+    if not (x.is_cpu and x.is_contiguous() and x.numel() < workers.GRAIN):
         return torch.exp(x)
-    for some in x.view(-1).split(MOST_ALONE):
-        torch.exp(some, out=some)
-    return x
+    return x.mul_(LOG2_E).exp2_()
 
 
 def composed(step: Step, exponential: Callable[[Tensor], Tensor] = torch.exp) -> Tensor:

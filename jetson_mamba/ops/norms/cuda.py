@@ -99,6 +99,14 @@ def takes(group: int, needs_backward: bool) -> bool:
     return group <= (LONGEST_ODD if group % 2 else LONGEST_BACKWARD)
 
 
+def plan_of(tensors: tuple[Tensor | None, ...], case: Case, options: Options) -> Plan:
+    """The launch of a forward pass; its arguments are the addresses of these, and of rstd.
+
+    ``tensors`` are x, residual, z, weight, bias, out and total. Raises as :func:`load` does.
+    """
+    return _Kernels(case).forward_plan(tensors, options)
+
+
 class _Kernels:
     """The kernels of one case, each loaded when it is first needed."""
 
@@ -214,12 +222,13 @@ class _Kernels:
         key = (kind, options, first.shape, *traits)
         known = self._plans.find(key)
         if known is None:
-            make = self._forward_plan if kind == "forward" else self._backward_plan
+            make = self.forward_plan if kind == "forward" else self._backward_plan
             return self._plans.put(key, make(tensors, options))
         known.used = self._plans.clock()
         return known.value
 
-    def _forward_plan(self, tensors: tuple[Tensor | None, ...], options: Options) -> Plan:
+    def forward_plan(self, tensors: tuple[Tensor | None, ...], options: Options) -> Plan:
+        """The launch of a forward pass."""
         x, residual, z, weight, _, out, total = tensors
         assert x is not None and weight is not None
         span = self._span(tensors, options, is_backward=False)

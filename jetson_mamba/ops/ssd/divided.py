@@ -33,7 +33,7 @@ def forward(scan: Scan, out: Tensor) -> tuple[Tensor, list[Tensor]]:
     calls = [
         partial(chunks.forward, _of_scan(part, scan), _signal(part, out), cut) for part in parts
     ]
-    return _whole_states(scan, parts, workers.run(calls, threads))
+    return _whole_states(scan, parts, workers.run(calls, threads), threads)
 
 
 def states(scan: Scan) -> list[Tensor]:
@@ -45,7 +45,7 @@ def states(scan: Scan) -> list[Tensor]:
     if threads == 1:
         return chunks.states(scan, cut)[1]
     calls = [partial(chunks.states, _of_scan(part, scan), cut) for part in parts]
-    return _whole_states(scan, parts, workers.run(calls, threads))[1]
+    return _whole_states(scan, parts, workers.run(calls, threads), threads)[1]
 
 
 def backward(
@@ -148,7 +148,7 @@ def _state(part: Part, scan: Scan, state: Tensor) -> Tensor:
 
 
 def _whole_states(
-    scan: Scan, parts: list[Part], found: Sequence[tuple[Tensor, list[Tensor]]]
+    scan: Scan, parts: list[Part], found: Sequence[tuple[Tensor, list[Tensor]]], threads: int
 ) -> tuple[Tensor, list[Tensor]]:
     """The last state, and those before each block."""
     batch, _, nheads, headdim = scan.x.shape
@@ -158,9 +158,13 @@ def _whole_states(
         torch.empty(shape, dtype=scan.dtype, device=scan.x.device)
         for _ in range(1 + len(found[0][1]))
     )
-    for part, (of_part, kept_of_part) in zip(parts, found):
+
+    def copy(part: Part, of_part: Tensor, kept_of_part: list[Tensor]) -> None:
         for whole, each in zip((state, *kept), (of_part, *kept_of_part)):
             _state(part, scan, whole).copy_(each)
+
+    # Each would be divided among threads again.
+    workers.run([partial(copy, part, *of_part) for part, of_part in zip(parts, found)], threads)
     return state, kept
 
 
