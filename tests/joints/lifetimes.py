@@ -182,10 +182,21 @@ def activations_freed(s: Subject) -> Results:
 
 @joint("DataParallel's replicas")
 def replicas(s: Subject) -> Results:
+    """As torch.nn.parallel.replicate makes them, which asks for GPUs: weights are no parameters."""
     module = s.module().train()
-    replica = module._replicate_for_data_parallel()
-    out = replica(s.x)
-    return {"out": out.detach()}
+    copies: dict[nn.Module, Any] = {
+        each: each._replicate_for_data_parallel() for each in module.modules()
+    }
+    shared = {weight: weight * 1 for weight in module.parameters()}
+    for each, copied in copies.items():
+        for name, child in each._modules.items():
+            copied._modules[name] = None if child is None else copies[child]
+        for name, weight in each._parameters.items():
+            copied._parameters.pop(name, None)
+            setattr(copied, name, None if weight is None else shared[weight])
+    out = copies[module](s.x)
+    loss(out).backward()
+    return {"out": out.detach(), **gradients(module)}
 
 
 def _group() -> None:
