@@ -151,6 +151,7 @@ def test_of_several_draws_the_median_counts_and_each_is_a_number() -> None:
         assert judged(outcome({"out": draws}), ones, exact=ones).verdict is verdict
 
 
+@pytest.mark.filterwarnings("ignore")  # torch imports what it has deprecated.
 def test_what_is_measured_may_be_transformed_and_traced() -> None:
     """Else a row would raise the same error with the hook and without, and show nothing."""
     x = torch.randn(3, 2)
