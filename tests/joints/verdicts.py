@@ -91,7 +91,7 @@ def judge(
         tolerance = joint.tolerance
         if exact is not None and exact.error is None:
             distance = _distance(value, exact.results[name])
-            tolerance = max(joint.tolerance or ROUNDED, 2 * distance)
+            tolerance = max(joint.tolerance or ROUNDED, 1.5 * distance)
             found = _distance(hooked.results[name], exact.results[name], largest)
         else:
             found = _distance(hooked.results[name], value, largest)
