@@ -18,7 +18,7 @@ from typing import Any, Iterator, TypeVar
 import torch
 from torch import Tensor
 
-_tracing_state: Any = torch._C._get_tracing_state
+tracing_state: Any = torch._C._get_tracing_state
 _Maybe = TypeVar("_Maybe", Tensor, "Tensor | None")
 
 
@@ -44,7 +44,7 @@ def untraced() -> Iterator[None]:
 
 def sizes(tensor: Tensor) -> tuple[int, ...]:
     """The shape in plain numbers, also where a trace would follow them."""
-    if _tracing_state() is None:  # is_traced, without a call
+    if tracing_state() is None:  # is_traced, without a call
         return tuple(tensor.shape)
     with untraced():
         return tuple(tensor.shape)
