@@ -67,9 +67,12 @@ def dynamic(s: Subject) -> Results:
     module = s.module()
     compiled = torch.compile(module, backend="aot_eager", dynamic=True)
     found: Results = {}
-    for length in (11, 7, 4):
+    for length in (11, 5):
         module.zero_grad()
         each = trained(module, s.x[:, :length], compiled)
+        # For models that torch takes too long for without the hook.
+        alone = trained(s.module(), s.x[:, :length])
+        same(f"the gradient at {length}", each["gradient of x"], alone["gradient of x"])
         found |= {f"{name} at {length}": value for name, value in each.items()}
     return found
 
