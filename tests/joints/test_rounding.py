@@ -1,4 +1,4 @@
-"""Under autocast a block is as far from float64 as one of plain torch is, in a graph and outside.
+"""Under autocast a block is as far from float64 as one of plain torch, compiled or not.
 
 One result of half precision says little: it may be off by 5e-3 because of a fault, or because that
 is what bfloat16 leaves. So the same block in plain torch is rounded as much, beside it.
