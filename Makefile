@@ -19,7 +19,7 @@ DEMO_BASE  = .demo/base-$(shell echo '$(TORCH) $(TRITON)' | cksum | cut -d ' ' -
 DEMO_MAMBA = .demo/mamba-ssm-$(MAMBA_SSM)
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test hook lint kernels matrix tritons mutants mutate joints exports boards peers copies release docs docs-check sanitize clean
+.PHONY: help demo test hook lint bytecode kernels matrix tritons mutants mutate joints exports boards peers copies release docs docs-check sanitize clean
 
 help:
 	@echo 'make demo [MAMBA_SSM=2.2.4] [TEXT=file]   train two small models here, nothing compiled'
@@ -65,11 +65,13 @@ $(DEMO_MAMBA): $(DEMO_BASE) pyproject.toml
 # An environment that forbids bytecode would have every process of the tests compile all it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-# The releases are fetched beside what is installed and linted. Then two tests at a time, each on
-# one thread: more of either only makes them wait for each other.
+# The releases are fetched beside what is installed, and bytecode is made beside the lint. Then two
+# tests at a time, each on one thread: more of either only makes them wait for each other. A file's
+# tests share a process, so that what they begin with is begun once; tests/conftest.py has the order.
 test:
-	$(MAKE) --no-print-directory --jobs 2 lint .releases/ready
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist worksteal
+	$(MAKE) --no-print-directory --jobs 2 lint bytecode
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist loadfile \
+	    --no-loadscope-reorder
 
 # The hook alone, by a Python that has no torch; uv brings one that is not here.
 HOOK_PYTHON ?= 3.8
@@ -88,9 +90,16 @@ lint: .venv/ready
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
+# Bytecode of all that is installed would take as long as to unpack it.
 .venv/ready: requirements-dev.txt pyproject.toml | .venv/bin/python
-	.venv/$(PIP) --requirement requirements-dev.txt --editable .
+	.venv/$(PIP) --no-compile --requirement requirements-dev.txt --editable .
 	touch $@
+
+# That of what the tests import first, and of the tests; what is wrong with these, they tell.
+bytecode: .venv/ready .releases/ready
+	.venv/bin/python -W ignore -c 'import torch._inductor.compile_fx, torch.export, onnxscript, \
+	    transformers.generation.utils, matplotlib.pyplot, onnxruntime, jsonschema'
+	.venv/bin/python -m pytest --collect-only -qq > /dev/null 2>&1 || true
 
 # The published source distributions that tests run against.
 .releases/ready: tools/releases.py | .venv/bin/python

@@ -7,13 +7,18 @@ sum of its kernels, and their number, both as torch's profiler sees them. The wa
 inference path, with it, compiled, compiled with CUDA graphs (``reduce-overhead``), and captured in
 a CUDA graph by hand; with ``--train`` a whole step, forward and backward; with ``--decode`` a step
 of one token, as ``generate`` makes it. All of a table is from one run.
+
+``--count`` prints instead how many functions Python calls for it, upstream's and torch's own among
+them: a number that no other program on the processor changes.
 """
 
 from __future__ import annotations
 
 import argparse
+import cProfile
 import dataclasses
 import json
+import pstats
 import statistics
 import time
 from typing import Any, Callable, Iterator
@@ -192,6 +197,33 @@ def measured(
     yield from rows.values()
 
 
+def count_rows(name: str, size: tuple[int, int, int]) -> Iterator[tuple[str, int]]:
+    """Functions that Python calls, as ``cProfile`` counts them, of two ways to call a block."""
+    batch, seqlen, d_model = size
+    module = block_of(name, d_model)
+    x = torch.randn(batch, seqlen, d_model, device="cuda", dtype=torch.bfloat16)
+    leaf, gradient = x.detach().requires_grad_(), torch.randn_like(x)
+    parameters = [leaf, *module.parameters()]
+
+    def without_gradients() -> None:
+        with torch.no_grad():
+            module(x)
+
+    def step() -> None:
+        torch.autograd.grad(module(leaf), parameters, gradient)
+
+    for way, call in (("no_grad", without_gradients), ("step", step)):
+        for _ in range(5):
+            call()
+        profile = cProfile.Profile()
+        profile.enable()
+        call()
+        profile.disable()
+        total: int = pstats.Stats(profile).total_calls  # type: ignore[attr-defined]
+        # All but the end of the profile itself.
+        yield way, total - 1
+
+
 def profiled(call: Callable[[], Any]) -> tuple[float, int]:
     """Microseconds of all kernels and copies of a call, and how many there are."""
     activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
@@ -211,11 +243,18 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="only batch 1")
     parser.add_argument("--train", action="store_true", help="whole steps, at the large sizes")
     parser.add_argument("--decode", action="store_true", help="one token, at batch 1")
+    parser.add_argument("--count", action="store_true", help="functions that Python calls instead")
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--json", metavar="FILE", help="also write the rows there")
     chosen = parser.parse_args()
     rows = []
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    if chosen.count:
+        for name in (chosen.block,) if chosen.block else ("Mamba", "Mamba2"):
+            for size in (SMALL[1], LARGE[0]):
+                for way, calls in count_rows(name, size):
+                    print(f"{name} {size} {way}: {calls} calls", flush=True)
+        return
     print("| block | B, L, d_model | way | call | CPU | GPU | kernels |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name in (chosen.block,) if chosen.block else ("Mamba", "Mamba2"):

@@ -16,6 +16,14 @@ def main() -> int:
     except KeyboardInterrupt:
         print("jetson-mamba: interrupted", file=sys.stderr)
         return 130
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("", "jetson_mamba", "vendored_overrides"):
+            raise
+        from jetson_mamba.installing import environments
+
+        needs = f"the commands need {error.name}, which is not installed"
+        print(f"jetson-mamba: {needs}; {environments.commands()}", file=sys.stderr)
+        return 2
     return cli.main()
 
 

@@ -7,11 +7,16 @@ import shlex
 import sys
 from typing import Any
 
+# Where an environment is made, as it is typed.
+FOLDER = "~/mamba"
+BIN = f"{FOLDER}/bin"
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 # Whether an index has this project: then, and only then, its name alone is a requirement.
 ON_AN_INDEX = False
+# What the commands need, as pyproject.toml declares it, and as it is found in a checkout's folder.
+COMMANDS = ("rich>=13", "typer>=0.12")
 # What each extra brings, as pyproject.toml declares it: named so, it is installed by the same
 # words whether this package came from an index, a wheel or a checkout.
 EXTRAS = {
@@ -26,7 +31,7 @@ EXTRAS = {
 
 def extra(name: str, *options: str) -> str:
     """The command that brings what the extra ``name`` of this package is for."""
-    return " ".join((pip(), "install", *options, *map(shlex.quote, EXTRAS[name])))
+    return f"{pip()} install {' '.join((*options, *map(shlex.quote, EXTRAS[name])))}"
 
 
 def repair() -> str:
@@ -95,15 +100,107 @@ def _direct_url() -> dict[str, Any]:
 
 
 def pip() -> str:
-    """How pip is called for this interpreter, or uv where there is that and no pip."""
-    python = shlex.quote(sys.executable or "python")
-    if not has_pip():
-        import shutil
+    """How packages are installed for this interpreter: what stands before ``install``.
 
-        uv = os.environ.get("UV") or shutil.which("uv")
-        if uv:
-            return f"UV_PYTHON={python} {shlex.quote(uv)} pip"
-    return f"{python} -m pip"
+    Its pip, or uv where there is that and no pip; what brings pip comes first where there is
+    neither. Where pip may not add to the system's packages, an environment that sees them.
+    """
+    if managed():
+        return f"{environment()} && {BIN}/python -m pip"
+    python = _python()
+    if has_pip():
+        return f"{python} -m pip"
+    import shutil
+
+    uv = os.environ.get("UV") or shutil.which("uv")
+    if uv:
+        return f"UV_PYTHON={python} {shlex.quote(uv)} pip"
+    return f"{bring_pip()} && {python} -m pip"
+
+
+def uninstall(name: str) -> str:
+    """The command that takes a distribution away from where this interpreter has it."""
+    if managed():
+        return f"{_python()} -m pip uninstall --break-system-packages --yes {name}"
+    yes = "--yes " if pip().endswith("-m pip") else ""  # uv does not ask
+    return f"{pip()} uninstall {yes}{name}"
+
+
+def managed() -> str | None:
+    """The file of PEP 668 in whose words pip refuses to add to the system's packages, if so."""
+    if sys.prefix != sys.base_prefix:
+        return None
+    if os.environ.get("PIP_BREAK_SYSTEM_PACKAGES", "0").lower() in ("1", "true", "yes", "on"):
+        return None
+    import sysconfig
+
+    file = os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
+    return file if os.path.exists(file) else None
+
+
+def environment() -> str:
+    """The command that makes an environment that sees the system's packages, torch among them."""
+    first = "" if has_ensurepip() else f"{apt('python3-venv')} && "
+    return f"{first}{_python()} -m venv --system-site-packages {FOLDER}"
+
+
+def bring_pip() -> str:
+    """The command that brings a pip to this interpreter, which has none."""
+    if _is_debians():
+        return apt("python3-pip")
+    first = "" if has_ensurepip() else f"{apt('python3-venv')} && "
+    return f"{first}{_python()} -m ensurepip"
+
+
+def reachable(text: str) -> str:
+    """A text whose commands of this package can be typed here.
+
+    By the name of the program where a shell finds this interpreter's own; else, as where the folder
+    of the user's programs is not on the path yet, or an environment is not active, through it.
+    """
+    import re
+    import shutil
+    import sysconfig
+
+    program = shutil.which("jetson-mamba")
+    names = {f"{os.name}_user"} & set(sysconfig.get_scheme_names())
+    folders = [sysconfig.get_path("scripts", each) for each in names]
+    own = {os.path.realpath(each) for each in (*folders, sysconfig.get_path("scripts"))}
+    own.add(os.path.realpath(os.path.dirname(sys.executable or "")))
+    if program and os.path.realpath(os.path.dirname(program)) in own:
+        return text
+    through = f"{_python()} -m jetson_mamba"
+    return re.sub(r"(?<![\w/-])jetson-mamba(?= [a-z])", lambda _: through, text)
+
+
+def apt(package: str) -> str:
+    """The command that installs a package of the system's."""
+    return f"{as_root()}apt-get install {package}"
+
+
+def as_root() -> str:
+    """What stands before a command that root alone may give: a container has no sudo."""
+    return "" if getattr(os, "geteuid", lambda: 1)() == 0 else "sudo "
+
+
+def has_ensurepip() -> bool:
+    """Whether the standard library has the part that brings pip, which Debian packs apart."""
+    from importlib.machinery import PathFinder
+
+    return PathFinder.find_spec("ensurepip") is not None
+
+
+def brings_pip() -> bool:
+    """Whether ``python -m ensurepip`` brings pip here: Debian's own Python refuses to."""
+    return has_ensurepip() and not _is_debians()
+
+
+def _is_debians() -> bool:
+    return sys.prefix == "/usr" and os.path.exists("/etc/debian_version")
+
+
+def _python() -> str:
+    return shlex.quote(sys.executable or "python")
 
 
 def has_pip() -> bool:

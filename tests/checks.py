@@ -9,13 +9,18 @@ from typing import Callable, Iterator, Mapping
 import torch
 
 
+def device() -> torch.device:
+    """Where :func:`run` lets tensors and modules be made."""
+    return torch.device("cuda" if os.environ.get("CHECKS_ON_GPU") == "1" else "cpu")
+
+
 def run(checks: Mapping[str, Callable[[], Iterator[tuple[str, float]]]]) -> None:
     """Run those named on the command line; print a line for each result, its number last.
 
     Under ``TRITON_INTERPRET=1`` upstream's Triton kernels run on the CPU. With ``CHECKS_ON_GPU=1``
     tensors and modules are made on a GPU.
     """
-    if os.environ.get("CHECKS_ON_GPU") == "1":
+    if device().type == "cuda":
         # A default device would be a mode, which looks at every call.
         torch.set_default_tensor_type("torch.cuda.FloatTensor")
     if os.environ.get("TRITON_INTERPRET") == "1":

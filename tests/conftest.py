@@ -1,26 +1,49 @@
 """The order of the tests, in which what takes long comes first.
 
-No test depends on it. Processes that run tests side by side take them from each other; one that is
-left with a long test when the others are done would make the run as long as that.
+No test depends on it. Processes that run tests side by side are given a file at a time; one that is
+left with a long file when the others are done would make the run as long as that.
 """
 
 from __future__ import annotations
 
 import gc
+import os
+import tempfile
 from pathlib import Path
 from typing import Iterator
 
 import pytest
 
-from tests import process
+from tests import interpreters, process
 
 TESTS = Path(__file__).resolve().parent
-# Files and folders with tests that take many seconds each, the longest first.
+# Files and folders that take many seconds, the longest first.
 LONG = (
-    *("compile/test_mamba", "kernels", "without_triton", "releases", "modules", "matrix"),
-    *("joints", "export/test_models.py", "docs/test_commands.py", "cli/test_demo.py"),
-    *("distributed", "mutants", "packaging"),
+    *("joints/test_joints", "export/test_models", "mutants", "matrix", "without_triton"),
+    *(
+        "compile/test_mamba",
+        "kernels",
+        "cli/test_install",
+        "doctor/test_symptoms.py",
+        "cli/test_demo",
+    ),
+    *("releases", "modules", "ops/test_selective_scan.py", "ops/test_causal_conv1d.py"),
+    *("distributed", "docs/test_commands", "rewrite", "compile", "hook", "doctor", "cli", "ops"),
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make one folder of copies for all processes of this run, which inherit its name.
+
+    Inductor is told to use no vectors: else it compiles and loads a program for each kind of them
+    that the CPU has, before the first kernel.
+    """
+    os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "0"
+    gc.set_threshold(*interpreters.SELDOM)
+    if not hasattr(config, "workerinput"):
+        folder = tempfile.TemporaryDirectory()
+        config.add_cleanup(folder.cleanup)
+        os.environ[interpreters.COPIES] = folder.name
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

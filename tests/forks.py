@@ -22,6 +22,8 @@ from queue import Queue
 from types import MappingProxyType
 from typing import Any, Callable, Mapping, Sequence
 
+from tests import interpreters
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 # One takes a few seconds; one that hangs is a failure, not a run that never ends.
 SECONDS_FOR_A_REQUEST = 180
@@ -113,6 +115,7 @@ def serve(run: Callable[[Any], Any], ended: Callable[[int], Any]) -> None:
 
     ``ended`` is the answer for a process that ends otherwise, of its wait status.
     """
+    gc.set_threshold(*interpreters.SELDOM)
     import einops
     import torch
     import torch._dynamo  # what the first backward pass of an autograd function imports

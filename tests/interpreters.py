@@ -28,6 +28,12 @@ COMPILER = (
     *("functorch.compile", "torch._inductor.compile_fx"),
 )
 
+# When the collector looks for cycles, where Python's 700 objects would have it look at all of torch
+# again and again.
+SELDOM = (100_000, 50, 100)
+# The variable that names a folder of copies which is there, and somebody else's to remove.
+COPIES = "TESTS_COPIES"
+
 _copies: list[tempfile.TemporaryDirectory[str]] = []
 _servers: dict[tuple[Any, ...], subprocess.Popen[str]] = {}
 
@@ -67,7 +73,12 @@ def run(
 
 
 def copies() -> Path:
-    """A cache for programs in which copies are not what is looked at: the same for all of a run."""
+    """A cache for programs in which copies are not what is looked at: the same for all of a run.
+
+    Processes that run tests side by side have one too, where :data:`COPIES` names it.
+    """
+    if COPIES in os.environ:
+        return Path(os.environ[COPIES])
     if not _copies:
         _copies.append(tempfile.TemporaryDirectory())
     return Path(_copies[0].name)
@@ -108,6 +119,7 @@ def _serve(modules: Sequence[str]) -> None:
     import gc
     from importlib import import_module
 
+    gc.set_threshold(*SELDOM)
     for module in modules:
         import_module(module)
     path = sys.path[1:]  # without this file's folder

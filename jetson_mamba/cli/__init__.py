@@ -46,7 +46,7 @@ def _carried_out(given: Sequence[str]) -> int:
     try:
         return commands.carry_out(given)
     except CannotRun as error:
-        message = str(error)
+        message = advice.reachable(str(error))
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("jetson_mamba", "vendored_overrides"):
             raise

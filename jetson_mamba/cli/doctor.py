@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 import jetson_mamba
+from jetson_mamba import advice
 from jetson_mamba.cli import output, tables
 from jetson_mamba.report.doctor import Report, examine
 from jetson_mamba.report.facts import Facts
@@ -31,6 +32,9 @@ def doctor(
     report = examine()
     if as_json:
         found = report.as_json()
+        for finding in found["findings"]:
+            for key in ("command", "option"):
+                finding[key] = advice.reachable(finding[key])
         output.document("doctor", without_home(found) if as_report else found)
     elif as_report:
         text = io.StringIO()
@@ -41,7 +45,8 @@ def doctor(
     else:
         console = Console(highlight=False)
         _show(console, report)
-        output.say(console, "To paste into a report: jetson-mamba doctor --report", style="dim")
+        report_it = advice.reachable("jetson-mamba doctor --report")
+        output.say(console, f"To paste into a report: {report_it}", style="dim")
     if any(not finding.cured for finding in report.findings):
         raise typer.Exit(1)
 
@@ -78,11 +83,11 @@ def _do(console: Console, what: str) -> None:
 
 def _what_to_do(finding: Finding) -> str:
     if finding.command:
-        return finding.command
+        return advice.reachable(finding.command)
     if not finding.option:
         return "nothing"
     gain = "compiles CUDA, for minutes to hours" if finding.compiles else "removes the cause"
-    return f"nothing; if you like, this {gain}: {finding.option}"
+    return f"nothing; if you like, this {gain}: {advice.reachable(finding.option)}"
 
 
 def _lines(facts: Facts) -> Iterator[Tuple[str, str]]:
@@ -123,7 +128,7 @@ def _lines(facts: Facts) -> Iterator[Tuple[str, str]]:
         wins = "" if mamba.wins else ", hidden by the one before"
         yield "mamba-ssm", f"{mamba.version or 'no version'}{kind} ({mamba.path}){wins}"
     if not facts.mamba_ssm:
-        yield "mamba-ssm", "not installed; `jetson-mamba install` does that"
+        yield "mamba-ssm", advice.reachable("not installed; `jetson-mamba install` does that")
     yield "causal-conv1d", _package(facts.causal_conv1d)
     yield "Triton", _package(facts.triton) + (f": {facts.triton_error}" * bool(facts.triton_error))
     yield "transformers", _package(facts.transformers)

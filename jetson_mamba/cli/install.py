@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from jetson_mamba import advice
 from jetson_mamba.cli import output, tables
 from jetson_mamba.errors import CannotRun
 from jetson_mamba.installing import plan as plans
@@ -114,5 +115,6 @@ def _do(console: Console, work: works.Work, verbose: bool) -> Tuple[Optional[str
     with console.status("running a block of each kind"):
         version, failure = works.try_it(work.plan)
     if failure:
-        failure = f"mamba_ssm does not work: {failure}; `jetson-mamba doctor` says more"
+        more = advice.reachable("`jetson-mamba doctor` says more")
+        failure = f"mamba_ssm does not work: {failure}; {more}"
     return version, failure

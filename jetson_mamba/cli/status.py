@@ -5,6 +5,7 @@ import dataclasses
 import typer
 from rich.console import Console
 
+from jetson_mamba import advice
 from jetson_mamba.cli import output, tables
 from jetson_mamba.report import status as report
 from jetson_mamba.startup import files
@@ -37,7 +38,8 @@ def status(
     if found.active:
         output.say(console, "Programs that start here are patched.")
     else:
-        change = "unset JETSON_MAMBA" if found.mode == "off" else "jetson-mamba enable"
+        enable = advice.reachable("jetson-mamba enable")
+        change = "unset JETSON_MAMBA" if found.mode == "off" else enable
         only = "" if found.mode == "off" else ", except those that import jetson_mamba"
         output.say(
             console,

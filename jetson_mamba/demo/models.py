@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from importlib import import_module
 from typing import Any
 
 import jetson_mamba
-from jetson_mamba.advice import pip
 from jetson_mamba.errors import CannotRun
+from jetson_mamba.releases import needed
 
 WIDTH = 128
 LAYERS = 2
@@ -33,12 +34,18 @@ def require(module: str, install: str) -> Any:
         elif not jetson_mamba.is_active():
             advice = "activate jetson_mamba: unset JETSON_MAMBA"
         else:
-            advice = f"install what it needs: {pip()} install {error.name}"
+            advice = f"install what it needs: {_command(error.name or module)}"
         reason = str(error)
     except Exception as error:  # whatever a broken installation raises
         advice = f"repair it: {install}"
         reason = f"{type(error).__name__}: {error}"
     raise CannotRun(f"{module} cannot be imported ({' '.join(reason.split())}); {advice}")
+
+
+def _command(name: str) -> str:
+    """What brings a package that mamba_ssm imports, beside the torch that is there."""
+    torch = str(getattr(sys.modules.get("torch"), "__version__", ""))
+    return needed.command(torch, name.partition(".")[0].replace("_", "-"))
 
 
 def kinds(package: Any) -> tuple[str, ...]:

@@ -11,10 +11,14 @@ from typing import Any, ContextManager
 import torch
 from torch import Tensor
 
+# From torch 2.4 on it knows autocast by the type of a device.
+_BY_TYPE = hasattr(torch, "get_autocast_dtype")
+_OFF: ContextManager[Any] = nullcontext()
+
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The dtype of autocast on this device; None where it is off or there is none."""
-    if hasattr(torch, "get_autocast_dtype"):  # torch 2.4
+    if _BY_TYPE:
         try:
             on = torch.is_autocast_enabled(device.type)
         except RuntimeError:  # such as meta, which autocast does not know
@@ -28,7 +32,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 def without_autocast(device: torch.device) -> ContextManager[Any]:
     """A context in which products keep their dtype: decays and states lose too much in 16 bits."""
     if autocast_dtype(device) is None:
-        return nullcontext()
+        return _OFF
     return torch.autocast(device.type, enabled=False)
 
 

@@ -66,6 +66,19 @@ class _Outcome(NamedTuple):
     broken: tuple[tuple[str, str], ...]
 
 
+class _Choosing(NamedTuple):
+    """Where a choice stands: its outcome if that is known, else what finds it, maybe to be started.
+
+    ``chosen`` is the memory that it belongs to.
+    """
+
+    key: Any
+    chosen: Any
+    known: _Outcome | None
+    choosing: Apart[_Outcome] | None
+    starts: bool
+
+
 # The backends that are named, by their ops: a new tuple whenever that changes.
 named: tuple[tuple[str, str], ...] = ()
 
@@ -116,6 +129,13 @@ class Op(Generic[Case, Implementation]):
         implementation: Implementation = chosen.value.implementation
         return implementation
 
+    def begin(self, case: Case) -> None:
+        """Begin to choose for ``case``, which is about to be asked for; returns at once."""
+        if self._find(case) is None and not _is_capturing(case):
+            choice = self._choice_of(case)
+            if choice.starts and choice.choosing is not None:
+                choice.choosing.start()
+
     def find(self, case: Any) -> Implementation | None:
         """The same where it is chosen already, else None; any tuple that equals the case will do.
 
@@ -161,16 +181,9 @@ class Op(Generic[Case, Implementation]):
     def _choose(self, case: Case) -> Implementation:
         if _is_capturing(case):
             return self._untried(case)
-        with self._lock:
-            selection, chosen = self._selection, self._chosen
-            key = (selection.backend if selection else None, case)
-            known = chosen.find(case)
-            choosing = self._choosing.get(key)
-            starts = known is None and (choosing is None or choosing.is_lost())
-            if starts:
-                choosing = self._choosing[key] = Apart(lambda: self._decide(selection, case))
+        key, chosen, known, choosing, starts = self._choice_of(case)
         if known is not None:
-            outcome = known.value
+            outcome = known
         elif choosing is not None:
             try:
                 if starts:
@@ -184,6 +197,17 @@ class Op(Generic[Case, Implementation]):
         self._warn(outcome.broken, outcome.choice.backend)
         implementation: Implementation = outcome.implementation
         return implementation
+
+    def _choice_of(self, case: Case) -> _Choosing:
+        with self._lock:
+            selection, chosen = self._selection, self._chosen
+            key = (selection.backend if selection else None, case)
+            known = chosen.find(case)
+            choosing = self._choosing.get(key)
+            starts = known is None and (choosing is None or choosing.is_lost())
+            if starts:
+                choosing = self._choosing[key] = Apart(lambda: self._decide(selection, case))
+        return _Choosing(key, chosen, None if known is None else known.value, choosing, starts)
 
     def _decide(self, selection: Selection | None, case: Case) -> _Outcome:
         """Try the backends; runs apart from the call."""

@@ -41,14 +41,16 @@ class Computation(Generic[Arguments]):
 
     def __call__(self, given: Arguments, *others: Any) -> Any:
         """The results, with a graph."""
-        return _Function.apply(*given, self, others)  # type: ignore[no-untyped-call]
+        # The fewer arguments, the less torch's own wrapper has to look at.
+        tensors, options = self.fields.unpack(given)
+        return _Function.apply(*tensors, self, options, others)  # type: ignore[no-untyped-call]
 
 
 class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensors:
-        *_, computation, others = arguments
-        given, _ = computation.fields.split(arguments)
+        *tensors, computation, options, others = arguments
+        given = computation.fields.pack(tensors, options)
         ctx.set_materialize_grads(False)
         ctx.computation, ctx.others = computation, others
         results, kept = computation.forward(given, *others)
@@ -66,10 +68,10 @@ class _Function(torch.autograd.Function):
                 found = gradients(
                     lambda *given: computation.composed(fields.pack(given, options), *others),
                     tensors,
-                    fields.tensors(ctx.needs_input_grad),
+                    ctx.needs_input_grad[: len(tensors)],
                     dresults,
                 )
-                found = (*found, *[None] * len(options))
             else:
-                found = fields.gradients(computation.backward(given, kept, dresults, *others))
-        return (*found, None, None)
+                gradients_by_name = computation.backward(given, kept, dresults, *others)
+                found = fields.gradients_of_tensors(gradients_by_name)
+        return (*found, None, None, None)

@@ -35,6 +35,8 @@ class Fields(Generic[Arguments]):
         if not all(are[:count]):
             raise TypeError(f"{kind.__name__}: expected its tensors before all else, found {are}")
         self.count = len(are)
+        self._names = kind._fields  # type: ignore[attr-defined]
+        self._names_of_tensors = self._names[:count]
         self.tensors = itemgetter(slice(count))
         self.options = itemgetter(slice(count, None))
 
@@ -78,7 +80,11 @@ class Fields(Generic[Arguments]):
 
     def gradients(self, found: Mapping[str, Tensor | None]) -> Tensors:
         """One for each field in its place; None for an option, and where none was found."""
-        return (*map(found.get, self._kind._fields),)
+        return (*map(found.get, self._names),)
+
+    def gradients_of_tensors(self, found: Mapping[str, Tensor | None]) -> Tensors:
+        """The same of the tensors alone."""
+        return (*map(found.get, self._names_of_tensors),)
 
 
 def _argument(name: str, annotation: str) -> str:

@@ -173,7 +173,12 @@ def _way_of_subclasses(tensors: tuple[Any, ...]) -> Way:
 
 
 def may_replay() -> bool:
-    """Whether a call may be launched again as it was, past all Python: nothing listens to it."""
+    """Whether a call may be launched again as it was, past all Python: nothing listens to it.
+
+    The inference path is not switched off either, with which all of that is.
+    """
+    if not _inference:
+        return False
     if not _function_modes():
         return True
     # A default device is such a mode, and has no say in what is computed of given tensors.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Sequence
 
+from jetson_mamba import advice
 from jetson_mamba.errors import CannotRun, Unavailable
 from jetson_mamba.kernels import compiler
 
@@ -62,9 +63,7 @@ def check_architecture(name: str) -> None:
     try:
         known = compiler.supported_architectures()
     except Unavailable as reason:
-        raise CannotRun(
-            f"plugins: {reason}; python -m pip install 'jetson-mamba[cuda13]'"
-        ) from reason
+        raise CannotRun(f"plugins: {reason}; {advice.extra('cuda13')}") from reason
     if name not in known:
         raise CannotRun(
             f"plugins: expected what NVRTC {compiler.nvrtc_version()} compiles for, "

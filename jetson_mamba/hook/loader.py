@@ -161,7 +161,8 @@ class Loader:
         chosen = self._choose()
         if chosen is not self.original:
             module.__file__ = self.spec.origin
-            vars(module)["__cached__"] = self.spec.cached
+            if "__cached__" in vars(module):  # until Python 3.15
+                vars(module)["__cached__"] = self.spec.cached
             self._explaining(chosen.exec_module, module, self._left_in_the_copy())
             return
         if not self.is_target and self.left is None and module.__spec__ is not None:

@@ -37,7 +37,7 @@ def run_script(script: str, arguments: Sequence[str]) -> NoReturn:
     path = os.path.abspath(script) if sys.version_info >= (3, 9) else script
     main = _fresh_main()
     main.__file__ = path
-    vars(main)["__cached__"] = None
+    _set_cached(main)
     main.__loader__ = SourceFileLoader("__main__", path)
 
     def execute() -> None:
@@ -81,7 +81,7 @@ def run_stdin(arguments: Sequence[str]) -> NoReturn:
         _run(lambda: code.interact(local=vars(main), exitmsg=""))
     source = sys.stdin.buffer.read() if sys.stdin is not None else b""
     main.__file__ = "<stdin>"
-    vars(main)["__cached__"] = None
+    _set_cached(main)
     _run(lambda: exec(compile(source, "<stdin>", "exec", dont_inherit=True), vars(main)))
 
 
@@ -94,9 +94,16 @@ def _put_first(folder: str) -> None:
 def _fresh_main() -> ModuleType:
     main = ModuleType("__main__")
     vars(main)["__builtins__"] = sys.modules["builtins"]
-    vars(main)["__annotations__"] = {}
+    if sys.version_info < (3, 14):
+        vars(main)["__annotations__"] = {}
     sys.modules["__main__"] = main
     return main
+
+
+def _set_cached(main: ModuleType) -> None:
+    """Say that a file or what stands for one has no bytecode, as Python did before 3.15."""
+    if sys.version_info < (3, 15):
+        vars(main)["__cached__"] = None
 
 
 def _run(program: Callable[[], None]) -> NoReturn:

@@ -11,6 +11,7 @@ from jetson_mamba.installing import environments
 from jetson_mamba.installing.situation import Situation, Torch
 from jetson_mamba.releases import get_torch, needed, together
 from jetson_mamba.releases.versions import allows, at_least, is_specifier, key
+from jetson_mamba.report.trial import BUSY, NO_ANSWER
 
 REQUIREMENT = re.compile(r"mamba[-_.]ssm\s*(?P<specifier>[^;@\[\]]*)", re.IGNORECASE)
 WITHOUT_COMPILING = {"MAMBA_SKIP_CUDA_BUILD": "TRUE", "MAMBA_FORCE_BUILD": "TRUE"}
@@ -77,9 +78,10 @@ def plan(here: Situation, requirement: str = "mamba-ssm") -> Plan:
         )
     torch = _torch(here)
     release, stays = _release(here, specifier)
-    chooser = _Chooser(here, torch, release.then or together.NEWEST)
+    known = release.then if release.then != specifier else None
+    chooser = _Chooser(here, torch, known or together.NEWEST)
     chooser.choose(release)
-    named = f"mamba-ssm=={release.then}" if release.then else f"mamba-ssm{specifier}"
+    named = f"mamba-ssm=={known}" if known else f"mamba-ssm{specifier}"
     build = None if stays else named
     if build:
         chooser.for_the_build()
@@ -108,6 +110,8 @@ def _torch(here: Situation) -> Torch:
             "torch is not installed, and mamba-ssm cannot be installed without it; install the "
             f"one for this machine: {get_torch.command(jetpack)}"
         )
+    if here.torch.error and here.torch.error.startswith(NO_ANSWER):
+        raise CannotRun(f"torch {here.torch.version} gives {here.torch.error}: {BUSY}")
     if here.torch.error:
         mends = get_torch.instead_of_a_broken_one(here.torch.error, jetpack)
         raise CannotRun(
@@ -120,7 +124,7 @@ def _torch(here: Situation) -> Torch:
 def _release(here: Situation, specifier: str) -> tuple[Choice, bool]:
     """The release of mamba-ssm, and whether that is the one that is there, which stays.
 
-    ``then`` is None for one that is not known, and is obeyed.
+    ``then`` is what was asked for where no release is known that it allows; it is obeyed.
     """
     found = here.packages.get("mamba-ssm")
 
@@ -137,7 +141,7 @@ def _release(here: Situation, specifier: str) -> tuple[Choice, bool]:
             return chosen(found, "is there and fails: built anew")
     asked = [each for each in together.MAMBA_SSM if allows(specifier, each)]
     if not asked:
-        return chosen(None, "is asked for")
+        return chosen(specifier, "is asked for")
     able = [each for each in asked if _cannot(here, each) is None]
     if not able:
         other = together.newest(here.python, here.packages.get("triton"))

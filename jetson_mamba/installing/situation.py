@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import sys
-import sysconfig
 from dataclasses import dataclass, field
 from typing import Any
 
+from jetson_mamba import advice
 from jetson_mamba.installing.tools import Tool, tool
 from jetson_mamba.report import installed, trial
 from jetson_mamba.report.machine import Machine, machine
@@ -87,7 +86,7 @@ def situation(root: str = "/") -> Situation:
         packages=packages,
         tool=tool(),
         board=machine(root),
-        managed=_managed(),
+        managed=advice.managed(),
         works=works and trial.failure() is None,
     )
 
@@ -110,29 +109,24 @@ def _torch(path: list[str]) -> Torch | None:
 
 def _told(path: list[str]) -> tuple[Any, str | None]:
     """What torch says of itself in a process of its own; else why it cannot be imported."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", ASK_TORCH],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    lines = done.stdout.splitlines()
-    if done.returncode == 0 and lines and lines[-1].startswith("told "):
+    try:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", ASK_TORCH],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=trial.SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return None, f"{trial.NO_ANSWER} within {trial.SECONDS:.0f} s"
+    # What torch loads may print as well, at its start or at its end.
+    lines = [line for line in done.stdout.splitlines() if line.startswith("told ")]
+    if done.returncode == 0 and lines:
         return json.loads(lines[-1][len("told ") :]), None
     last = done.stderr.strip().splitlines()
     return None, last[-1] if last else f"it ended with {done.returncode}"
-
-
-def _managed() -> str | None:
-    """The file of PEP 668 in whose words pip refuses, if it does."""
-    if sys.prefix != sys.base_prefix:
-        return None
-    if os.environ.get("PIP_BREAK_SYSTEM_PACKAGES", "0").lower() in ("1", "true", "yes", "on"):
-        return None
-    file = os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
-    return file if os.path.exists(file) else None
 
 
 def _own_version(module: str, path: list[str]) -> str:

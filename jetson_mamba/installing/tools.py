@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 from jetson_mamba import advice
 from jetson_mamba.releases.versions import at_least
@@ -83,7 +82,7 @@ def tool(python: str = sys.executable) -> Tool | None:
     if pip and match and at_least(match[1], *FOR_OTHERS):
         command = (pip, "--python", python, "--disable-pip-version-check", "install")
         return Tool("pip", match[1], command)
-    if find_spec("ensurepip") is not None:
+    if advice.brings_pip():
         command = (python, "-m", "pip", "--disable-pip-version-check", "install")
         return Tool("pip", _bundled(), command, (python, "-m", "ensurepip"))
     return None

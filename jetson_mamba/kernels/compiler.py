@@ -17,14 +17,15 @@ import hashlib
 import pkgutil
 import re
 import sys
-from functools import lru_cache
-from typing import Any, NamedTuple, Union
+import threading
+from functools import partial
+from typing import Any, Callable, NamedTuple, Tuple, Union
 
 import torch
 
 from jetson_mamba import cache, forks
 from jetson_mamba.errors import Unavailable
-from jetson_mamba.kernels import through_libraries, through_packages
+from jetson_mamba.kernels import ahead, through_libraries, through_packages
 
 OPTIONS = ("--std=c++17", "--device-as-default-execution-space")
 # Says what a kernel takes; the first releases of NVRTC 11 do not know it.
@@ -50,6 +51,8 @@ class Compiled(NamedTuple):
     log: str
 
 
+# A source and its definitions.
+Program = Tuple[str, Tuple[Tuple[str, str], ...]]
 Kernel = Union[through_packages.Kernel, through_libraries.Kernel]
 
 
@@ -97,6 +100,7 @@ def current_stream(device_index: int) -> Any:
 
 
 _lock = forks.lock(sys.modules[__name__], "_lock")
+_programs = ahead.Programs()
 _loaded: dict[tuple[str, str, tuple[tuple[str, str], ...], int], Kernel] = {}
 
 
@@ -118,16 +122,68 @@ def load(
     kernel = _loaded.get(key)
     if kernel is not None:
         return kernel
+    if _asking.programs is not None:
+        _asking.programs.append((source_name, defines))
+        return _NotLoaded()  # type: ignore[return-value]
+    driver = _driver()
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        raise Unavailable("this torch has no CUDA device")
+    # Other programs are compiled meanwhile.
+    code = cubin(source_name, defines, _architecture(device_index))
     with _lock:
         kernel = _loaded.get(key)
         if kernel is None:
-            driver = _driver()
-            if torch.version.cuda is None or not torch.cuda.is_available():
-                raise Unavailable("this torch has no CUDA device")
-            major, minor = torch.cuda.get_device_capability(device_index)
-            code = cubin(source_name, defines, architecture_of((major, minor)))
             kernel = _loaded[key] = driver.Kernel(code, entry, device_index)
     return kernel
+
+
+def begin(plan: Callable[[], object], device_index: int) -> None:
+    """Compile what ``plan`` loads, all of it at once, since it will soon be asked for.
+
+    Returns at once. ``plan`` is called with kernels that are none, and may do nothing but make a
+    :class:`Launch` of each.
+    """
+    directory = cache.private_directory(CACHE_DIRECTORY)
+    if directory is None or not ahead.has_cores():
+        return
+    programs: list[Program] = []
+    _asking.programs = programs
+    try:
+        plan()
+    finally:
+        _asking.programs = None
+    architecture = _architecture(device_index)
+    ahead.begin(
+        [
+            partial(cubin, source_name, defines, architecture)
+            for source_name, defines in dict.fromkeys(programs)
+        ]
+    )
+
+
+class _Asking(threading.local):
+    """What a plan loads on this thread, where that is all that is asked."""
+
+    programs: list[Program] | None = None
+
+
+_asking = _Asking()
+
+
+class _NotLoaded:
+    """In place of a kernel, where it is asked which there are to be."""
+
+    def allow(self, shared_bytes: int) -> None:
+        """As that of a kernel."""
+
+    def prepared(self, *_: Any) -> tuple[None, None, None]:
+        """As that of a kernel."""
+        return None, None, None
+
+
+def _architecture(device_index: int) -> str:
+    major, minor = torch.cuda.get_device_capability(device_index)
+    return architecture_of((major, minor))
 
 
 def architecture_of(capability: tuple[int, int]) -> str:
@@ -224,13 +280,17 @@ def cubin(source_name: str, defines: tuple[tuple[str, str], ...], architecture: 
     """The machine code of a kernel: from the cache, else compiled and kept where possible."""
     name = cache_name(source_name, defines, architecture)
     directory = cache.private_directory(CACHE_DIRECTORY)
-    kept = cache.read(directory, name) if directory else None
-    if kept is not None:
-        return kept
-    code, _ = _compile(source_name, defines, architecture)
-    if directory:
-        cache.write(directory, name, code)
-    return code
+
+    def made() -> bytes:
+        kept = cache.read(directory, name) if directory else None
+        if kept is not None:
+            return kept
+        code, _ = _compile(source_name, defines, architecture)
+        if directory:
+            cache.write(directory, name, code)
+        return code
+
+    return _programs.code(name, made)
 
 
 def cache_name(source_name: str, defines: tuple[tuple[str, str], ...], architecture: str) -> str:
@@ -262,9 +322,24 @@ def _nvrtc() -> Any:
     return _first("version")
 
 
-@lru_cache(maxsize=None)
+# By what is needed. All threads have kernels, streams and launches of one module.
+_found: dict[str, Any] = {}
+_finding = forks.lock(sys.modules[__name__], "_finding")
+
+
 def _first(needed: str) -> Any:
     """The first of the two modules whose function of this name finds what it needs."""
+    found = _found.get(needed)
+    if found is None:
+        # One at a time: whoever asks while another thread imports a package sees half of it.
+        with _finding:
+            found = _found.get(needed)
+            if found is None:
+                found = _found[needed] = _find_first(needed)
+    return found
+
+
+def _find_first(needed: str) -> Any:
     cuda = torch.version.cuda
     are_for_it = cuda is None or int(cuda.partition(".")[0]) >= FIRST_CUDA_OF_PACKAGES
     reasons = []

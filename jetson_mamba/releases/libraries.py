@@ -15,7 +15,6 @@ MISSING = re.compile(
     r"\b(lib[\w+-]+)\.so(?:\.([\d.]+))?: cannot open shared object file"
     r"|\b(lib[\w+-]+)\.so\S* not found in the system path"
 )
-APT = "sudo apt-get install"
 # Of Ubuntu's: NVIDIA's instructions name them before their wheels.
 UBUNTU = {
     "libopenblas": "libopenblas-dev",
@@ -44,10 +43,7 @@ JETPACK["6.0"] = tuple(name.replace("cudnn.so.9", "cudnn.so.8") for name in JETP
 # does not have.
 ARCHIVE = {"libcudss": "cudss", "libcusparseLt": "cusparselt"}
 KEYRING = "cuda-keyring_1.1-1_all.deb"
-ADD_ARCHIVE = (
-    f"wget https://developer.download.nvidia.com/compute/cuda/repos/ubuntu2204/arm64/{KEYRING}"
-    f" && sudo dpkg -i {KEYRING} && sudo apt-get update"
-)
+ADDRESS = f"https://developer.download.nvidia.com/compute/cuda/repos/ubuntu2204/arm64/{KEYRING}"
 # What PyTorch's builds for CUDA 13 take from packages of pip's; JetPack 7 does not have them.
 PIP = {
     "libcudnn": "nvidia-cudnn-cu13",
@@ -67,13 +63,15 @@ def command(error: str, jetpack: str | None) -> str | None:
         return None
     name, major = match[1] or match[3], jetpack.partition(".")[0]
     if name in UBUNTU:
-        return f"{APT} {UBUNTU[name]}"
+        return advice.apt(UBUNTU[name])
     if major == "7" and name in PIP:
         return f"{advice.pip()} install {PIP[name]}"
     if major == "6" and name in ARCHIVE:
-        return f"{ADD_ARCHIVE} && {APT} {ARCHIVE[name]}"
+        root = advice.as_root()
+        add = f"wget {ADDRESS} && {root}dpkg -i {KEYRING} && {root}apt-get update"
+        return f"{add} && {advice.apt(ARCHIVE[name])}"
     wanted = f"{name}.so.{match[2] or ''}"
     there = JETPACK.get(jetpack, JETPACK.get(major, ()))
     if any(each == wanted or (match[3] and each.startswith(wanted)) for each in there):
-        return f"{APT} nvidia-jetpack"
+        return advice.apt("nvidia-jetpack")
     return None

@@ -32,6 +32,9 @@ TRITON_OF_TORCH = {
     (2, 10): "3.6.0",
     (2, 11): "3.6.0",
     (2, 12): "3.7.0",
+    (2, 13): "3.7.1",
+    (2, 14): "3.8.0",
+    (2, 15): "3.9.0",
 }
 
 # huggingface-hub requires hf-xet from 0.32 on, which is in Rust and whose wheels for aarch64 are

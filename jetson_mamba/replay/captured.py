@@ -356,7 +356,9 @@ def _capture(
     Raises RuntimeError if the graph gives other results than the function.
     """
     device, kept = inputs[0].device, room.tensors
-    as_bytes = len({x.dtype for x in kept}) > 1 and all(x.stride(-1) == 1 for x in kept)
+    as_bytes = len({x.dtype for x in kept}) > 1 and all(
+        x.dim() > 0 and x.stride(-1) == 1 for x in (*kept, *inputs)
+    )
     read = [x.view(torch.uint8) for x in kept] if as_bytes else [*kept]
     changed = [*kept[len(kept) - written :]]
     with torch.cuda.device(device):

@@ -99,11 +99,14 @@ def distributions(name: str, path: Sequence[str]) -> list[Distribution]:
 
 
 def triton_requirement(torches: Sequence[Distribution]) -> str | None:
-    """The version of Triton that an installed torch asks for on this machine, if it does."""
+    """The version of Triton that an installed torch asks for on this machine, if it does.
+
+    From 2.14 on that is the first of several, as in ``triton~=3.9.0``.
+    """
     for torch in torches:
         for requirement in torch.requires:
             text, _, marker = requirement.partition(";")
-            match = re.fullmatch(r"triton\s*\(?\s*==\s*([\w.+]+)\s*\)?", text.strip())
+            match = re.fullmatch(r"triton\s*\(?\s*[=~]=\s*([\w.+]+)\s*\)?", text.strip())
             if match and _holds(marker):
                 return match[1]
     return None

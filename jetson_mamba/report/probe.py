@@ -59,6 +59,8 @@ def probe(path: Sequence[str], modules: Sequence[str]) -> dict[str, dict[str, An
 
 def main(tasks: list[str], folder: str) -> None:
     """Try each task, which leaves ``folder/<task>.json``."""
+    # Before that of who started this, which would leave the forks behind.
+    deadline = time.monotonic() + SECONDS - 10
     torch = _attempt(_torch)
     _write(folder, "torch", torch)
     waiting = {}
@@ -75,7 +77,6 @@ def main(tasks: list[str], folder: str) -> None:
             waiting[child] = task
         else:
             _write(folder, task, _attempt(_function_of(task)))
-    deadline = time.monotonic() + SECONDS - 10
     while waiting:
         child, status = os.waitpid(-1, os.WNOHANG)
         if child:
@@ -259,6 +260,6 @@ def _result(folder: str, task: str) -> dict[str, Any] | None:
 def _end(code: int) -> str:
     """How a process ended, in words."""
     if code < 0:
-        name = re.sub(r"^Signals\.", "", str(signal.Signals(-code).name))
-        return f"signal {name}"
+        known = {int(each): each.name for each in signal.Signals}
+        return f"signal {known.get(-code, -code)}"
     return f"exit status {code}"

@@ -56,15 +56,28 @@ class Asks:
 
 def asks(package: str) -> Asks:
     """What the mamba_ssm in the folder ``package`` asks for."""
+    with nodes.many():
+        return _asks(package)
+
+
+def _asks(package: str) -> Asks:
     required, missing = _closure(package)
-    trees = [tree for target in TARGETS if (tree := _parsed(module_file(package, target)))]
-    imports = [each for tree in trees for each in _imports(tree)]
+    texts = [_text(module_file(package, target)) for target in TARGETS]
+    trees = [(text, tree) for text in texts if (tree := _parsed(text))]
+    imports = [each for _, tree in trees for each in _imports(tree.body)]
+    # A walk through the whole of every text would take longer than all else.
+    calls = [
+        call
+        for text, tree in trees
+        if CONVOLUTION[0].encode() in text or CONVOLUTION[1].encode() in text
+        for call in _calls_of_the_convolution(tree)
+    ]
     return Asks(
         required=required,
         missing=missing,
         mentioned=frozenset(module for module, _ in imports),
-        calls=_calls(trees),
-        bare_strides=any(_bare_strides(tree) for tree in trees),
+        calls=_counts(calls),
+        bare_strides=any(map(_has_bare_strides, calls)),
         generation_names=tuple(
             name for module, name in imports if module == "transformers.generation" and name
         ),
@@ -122,21 +135,31 @@ def _file_of(package: str, module: str) -> str | None:
     return None
 
 
-def _parsed(path: str) -> ast.Module | None:
+def _text(path: str) -> bytes:
+    """The text of a file, empty where there is none."""
     try:
         with open(path, "rb") as file:
-            return ast.parse(file.read())
-    except (OSError, SyntaxError, ValueError):
+            return file.read()
+    except OSError:
+        return b""
+
+
+def _parsed(text: bytes) -> ast.Module | None:
+    try:
+        return ast.parse(text)
+    except (SyntaxError, ValueError):
         return None
 
 
-def _imports(tree: ast.Module) -> Iterator[tuple[str, str | None]]:
-    """Each module that is imported anywhere in a file, with each name that is taken from it."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, None) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield from ((node.module, alias.name) for alias in node.names)
+def _imports(block: list[ast.stmt]) -> Iterator[tuple[str, str | None]]:
+    """Each module that is imported anywhere in a block, with each name that is taken from it."""
+    for statement in block:
+        if isinstance(statement, ast.Import):
+            yield from ((alias.name, None) for alias in statement.names)
+        elif isinstance(statement, ast.ImportFrom) and statement.module and not statement.level:
+            yield from ((statement.module, alias.name) for alias in statement.names)
+        for inner in nodes.blocks(statement):
+            yield from _imports(inner)
 
 
 def _called(node: ast.Call) -> str:
@@ -144,38 +167,43 @@ def _called(node: ast.Call) -> str:
     return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
 
 
-def _calls(trees: list[ast.Module]) -> dict[str, tuple[int, ...]]:
+def _calls_of_the_convolution(tree: ast.Module) -> list[ast.Call]:
+    return [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and _called(node).startswith(CONVOLUTION)
+    ]
+
+
+def _counts(calls: list[ast.Call]) -> dict[str, tuple[int, ...]]:
     counts: dict[str, set[int]] = {}
-    for tree in trees:
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and _called(node) in CONVOLUTION:
-                numbers = counts.setdefault(_called(node), set())
-                numbers.add(len(node.args) + len(node.keywords))
+    for call in calls:
+        if _called(call) in CONVOLUTION:
+            numbers = counts.setdefault(_called(call), set())
+            numbers.add(len(call.args) + len(call.keywords))
     return {name: tuple(sorted(numbers)) for name, numbers in counts.items()}
 
 
-def _bare_strides(tree: ast.Module) -> bool:
+def _has_bare_strides(call: ast.Call) -> bool:
     """Whether the convolution is handed a plain ``rearrange`` of a plain name."""
-    functions = ("causal_conv1d_fwd", "causal_conv1d_fwd_function")
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and _called(node) in functions and node.args:
-            first = node.args[0]
-            if isinstance(first, ast.Call) and _called(first) == "rearrange":
-                return bool(first.args) and isinstance(first.args[0], ast.Name)
-    return False
+    if _called(call) not in ("causal_conv1d_fwd", "causal_conv1d_fwd_function") or not call.args:
+        return False
+    first = call.args[0]
+    return (
+        isinstance(first, ast.Call)
+        and _called(first) == "rearrange"
+        and bool(first.args)
+        and isinstance(first.args[0], ast.Name)
+    )
 
 
 def _has(package: str, module: str, words: bytes) -> bool:
     """Whether a module's text has these words in it."""
-    try:
-        with open(module_file(package, module), "rb") as file:
-            return words in file.read()
-    except OSError:
-        return False
+    return words in _text(module_file(package, module))
 
 
 def _own_parameters(package: str) -> tuple[str, ...]:
-    tree = _parsed(module_file(package, "mamba_ssm.modules.mamba_simple"))
+    tree = _parsed(_text(module_file(package, "mamba_ssm.modules.mamba_simple")))
     for node in tree.body if tree else ():
         if isinstance(node, ast.ClassDef) and node.name == "Mamba":
             for method in node.body:

@@ -12,6 +12,9 @@ from typing import Any
 
 # What a trial waits for: a first launch may compile kernels.
 SECONDS = 300.0
+# What is said of one that nobody waits for any more, and what that may mean.
+NO_ANSWER = "no answer"
+BUSY = "something waits, or this machine is slow or busy: ask again when it is idle"
 WIDTH, SEQLEN = 16, 12
 # The sizes of a block are small, and its heads as many as the kernels ask for.
 BLOCKS: dict[str, dict[str, Any]] = {
@@ -82,7 +85,7 @@ def in_a_process() -> tuple[str | None, str | None]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return None, f"no answer within {SECONDS:.0f} s"
+        return None, f"{NO_ANSWER} within {SECONDS:.0f} s"
     version = [line for line in done.stdout.splitlines() if line.startswith("version ")]
     if done.returncode == 0 and version:
         return version[-1][len("version ") :], None

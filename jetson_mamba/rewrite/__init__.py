@@ -12,6 +12,7 @@ import tokenize
 
 from jetson_mamba.call_forms import Form
 from jetson_mamba.errors import LeftOut, Refused
+from jetson_mamba.rewrite import nodes
 from jetson_mamba.rewrite.absent import Absent
 from jetson_mamba.rewrite.calls import Call, Rename
 from jetson_mamba.rewrite.dispatch import Dispatch
@@ -61,7 +62,11 @@ def rewrite(text: str, override: Override, texts: Texts | None = None) -> Rewrit
     Raises :class:`Refused` where the text does not parse, calls an extension in a form that no
     edit declares, has nothing that the override replaces, or differs elsewhere after the edits.
     """
-    texts = texts or Texts(override.target, text)
+    with nodes.many():
+        return _rewritten(text, override, texts or Texts(override.target, text))
+
+
+def _rewritten(text: str, override: Override, texts: Texts) -> Rewritten:
     try:
         draft = Draft(text, override.edits, Known(texts))
     except (SyntaxError, ValueError, tokenize.TokenError) as error:

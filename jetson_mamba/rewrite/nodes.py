@@ -7,9 +7,23 @@ A node that is made by hand lacks the fields that a later Python adds and its pa
 from __future__ import annotations
 
 import ast
+import gc
+from contextlib import contextmanager
 from typing import Iterator
 
 POSITIONS = ("lineno", "col_offset", "end_lineno", "end_col_offset")
+
+
+@contextmanager
+def many() -> Iterator[None]:
+    """A context that makes whole trees: the collector, which would look through them, rests."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def expression(text: str) -> ast.expr:

@@ -26,15 +26,14 @@ def main() -> int:
     strange = [name for name in given.names if name not in known]
     if strange:
         parser.error(f"{strange[0]}: expected one of {', '.join(known)}")
-    emulated = any(known[name].suite for name in given.names or known)
-    reason = roots.prepare_machine() if emulated and not given.page else None
+    boards = [known[name] for name in given.names or known]
+    reason = None if given.page else roots.prepare_machine(boards)
     if reason:
         print(f"make boards {reason}", file=sys.stderr)
         return 2
     failed = False
-    for name in () if given.page else given.names or known:
-        board = known[name]
-        first = 0
+    for board in () if given.page else boards:
+        name, first = board.name, 0
         if given.first:
             try:
                 first = steps.place(steps.commands(board.section), given.first)

@@ -13,7 +13,8 @@ class Board(NamedTuple):
     ``section`` is the heading of the first steps that are taken; ``torch`` a release on
     PyPI, and ``label`` the version that it is given in place of PyPI's: that of the vendor's wheel,
     in whose record it stands without the leading zeros; ``triton`` is one that is there already;
-    ``pip`` the board's own, and ``packages`` what else is there.
+    ``pip`` the board's own, and ``packages`` what else is there. ``machine`` is what the suite is
+    for; where that is this one, nothing is emulated, and pip puts torch there as it comes.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Board(NamedTuple):
     label: str
     triton: str | None = None
     packages: tuple[str, ...] = ()
+    machine: str = "aarch64"
 
 
 XAVIER = "NVIDIA Jetson Xavier NX Developer Kit"
@@ -69,5 +71,10 @@ BOARDS = (
     Board(
         *("x86-64-python-3.12", "JetPack 7", "", "3.12", "", "", None, "2.11.0", "2.11.0"),
         triton="3.6.0",
+    ),
+    Board(
+        *("x86-64-python-3.15", "JetPack 7", "sid", "3.15", "", "", None, "2.15.0", "2.15.0"),
+        triton="3.9.0",
+        machine="x86_64",
     ),
 )

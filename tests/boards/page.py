@@ -12,6 +12,7 @@ from tests.boards import roots, steps
 from tests.boards.declared import BOARDS, Board
 
 PAGE = roots.REPOSITORY / "docs" / "boards.md"
+WIDTH = 120
 RESULTS = roots.REPOSITORY / "docs" / "boards.json"
 BEGINNING = """\
 # Boards, imitated
@@ -23,9 +24,9 @@ BEGINNING = """\
 then runs the commands of [the first steps](first-steps.md) as they stand there. The processor is \
 emulated (`qemu-user`, a Cortex-A76), so the times are many times a board's. pip leaves \
 bytecode to be made when a module is imported, and torch computes with one thread: an emulator is \
-slow at both. Those named x86-64 run a copy of this machine's own Python, of the very version that \
-a JetPack has, without a board's files. `make boards BOARDS=jetpack-7 FROM=verify` goes on at \
-a step.
+slow at both. Those named x86-64 have the very Python that a JetPack has, and one the newest that \
+there is, without a board's files: a copy of this machine's own, or of Debian's. \
+`make boards BOARDS=jetpack-7 FROM=verify` goes on at a step.
 
 | imitation | Python | torch | pip | Triton | mamba-ssm | verify | minutes | on |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -37,7 +38,14 @@ sees no GPU on a board.
 What an imitation cannot show: anything on a GPU, so neither CUDA kernels nor Triton's, and no \
 speed. Debian has no Python 3.8, 3.10 or 3.12 for aarch64: JetPack's Python is the nearest that it \
 has. Torch is PyPI's build for aarch64, which has the code of that release and no CUDA, under the \
-version of the vendor's.
+version of the vendor's. Under Python 3.15 it is the CUDA build that PyPI has for x86-64, of a \
+release later than those that the tests are run with.
+"""
+STEPS = """
+## What each step took and printed
+
+The seconds are those of the imitation; of what a command printed, what says how it went, or the \
+last line.
 """
 
 
@@ -61,7 +69,19 @@ def page(results: dict[str, Any]) -> str:
             f"| {_came_to(verify, board, result)} | {minutes:.0f} "
             f"| {result['date']}{_in_one_go(result)} |"
         )
-    return BEGINNING + "\n".join(rows) + "\n" + ENDING
+    parts = [_steps(board, results[board.name]) for board in BOARDS if board.name in results]
+    return BEGINNING + "\n".join(rows) + "\n" + ENDING + STEPS + "\n".join(parts)
+
+
+def _steps(board: Board, result: dict[str, Any]) -> str:
+    """What each step of a board took, and what it printed."""
+    rows = []
+    for step in result["steps"]:
+        last = " ".join(step["last"].replace("|", "\\|").split())
+        last = last if len(last) <= WIDTH else f"{last[:WIDTH].rsplit(' ', 1)[0]} …"
+        rows.append(f"| `{step['command']}` | {step['seconds']} | {step['code']} | {last} |")
+    beginning = f"\n### {board.name}\n\n| command | seconds | exit code | printed |\n"
+    return f"{beginning}| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n"
 
 
 def ran(board: Board) -> bool:

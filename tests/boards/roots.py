@@ -13,6 +13,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Sequence
 
 from packaging.version import Version
 
@@ -30,11 +31,9 @@ REGISTRATION = (
     r"\x00:\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff:"
     r"/usr/bin/qemu-aarch64-static:F"
 )
-NEEDS = {
-    "debootstrap": "debootstrap",
-    "qemu-aarch64-static": "qemu-user-static",
-    "dpkg-deb": "dpkg",
-}
+NEEDS = {"debootstrap": "debootstrap", "dpkg-deb": "dpkg"}
+EMULATOR = {"qemu-aarch64-static": "qemu-user-static"}
+ARCHITECTURES = {"aarch64": "arm64", "x86_64": "amd64"}
 # The nearest that QEMU has to a board's: ARMv8.2 without bfloat16, as Orin's Cortex-A78AE and
 # Xavier's Carmel. Its own choice has everything, and there torch 2.4 multiplies batches of float32
 # matrices in bfloat16, and torch 2.1 finds no product in 16 bits.
@@ -52,14 +51,26 @@ NEEDED_BY_TORCH = (
 BASE = "python3,python3-venv,python3-pip,ca-certificates"
 
 
-def prepare_machine() -> str | None:
-    """Let this machine run programs for aarch64; in one line why that cannot be, if so."""
-    missing = [package for tool, package in NEEDS.items() if not shutil.which(tool)]
+def emulated(board: Board) -> bool:
+    """Whether a board's programs are for another processor than this machine's."""
+    return bool(board.suite) and board.machine != os.uname().machine
+
+
+def prepare_machine(boards: Sequence[Board]) -> str | None:
+    """Let this machine run programs for aarch64, if one of the boards has such.
+
+    In one line why that cannot be, if so.
+    """
+    if not any(board.suite for board in boards):
+        return None
+    emulation = any(map(emulated, boards))
+    needs = {**NEEDS, **(EMULATOR if emulation else {})}
+    missing = [package for tool, package in needs.items() if not shutil.which(tool)]
     if missing:
         return f"needs {', '.join(missing)}: apt-get install {' '.join(missing)}"
     if os.geteuid():
         return "needs root, for debootstrap and chroot"
-    if os.uname().machine != "aarch64" and not list(BINFMT.glob("*aarch64")):
+    if emulation and not list(BINFMT.glob("*aarch64")):
         if not (BINFMT / "register").exists():
             subprocess.run(["mount", "-t", "binfmt_misc", "binfmt_misc", BINFMT], check=True)
         (BINFMT / "register").write_text(REGISTRATION)
@@ -71,16 +82,18 @@ def build(board: Board) -> Path:
     if not board.suite:
         return _own_python(board)
     base = FOLDER / "suites" / board.suite
-    if not (base / "usr" / "bin" / "python3").exists():
-        _bootstrap(board.suite, base)
+    if not (base / "usr" / "bin" / f"python{board.python}").exists():
+        _bootstrap(board, base)
     root = FOLDER / board.name
     shutil.rmtree(root, ignore_errors=True)
     subprocess.run(["cp", "--archive", "--reflink=auto", base, root], check=True)
     shutil.rmtree(root / "var" / "cache" / "apt" / "archives", ignore_errors=True)
     _files_of_the_board(board, root)
-    site = _site(board, root)
-    _put(board, site)
-    _compile(board, root)
+    if emulated(board):
+        _put(board, _site(board, root))
+        _compile(board, root)
+    else:
+        _let_pip_put(board, root)
     _checkout(root)
     return root
 
@@ -131,7 +144,8 @@ def command(board: Board, root: Path, script: str) -> list[str]:
             trusted,
         ]
         return ["env", "-i", *own, "bash", f"{root}/tmp/{script}"]
-    variables = [path, "HOME=/root", "LANG=C.UTF-8", trusted, f"QEMU_CPU={PROCESSOR}", *EMULATED]
+    variables = [path, "HOME=/root", "LANG=C.UTF-8", trusted]
+    variables += [f"QEMU_CPU={PROCESSOR}", *EMULATED] if emulated(board) else []
     return ["env", "-i", *variables, CHROOT, str(root), "/bin/bash", f"/tmp/{script}"]
 
 
@@ -177,12 +191,13 @@ def _own_python(board: Board) -> Path:
     return root
 
 
-def _bootstrap(suite: str, base: Path) -> None:
+def _bootstrap(board: Board, base: Path) -> None:
     base.parent.mkdir(parents=True, exist_ok=True)
+    python = f"python{board.python},python{board.python}-venv"
     subprocess.run(
         [
-            *("debootstrap", "--foreign", "--arch=arm64", "--variant=minbase"),
-            *(f"--include={BASE}", suite, str(base)),
+            *("debootstrap", "--foreign", f"--arch={ARCHITECTURES[board.machine]}"),
+            *("--variant=minbase", f"--include={BASE},{python}", board.suite, str(base)),
         ],
         check=True,
         stdout=subprocess.DEVNULL,
@@ -200,14 +215,18 @@ def _files_of_the_board(board: Board, root: Path) -> None:
             path.chmod(0o666)
     for folder in ("dev/shm", "proc/device-tree", "root", "tmp", "etc/ssl/certs", "usr/local/bin"):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    (root / "proc" / "device-tree" / "model").write_text(board.model + "\0")
     for name in ("cpuinfo", "meminfo"):
         (root / "proc" / name).write_text((Path("/proc") / name).read_text())
     processors = root / "sys" / "devices" / "system" / "cpu"
     processors.mkdir(parents=True, exist_ok=True)
     for name in ("possible", "present"):
         (processors / name).write_text((Path("/sys/devices/system/cpu") / name).read_text())
-    (root / "etc" / "nv_tegra_release").write_text(board.l4t + "\n")
+    if board.l4t:
+        (root / "proc" / "device-tree" / "model").write_text(board.model + "\0")
+        (root / "etc" / "nv_tegra_release").write_text(board.l4t + "\n")
+    python = root / "usr" / "local" / "bin" / "python3"
+    if os.readlink(root / "usr" / "bin" / "python3") != f"python{board.python}":
+        python.symlink_to(f"/usr/bin/python{board.python}")
     for name in ("etc/resolv.conf", "etc/ssl/certs/ca-certificates.crt"):
         shutil.copyfile(f"/{name}", root / name)
     if board.pip:  # Ubuntu's Pythons of JetPack 5 and 6 are older than the rule
@@ -246,6 +265,16 @@ def _put(board: Board, site: Path) -> None:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(site)
     _relabel(site, board)
+
+
+def _let_pip_put(board: Board, root: Path) -> None:
+    """Install torch, with all that it asks for, by the pip of the root."""
+    wanted = [f"torch=={board.torch}", *board.packages]
+    wanted += [f"triton=={board.triton}"] if board.triton else []
+    script = root / "tmp" / "put.sh"
+    options = "--quiet --no-cache-dir --break-system-packages --root-user-action=ignore"
+    script.write_text(f"python3 -m pip install {options} {' '.join(wanted)}\n")
+    subprocess.run(command(board, root, script.name), check=True)
 
 
 def _relabel(site: Path, board: Board) -> None:

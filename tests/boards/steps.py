@@ -13,7 +13,9 @@ from tests.boards.declared import Board
 FIRST_STEPS = roots.REPOSITORY / "docs" / "first-steps.md"
 MARK = "jetson-mamba-step"
 SECONDS = 5400
-VERDICT = re.compile(r"\d rows (pass|fail)|\d more are not supported")
+# What says how a command went, wherever it stands among its words; pip's own remarks do not.
+VERDICT = re.compile(r"\d rows (pass|fail)|\d more are not supported|^wrong |^Nothing is wrong")
+REMARK = re.compile(r"^(WARNING: |\[notice\])")
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def read(given: list[str], output: str) -> list[Step]:
         said, mark, ended = told.rpartition(f"{MARK} end ")
         seconds, code = ended.split()[:2] if mark else (began, "-1")
         lines = [line.strip() for line in (said if mark else told).splitlines() if line.strip()]
-        # A warning may be written after it.
+        lines = [line for line in lines if not REMARK.match(line)]
         verdicts = [line for line in lines if VERDICT.search(line)]
         verdict = " ".join(verdicts or lines[-1:]).replace(f"{roots.FOLDER}/", "")
         found.append(Step(command, int(seconds) - int(began), int(code), verdict))

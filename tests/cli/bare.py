@@ -51,7 +51,11 @@ class Bare:
             JETSON_MAMBA_CACHE=str(folder / "cache"),
             COLUMNS="200",
             OMP_NUM_THREADS="1",
+            PATH=f"{self.python.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         )
+        program = self.python.parent / "jetson-mamba"
+        program.write_text(f'#!/bin/sh\nexec {self.python} -m jetson_mamba "$@"\n')
+        program.chmod(0o755)
 
     def lend(self, name: str) -> None:
         """Link a distribution's files into the environment."""

@@ -31,6 +31,8 @@ def jetson_mamba(
         "PYTHONPATH": os.pathsep.join(map(str, (*path, REPOSITORY))),
         "JETSON_MAMBA_CACHE": str(folder / "cache"),
         "COLUMNS": "80",
+        # As where the environment is active.
+        "PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ.get('PATH', '')}",
         "OMP_NUM_THREADS": "1",
         **environment,
     }

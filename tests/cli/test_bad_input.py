@@ -93,7 +93,7 @@ def test_a_module_that_is_missing_is_named_with_what_installs_it(
 def test_what_mamba_ssm_needs_and_does_not_find_is_named(tmp_path: Path) -> None:
     path = shadow(tmp_path, "mamba_ssm", "import einops_of_another_name\n")
     line = complaint("demo", folder=tmp_path, path=(path,))
-    assert f"install what it needs: {advice.pip()} install einops_of_another_name" in line
+    assert f"install what it needs: {advice.pip()} install einops-of-another-name" in line
 
 
 def test_a_mamba_ssm_that_raises_is_described_in_one_line(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from jetson_mamba.ops import (
     selective_scan_fn,
     selective_scan_fwd,
 )
+from tests import interpreters
 from tests.references.tolerance import relative_norm
 
 # What torch's own checks and compiler warn of is theirs.
@@ -77,8 +78,8 @@ def test_the_convolution_of_a_slice_has_the_strides_that_its_fake_tells() -> Non
 def test_the_ops_are_imported_without_torchs_compiler() -> None:
     """It takes longer to import than torch itself."""
     program = "import jetson_mamba.ops, sys; print('torch._dynamo' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
-    assert done.stdout.strip() == b"False"
+    done = interpreters.run(["-c", program])
+    assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
 
 
 def test_inductor_leaves_the_operators_whole_whenever_it_is_imported() -> None:

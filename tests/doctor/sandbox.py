@@ -11,7 +11,6 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import sysconfig
 from importlib import import_module
@@ -43,6 +42,9 @@ EXAMINE = (
     "print(json.dumps([report.as_json(), served]))\n"
     "assert not {'torch', 'mamba_ssm', 'causal_conv1d'} & set(sys.modules)\n"
 )
+# What the doctor imports of the standard library, and a folder without packages.
+LIBRARY = ("dataclasses", "importlib.metadata", "inspect", "json", "subprocess", "tempfile")
+NO_PACKAGES = Path(__file__).resolve().parent
 COMMANDS = ("enable", "install", "run")
 STARTUP = "import jetson_mamba.startup; jetson_mamba.startup.main()\n"
 
@@ -107,6 +109,8 @@ class Machine:
         self.work = folder / "work"
         for each in (self.site, self.root, self.work, folder / "bin"):
             each.mkdir()
+        (self.site / "pip").mkdir()
+        (self.site / "pip" / "__init__.py").touch()
         self.path = [self.site, REPOSITORY]
         self.environment: dict[str, str] = {}
         self.findings_if_served: list[dict[str, Any]] = []
@@ -183,11 +187,9 @@ class Machine:
 
         ``hook`` is the startup file's work, ``first`` what else an interpreter does at its start.
         """
-        done = subprocess.run(
-            [
-                *(sys.executable, "-S", "-W", "error", "-c"),
-                *((STARTUP if hook else "") + first + EXAMINE, str(self.root)),
-            ],
+        code = (STARTUP if hook else "") + first + EXAMINE
+        done = interpreters.run(
+            ("-W", "error", "-c", code, str(self.root)),
             env={
                 "PATH": str(self.folder / "bin"),
                 "HOME": str(self.folder),
@@ -195,13 +197,14 @@ class Machine:
                 "PYTHONPATH": os.pathsep.join(map(str, self.path)),
                 "JETSON_MAMBA_CACHE": str(interpreters.copies()),
                 "OMP_NUM_THREADS": "1",
+                # Without site nothing says that this is an environment of the user's.
+                "PIP_BREAK_SYSTEM_PACKAGES": "1",
                 **self.environment,
             },
             cwd=self.work,
-            capture_output=True,
-            text=True,
-            check=False,
             timeout=120,
+            modules=LIBRARY,
+            bare=NO_PACKAGES,
         )
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
         found: dict[str, Any]

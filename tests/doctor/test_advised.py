@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,20 +13,17 @@ from jetson_mamba import advice
 from jetson_mamba.releases import get_torch, instead
 from jetson_mamba.report import installed
 from jetson_mamba.report.facts import Facts, Unserved
-from jetson_mamba.report.findings import commands, findings
+from jetson_mamba.report.findings import commands
 from jetson_mamba.report.findings.with_triton import PTXAS
 from jetson_mamba.report.hook import NOT_WHOLE
-from jetson_mamba.report.packages import Package
 from jetson_mamba.report.status import Backend, PassedOver, Selected
 from jetson_mamba.report.torch_build import lacks_kernels_for
 from tests.doctor.facts import (
     FAILS,
-    LIBRARY,
     MAMBA,
     NO_CUDA,
     NOT_THERE,
     ORIN,
-    SCAN,
     THOR,
     TORCH,
     advised,
@@ -56,118 +52,6 @@ def test_what_the_hook_gets_around_is_mended_by_it_and_else_by_removing_the_caus
     # And what it does not get around keeps its command.
     broken = the("torch-broken", changed(healthy, torch__={"error": "x"}, hook__=hook))
     assert (broken.command, broken.cured) == (get_torch.command("6.2", again=True), False)
-
-
-@pytest.mark.parametrize(
-    ("takes", "release"), [(4, "==1.0.1"), (5, "==1.1.4"), (7, "==2.2.4"), (8, ">=2.2.5"), (6, "")]
-)
-def test_a_call_of_another_form_names_the_release_that_makes_the_one_that_fits(
-    takes: int, release: str, healthy: Facts
-) -> None:
-    parameters = {"causal_conv1d_fwd": takes, "causal_conv1d_bwd": 9}
-    calls = {"causal_conv1d_fwd": (3, 2), "causal_conv1d_bwd": (1,)}
-    facts = changed(served(healthy), asks={"calls": calls}, convolution={"parameters": parameters})
-    found = the("call-form", facts)
-    assert f"passes causal_conv1d_fwd 3 and 2 arguments, and it takes {takes}" in found.what
-    assert shlex.split(advised(found)) == ["jetson-mamba", "install", f"mamba-ssm{release}"]
-
-
-def test_functions_that_are_none_say_what_of_the_convolution_is_missing(healthy: Facts) -> None:
-    facts = served(healthy)
-    absent = Package("causal_conv1d", None, None, ())
-    old = replace(facts.causal_conv1d, version="1.4.0", path="/nowhere")
-    for changes, why in (
-        ({"causal_conv1d": absent}, "causal_conv1d is not installed"),
-        ({"convolution": NOT_THERE}, "causal_conv1d_cuda, is not installed"),
-        ({"convolution": FAILS}, "undefined symbol"),
-        ({"causal_conv1d": old}, "causal-conv1d 1.4.0 has no cpp_functions"),
-    ):
-        found = the("none-called", changed(facts, **changes))
-        assert why in found.why
-        assert found.cured and found.compiles
-        tools, build = advised(found).split(" && ")
-        assert tools == commands.install("setuptools", "wheel packaging ninja")
-        options = "--no-build-isolation --no-deps --no-cache-dir --force-reinstall"
-        assert build == (
-            f"CAUSAL_CONV1D_FORCE_BUILD=TRUE {commands.install(options, 'causal-conv1d')}"
-        )
-        no_compiler = changed(facts, **changes, machine__={"nvcc": None})
-        assert advised(the("none-called", no_compiler)) == ""
-    only_the_package = {"mentioned": frozenset({"causal_conv1d"})}
-    assert symptoms(changed(facts, causal_conv1d=old, asks=only_the_package)) == set()
-    # Where it cannot be imported without, nothing is set to None.
-    needed = {"required": {"causal_conv1d": "a.py"}, "mentioned": frozenset({"causal_conv1d"})}
-    facts = changed(facts, causal_conv1d=absent, asks=needed, convolution=NOT_THERE)
-    assert symptoms(facts) == {"no-causal-conv1d"}
-    assert "imports causal_conv1d, which is not" in the("no-causal-conv1d", facts).what
-
-
-def test_a_wheel_for_another_platform_is_told_by_its_tags_or_its_file(healthy: Facts) -> None:
-    tags = ("cp310-cp310-linux_x86_64",)
-    for changes, words, command in (
-        (
-            {"mamba_ssm": (replace(MAMBA, platforms=tags),), "scan": NOT_THERE},
-            "selective_scan_cuda is for another platform: the wheel's tags are cp310-cp310-linux",
-            "jetson-mamba install mamba-ssm==2.3.2.post1",
-        ),
-        (
-            {
-                "causal_conv1d": replace(healthy.causal_conv1d, platforms=tags),
-                "convolution": NOT_THERE,
-            },
-            "causal_conv1d_cuda is for another platform: the wheel's tags are cp310-cp310-linux",
-            commands.uninstall("causal-conv1d"),
-        ),
-        (
-            {"scan": {**NOT_THERE, "misfits": ("a.so: built for another Python", "b.so: …")}},
-            "another platform: a.so: built for another Python; b.so: …",
-            "jetson-mamba install mamba-ssm==2.3.2.post1",
-        ),
-    ):
-        facts = changed(served(healthy), **changes)
-        found = the("other-platform", facts)
-        assert words in found.what and advised(found) == command
-        assert "not for Python 3.10.12 on aarch64" in found.why
-    for fits in (("py3-none-any",), ("cp310-cp310-linux_aarch64",), (*tags, "py3-none-any")):
-        facts = changed(healthy, mamba_ssm=(replace(MAMBA, platforms=fits),), scan=NOT_THERE)
-        assert "other-platform" not in symptoms(facts)
-
-
-def test_a_library_that_is_missing_belongs_to_torch_or_to_another_cuda(healthy: Facts) -> None:
-    found = the("missing-library", changed(served(healthy), scan=LIBRARY))
-    assert "this is torch 2.8.0, for CUDA 12.6" in found.why and found.cured
-    found = the("missing-library", changed(served(healthy), scan=LIBRARY, torch__={"cuda": None}))
-    assert "for CUDA none" in found.why
-    for torch in (None, replace(TORCH, error="ImportError")):
-        found = the("missing-library", changed(served(healthy), scan=LIBRARY, torch=torch))
-        assert "belongs to torch, which cannot be imported" in found.why and not found.cured
-        assert advised(found) == get_torch.command("6.2", again=torch is not None)
-
-
-def test_an_extension_that_ends_its_process_is_not_gotten_around(healthy: Facts) -> None:
-    for error, cured in (("the process ended with signal SIGSEGV", False), ("OSError: x", True)):
-        facts = changed(served(healthy), scan={"loads": False, "error": error})
-        found = the("extension-broken", facts)
-        assert error in found.what and found.cured == cured and SCAN.path in found.why.split()
-
-
-def test_an_extension_without_kernels_is_told_once_each(healthy: Facts) -> None:
-    reason = "RuntimeError: no kernel image is available for execution on the device"
-    rows = tuple(
-        Backend(op, {"device": "cuda:0"}, "cuda", (PassedOver(name, reason),))
-        for op, name in (
-            *(("causal_conv1d", "package"), ("causal_conv1d", "package")),
-            ("selective_scan", "extension"),
-        )
-    )
-    facts = changed(served(healthy), backends=rows)
-    found = [each for each in findings(facts) if each.symptom == "no-kernel-image"]
-    assert [each.what.split()[0] for each in found] == ["causal_conv1d_cuda", "selective_scan_cuda"]
-    assert all("for cuda:0" in each.what and each.cured for each in found)
-    assert [advised(each) for each in found] == [
-        commands.uninstall("causal-conv1d"),
-        "jetson-mamba install mamba-ssm==2.3.2.post1",
-    ]
 
 
 @pytest.mark.parametrize(
@@ -302,7 +186,7 @@ def test_ops_that_fail_name_what_helps_and_reinstall_this_package_for_its_own_fi
 @pytest.mark.parametrize(
     ("version", "cuda", "jetpack", "brings"),
     [
-        ((3, 8, 10), "11.4", "5.1.2", "sudo apt-get install cuda-nvrtc-11-4"),
+        ((3, 8, 10), "11.4", "5.1.2", advice.apt("cuda-nvrtc-11-4")),
         ((3, 10, 0), "11.8", None, "-m pip install nvidia-cuda-nvrtc-cu11"),
         ((3, 9, 18), "12.6", None, "-m pip install nvidia-cuda-nvrtc-cu12"),
         ((3, 8, 10), "12.2", "5.1.2", "-m pip install nvidia-cuda-nvrtc-cu12"),
@@ -426,19 +310,6 @@ def test_torch_for_a_board_is_the_boards(healthy: Facts) -> None:
     assert "no-gpu" not in symptoms(neither)
     nameless = changed(facts, machine__={"board": None})
     assert "no GPU on the board" in the("cpu-torch", nameless).what
-
-
-def test_an_extension_whose_package_is_gone_is_installed_with_the_newest(healthy: Facts) -> None:
-    facts = changed(served(healthy), mamba_ssm=(), scan=FAILS)
-    assert advised(the("undefined-symbol", facts)) == "jetson-mamba install mamba-ssm"
-    unrecorded = changed(facts, mamba_ssm=(replace(MAMBA, distribution=None),))
-    assert advised(the("undefined-symbol", unrecorded)) == "jetson-mamba install mamba-ssm"
-
-
-def test_a_convolution_without_its_extension_is_taken_away(healthy: Facts) -> None:
-    found = the("no-causal-conv1d", changed(served(healthy), convolution=NOT_THERE))
-    assert advised(found) == commands.uninstall("causal-conv1d")
-    assert "causal_conv1d 1.6.1 imports causal_conv1d_cuda, which is not" in found.what
 
 
 def test_one_of_two_mamba_ssm_that_pip_knows_is_uninstalled(

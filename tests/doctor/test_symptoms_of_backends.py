@@ -84,7 +84,7 @@ def without_nvrtc(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(through_libraries, "_nvrtc", through_libraries._nvrtc.__wrapped__)
     with pytest.raises(Unavailable) as caught:
-        compiler_of_kernels._first.__wrapped__("version")
+        compiler_of_kernels._find_first("version")
     return str(caught.value)
 
 
@@ -122,7 +122,7 @@ def test_a_board_of_jetpack_5_gets_nvrtc_from_its_vendor(machine: Machine) -> No
     on_a_board(machine, "NVIDIA Jetson Xavier NX", "35 (release), REVISION: 4.1")
     machine.append_to_torch(OP_ON_A_GPU.format(error="Unavailable('NVRTC is not installed')"))
     finding = machine.findings(hook=True)["no-nvrtc"]
-    assert finding["command"] == "sudo apt-get install cuda-nvrtc-11-4"
+    assert finding["command"] == advice.apt("cuda-nvrtc-11-4")
 
 
 def test_a_backend_that_is_named_and_serves_nothing_here(machine: Machine) -> None:

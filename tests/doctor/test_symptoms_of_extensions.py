@@ -196,11 +196,23 @@ def test_an_extension_for_another_cuda(machine: Machine) -> None:
     assert "for CUDA 12.6" in finding["why"]
 
 
-def test_an_extension_that_takes_its_process_with_it(machine: Machine) -> None:
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("import os; os.kill(os.getpid(), 11)", "ended with signal SIGSEGV"),
+        ("import os; os.kill(os.getpid(), 40)", "ended with signal 40"),
+        ("import os; os._exit(0)", "ended with exit status 0"),
+        ("print('version 9'); raise SystemExit", "SystemExit: no message"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt: no message"),
+    ],
+)
+def test_an_extension_that_takes_its_process_with_it(
+    code: str, told: str, machine: Machine
+) -> None:
     healthy(machine)
-    machine.extension("selective_scan_cuda", "import os; os.kill(os.getpid(), 11)")
-    report = machine.examine()
+    machine.extension("selective_scan_cuda", code)
+    report = machine.examine(hook=True)
     (finding,) = report["findings"]
-    assert finding["symptom"] == "extension-broken"
-    assert "ended with signal SIGSEGV" in finding["what"]
+    assert finding["symptom"] == "extension-broken" and not finding["cured"]
+    assert told in finding["what"]
     assert report["extensions"][1]["loads"], "the other extension is tried all the same"

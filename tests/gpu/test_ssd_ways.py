@@ -156,7 +156,7 @@ def test_a_state_that_decays_at_once_is_no_nan_without_triton(decay: float) -> N
 def test_factors_in_bfloat16_give_float64s_results_at_every_call(initial_states: bool) -> None:
     """By the second call graphs launch what lies between the products, by numbers of each call."""
     import jetson_mamba
-    from jetson_mamba.ops.ssd import narrow
+    from jetson_mamba.ops.ssd import short
 
     torch.manual_seed(0)
     batch, seqlen, nheads, headdim, dstate = 2, 700, 8, 64, 128
@@ -186,5 +186,6 @@ def test_factors_in_bfloat16_give_float64s_results_at_every_call(initial_states:
         for name, actual, right in zip(("out", "state", *low), *found):
             # Sums over all steps, in which rounded terms cancel.
             most = 5e-2 if name in ("A", "D", "dt_bias") else 8e-3
+            most = 1e-5 if name == "state" else most
             assert relative_norm(actual, right) < most, name
-    assert narrow._FACTORS.graphs() and narrow._SLOPES.graphs()
+    assert short.FACTORS.graphs() and short.SLOPES.graphs()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import shlex
+import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +20,7 @@ from jetson_mamba import advice
 from jetson_mamba.installing.plan import plan
 from jetson_mamba.installing.situation import Situation, Torch
 from jetson_mamba.installing.tools import tool
-from jetson_mamba.releases import instead, together
+from jetson_mamba.releases import instead, libraries, together
 from tests.faults.environment import copy_package
 from tests.hook.sandbox import Sandbox
 from tests.hook.test_import import UNKNOWN_FORM, stub_extensions
@@ -25,7 +28,8 @@ from tools.releases import MAMBA_SSM
 
 TARGET = "mamba_ssm.ops.selective_scan_interface"
 PIP = f"{sys.executable} -m pip install --force-reinstall --no-deps"
-
+# Without site a virtual environment is not known as one, and may be of a Python that is managed.
+ALLOWED = {"PIP_BREAK_SYSTEM_PACKAGES": "1"}
 
 # Earlier ones are told of an earlier release.
 newest = pytest.mark.skipif(
@@ -40,6 +44,8 @@ class Project:
         self.site = folder / "installed"
         for package in ("jetson_mamba", "vendored_overrides"):
             copy_package(package, self.site)
+        (self.site / "pip").mkdir()
+        (self.site / "pip" / "__init__.py").touch()
 
     def record(self, direct_url: object = None) -> None:
         """Metadata; where it came from is what pip writes down."""
@@ -62,6 +68,7 @@ class Project:
                 "from jetson_mamba import advice; print(advice.repair())",
                 str(self.site),
             ],
+            env={**os.environ, **ALLOWED},
             capture_output=True,
             text=True,
             check=True,
@@ -127,6 +134,8 @@ def test_the_extras_are_those_that_are_declared() -> None:
     declared = tomllib.loads((advice_folder() / "pyproject.toml").read_text())
     extras = declared["project"]["optional-dependencies"]
     assert {name: tuple(words) for name, words in extras.items()} == advice.EXTRAS
+    always = [each for each in declared["project"]["dependencies"] if ";" not in each]
+    assert tuple(sorted(always)) == advice.COMMANDS
     named = advice.extra("cuda13", "--upgrade")
     assert shlex.split(named)[-3:] == list(advice.EXTRAS["cuda13"])
 
@@ -135,19 +144,106 @@ def advice_folder() -> Path:
     return Path(advice.HERE)
 
 
-@pytest.mark.parametrize("uv", [True, False])
-def test_where_there_is_no_pip_uv_is_named_if_it_is_there(
-    uv: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+PYTHON = "/opt/a python"
+NAMED = shlex.quote(PYTHON)
+BRINGS = "sudo apt-get install python3-venv"
+MAKES = f"{NAMED} -m venv --system-site-packages ~/mamba"
+
+
+@pytest.mark.parametrize(
+    ("has", "expected"),
+    [
+        ({"pip"}, f"{NAMED} -m pip"),
+        ({"pip", "uv"}, f"{NAMED} -m pip"),
+        ({"uv", "ensurepip"}, f"UV_PYTHON={NAMED} {{uv}} pip"),
+        ({"ensurepip"}, f"{NAMED} -m ensurepip && {NAMED} -m pip"),
+        (set(), f"{BRINGS} && {NAMED} -m ensurepip && {NAMED} -m pip"),
+        # Debian's own Python refuses to bring one.
+        ({"debians"}, f"sudo apt-get install python3-pip && {NAMED} -m pip"),
+        ({"debians", "ensurepip"}, f"sudo apt-get install python3-pip && {NAMED} -m pip"),
+        ({"debians", "ensurepip", "uv"}, f"UV_PYTHON={NAMED} {{uv}} pip"),
+        # And has a pip that adds nothing to the system's packages, from Debian 12 on.
+        ({"managed", "pip", "ensurepip"}, f"{MAKES} && ~/mamba/bin/python -m pip"),
+        ({"managed", "pip", "uv"}, f"{BRINGS} && {MAKES} && ~/mamba/bin/python -m pip"),
+        ({"managed", "debians"}, f"{BRINGS} && {MAKES} && ~/mamba/bin/python -m pip"),
+    ],
+)
+def test_what_installs_is_there_or_is_brought_first(
+    has: set[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Else every command that is advised ends with "No module named pip", or is refused."""
     monkeypatch.delenv("UV", raising=False)
-    monkeypatch.setattr(advice, "has_pip", lambda: False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    if uv:
+    monkeypatch.setattr(sys, "executable", PYTHON)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    for what, name in {
+        **{"pip": "has_pip", "ensurepip": "has_ensurepip", "debians": "_is_debians"},
+        "managed": "managed",
+    }.items():
+        monkeypatch.setattr(advice, name, lambda what=what: what in has)
+    if "uv" in has:
         (tmp_path / "uv").touch(mode=0o755)
-    named = f"UV_PYTHON={sys.executable} {tmp_path / 'uv'} pip"
-    assert advice.pip() == (named if uv else f"{sys.executable} -m pip")
+    assert advice.pip() == expected.format(uv=tmp_path / "uv")
+    gone = advice.uninstall("x")
+    if "managed" in has:
+        assert gone == f"{NAMED} -m pip uninstall --break-system-packages --yes x"
+    else:
+        yes = "" if "UV_PYTHON" in expected else "--yes "
+        assert gone == f"{advice.pip()} uninstall {yes}x"
 
 
+def test_root_needs_no_sudo_which_a_container_does_not_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for user, expected in ((0, "apt-get install x"), (1000, "sudo apt-get install x")):
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        assert advice.apt("x") == expected
+        named = libraries.command("libcudss.so.0: cannot open shared object file", "6.2")
+        assert named is not None and named.count("sudo ") == (3 if user else 0)
+
+
+@pytest.mark.parametrize("there", ["beside", "of the user", "of another", "nowhere"])
+def test_a_command_of_this_project_can_be_typed_where_the_shell_does_not_find_it(
+    there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `pip install --user`, until the next login, and in an environment not active."""
+    folders = {each: tmp_path / each for each in ("beside", "of the user", "of another")}
+    for folder in folders.values():
+        folder.mkdir()
+        (folder / "jetson-mamba").touch(mode=0o755)
+    schemes = {"posix_user": "of the user"}
+    monkeypatch.setattr(
+        sysconfig, "get_path", lambda name, scheme="": str(tmp_path / schemes.get(scheme, "beside"))
+    )
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(folders.get(there, tmp_path / "nothing")))
+    text = "run `jetson-mamba doctor`, or jetson-mamba install x; ~/jetson-mamba stays"
+    told = advice.reachable(text)
+    if there in ("beside", "of the user"):
+        assert told == text
+    else:
+        own = f"{tmp_path / 'python'} -m jetson_mamba"
+        assert told == f"run `{own} doctor`, or {own} install x; ~/jetson-mamba stays"
+
+
+def test_a_new_environment_is_made_by_a_command_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is typed where pip may not add to the system's packages."""
+    monkeypatch.setattr(advice, "managed", lambda: "EXTERNALLY-MANAGED")
+    command = f"{advice.pip()} --version"
+    done = subprocess.run(
+        ["sh", "-c", command],
+        env={**os.environ, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / "mamba") in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 @pytest.mark.parametrize("recorded", [True, False])
 def test_a_checkout_is_checked_out_again_by_a_command_that_works(
     project: Project, recorded: bool

@@ -23,9 +23,9 @@ TARGET = "mamba_ssm.ops.selective_scan_interface"
 COMPILED = f"""
 from importlib.machinery import SourceFileLoader
 compiled, compile_ = [], SourceFileLoader.source_to_code
-def noted(self, data, path, **options):
+def noted(self, data, path, *name, **options):  # a name from Python 3.15 on
     compiled.append(path)
-    return compile_(self, data, path, **options)
+    return compile_(self, data, path, *name, **options)
 SourceFileLoader.source_to_code = noted
 import {TARGET} as module
 from mamba_ssm.ops.triton import ssd_combined

@@ -77,7 +77,7 @@ def test_any_other_is_left_alone_without_a_word(sandbox: Sandbox, case: str, mod
             import {name} as module
             print(module.VALUE, module.__file__, type(module.__loader__).__name__)
             print(type(module.__spec__.loader).__name__, module.__spec__.origin)
-            print(module.__cached__ is not None, len(jetson_mamba.status().targets))
+            print(module.__spec__.cached is not None, len(jetson_mamba.status().targets))
             """,
         environment={"JETSON_MAMBA": mode},
     ).splitlines() == [

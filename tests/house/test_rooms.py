@@ -113,3 +113,13 @@ def test_a_module_does_one_thing(folder: str) -> None:
         if "copies" not in path.relative_to(rooms.ROOT).parts and (not first or " and " in first):
             several[str(path.relative_to(rooms.ROOT))] = first
     assert several == {}
+
+
+def test_no_file_of_the_tree_is_a_link() -> None:
+    """Where git or an archive has none, it becomes a text file, and a startup file says nothing."""
+    folders = ("jetson_mamba", "vendored_overrides", "tools", "tests", "docs", "benchmarks")
+    files = [
+        *rooms.ROOT.glob("*.*"),
+        *(p for each in folders for p in (rooms.ROOT / each).rglob("*")),
+    ]
+    assert [path for path in files if path.is_symlink()] == []

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from jetson_mamba import advice
 from jetson_mamba.errors import CannotRun
 from jetson_mamba.installing.plan import Plan, plan
 from jetson_mamba.installing.situation import Situation, Torch
@@ -209,7 +210,10 @@ def test_what_cannot_work_is_refused_with_one_that_can(
 
 @pytest.mark.parametrize("asked", ["mamba-ssm==7.0", "mamba-ssm>=7"])
 def test_a_release_that_nobody_knows_yet_is_obeyed(asked: str) -> None:
-    assert plan(PC, asked).mamba == asked
+    for packages in ({}, {"mamba-ssm": "2.3.1"}):
+        found = plan(replace(PC, packages=packages, works=bool(packages)), asked)
+        assert found.mamba == asked
+        assert then(found, "mamba-ssm") == asked[len("mamba-ssm") :]
 
 
 def test_a_range_comes_to_the_newest_in_it_that_can_work() -> None:
@@ -240,6 +244,10 @@ def test_a_torch_on_a_board_that_sees_no_gpu_is_told_of_and_kept() -> None:
 def test_a_torch_that_cannot_be_imported_is_told_of_first() -> None:
     with pytest.raises(CannotRun, match="cannot be imported \\(ImportError: libcudnn"):
         plan(replace(PC, torch=Torch("2.8.0", error="ImportError: libcudnn.so.9")))
+    # A slow machine needs no other torch.
+    with pytest.raises(CannotRun, match="gives no answer within 300 s: ") as caught:
+        plan(replace(PC, torch=Torch("2.8.0", error="no answer within 300 s")))
+    assert "install" not in str(caught.value)
 
 
 def test_where_the_systems_packages_are_not_to_be_touched_an_environment_is_named() -> None:
@@ -254,8 +262,9 @@ def test_where_the_systems_packages_are_not_to_be_touched_an_environment_is_name
 
 
 def test_without_anything_that_installs_it_says_what_brings_it() -> None:
-    with pytest.raises(CannotRun, match="has no pip, and there is no uv: sudo apt install"):
+    with pytest.raises(CannotRun, match="has no pip, and there is no uv: ") as caught:
         plan(replace(PC, tool=None))
+    assert str(caught.value).endswith(advice.bring_pip())
 
 
 TORCHES = [

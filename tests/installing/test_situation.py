@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from jetson_mamba import advice
 from jetson_mamba.installing import situation
+from jetson_mamba.report import trial
 
 
 @pytest.fixture
@@ -26,12 +28,12 @@ def systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_file_says_so_where_python_is_the_systems_own(
     systems: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert situation._managed() == str(systems)
+    assert advice.managed() == str(systems)
     monkeypatch.setattr(sys, "prefix", "/an/environment")
-    assert situation._managed() is None
+    assert advice.managed() is None
     monkeypatch.setattr(sys, "prefix", sys.base_prefix)
     systems.unlink()
-    assert situation._managed() is None
+    assert advice.managed() is None
 
 
 @pytest.mark.parametrize("said", ["1", "true", "True", "yes", "on", "0", "", "no", "false", "2"])
@@ -40,7 +42,37 @@ def test_whoever_tells_pip_to_do_it_all_the_same_is_not_kept_from_it(
 ) -> None:
     monkeypatch.setenv("PIP_BREAK_SYSTEM_PACKAGES", said)
     allowed = said.lower() in ("1", "true", "yes", "on")
-    assert situation._managed() == (None if allowed else str(systems))
+    assert advice.managed() == (None if allowed else str(systems))
+
+
+def torch_that(does: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[object, object]:
+    """What is found of a torch whose module does that."""
+    (folder / "torch.py").write_text(does)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    return situation._told([])
+
+
+def test_what_torch_says_is_found_among_what_else_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library that it loads may print at its start or at its end."""
+    noisy = """
+import atexit, types
+print("told you so"[5:])
+atexit.register(print, "bye")
+__version__ = "2.8.0"
+version = types.SimpleNamespace(cuda="12.6")
+cuda = types.SimpleNamespace(is_available=lambda: True)
+"""
+    assert torch_that(noisy, tmp_path, monkeypatch) == (["2.8.0", "12.6", True], None)
+
+
+def test_a_torch_that_waits_for_something_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "SECONDS", 0.5)
+    found, error = torch_that("import time; time.sleep(60)", tmp_path, monkeypatch)
+    assert found is None and str(error).startswith(trial.NO_ANSWER)
 
 
 def test_what_is_asked_after_is_called_as_pip_calls_it() -> None:

@@ -62,7 +62,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("UV", raising=False)
     monkeypatch.setattr(advice, "has_pip", lambda: False)
-    monkeypatch.setattr(tools, "find_spec", lambda name: None)
+    monkeypatch.setattr(advice, "brings_pip", lambda: False)
     return tmp_path
 
 
@@ -81,7 +81,7 @@ def test_where_nothing_installs_there_is_none(bare: Path) -> None:
 def test_the_pip_that_python_brings_is_brought_first(
     bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tools, "find_spec", {"ensurepip": object()}.get)
+    monkeypatch.setattr(advice, "brings_pip", lambda: True)
     monkeypatch.setattr(tools, "_bundled", lambda: "23.0.1")
     assert tools.tool(PYTHON) == Tool("pip", "23.0.1", OWN, (PYTHON, "-m", "ensurepip"))
 
@@ -90,7 +90,7 @@ def test_the_pip_that_python_brings_is_brought_first(
 def test_a_pip_of_elsewhere_is_told_of_the_environment(
     name: str, bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tools, "find_spec", {"ensurepip": object()}.get)
+    monkeypatch.setattr(advice, "brings_pip", lambda: True)
     path = program(bare, name, "pip 22.3 from /usr/lib/python3/dist-packages/pip (python 3.10)")
     command = (path, "--python", PYTHON, "--disable-pip-version-check", "install")
     assert tools.tool(PYTHON) == Tool("pip", "22.3", command)

@@ -77,6 +77,12 @@ def test_a_torch_for_aarch64_with_the_metadata_of_x86_64_asks_for_no_triton(
     assert installed.triton_requirement(asks) == "3.1.0"
 
 
+@pytest.mark.parametrize("requirement", ["triton~=3.9.0", "triton (~=3.9.0)", "triton ~= 3.9.0"])
+def test_of_several_releases_that_a_torch_takes_it_is_the_first(requirement: str) -> None:
+    """As the records of torch 2.14 and 2.15 have it."""
+    assert installed.triton_requirement(torch(requirement)) == "3.9.0"
+
+
 @pytest.mark.parametrize(
     "requirement",
     [

@@ -13,16 +13,16 @@ from tests.joints.rows import Judge
 from tests.joints.subjects import SUBJECTS
 
 EVERY = joints()
-# Whole models take torch.compile many times as long as a block; ``make joints`` has them all.
-COMPILED = "compiling"
+# Whole models take torch's tracers many times as long as a block; ``make joints`` has them all.
+TRACED = ("compiling", "tracing")
 
 
 def chosen() -> list[tuple[str, str]]:
-    """Each joint that is not slow with the next of its subjects in turn; blocks where compiled."""
+    """Each joint that is not slow with the next of its subjects in turn; blocks where traced."""
     rows = []
     for number, joint in enumerate(each for each in EVERY.values() if not each.slow):
         subjects = [name for name, kind in SUBJECTS.items() if joint.fits(name, kind)]
-        if joint.area == COMPILED:
+        if joint.area in TRACED:
             small = [name for name in subjects if SUBJECTS[name] == BLOCKS]
             subjects = small or subjects
         rows.append((joint.name, subjects[number % len(subjects)]))

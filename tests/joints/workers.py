@@ -19,6 +19,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Iterable, NamedTuple
 
+from tests import interpreters
 from tools.releases import release_path
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -111,6 +112,7 @@ class Workers:
 
 def answer(folder: str, lines: Iterable[str]) -> None:
     """Run the rows that the lines name."""
+    gc.set_threshold(*interpreters.SELDOM)
     import torch
 
     from tests.joints.declared import joints

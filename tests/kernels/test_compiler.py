@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pkgutil
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from jetson_mamba.errors import Unavailable
-from jetson_mamba.kernels import compiler
+from jetson_mamba.kernels import compiler, through_packages
 
 SOURCE, ENTRY = "causal_conv1d_sum.cu", "causal_conv1d_sum"
 DEFINES = (("WIDTH", "4"), ("WEIGHT", "float"))
@@ -137,3 +139,27 @@ def test_everything_that_decides_a_cubin_is_in_its_name(
     monkeypatch.setattr(pkgutil, "get_data", with_changed_header)
     names.add(compiler.cache_name(SOURCE, DEFINES, architecture))
     assert len(names) == 6
+
+
+def test_threads_that_ask_at_once_launch_by_the_same_module(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that is imported by another thread at the time is seen in half."""
+    importing, others_ask = threading.Lock(), threading.Event()
+
+    def require() -> None:
+        if not importing.acquire(blocking=False):
+            raise Unavailable("half of it")
+        others_ask.wait(1)
+
+    monkeypatch.setattr(compiler, "_found", {})
+    monkeypatch.setattr(torch.version, "cuda", "12.4")
+    monkeypatch.setattr(through_packages, "require", require)
+    found: list[Any] = []
+    threads = [threading.Thread(target=lambda: found.append(compiler._driver())) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    others_ask.set()
+    for thread in threads:
+        thread.join()
+    assert found == [through_packages] * 3

@@ -33,7 +33,7 @@ def through_ctypes(monkeypatch: pytest.MonkeyPatch) -> str:
 
 def first(needed: str) -> Any:
     """What the compiler would choose now."""
-    return compiler._first.__wrapped__(needed)
+    return compiler._find_first(needed)
 
 
 def test_nvrtc_by_ctypes_makes_what_the_package_makes(through_ctypes: str) -> None:

@@ -46,8 +46,13 @@ def bare_cells() -> list[Cell]:
 
 
 def reduced_cells(triton: bool = True) -> list[Cell]:
-    """Each text with each generation and with none."""
-    return _each_generation(distinct_texts(), triton)
+    """Each text with each generation and with none; on kernels every third, others for the next."""
+    cells = _each_generation(distinct_texts(), triton)
+    beside = len(GENERATIONS) + 1
+    return [
+        cell._replace(kernels=(number // beside + number) % 3 == 0)
+        for number, cell in enumerate(cells)
+    ]
 
 
 def _each_generation(releases: Sequence[str], triton: bool) -> list[Cell]:

@@ -9,7 +9,7 @@ import pytest
 
 from tests import emulated, interpreters
 from tests.forks import Workers
-from tests.matrix.cell import Cell, Outcome
+from tests.matrix.cell import FIRST_WITH_TRITON_3, Cell, Outcome
 from tests.matrix.cells import GENERATIONS, distinct_texts, reduced_cells
 from tests.matrix.workers import run_all, workers
 from tests.without_triton.environment import Bare
@@ -27,11 +27,19 @@ def outcomes_of(cells: list[Cell], started: Workers) -> dict[Cell, Outcome]:
     return found
 
 
-def test_each_text_works_with_each_generation_and_with_none(started: Workers) -> None:
-    outcomes = outcomes_of(reduced_cells(), started)
-    assert len(outcomes) == 6 * len(distinct_texts())
+@pytest.mark.parametrize("text", distinct_texts())
+def test_each_text_works_with_each_generation_and_with_none(text: str, started: Workers) -> None:
+    outcomes = outcomes_of([each for each in reduced_cells() if each.mamba_ssm == text], started)
+    assert {cell.causal_conv1d for cell in outcomes} == {*GENERATIONS, None}
     assert {cell: outcome for cell, outcome in outcomes.items() if not outcome.works} == {}
     assert {cell: outcome.warnings for cell, outcome in outcomes.items() if outcome.warnings} == {}
+
+
+def test_each_text_and_each_generation_meet_kernels() -> None:
+    cells = [each for each in reduced_cells() if each.kernels]
+    later = [each for each in cells if emulated.version(each.mamba_ssm) >= FIRST_WITH_TRITON_3]
+    assert {each.mamba_ssm for each in cells} == set(distinct_texts())
+    assert {each.causal_conv1d for each in later} == {*GENERATIONS, None}
 
 
 def test_the_same_where_there_is_no_triton(tmp_path: Path) -> None:

@@ -40,6 +40,11 @@ def targets_of(mutant: Mutant) -> list[str]:
     return [mutant.path]
 
 
+def module_of(target: str) -> str:
+    """The module that a path inside ``mamba_ssm`` is."""
+    return f"mamba_ssm.{target[:-3].replace('/', '.')}"
+
+
 def make_tree(mutant: Mutant, folder: Path) -> None:
     """The release as links, without what its ``__init__`` imports, and the files of the mutant."""
     package = folder / "mamba_ssm"
@@ -63,7 +68,7 @@ def make_tree(mutant: Mutant, folder: Path) -> None:
 
 
 def _judged(mutant: Mutant, path: str, folder: str) -> Finding:
-    target = f"mamba_ssm.{path[:-3].replace('/', '.')}"
+    target = module_of(path)
     text = Text(
         mutant.release,
         path,

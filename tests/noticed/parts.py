@@ -60,7 +60,7 @@ OWN = {
     "ops/test_ssd_errors.py ops/test_mamba3.py",
     "dispatch/computation": "ops/test_twice.py ops/test_ssd_mixer.py ops/test_norms.py",
     "dispatch/fields": "ops/test_fields.py compile/test_operators.py",
-    "dispatch/launchers": "ops/test_launches.py ops/test_past_triton.py",
+    "dispatch/launchers": "ops/test_past_triton.py",
     "dispatch/apart": "ops/test_forks.py ops/test_backends*.py",
     "dispatch/paths": "ops/test_transforms.py ops/test_traces.py",
     "dispatch/tracing": "ops/test_traces.py",

@@ -76,7 +76,7 @@ VARIANTS = [
         for is_complex in (False, True)
     ),
     Variant(False, False, False, seqlen=2049, batch=1, dim=4, dstate=3),
-    Variant(seqlen=8192, batch=1, dim=2, dstate=2),
+    Variant(seqlen=4100, batch=1, dim=2, dstate=2),
     Variant(seqlen=600, stiff=True, softplus=False),
     Variant(seqlen=600, stiff=True, is_complex=True),
     *kinds(dtype=torch.float64),

@@ -53,6 +53,6 @@ HEAD = """
 def test_what_is_imported_again_serves_as_before(how: str) -> None:
     code = "".join(map(textwrap.dedent, (HEAD, CALLS, AGAIN[how], CALLS, AGAIN[how], CALLS)))
     command = ["-W", "error::UserWarning", "-c", code]
-    ended = interpreters.run(command)
+    ended = interpreters.run(command, modules=interpreters.COMPILER)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""

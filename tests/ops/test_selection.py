@@ -19,6 +19,7 @@ from jetson_mamba.dispatch.paths import inference_path
 from jetson_mamba.ops import causal_conv1d_fn, selective_scan_fn, through_scan_autograd
 from jetson_mamba.ops.ssd import op as ssd
 from jetson_mamba.ops.ssd.contract import Case
+from tests import interpreters
 from tests.ops.small_op import serve, small_op, unavailable
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -212,26 +213,22 @@ def test_the_backward_pass_of_the_convolution_runs_on_the_backend_of_its_forward
     assert x.grad is not None
 
 
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-
-
 def test_the_variable_is_read_when_the_ops_are_imported_and_not_at_interpreter_start() -> None:
-    done = python(
+    program = (
         "import os, sys, jetson_mamba\n"
         "assert 'torch' not in sys.modules\n"
         "os.environ['JETSON_MAMBA_BACKEND'] = 'causal_conv1d=cuda'\n"
         "import jetson_mamba.ops, torch\n"
         "os.environ['JETSON_MAMBA_BACKEND'] = 'pytorch'\n"
-        "jetson_mamba.ops.causal_conv1d_fn(torch.ones(1, 2, 5), torch.ones(2, 4))\n",
-        JETSON_MAMBA_BACKEND="",
+        "jetson_mamba.ops.causal_conv1d_fn(torch.ones(1, 2, 5), torch.ones(2, 4))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "JETSON_MAMBA_BACKEND": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert done.returncode == 1
     assert "the backend 'cuda', asked for by JETSON_MAMBA_BACKEND, cannot serve" in done.stderr
@@ -239,10 +236,10 @@ def test_the_variable_is_read_when_the_ops_are_imported_and_not_at_interpreter_s
 
 
 def test_a_process_with_a_wrong_value_warns_once_and_runs() -> None:
-    done = python(
+    program = (
         "import jetson_mamba.ops, torch\n"
-        "print(jetson_mamba.ops.causal_conv1d_fn(torch.ones(1, 1, 2), torch.ones(1, 2)).sum())\n",
-        JETSON_MAMBA_BACKEND="fastest",
+        "print(jetson_mamba.ops.causal_conv1d_fn(torch.ones(1, 1, 2), torch.ones(1, 2)).sum())\n"
     )
+    done = interpreters.run(["-c", program], env={**os.environ, "JETSON_MAMBA_BACKEND": "fastest"})
     assert done.stdout == "tensor(3.)\n"
     assert done.stderr.count("RuntimeWarning: JETSON_MAMBA_BACKEND=fastest: expected one of") == 1

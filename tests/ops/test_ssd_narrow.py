@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jetson_mamba.ops.ssd import block, narrow
+from jetson_mamba.ops.ssd import block, narrow, short
 from tests.ops.test_ssd import (
     TOLERANCE,
     leaves,
@@ -27,6 +27,8 @@ BRAIN = torch.bfloat16
 DTYPES = dict.fromkeys(("x", "dt", "B", "C", "z"), BRAIN)
 # Sums over all steps, in which rounded terms cancel.
 TOLERANCES = dict.fromkeys(("A", "D", "dt_bias"), 5e-2)
+# Of a scan, whose arguments are what they are; a mixer's convolution rounds what is written.
+OF_STATE = 1e-5
 
 
 class Served:
@@ -40,7 +42,7 @@ class Served:
 def served(monkeypatch: pytest.MonkeyPatch) -> Served:
     """Products of bfloat16 with sums in float32, which torch has for GPUs alone."""
     found = Served()
-    operand_dtype, factors = block.operand_dtype, narrow._factors
+    operand_dtype, factors = block.operand_dtype, short.factors
 
     def as_on_a_gpu(given: Any) -> torch.dtype:
         is_narrow = all(each.dtype == BRAIN for each in (given.x, given.B, given.C))
@@ -52,7 +54,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Served:
 
     monkeypatch.setattr(narrow, "operand_dtype", as_on_a_gpu)
     monkeypatch.setattr(narrow, "_wide", lambda a, b: a.float() @ b.float())
-    monkeypatch.setattr(narrow, "_FACTORS", counted)
+    monkeypatch.setattr(narrow, "FACTORS", counted)
     torch.manual_seed(0)
     return found
 
@@ -84,6 +86,8 @@ def assert_agrees(given: dict[str, Tensor], function: Any = scan, **options: Any
     )
     for name, right in expected.items():
         tolerance = TOLERANCES.get(name, scale * TOLERANCE[BRAIN])
+        if name == "state" and function is scan:
+            tolerance = OF_STATE
         assert relative_norm(found[name], right) < tolerance, name
 
 
@@ -92,14 +96,14 @@ def assert_agrees(given: dict[str, Tensor], function: Any = scan, **options: Any
 def test_every_gradient(seqlen: int, ngroups: int, served: Served) -> None:
     given = tensors_of(seqlen, ngroups=ngroups)
     assert_agrees(given)
-    assert served.count >= 2
+    assert served.count >= 1
 
 
 @pytest.mark.parametrize("without", ["initial_states", "D", "dt_bias"])
 def test_what_is_not_given(without: str, served: Served) -> None:
     given = tensors_of(200, (without,))
     assert_agrees(given)
-    assert served.count >= 2
+    assert served.count >= 1
 
 
 @pytest.mark.parametrize("without", [(), ("initial_states",)])
@@ -109,7 +113,7 @@ def test_states_pass_between_blocks(
     monkeypatch.setattr(block, "BLOCK_ELEMENTS_CPU", 1 << 16)
     given = tensors_of(700, without)
     assert_agrees(given)
-    assert served.count > 4
+    assert served.count > 2
 
 
 @pytest.mark.parametrize("decay", [1e-3, 30.0, 3e38])
@@ -127,12 +131,12 @@ def test_decays_of_every_size(decay: float, served: Served) -> None:
         )
         for name, each in found.items():
             assert each.isfinite().all(), name
-    assert served.count >= 2
+    assert served.count >= 1
 
 
 def test_limits_of_the_steps(served: Served) -> None:
     assert_agrees(tensors_of(150), dt_limit=(0.1, 0.5))
-    assert served.count >= 2
+    assert served.count >= 1
 
 
 def test_the_gradient_of_the_output_alone(served: Served) -> None:
@@ -145,12 +149,12 @@ def test_the_gradient_of_the_output_alone(served: Served) -> None:
     right = torch.autograd.grad(reference(**exact, dt_softplus=True)[0].sum(), list(exact.values()))
     for name, actual, expected in zip(given, found, right):
         assert relative_norm(actual, expected) < TOLERANCE[BRAIN], name
-    assert served.count >= 2
+    assert served.count >= 1
 
 
 def test_a_mixer(served: Served) -> None:
     assert_agrees(mixer_tensors(90), mixer, headdim=3)
-    assert served.count >= 2
+    assert served.count >= 1
 
 
 @pytest.mark.parametrize("others", ["gate", "sequences", "steps without softplus", "D by channel"])

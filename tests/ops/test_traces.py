@@ -409,5 +409,5 @@ of = len(counted) // 3
 assert counted[:of] == counted[of:2 * of] == counted[2 * of:], counted
 assert counted[of - 1] > 0
 """
-    done = interpreters.run(["-c", program])
+    done = interpreters.run(["-c", program], modules=interpreters.COMPILER)
     assert done.returncode == 0, done.stderr

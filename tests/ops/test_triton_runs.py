@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from typing import Callable
 
 import pytest
@@ -14,6 +12,7 @@ from torch import Tensor
 from jetson_mamba.dispatch import triton_runs
 from jetson_mamba.ops import norms
 from jetson_mamba.ops.ssd import triton_runs_on
+from tests import interpreters
 
 
 def test_triton_does_not_run_on_a_device_of_no_compiler() -> None:
@@ -34,10 +33,8 @@ def test_triton_runs_on_a_cpu_under_its_interpreter_only(value: str | None, expe
         "assert triton_runs_on(torch.device('cpu')) is first, 'not remembered'\n"
         "print(first)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == expected
+    done = interpreters.run(["-c", program], env=environment)
+    assert (done.returncode, done.stdout.strip()) == (0, expected), done.stderr
 
 
 _X, _WEIGHT = torch.ones(2, 8), torch.ones(8)

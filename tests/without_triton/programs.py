@@ -191,4 +191,5 @@ CHECKS = {
 
 
 if __name__ == "__main__":
+    compiled.DEVICE = checks.device()
     checks.run(CHECKS)

@@ -111,7 +111,8 @@ class _Kernels:
         self._processors = processors(self._index)
         self._size = torch.empty((), dtype=case.dtype).element_size()
         self._plans: Memo[tuple[Any, ...], Plan] = Memo(MOST_PLANS)
-        self._kernel("forward_channels", False, False, False, FORWARD_WALK[case.dtype])
+        # A kernel that blocks take: where it is refused, so is the backend.
+        self._kernel("forward_channels", True, False, False, FORWARD_WALK[case.dtype])
 
     def forward(
         self,

@@ -310,6 +310,47 @@ def causal_conv1d_update(
     return out if steps is x else out.squeeze(-1)
 
 
+def serves_unchecked(weight: Tensor, bias: Tensor | None, seq_idx: Tensor | None) -> bool:
+    """Whether the two functions below take these as they are, where their shapes fit."""
+    return (
+        weight.shape[1] >= 2
+        and (bias is None or bias.dtype == weight.dtype)
+        and (seq_idx is None or seq_idx.dtype == torch.int32)
+    )
+
+
+def forward_unchecked(
+    x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor | None, silu: bool
+) -> Tensor:
+    """:func:`causal_conv1d_fn` inside another op, on kernels and without a graph."""
+    return _implementation(x, weight).forward(x, weight, bias, seq_idx, None, None, silu)
+
+
+def backward_unchecked(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dout: Tensor,
+    seq_idx: Tensor | None,
+    dx: Tensor,
+    silu: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """:func:`causal_conv1d_bwd` inside another op's: the gradients of weight and bias.
+
+    That of x is written to ``dx``, which nobody else has seen.
+    """
+    backward = _implementation(x, weight).backward
+    found, dweight, dbias, _ = backward(x, weight, bias, dout, seq_idx, None, None, dx, False, silu)
+    if found is not dx:
+        dx.copy_(found)
+    return dweight, dbias
+
+
+def begin(x: Tensor, weight: Tensor) -> None:
+    """Begin to choose the backend of such a call, which is about to be made."""
+    OP.begin(Case(x.device, x.dtype, weight.dtype, weight.shape[1]))
+
+
 def _implementation(x: Tensor, weight: Tensor) -> Implementation:
     if x.numel() == 0:
         # No kernel is launched for nothing; the PyTorch functions mind no size.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import torch
@@ -19,30 +20,39 @@ TRIAL_TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.float32: 1e-
 def trial(implementation: Implementation, case: Case) -> None:
     """Run every function once and compare with PyTorch: `Op` says why.
 
-    The numbers come from no generator, whose state is the user's.
+    The numbers come from no generator, whose state is the user's; 16 bits hold them as they are.
+    They are made, and compared, on the CPU: on a GPU each operation of torch is loaded first.
     """
     if implementation is pytorch.IMPLEMENTATION:
         return
-    x, weight, bias, dout, state = (
-        torch.arange(start, start + count, device=case.device)
-        .mul(7)
-        .remainder(11)
-        .sub(5)
-        .div(4)
-        .to(dtype)
-        for start, count, dtype in (
-            (0, 128, case.dtype),
-            (3, 8 * case.width, case.weight_dtype),
-            (1, 8, case.weight_dtype),
-            (5, 128, case.dtype),
-            (2, 16 * case.width, case.dtype),
+    drawn = [
+        (
+            torch.arange(start, start + math.prod(shape), device="cpu")
+            .mul(7)
+            .remainder(11)
+            .sub(5)
+            .div(4)
+            .view(shape),
+            dtype,
         )
-    )
-    x, dout = x.view(2, 8, 8), dout.view(2, 8, 8)
-    weight, state = weight.view(8, case.width), state.view(2, 8, case.width)
+        for start, shape, dtype in (
+            (0, (2, 8, 8), case.dtype),
+            (3, (8, case.width), case.weight_dtype),
+            (1, (8,), case.weight_dtype),
+            (5, (2, 8, 8), case.dtype),
+            (2, (2, 8, case.width), case.dtype),
+        )
+    ]
     results = []
-    for candidate in (implementation, pytorch.IMPLEMENTATION):
-        conv_state = state.clone()
+    for candidate, device in (
+        (implementation, case.device),
+        (pytorch.IMPLEMENTATION, torch.device("cpu")),
+    ):
+        is_exact = candidate is pytorch.IMPLEMENTATION
+        x, weight, bias, dout, conv_state = (
+            each.to(device, torch.float32 if is_exact else dtype, copy=True)
+            for each, dtype in drawn
+        )
         results.append(
             (
                 candidate.forward(x, weight, bias, None, None, None, True),
@@ -54,7 +64,8 @@ def trial(implementation: Implementation, case: Case) -> None:
     names = ("output", "dx", "dweight", "dbias", "output of a step", "state after a step")
     tolerance = max(TRIAL_TOLERANCE[case.dtype], TRIAL_TOLERANCE[case.weight_dtype])
     for name, actual, expected in zip(names, *results):
-        difference = (cast(Tensor, actual).float() - cast(Tensor, expected).float()).norm()
+        right = cast(Tensor, expected)
+        difference = (cast(Tensor, actual).cpu().float() - right).norm()
         # A comparison that a NaN fails.
-        if not bool(difference <= tolerance * cast(Tensor, expected).float().norm()):
+        if not bool(difference <= tolerance * right.norm()):
             raise RuntimeError(f"the {name} of a trial is wrong")

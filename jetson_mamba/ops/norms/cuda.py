@@ -8,7 +8,7 @@ and then over the blocks, always in one order. ``docs/notes-kernels.md`` says mo
 from __future__ import annotations
 
 import struct
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
@@ -136,11 +136,10 @@ class _Kernels:
             shape = (dim // options.group, rows)
             rstd = torch.empty(shape, dtype=torch.float32, device=x.device)
         tensors = (x, residual, z, weight, bias, out, total)
-        plan = self._plan("forward", tensors, options)
+        addresses = [0 if each is None else each.data_ptr() for each in tensors]
+        plan = self._plan("forward", tensors, addresses, options)
         plan.launch(
-            compiler.current_stream(self._index),
-            *map(address, (*tensors, rstd)),
-            *plan.constants,
+            compiler.current_stream(self._index), *addresses, address(rstd), *plan.constants
         )
         return Normed(out, total, rstd)
 
@@ -179,13 +178,14 @@ class _Kernels:
         if z is not None and dz is None:
             dz = torch.empty_like(dx)
         tensors = (source, z, weight, bias, dout, dtotal, dx, dresidual, dz)
-        plan = self._plan("backward", tensors, options)
+        addresses = [0 if each is None else each.data_ptr() for each in tensors]
+        plan = self._plan("backward", tensors, addresses, options)
         columns = dim if bias is None else 2 * dim
         partial = torch.empty(plan.parts * columns, dtype=torch.float32, device=source.device)
         dweight = torch.empty_like(weight)
         dbias = None if bias is None else torch.empty_like(bias)
         stream = compiler.current_stream(self._index)
-        plan.launch(stream, *map(address, (*tensors, partial)), *plan.constants)
+        plan.launch(stream, *addresses, partial.data_ptr(), *plan.constants)
         assert plan.sum_launch is not None
         plan.sum_launch(
             stream,
@@ -198,10 +198,20 @@ class _Kernels:
             dresidual = dx
         return Gradients(dx, dresidual, dz, dweight, dbias)
 
-    def _plan(self, kind: str, tensors: tuple[Tensor | None, ...], options: Options) -> Plan:
+    def _plan(
+        self,
+        kind: str,
+        tensors: tuple[Tensor | None, ...],
+        addresses: Sequence[int],
+        options: Options,
+    ) -> Plan:
         first = tensors[0]
         assert first is not None
-        key = (kind, options, first.shape, *map(_traits, tensors))
+        traits = [
+            None if each is None else (each.dtype, each.stride(0), place % VECTOR_BYTES)
+            for each, place in zip(tensors, addresses)
+        ]
+        key = (kind, options, first.shape, *traits)
         known = self._plans.find(key)
         if known is None:
             make = self._forward_plan if kind == "forward" else self._backward_plan
@@ -348,13 +358,6 @@ def _fits(tensors: tuple[Tensor | None, ...], vector: int, group: int) -> bool:
             if tensor.data_ptr() % step or _row_stride(tensor) * size % step:
                 return False
     return True
-
-
-def _traits(tensor: Tensor | None) -> tuple[Any, ...] | None:
-    """What a plan depends on of a tensor."""
-    if tensor is None:
-        return None
-    return tensor.dtype, tensor.stride(0), tensor.data_ptr() % VECTOR_BYTES
 
 
 def _dtype(tensor: Tensor | None, other: Tensor) -> torch.dtype:

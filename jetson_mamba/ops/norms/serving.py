@@ -30,14 +30,30 @@ def kernels_for(
     ``others`` are what belongs to it besides; those that are not of the dtype of x may be of any
     that the kernels know.
     """
-    if not x.is_cuda or way(x, weight, *others) is not Way.KERNELS or x.numel() == 0:
+    if not x.is_cuda or way(x, weight, *others) is not Way.KERNELS:
+        return None
+    return kernels_on_gpu(x, weight, group, *others, needs_backward=needs_backward)
+
+
+def kernels_on_gpu(
+    x: Tensor, weight: Tensor, group: int, *others: Tensor | None, needs_backward: bool
+) -> Implementation | None:
+    """The same where it is known that the call is one of kernels, on a GPU."""
+    if x.numel() == 0:
         return None
     if not cuda.takes(group, needs_backward) or x.shape[-1] // group > MAXIMUM_GRID:
         return None
-    if any(each is not None and each.dtype not in NUMBERS for each in (x, weight, *others)):
-        return None
+    for each in (x, weight, *others):
+        if each is not None and each.dtype not in NUMBERS:
+            return None
     found = OP.implementation(Case(x.device, x.dtype, weight.dtype))
     return None if found is pytorch.IMPLEMENTATION else found
+
+
+def begin(x: Tensor, weight: Tensor) -> None:
+    """Begin to choose the kernels of such a norm, which is about to be made."""
+    if x.dtype in NUMBERS and weight.dtype in NUMBERS:
+        OP.begin(Case(x.device, x.dtype, weight.dtype))
 
 
 def rows_of(tensor: Tensor) -> Tensor:
@@ -47,32 +63,33 @@ def rows_of(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _trial(implementation: Implementation, case: Case) -> None:
-    """Both passes with a gate, compared with PyTorch: `Op` says why."""
+    """Both passes with a gate, compared with PyTorch on the CPU: `Op` says why."""
     if implementation is pytorch.IMPLEMENTATION:
         return
-    x, z, dout = (
-        torch.arange(start, start + 64, device=case.device)
-        .mul(7)
-        .remainder(11)
-        .sub(5)
-        .div(4)
-        .to(case.dtype)
-        .view(4, 16)
+    # 16 bits hold these numbers as they are.
+    drawn = [
+        torch.arange(start, start + 64, device="cpu").mul(7).remainder(11).sub(5).div(4).view(4, 16)
         for start in (0, 3, 5)
-    )
-    weight = torch.arange(1.0, 17.0, device=case.device).div(16).to(case.weight_dtype)
-    options = Options(1e-5, 8, True, Gate.INPUT)
-    results = [
-        (
-            each.forward(x, None, z, weight, None, None, case.dtype, options, False).out,
-            *each.backward(x, z, weight, None, dout, None, None, options, None),
-        )
-        for each in (implementation, pytorch.IMPLEMENTATION)
     ]
+    scales = torch.arange(1.0, 17.0, device="cpu", dtype=torch.float32).div(16)
+    options = Options(1e-5, 8, True, Gate.INPUT)
+    results = []
+    for each, device, dtypes in (
+        (implementation, case.device, (case.dtype, case.weight_dtype)),
+        (pytorch.IMPLEMENTATION, torch.device("cpu"), (torch.float32, torch.float32)),
+    ):
+        x, z, dout = (values.to(device, dtypes[0]) for values in drawn)
+        weight = scales.to(device, dtypes[1])
+        results.append(
+            (
+                each.forward(x, None, z, weight, None, None, dtypes[0], options, False).out,
+                *each.backward(x, z, weight, None, dout, None, None, options, None),
+            )
+        )
     for name, actual, expected in zip(("output", "dx", "", "dz", "dweight"), *results):
         if expected is not None:
             right = expected.float()
-            difference = (cast(Tensor, actual).float() - right).norm()
+            difference = (cast(Tensor, actual).cpu().float() - right).norm()
             # A comparison that a NaN fails.
             if not bool(difference <= TRIAL_TOLERANCE * right.norm()):
                 raise RuntimeError(f"the {name} of a trial is wrong")

@@ -30,12 +30,35 @@ class Case(NamedTuple):
     dstate: int = 128
 
 
+def case_of_mixer(
+    zxbcdt: Tensor,
+    conv1d_weight: Tensor,
+    A: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    initial_states: Tensor | None,
+    headdim: int,
+    ngroups: int,
+    state_dtype: torch.dtype | None,
+) -> Case:
+    """What decides which backend applies to a mixer."""
+    return Case(
+        zxbcdt.device,
+        compute_dtype(zxbcdt, A, D, dt_bias, initial_states),
+        state_dtype is not None,
+        zxbcdt.dtype,
+        headdim,
+        (conv1d_weight.shape[0] - A.shape[0] * headdim) // 2 // ngroups,
+    )
+
+
 class Scan(NamedTuple):
     """The arguments of one scan; shapes as in ``mamba_chunk_scan_combined``.
 
     ``cu_seqlens`` is given where the states at the end of each sequence are wanted. With
     ``state_dtype`` the states that are read at the start of each chunk of ``chunk_size`` are
-    rounded to that; what passes from chunk to chunk is not.
+    rounded to that; what passes from chunk to chunk is not. Without ``last_state`` nobody looks at
+    the last state, which may be any tensor then.
     """
 
     x: Tensor
@@ -53,6 +76,7 @@ class Scan(NamedTuple):
     dt_softplus: bool
     dt_limit: tuple[float, float]
     state_dtype: torch.dtype | None = None
+    last_state: bool = True
 
     @property
     def dtype(self) -> torch.dtype:
@@ -101,6 +125,7 @@ class Mixer(NamedTuple):
     ngroups: int
     norm_before_gate: bool
     state_dtype: torch.dtype | None = None
+    last_state: bool = True
 
     @property
     def dtype(self) -> torch.dtype:
@@ -110,14 +135,9 @@ class Mixer(NamedTuple):
     @property
     def case(self) -> Case:
         """What decides which backend applies."""
-        columns = self.conv1d_weight.shape[0] - self.A.shape[0] * self.headdim
-        return Case(
-            self.zxbcdt.device,
-            self.dtype,
-            self.state_dtype is not None,
-            self.zxbcdt.dtype,
-            self.headdim,
-            columns // 2 // self.ngroups,
+        return case_of_mixer(
+            *(self.zxbcdt, self.conv1d_weight, self.A, self.D, self.dt_bias, self.initial_states),
+            *(self.headdim, self.ngroups, self.state_dtype),
         )
 
 

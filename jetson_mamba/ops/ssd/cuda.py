@@ -7,7 +7,7 @@ chunks are made once more. Every result is the same in every run.
 
 from __future__ import annotations
 
-from typing import Mapping, Sequence
+from typing import Hashable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from jetson_mamba.dispatch.fields import Tensors
 from jetson_mamba.errors import Unavailable
 from jetson_mamba.kernels import compiler
 from jetson_mamba.kernels.tensors import NUMBERS
+from jetson_mamba.replay.passes import by_graphs
 
 from . import chunks, composed, core, cuda_backward, cuda_forward, gated_norm
 from .contract import (
@@ -36,7 +37,7 @@ from .gates import GatedRMSNorm, gate, swiglu
 from .mixer import (
     Columns,
     compose,
-    convolved,
+    convolved_by_kernels,
     inner_scan,
     mlp_columns,
     norm_of,
@@ -125,12 +126,12 @@ def mixer_forward(given: Mixer) -> tuple[Tensor, Tensor]:
 
 def core_forward(given: Mixer) -> Core:
     """The core of a mixer with a norm."""
-    return core.forward(given, _STEPS)
+    return _PASSES.forward(given)
 
 
 def core_backward(given: Mixer, kept: Core, dout: Tensor, dstate: Tensor | None) -> CoreGradients:
     """The gradients of a core."""
-    return core.backward(given, kept, dout, dstate, _STEPS)
+    return _PASSES.backward(given, kept, dout, dstate)
 
 
 IMPLEMENTATION = Implementation(
@@ -139,12 +140,14 @@ IMPLEMENTATION = Implementation(
 )
 
 
-def _mixed(given: Mixer) -> tuple[Tensor, Tensor, Tensor]:
+def _mixed(given: Mixer, *, is_recorded: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """Of what follows the convolution: output, last state, and what a norm was given."""
     columns = split_columns(given, given.zxbcdt)
     norm = norm_of(given)
-    inner = inner_scan(given, columns, convolved(given, columns), gated=norm is None)
+    inner = inner_scan(given, columns, convolved_by_kernels(given, columns), gated=norm is None)
     scanned, state = cuda_forward.forward(inner)
+    if is_recorded:
+        _begin_back(inner)
     out = scanned.flatten(2)
     if norm is not None:
         out, _ = gated_norm.forward(norm, out, columns.z)
@@ -176,12 +179,27 @@ def _core_scan_backward(
 
 
 _STEPS = core.Steps(_after_convolution, _norm_backward, _core_scan_backward)
+_PASSES = core.Passes(_STEPS)
+
+
+# Variants whose gradients have been begun to be compiled.
+_begun: set[Hashable] = set()
+
+
+def _begin_back(scan: Scan) -> None:
+    """Compile what the gradients will take, at the first pass of a kind."""
+    kind = (scan.case, scan.seq_idx is None, None if scan.D is None else scan.D.dim())
+    if kind not in _begun:
+        _begun.add(kind)
+        cuda_backward.begin(scan)
 
 
 def _passes_forward(
     given: Scan,
 ) -> tuple[tuple[Tensor, Tensor, Tensor | None], Sequence[Tensor]]:
-    return scan_forward(given), ()
+    found = scan_forward(given)
+    _begin_back(given)
+    return found, ()
 
 
 def _passes_back(
@@ -198,7 +216,7 @@ _SCAN = Computation(SCAN, _passes_forward, _passes_back, composed.scan)
 
 def _mixer_passes_forward(given: Mixer) -> tuple[tuple[Tensor, Tensor], Sequence[Tensor]]:
     with without_autocast(given.zxbcdt.device):
-        out, state, scanned = _mixed(given)
+        out, state, scanned = _mixed(given, is_recorded=True)
     return (out, state), (scanned,)
 
 
@@ -208,7 +226,8 @@ def _mixer_passes_back(
     (scanned,) = kept
     dout, dstate = dresults
     # Made again: it is as large as the input.
-    xBC = convolved(given, split_columns(given, given.zxbcdt)).contiguous()
+    columns = split_columns(given, given.zxbcdt)
+    xBC = convolved_by_kernels(given, columns).contiguous()
     # Of a core nothing else is looked at.
     again = Core(scanned, scanned, xBC, scanned, scanned)
     dout = torch.zeros_like(scanned.flatten(2)) if dout is None else dout
@@ -217,7 +236,6 @@ def _mixer_passes_back(
 
 _MIXER = Computation(
     MIXER,
-    _mixer_passes_forward,
-    _mixer_passes_back,
+    *by_graphs(MIXER, 2, _mixer_passes_forward, _mixer_passes_back),
     lambda given: composed.mixer(given, None),
 )

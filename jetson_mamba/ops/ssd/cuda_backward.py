@@ -101,6 +101,8 @@ def backward(
     )
     known = _plans.find(key)
     if known is None:
+        wanted = targets
+        compiler.begin(lambda: _plan(scan, dout, dlast, wanted, is_aligned, index), index)
         plan = _plans.put(key, _plan(scan, dout, dlast, targets, is_aligned, index))
     else:
         known.used = _plans.clock()
@@ -179,6 +181,15 @@ def backward(
         if given.initial_states is None or dfirst is None
         else dfirst[1].to(given.initial_states.dtype),
     )
+
+
+def begin(given: Scan) -> None:
+    """Compile, beside what else is done, what the gradients of a scan without z will take."""
+    scan = forward.prepared(given._replace(z=None))
+    index = scan.x.get_device()
+    targets = Targets(scan.x, scan.dt, scan.B, scan.C)
+    is_aligned = not (scan.x.data_ptr() | scan.B.data_ptr() | scan.C.data_ptr()) % VECTOR_BYTES
+    compiler.begin(lambda: _plan(scan, scan.x, None, targets, is_aligned, index), index)
 
 
 def _plan(

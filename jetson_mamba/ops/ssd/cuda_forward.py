@@ -253,6 +253,7 @@ def forward(given: Scan) -> tuple[Tensor, Tensor]:
     key = (is_aligned, index, *likeness(scan))
     known = _plans.find(key)
     if known is None:
+        compiler.begin(lambda: _plan(scan, is_aligned, index), index)
         plan = _plans.put(key, _plan(scan, is_aligned, index))
     else:
         known.used = _plans.clock()

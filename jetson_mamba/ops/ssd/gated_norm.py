@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from jetson_mamba.ops.norms.contract import Gate, Options
-from jetson_mamba.ops.norms.serving import kernels_for, rows_of
+from jetson_mamba.ops.norms.serving import kernels_on_gpu, rows_of
 
 from .gates import GatedRMSNorm
 
@@ -15,8 +15,8 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """The output (batch, seqlen, dim), in the dtype of x, and ``norm.rstd`` where it is wanted."""
     kernels = None
-    if x.dtype == z.dtype:
-        kernels = kernels_for(x, norm.weight, norm.group_size, needs_backward=False)
+    if x.is_cuda and x.dtype == z.dtype:
+        kernels = kernels_on_gpu(x, norm.weight, norm.group_size, needs_backward=False)
     if kernels is None:
         return norm.forward(x, z).to(x.dtype), norm.rstd(x, z) if with_rstd else None
     found = kernels.forward(
@@ -34,8 +34,8 @@ def backward(
     Where it costs nothing, also the output once more.
     """
     kernels = None
-    if x.dtype == z.dtype == dz.dtype:
-        kernels = kernels_for(x, norm.weight, norm.group_size, dout, needs_backward=True)
+    if x.is_cuda and x.dtype == z.dtype == dz.dtype:
+        kernels = kernels_on_gpu(x, norm.weight, norm.group_size, dout, needs_backward=True)
     if kernels is None:
         dx, gradient, dweight, out = norm.backward(x, z, dout)
         dz.copy_(gradient)

@@ -179,8 +179,8 @@ def _flat(kind: Any, given: Scan | Mixer) -> Any:
 
 
 def _whole(kind: Any, given: Any) -> Any:
-    """The scan or mixer of what an operator is given, which has None for what that has not."""
-    found = {**dict.fromkeys(kind._fields), **given._asdict()}
+    """The scan or mixer of what an operator is given; what that has not is None, or its default."""
+    found = {**dict.fromkeys(kind._fields), **kind._field_defaults, **given._asdict()}
     found["dt_limit"] = (found.pop("dt_least"), found.pop("dt_most"))
     return kind(**found)
 

@@ -15,7 +15,12 @@ from torch.nn import functional
 
 from jetson_mamba.dispatch.autocast import without_autocast
 from jetson_mamba.dispatch.tracing import sizes, unflatten
-from jetson_mamba.ops.causal_conv1d import causal_conv1d_fn
+from jetson_mamba.ops.causal_conv1d import causal_conv1d_bwd, causal_conv1d_fn
+from jetson_mamba.ops.causal_conv1d.op import (
+    backward_unchecked,
+    forward_unchecked,
+    serves_unchecked,
+)
 
 from .contract import Mixer, Scan
 from .gates import GatedRMSNorm, gate, swiglu
@@ -38,16 +43,17 @@ def mlp_columns(given: Mixer) -> int:
 
 def split_columns(given: Mixer, whole: Tensor) -> Columns:
     """The parts of a tensor that is laid out as zxbcdt."""
-    nheads = sizes(given.A)[0]
-    z, xBC = nheads * given.headdim, sizes(given.conv1d_weight)[0]
-    return Columns(*torch.split(whole, [mlp_columns(given), z, xBC, nheads], dim=-1))
+    nheads, xBC = sizes(given.A)[0], sizes(given.conv1d_weight)[0]
+    z = nheads * given.headdim
+    mlp = sizes(whole)[-1] - z - xBC - nheads
+    return Columns._make(torch.split_with_sizes(whole, (mlp, z, xBC, nheads), -1))
 
 
 def split_heads(given: Mixer, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Views of (batch, seqlen, dim + 2 * ngroups * dstate) as the scan's x, B and C."""
     dim = sizes(given.A)[0] * given.headdim
     group_columns = (sizes(given.conv1d_weight)[0] - dim) // 2
-    x, B, C = torch.split(xBC, [dim, group_columns, group_columns], dim=-1)
+    x, B, C = torch.split_with_sizes(xBC, (dim, group_columns, group_columns), -1)
     return (
         unflatten(x, -1, (-1, given.headdim)),
         unflatten(B, -1, (given.ngroups, -1)),
@@ -65,6 +71,32 @@ def convolved(given: Mixer, columns: Columns) -> Tensor:
         activation=given.activation,
     )
     return out.transpose(1, 2)
+
+
+def convolved_by_kernels(given: Mixer, columns: Columns) -> Tensor:
+    """The same without a graph, where nothing but numbers is asked for, of a mixer that fits."""
+    weight, bias = given.conv1d_weight, given.conv1d_bias
+    if not serves_unchecked(weight, bias, given.seq_idx):
+        return convolved(given, columns)
+    x = columns.conv.transpose(1, 2)
+    out = forward_unchecked(x, weight, bias, given.seq_idx, given.activation is not None)
+    return out.transpose(1, 2)
+
+
+def convolved_back(
+    given: Mixer, columns: Columns, dxBC: Tensor, dcolumns: Columns
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients of the convolution's weight and bias; that of its input goes to its column."""
+    x, dx = columns.conv.transpose(1, 2), dcolumns.conv.transpose(1, 2)
+    weight, bias, seq_idx = given.conv1d_weight, given.conv1d_bias, given.seq_idx
+    dout = dxBC.transpose(1, 2)
+    if serves_unchecked(weight, bias, seq_idx):
+        silu = given.activation is not None
+        return backward_unchecked(x, weight, bias, dout, seq_idx, dx, silu)
+    _, dweight, dbias, _ = causal_conv1d_bwd(
+        x, weight, bias, dout, seq_idx=seq_idx, dx=dx, activation=given.activation
+    )
+    return dweight, dbias
 
 
 def inner_scan(given: Mixer, columns: Columns, xBC: Tensor, *, gated: bool) -> Scan:
@@ -86,6 +118,7 @@ def inner_scan(given: Mixer, columns: Columns, xBC: Tensor, *, gated: bool) -> S
         dt_softplus=True,
         dt_limit=given.dt_limit,
         state_dtype=given.state_dtype,
+        last_state=given.last_state,
     )
 
 

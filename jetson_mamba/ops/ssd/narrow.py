@@ -3,9 +3,9 @@
 What ``chunks`` does, for the calls that models in bfloat16 make: products of bfloat16, which are
 exact, with sums in float32. The time of such a scan is that of its passes over memory and, at the
 sizes of most models, that of a CPU which launches them. So what is as long as x or longer is in 16
-bits wherever a pass takes that at full speed, and all that is as short as dt is put together by
-two functions, :func:`_factors` before the products and :func:`_slopes` after them, each of which
-one CUDA graph launches.
+bits wherever a pass takes that at full speed; but the last state, where that is asked for, has the
+digits of float32. All that is as short as dt is put together by two functions of :mod:`.short`, one
+before the products and one after them, each of which one CUDA graph launches.
 
 Axes are those of ``block``. A block of k chunks has k + 1 *ends*: where each chunk starts, and
 where the last stops. What a chunk adds to the state, and the state before the block, which comes
@@ -14,26 +14,15 @@ last, are *sent* to an end and pass to all later ones, by one matrix for each he
 
 from __future__ import annotations
 
-import math
-from typing import Any, Sequence
+from typing import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from jetson_mamba.replay.captured import Captured, Weights
-
-from .block import LEAST_STEP, Block, operand_dtype, weighted
+from .block import Block, operand_dtype, weighted
 from .chunks import Gradients, Targets
 from .contract import Scan
-from .steps import finite, slope, steps_taken
-
-WIDE, NARROW = torch.float32, torch.bfloat16
-# A step that decays a state by exp(-104) leaves nothing of it in float32. Differences of sums of
-# larger ones would lose their digits.
-MOST_DECAY = 104.0
-# Elements to which the rows of matrices are filled up: other products are far slower.
-ALIGNED = 8
+from .short import FACTORS, NARROW, SLOPES, WIDE, ends_of
 
 
 def serves(scan: Scan) -> bool:
@@ -51,15 +40,18 @@ def serves(scan: Scan) -> bool:
 
 
 def forward(scan: Scan, out: Tensor, cut: Sequence[Block]) -> tuple[Tensor, list[Tensor]]:
-    """As ``chunks.forward``."""
+    """As ``chunks.forward``; of each block its factors are kept too."""
     state = _first_state(scan)
     kept = []
     for block in cut:
-        kept.append(state)
         local = _Local(scan, block)
+        kept += [state, *local.factors]
         before = local.before(state)
         sent = local.sent(local.entering(), before)
-        state = local.passed_through(sent, before)
+        if scan.last_state:
+            state = local.state_after(scan.B, before)
+        elif block is not cut[-1]:
+            state = local.passed_through(sent, before)
         read = local.read(local.passed(sent))
         del sent
         local.output(read, local.view(out))
@@ -68,12 +60,15 @@ def forward(scan: Scan, out: Tensor, cut: Sequence[Block]) -> tuple[Tensor, list
 
 def states(scan: Scan, cut: Sequence[Block]) -> list[Tensor]:
     """What :func:`forward` keeps."""
-    kept = [_first_state(scan)]
-    for block in cut[:-1]:
+    state = _first_state(scan)
+    kept = []
+    for block in cut:
         local = _Local(scan, block)
-        before = local.before(kept[-1])
-        kept.append(local.passed_through(local.sent(local.entering(), before), before))
-    return kept[: len(cut)]
+        kept += [state, *local.factors]
+        if block is not cut[-1]:
+            before = local.before(state)
+            state = local.passed_through(local.sent(local.entering(), before), before)
+    return kept
 
 
 def backward(
@@ -89,8 +84,10 @@ def backward(
     if dfinal_states is not None:
         dstate = _private_state(dfinal_states, scan)
     total: Tensor | None = None
-    for block, state in zip(reversed(cut), reversed(kept)):
-        sums, dstate = _block_gradients(_Local(scan, block), state, dout, dstate, targets)
+    for number in range(len(cut) - 1, -1, -1):
+        state, *factors = kept[3 * number : 3 * number + 3]
+        local = _Local(scan, cut[number], factors)
+        sums, dstate = _block_gradients(local, state, dout, dstate, targets)
         total = sums if total is None else total + sums
     assert total is not None
     dA, dD, dbias = total.unbind()
@@ -151,7 +148,7 @@ def _block_gradients(
     del dsent
     sends = _along(dentering, local.x)
     torch.addcmul(dinside, dentering, local.sending.transpose(2, 3), out=local.view(targets.x))
-    ddt, sums = _SLOPES((*local.short, reads, sends, *of_pairs, through), (), *local.options)
+    ddt, sums = SLOPES((*local.short, reads, sends, *of_pairs, through), (), *local.options)
     local.steps(targets.dt).copy_(ddt)
     for target, found in ((targets.B, dB), (targets.C, dC)):
         of_groups = local.of_groups(target)
@@ -163,7 +160,7 @@ def _pair_gradients(
     local: _Local, dy: Tensor
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Through the (chunk, chunk) matrices: the gradients of x (k, b, q, g, r, p) and of ``C B``
-    (k b g, q, q), and what :func:`_slopes` takes of pairs."""
+    (k b g, q, q), and what :func:`.short.slopes` takes of pairs."""
     CB, exponents = local.scores(), local.exponents()
     dy_rows = local.per_head(dy, local.scale)
     dinside = torch.bmm(local.matrix(CB, exponents).transpose(1, 2), dy_rows)
@@ -189,14 +186,14 @@ class _Local:
     time, so there are few.
     """
 
-    def __init__(self, scan: Scan, block: Block) -> None:
+    def __init__(self, scan: Scan, block: Block, factors: Sequence[Tensor] | None = None) -> None:
         batch, _, nheads, headdim = scan.x.shape
         groups, self.dstate = scan.B.shape[2:]
         _, chunks, size = block
         heads, all_heads = nheads // groups, batch * nheads
         self.block, self._has_initial = block, scan.initial_states is not None
         self._sizes = (chunks, batch, size, groups, heads, headdim)
-        self.x = self.view(scan.x)
+        self._x, self.x = scan.x, self.view(scan.x)
         self.B, self.C = (
             self.of_groups(each).contiguous().view(-1, size, self.dstate)
             for each in (scan.B, scan.C)
@@ -206,14 +203,18 @@ class _Local:
         self.short = (self.steps(scan.dt), *(each for each in vectors if each is not None))
         given = (scan.dt_bias is not None, scan.D is not None)
         self.options = (*given, groups, size, scan.dt_limit)
-        wide, narrow = _FACTORS(self.short, (), *self.options)
-        ends, per_chunk = _ends(chunks), chunks * all_heads
+        if factors is None:
+            factors = FACTORS(self.short, (), *self.options)
+        self.factors = wide, narrow = factors
+        ends, per_chunk = ends_of(chunks), chunks * all_heads
         steps = per_chunk * size
-        rows, sources, own, carry = torch.split_with_sizes(
-            wide, (steps, steps, per_chunk, all_heads)
+        rows, sources, lasting, own, carry = torch.split_with_sizes(
+            wide, (steps, steps, steps, per_chunk, all_heads)
         )
         by_head = (chunks, batch, groups, heads)
         self.rows, self.sources = rows.view(*by_head, size, 1), sources.view(*by_head, 1, size)
+        # (b, g, k q, r, 1)
+        self.lasting = lasting.view(batch, groups, chunks * size, heads, 1)
         self.own, self.carry = own.view(*by_head, 1), carry.view(all_heads, 1)
         enter, sending, scale, passing = torch.split_with_sizes(
             narrow, (steps, steps, per_chunk, all_heads * ends * ends)
@@ -350,6 +351,26 @@ class _Local:
             found = torch.addcmul(found, self.carry, before.view(found.shape))
         return found.view(batch, groups, -1, self.dstate)
 
+    def state_after(self, B: Tensor, before: Tensor | None) -> Tensor:
+        """The state after the block, (b, g, r p, n), in the digits of float32.
+
+        What a step writes is two numbers of bfloat16, the second of which is what the first lost.
+        """
+        batch, groups, steps, heads, _ = self.lasting.shape
+        x = self.steps(self._x).unflatten(2, (groups, heads)).transpose(1, 2)
+        first, lost = (torch.empty(x.shape, dtype=NARROW, device=x.device) for _ in range(2))
+        torch.mul(x, self.lasting, out=first)
+        torch.addcmul(first, x, self.lasting, value=-1, out=lost)
+        by_step = self.steps(B).transpose(1, 2).reshape(batch * groups, steps, self.dstate)
+        written, rest = (
+            _wide(each.view(batch * groups, steps, -1).transpose(1, 2), by_step)
+            for each in (first, lost)
+        )
+        found = written.sub_(rest).view(batch * groups * heads, -1)
+        if before is not None:
+            found = torch.addcmul(found, self.carry, before.view(found.shape))
+        return found.view(batch, groups, -1, self.dstate)
+
     def read(self, starts: Tensor) -> Tensor:
         """What each step reads of the state before its chunk, undecayed, (k, b, q, g, r, p)."""
         return self.heads(torch.bmm(self.C, self.by_chunk(starts).transpose(1, 2)))
@@ -369,110 +390,3 @@ def _along(a: Tensor, b: Tensor) -> Tensor:
 def _wide(a: Tensor, b: Tensor) -> Tensor:
     """A product of bfloat16 with results in float32."""
     return torch.bmm(a, b, out_dtype=WIDE)
-
-
-class _Decays:
-    """The steps of a block and their decays, (k, b, g, r, q), in float64 but for the steps."""
-
-    def __init__(self, inputs: tuple[Tensor, ...], options: tuple[Any, ...]) -> None:
-        has_bias, has_D, groups, size, dt_limit = options
-        rest = [*inputs]
-        dt, A = rest.pop(0), rest.pop(0)
-        bias = rest.pop(0) if has_bias else None
-        self.D = rest.pop(0) if has_D else None
-        self.others = rest
-        self.scan = Scan(
-            *(dt, dt, A, dt, dt, self.D, None, bias),
-            *(None, None, None, size, True, dt_limit),
-        )
-        self.shape = (dt.shape[0], dt.shape[1] // size, size, groups, A.shape[0] // groups)
-        steps = steps_taken(self.scan).to(WIDE).reshape(self.shape)
-        self.steps = steps.permute(1, 0, 3, 4, 2).contiguous()
-        self.A = finite(A.double()).view(groups, -1, 1)
-        self.log = (self.steps * self.A).clamp_(min=-MOST_DECAY).cumsum(-1)
-        self.last = self.log[..., -1:]
-        self.enter, self.leave = self.log.exp(), (self.last - self.log).exp()
-        self.lengths = self.steps.clamp(min=LEAST_STEP)
-        lengths = self.lengths.double().log_()
-        self.sources = self.log - lengths
-        # All steps of a head decay its state, or all let it grow.
-        greatest = lengths.amax(-1, keepdim=True) + self.last.clamp(min=0)
-        self.power = (greatest / math.log(2.0)).ceil_()
-        # As a state passes from each source, the first of which is after the first chunk, to each
-        # end: (b, g, r, k + 1, k + 1).
-        total = functional.pad(self.last.squeeze(-1).cumsum(0), (0, 0) * 3 + (1, 0))
-        total = total.permute(1, 2, 3, 0)
-        sources = total.roll(-1, -1)
-        passing = (total.unsqueeze(-1) - sources.unsqueeze(-2)).exp_()
-        # The upper half is left out after exp: there the difference is positive.
-        self.passing = passing.tril_(-1)
-        self.passing[..., -1] = total.exp()
-
-
-def _ends(chunks: int) -> int:
-    """The ends of that many chunks, filled up."""
-    return -(-(chunks + 1) // ALIGNED) * ALIGNED
-
-
-def _factors(inputs: tuple[Tensor, ...], _: Weights, *options: Any) -> tuple[Tensor, ...]:
-    """What a block is multiplied by, of dt (batch, steps, nheads), A, dt_bias and D: in float32 and
-    in bfloat16, one after another, as :class:`_Local` takes them apart."""
-    found = _Decays(inputs, options)
-    scale = found.power.exp2()
-    own = torch.zeros_like(scale)
-    if found.D is not None:
-        own = found.D.double().view(found.A.shape) / scale
-    wide = (
-        found.log - found.power * math.log(2.0),
-        found.sources,
-        own,
-        found.passing[..., -1, -1],
-    )
-    chunks = len(found.steps)
-    missing = _ends(chunks) - chunks - 1
-    along = (found.enter, found.leave * found.steps)
-    narrow = (
-        *(each.transpose(3, 4) for each in along),
-        scale,
-        functional.pad(found.passing, (0, missing, 0, missing)),
-    )
-    return tuple(
-        torch.cat([each.flatten() for each in parts]).to(dtype)
-        for parts, dtype in ((wide, WIDE), (narrow, NARROW))
-    )
-
-
-def _slopes(inputs: tuple[Tensor, ...], _: Weights, *options: Any) -> tuple[Tensor, ...]:
-    """The gradients of dt (batch, steps, nheads), and of A, D and dt_bias, (3, nheads).
-
-    After dt, A and what there is of dt_bias and D come the gradients of the factors: ``reads`` and
-    ``sends`` (k, b, q, g, r) of ``enter`` and ``sending``; of pairs of steps what a step has of
-    itself (k, b, g, r, q) over scale, times ``scores`` (k, b, g, 1, q), and the sums (k, b, g, r,
-    q) of the others over the earlier and over the later step; and that of ``passing`` (b g r,
-    ends, sent).
-    """
-    found = _Decays(inputs, options)
-    reads, sends, alone, scores, rows, columns, through = found.others
-    reads, sends = (each.permute(0, 1, 3, 4, 2) for each in (reads, sends))
-    alone = alone / found.power.exp2()
-    ddt = columns / found.lengths + alone * scores + sends * found.leave
-    # Each came through the decays of the steps that it crosses. The sums over rows and columns are
-    # of the same numbers, of which those cancel that do not.
-    back = rows.double() - columns + reads * found.enter
-    dlog = back.flip(-1).cumsum(-1).flip(-1)
-    dlog[..., 1:] += (sends * found.leave * found.steps).cumsum(-1)[..., :-1]
-    ends, sent = through.shape[-2:]
-    chunks = len(found.steps)
-    passed = through.view(*found.passing.shape[:3], ends, sent) * found.passing[..., :ends, :sent]
-    flow = functional.pad(passed.sum(-1), (0, chunks + 1 - ends))
-    flow[..., 1:] -= passed.sum(-2)[..., :chunks]
-    crossing = flow.flip(-1).cumsum(-1).flip(-1)[..., 1:]
-    dlog += crossing.permute(3, 0, 1, 2).unsqueeze(-1)
-    ddt = ddt + dlog * found.A
-    dA = (dlog * found.steps).sum((0, 1, 4))
-    ddt = ddt.permute(1, 0, 4, 2, 3).reshape(inputs[0].shape) * slope(found.scan)
-    sums = (dA.flatten(), alone.sum((0, 1, 4)).flatten(), ddt.sum((0, 1)))
-    return ddt.to(WIDE), torch.stack([each.to(WIDE) for each in sums])
-
-
-_FACTORS, _SLOPES = Captured(_factors), Captured(_slopes)

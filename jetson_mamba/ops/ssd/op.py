@@ -18,11 +18,14 @@ from torch import Tensor, nn
 
 from jetson_mamba.dispatch.autocast import autocast_dtype, without_autocast
 from jetson_mamba.dispatch.backends import Op
+from jetson_mamba.dispatch.memo import Memo
 from jetson_mamba.dispatch.paths import Way, may_replay, through_autograd, way
 from jetson_mamba.dispatch.projections import Modules, passed
 from jetson_mamba.dispatch.selection import register
 from jetson_mamba.dispatch.tracing import sizes, untraced
 from jetson_mamba.dispatch.triton_runs import triton_runs_on
+from jetson_mamba.ops.causal_conv1d import op as causal_conv1d
+from jetson_mamba.ops.norms import serving as norms
 from jetson_mamba.replay.captured import Captured, Weights
 
 from . import composed
@@ -35,11 +38,13 @@ from .checks import (
     head_size,
     limits,
 )
-from .contract import Case, Implementation, Mixer, Scan
+from .contract import MIXER, Case, Implementation, Mixer, Scan, case_of_mixer
 from .gates import gate
 from .library import Operators
 from .mixer import compose, mlp_columns, project
 from .trial import trial
+
+MOST_FITTING = 1024
 
 
 def through_scan_autograd(**given: Any) -> bool:
@@ -50,16 +55,16 @@ def through_scan_autograd(**given: Any) -> bool:
     path is off. The arguments are those of the call, by name; what no backend could be chosen for
     is left to the op, which says what is wrong.
     """
-    return _through_autograd(given.get("x"), _scan_of, given)
+    return _through_autograd(given.get("x"), _case_of_scan, given)
 
 
 def through_mixer_autograd(**given: Any) -> bool:
     """The same of a call of ``mamba_split_conv1d_scan_combined``."""
-    return _through_autograd(given.get("zxbcdt"), _mixer_of, given)
+    return _through_autograd(given.get("zxbcdt"), _case_of_mixer, given)
 
 
 def _through_autograd(
-    first: Any, packed: Callable[[Mapping[str, Any]], Scan | Mixer], given: Mapping[str, Any]
+    first: Any, case_of: Callable[[Mapping[str, Any]], Case], given: Mapping[str, Any]
 ) -> bool:
     if not isinstance(first, Tensor) or not through_autograd(first):
         return False
@@ -69,8 +74,10 @@ def _through_autograd(
         return False
     if torch.is_grad_enabled():
         try:
-            case = packed(given).case
-        except (AttributeError, IndexError, TypeError, ValueError, ZeroDivisionError):
+            case = case_of(given)
+            if OP.find(case) is None and "conv1d_weight" in given:
+                _begin(case, first, given["conv1d_weight"], given.get("rmsnorm_weight"))
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError):
             return False
         # Before a launch of Triton's is tried, which takes longer than all else of a first call.
         if OP.implementation(case).comes_before_triton:
@@ -78,16 +85,20 @@ def _through_autograd(
     return triton_runs_on(first.device)
 
 
-def _scan_of(given: Mapping[str, Any]) -> Scan:
-    """Of the arguments of a call, which need not fit together, what decides a case."""
-    return Scan(**{name: given.get(name) for name in Scan._fields})  # type: ignore[arg-type]
+def _case_of_scan(given: Mapping[str, Any]) -> Case:
+    """Of the arguments of a call, which need not fit together."""
+    return Scan(**{name: given.get(name) for name in Scan._fields}).case  # type: ignore[arg-type]
 
 
-def _mixer_of(given: Mapping[str, Any]) -> Mixer:
-    known = {name: given.get(name) for name in Mixer._fields}
-    known["headdim"] = head_size(known["D"], known["headdim"])  # type: ignore[arg-type]
-    known["ngroups"] = given.get("ngroups", 1)
-    return Mixer(**known)  # type: ignore[arg-type]
+def _case_of_mixer(given: Mapping[str, Any]) -> Case:
+    D = given["D"]
+    return case_of_mixer(
+        *(given["zxbcdt"], given["conv1d_weight"], given["A"], D, given["dt_bias"]),
+        given.get("initial_states"),
+        head_size(D, given.get("headdim")),
+        given.get("ngroups", 1),
+        given.get("state_dtype"),
+    )
 
 
 def mamba_chunk_scan_combined(
@@ -141,6 +152,7 @@ def mamba_chunk_scan_combined(
         bool(dt_softplus),
         limits(dt_limit),
         check_state_dtype(state_dtype),
+        bool(return_final_states),
     )
     found = way(x, dt, A, B, C, D, z, dt_bias, initial_states)
     with untraced() if found is Way.COMPOSED else nullcontext():
@@ -227,6 +239,7 @@ def mamba_split_conv1d_scan_combined(
         ngroups,
         bool(norm_before_gate),
         check_state_dtype(state_dtype),
+        bool(return_final_states),
     )
     weights = (conv1d_weight, conv1d_bias, dt_bias, D, rmsnorm_weight, outproj_weight, outproj_bias)
     found = way(zxbcdt, A, initial_states, *weights)
@@ -267,7 +280,7 @@ def _mixed(
     """
     conv1d_weight, conv1d_bias, dt_bias, D, rmsnorm_weight, outproj_weight, outproj_bias = weights
     chunk_size, dt_limit, activation, rmsnorm_eps, headdim, ngroups, *others = options
-    norm_before_gate, state_dtype = others
+    norm_before_gate, state_dtype, last_state = others
     check_chunk_size(chunk_size)
     mixer = Mixer(
         zxbcdt=zxbcdt,
@@ -289,9 +302,14 @@ def _mixed(
         ngroups=ngroups,
         norm_before_gate=norm_before_gate,
         state_dtype=state_dtype,
+        last_state=last_state,
     )
-    with untraced() if found is Way.COMPOSED else nullcontext():
+    if found is not Way.KERNELS:
+        with untraced() if found is Way.COMPOSED else nullcontext():
+            check_mixer(mixer)
+    elif not _is_known_to_fit(mixer):
         check_mixer(mixer)
+        _note_that_it_fits(mixer)
     if "norm" in modules:
         out, state = compose(
             mixer,
@@ -314,6 +332,36 @@ def _over_groups(norm: nn.Module, mixer: Mixer) -> nn.Module:
     norm = copy(norm)
     norm.group_size = sizes(mixer.A)[0] * mixer.headdim // mixer.ngroups  # type: ignore[assignment]
     return norm
+
+
+# Mixers of which the like have passed the checks: these look at nothing but this.
+_fitting: Memo[tuple[Any, ...], None] = Memo(MOST_FITTING)
+
+
+def _is_known_to_fit(mixer: Mixer) -> bool:
+    try:
+        known = _fitting.find(_likeness(mixer))
+    except (AttributeError, TypeError):  # what is no tensor, or has no hash
+        return False
+    if known is None:
+        return False
+    known.used = _fitting.clock()
+    return True
+
+
+def _note_that_it_fits(mixer: Mixer) -> None:
+    # Of another dtype than the input, the projection fits under autocast alone.
+    projection = (mixer.outproj_weight, mixer.outproj_bias)
+    if all(each is None or each.dtype == mixer.zxbcdt.dtype for each in projection):
+        _fitting.put(_likeness(mixer), None)
+
+
+def _likeness(mixer: Mixer) -> tuple[Any, ...]:
+    tensors = [
+        None if each is None else (each.shape, each.dtype, each.device)
+        for each in MIXER.tensors(mixer)
+    ]
+    return (mixer.headdim, mixer.ngroups, mixer.activation, *tensors)
 
 
 def _scan_by(found: Way, scan: Scan) -> tuple[Tensor, Tensor]:
@@ -369,7 +417,27 @@ _CAPTURED = Captured(_from_parts)
 
 
 def _implementation(given: Scan | Mixer) -> Implementation:
-    return OP.implementation(given.case)
+    case = given.case
+    found = OP.find(case)
+    if found is not None:
+        return found
+    if isinstance(given, Mixer):
+        _begin(case, given.zxbcdt, given.conv1d_weight, given.rmsnorm_weight)
+    return OP.implementation(case)
+
+
+def _begin(
+    case: Case, zxbcdt: Tensor, conv1d_weight: Tensor, rmsnorm_weight: Tensor | None
+) -> None:
+    """Begin to choose what all parts of a mixer take at once: each is tried, which takes a while.
+
+    The scan's first, which takes longest.
+    """
+    if zxbcdt.is_cuda:
+        OP.begin(case)
+        causal_conv1d.begin(zxbcdt, conv1d_weight)
+        if rmsnorm_weight is not None:
+            norms.begin(zxbcdt, rmsnorm_weight)
 
 
 OP: Op[Case, Implementation] = register(

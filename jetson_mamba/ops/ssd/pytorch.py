@@ -15,7 +15,7 @@ from torch import Tensor
 from jetson_mamba.dispatch.autocast import autocast_dtype, without_autocast
 from jetson_mamba.dispatch.computation import Computation
 from jetson_mamba.dispatch.fields import Tensors
-from jetson_mamba.ops.causal_conv1d import causal_conv1d_bwd
+from jetson_mamba.replay.passes import by_graphs
 
 from . import chunks, composed, core, divided, gated_norm, narrow
 from .block import operand_dtype
@@ -32,7 +32,16 @@ from .contract import (
     refuse_varlen_states,
 )
 from .gates import GatedRMSNorm, swiglu, swiglu_backward
-from .mixer import Columns, convolved, inner_scan, norm_of, project, split_columns, split_heads
+from .mixer import (
+    Columns,
+    convolved_back,
+    convolved_by_kernels,
+    inner_scan,
+    norm_of,
+    project,
+    split_columns,
+    split_heads,
+)
 
 
 def load(case: Case) -> Implementation:
@@ -72,12 +81,12 @@ def mixer_forward(given: Mixer) -> tuple[Tensor, Tensor]:
 
 def core_forward(given: Mixer) -> Core:
     """The core of a mixer with a norm."""
-    return core.forward(given, _STEPS)
+    return _PASSES.forward(given)
 
 
 def core_backward(given: Mixer, kept: Core, dout: Tensor, dstate: Tensor | None) -> CoreGradients:
     """The gradients of a core. The states between blocks are computed once more."""
-    return core.backward(given, kept, dout, dstate, _STEPS)
+    return _PASSES.backward(given, kept, dout, dstate)
 
 
 IMPLEMENTATION = Implementation(
@@ -112,6 +121,7 @@ def _core_scan_backward(
 
 
 _STEPS = core.Steps(_after_convolution, _norm_backward, _core_scan_backward)
+_PASSES = core.Passes(_STEPS)
 
 
 def _scan_forward(given: Scan) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:
@@ -179,7 +189,7 @@ def _mixer_forward(
     columns = split_columns(given, whole)
     norm = norm_of(given)
     with without_autocast(whole.device):
-        inner = _widened(given, columns, convolved(given, columns))
+        inner = _widened(given, columns, convolved_by_kernels(given, columns))
         scanned = torch.empty(columns.z.shape, dtype=whole.dtype, device=whole.device)
         last, kept = divided.forward(inner, torch.unflatten(scanned, -1, (-1, given.headdim)))
         out = scanned
@@ -197,7 +207,7 @@ def _widened(given: Mixer, columns: Columns, xBC: Tensor) -> Scan:
 
     Each layout of its parts would be converted again, by kernels that are half as fast.
     """
-    gated = norm_of(given) is None
+    gated = given.rmsnorm_weight is None
     inner = inner_scan(given, columns, xBC, gated=gated)
     if not xBC.is_cuda or narrow.serves(inner):
         return inner
@@ -251,9 +261,11 @@ def _mixer_passes_back(
         elif normed is not None:
             projected[..., mlp:] = normed
 
-    xBC = convolved(given, columns)
-    operands = operand_dtype(inner_scan(given, columns, xBC, gated=False))
+    xBC = convolved_by_kernels(given, columns)
     inner = _widened(given, columns, xBC)
+    # The dtype of what is multiplied, before it was widened.
+    is_wider = inner.x.dtype != xBC.dtype
+    operands = operand_dtype(inner_scan(given, columns, xBC, gated=False) if is_wider else inner)
     dxBC = torch.empty_like(columns.conv)
     dx, dB, dC = split_heads(given, dxBC)
     dz = torch.unflatten(dcolumns.z, -1, (-1, given.headdim)) if norm is None else None
@@ -270,15 +282,7 @@ def _mixer_passes_back(
         rows = dout.flatten(0, 1)
         dweight = rows.t() @ projected.to(dout.dtype).flatten(0, 1)
         dbias = None if given.outproj_bias is None else rows.sum(0)
-    _, dconv_weight, dconv_bias, _ = causal_conv1d_bwd(
-        columns.conv.transpose(1, 2),
-        given.conv1d_weight,
-        given.conv1d_bias,
-        dxBC.transpose(1, 2),
-        seq_idx=given.seq_idx,
-        dx=dcolumns.conv.transpose(1, 2),
-        activation=given.activation,
-    )
+    dconv_weight, dconv_bias = convolved_back(given, columns, dxBC, dcolumns)
     return {
         "zxbcdt": dwhole,
         "conv1d_weight": dconv_weight,
@@ -294,4 +298,6 @@ def _mixer_passes_back(
 
 
 _SCAN = Computation(SCAN, _scan_passes_forward, _scan_passes_back, composed.scan)
-_MIXER = Computation(MIXER, _mixer_passes_forward, _mixer_passes_back, composed.mixer)
+_MIXER = Computation(
+    MIXER, *by_graphs(MIXER, 2, _mixer_passes_forward, _mixer_passes_back), composed.mixer
+)

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import sys
+from importlib import metadata
 
 from jetson_mamba import advice
 from jetson_mamba.releases import get_torch, together
@@ -16,7 +17,9 @@ from jetson_mamba.report.facts import Facts
 from jetson_mamba.report.packages import MambaSsm
 
 NOTHING = ""
-NVRTC_OF_JETPACK_5 = "sudo apt-get install cuda-nvrtc-11-4"
+# Of JetPack 5's own archive: a board with all of it lists the package (the page on disk usage of
+# NVIDIA-AI-IOT/jetson-min-disk), and l4t-base 35.4, which has no CUDA, takes it from there.
+NVRTC_OF_JETPACK_5 = "cuda-nvrtc-11-4"
 
 
 def install(*words: str) -> str:
@@ -35,8 +38,7 @@ def release(specifier: str) -> str:
 
 def uninstall(name: str) -> str:
     """The command that takes a distribution away."""
-    yes = "--yes " if advice.pip().endswith("-m pip") else ""  # uv does not ask
-    return f"{advice.pip()} uninstall {yes}{name}"
+    return advice.uninstall(name)
 
 
 def torch(facts: Facts) -> str:
@@ -47,11 +49,25 @@ def torch(facts: Facts) -> str:
 
 
 def without(extension: Extension, facts: Facts) -> str:
-    """The command that takes an extension away, which leaves its package working."""
-    if extension.name == "selective_scan_cuda":
-        version = facts.mamba.distribution if facts.mamba else None
-        return f"jetson-mamba install mamba-ssm{f'=={version}' if version else ''}"
-    return uninstall("causal-conv1d")
+    """The command that takes an extension away, which leaves its package working.
+
+    A file that pip does not know as the package's stays whatever pip does, and is moved.
+    """
+    scan = extension.name == "selective_scan_cuda"
+    version = facts.mamba and facts.mamba.distribution if scan else facts.causal_conv1d.version
+    name = "mamba-ssm" if scan else "causal-conv1d"
+    if extension.path and not (version and _may_be_of(name, extension.path, facts)):
+        return aside(extension.path)
+    if not scan:
+        return uninstall(name)
+    return f"jetson-mamba install mamba-ssm{f'=={version}' if version else ''}"
+
+
+def _may_be_of(name: str, path: str, facts: Facts) -> bool:
+    """Whether pip knows a file as one of a distribution's, or does not say."""
+    found = metadata.distributions(name=name, path=list(facts.path))
+    files = [str(each.locate_file(file)) for each in found for file in each.files or ()]
+    return not files or os.path.realpath(path) in map(os.path.realpath, files)
 
 
 def compiled(facts: Facts, name: str) -> str:
@@ -92,7 +108,7 @@ def compiler(facts: Facts, *options: str) -> str:
     if extra in advice.EXTRAS and sys.version_info >= (3, 10):
         return advice.extra(extra, *options)
     if major == "11" and (facts.machine.jetpack or "").startswith("5"):
-        return NVRTC_OF_JETPACK_5
+        return advice.apt(NVRTC_OF_JETPACK_5)
     return install(*options, f"nvidia-cuda-nvrtc-cu{major}") if major in ("11", "12") else NOTHING
 
 

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Iterator
 
+from jetson_mamba.report.extensions import Extension
 from jetson_mamba.report.facts import Facts
 from jetson_mamba.report.findings import commands
-from jetson_mamba.report.findings.registry import Cause, finds
+from jetson_mamba.report.findings.registry import BUSY, NO_ANSWER, Cause, finds
 from jetson_mamba.report.packages import MambaSsm, requires
 
 # The release of mamba-ssm that calls an extension of so many parameters as it wants to be called.
 RELEASE_FOR_PARAMETERS = {4: "==1.0.1", 5: "==1.1.4", 7: "==2.2.4", 8: ">=2.2.5"}
+# How an import ends that takes the program with it; after any other error a next backend serves.
+STOPS = re.compile(r"the process ended|no answer|(SystemExit|KeyboardInterrupt|GeneratorExit)\b")
+
+
+def stopping(facts: Facts) -> Extension | None:
+    """The extension that ends or holds up whatever imports it, if there is one."""
+    return next((each for each in facts.extensions if _stops(each, facts)), None)
 
 
 @finds("undefined-symbol", "undefined symbol: _ZN3c10…")
@@ -171,11 +180,12 @@ def _extension_broken(facts: Facts) -> Iterator[Cause]:
     told = ("undefined symbol", "cannot open shared object file")
     for each in facts.extensions:
         if each.error and not any(words in each.error for words in told):
+            unknown = each.error.startswith(NO_ANSWER) and not _stops(each, facts)
             yield Cause(
                 f"{each.name} cannot be imported: {each.error}",
-                f"{each.path} does not fit this machine",
-                commands.without(each, facts),
-                served=not each.error.startswith("the process ended"),
+                BUSY if unknown else f"{each.path} does not fit this machine",
+                commands.NOTHING if unknown else commands.without(each, facts),
+                served=not unknown and not _stops(each, facts),
             )
 
 
@@ -194,6 +204,13 @@ def _kernels_of_an_extension(facts: Facts) -> Iterator[Cause]:
                     commands.without(extension, facts),
                     served=True,
                 )
+
+
+def _stops(extension: Extension, facts: Facts) -> bool:
+    error = extension.error or ""
+    # Where torch gives no answer either, nothing is known of what is imported after it.
+    waited = error.startswith(NO_ANSWER) and (facts.torch is None or facts.torch.error is not None)
+    return bool(STOPS.match(error)) and not waited
 
 
 def _convolution_is_guarded(mamba: MambaSsm) -> bool:

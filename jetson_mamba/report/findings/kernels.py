@@ -8,6 +8,7 @@ from typing import Iterator
 from jetson_mamba import advice
 from jetson_mamba.report.facts import Facts
 from jetson_mamba.report.findings import commands
+from jetson_mamba.report.findings.extensions import stopping
 from jetson_mamba.report.findings.registry import BUSY, NO_ANSWER, Cause, finds
 
 # An error that was raised, or a machine that NVRTC or the driver does not serve; other reasons are
@@ -28,7 +29,11 @@ def _backends_broken(facts: Facts) -> Iterator[Cause]:
     if not error:
         return
     why, command = "nothing that is known; please report it: jetson-mamba doctor --report", ""
-    if MEMORY.search(error):
+    extension = stopping(facts)
+    if extension:
+        why = f"{extension.name} ends or holds up whatever imports it"
+        command = commands.without(extension, facts)
+    elif MEMORY.search(error):
         why = "other programs have the memory; end one of them, and ask again"
     elif OWN_FILES.search(error):
         why, command = "files of this package are missing, or of two releases", advice.again() or ""

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Callable, Iterator, NamedTuple, TypeVar
 
 from jetson_mamba.report.facts import Facts
+from jetson_mamba.report.trial import BUSY, NO_ANSWER
 
-# What the probe says of a trial that it stopped waiting for, and what that may mean.
-NO_ANSWER = "no answer"
-BUSY = "something waits, or this machine is slow or busy: ask again when it is idle"
+__all__ = ["BUSY", "NO_ANSWER", "Cause", "Finding", "findings", "finds"]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Iterator
 
 from jetson_mamba.report.facts import Facts
+from jetson_mamba.report.findings import commands
+from jetson_mamba.report.findings.extensions import stopping
 from jetson_mamba.report.findings.registry import BUSY, NO_ANSWER, Cause, finds
 
 
@@ -13,7 +15,11 @@ def _the_block_fails(facts: Facts) -> Iterator[Cause]:
     if not facts.mamba or not facts.torch or facts.torch.error or not facts.trial_error:
         return
     why, command = "it was imported, and a block of each kind run, in a process of its own", ""
-    if NO_ANSWER in facts.trial_error:
+    extension = stopping(facts)
+    if extension:
+        why = f"{extension.name} ends or holds up whatever imports it"
+        command = commands.without(extension, facts)
+    elif NO_ANSWER in facts.trial_error:
         why = BUSY
     else:
         command = "jetson-mamba install"

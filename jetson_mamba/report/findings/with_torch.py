@@ -7,7 +7,7 @@ from typing import Iterator
 
 from jetson_mamba.report.facts import Facts
 from jetson_mamba.report.findings import commands
-from jetson_mamba.report.findings.registry import Cause, finds
+from jetson_mamba.report.findings.registry import BUSY, NO_ANSWER, Cause, finds
 from jetson_mamba.report.torch_build import lacks_kernels_for
 
 
@@ -76,8 +76,9 @@ def _no_gpu(facts: Facts) -> Iterator[Cause]:
 @finds("torch-broken", "torch cannot be imported")
 def _torch_broken(facts: Facts) -> Iterator[Cause]:
     if facts.torch and facts.torch.error:
+        waited = facts.torch.error.startswith(NO_ANSWER)
         yield Cause(
             f"torch {facts.torch.version or ''} does not work: {facts.torch.error}",
-            f"it is installed in {os.path.dirname(facts.torch.path or '')}",
-            commands.torch(facts),
+            BUSY if waited else f"it is installed in {os.path.dirname(facts.torch.path or '')}",
+            commands.NOTHING if waited else commands.torch(facts),
         )
