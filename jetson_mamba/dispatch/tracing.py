@@ -52,7 +52,7 @@ def sizes(tensor: Tensor) -> tuple[int, ...]:
 
 def unflatten(tensor: Tensor, axis: int, parts: tuple[int, ...]) -> Tensor:
     """``torch.unflatten``, by whose rule in ONNX other axes would keep the sizes of the trace."""
-    if _tracing_state() is None:
+    if tracing_state() is None:
         return torch.unflatten(tensor, axis, parts)
     axis %= tensor.dim()
     return tensor.reshape(*tensor.shape[:axis], *parts, *tensor.shape[axis + 1 :])
