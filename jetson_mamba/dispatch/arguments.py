@@ -7,7 +7,7 @@ from typing import Any, Collection, Mapping
 import torch
 from torch import Tensor
 
-from .tracing import sizes
+from .tracing import sizes, tracing_state
 
 FLOATING = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 COMPLEX = frozenset((torch.complex64, torch.complex128))
@@ -102,7 +102,11 @@ def check_shape(name: str, tensor: Tensor | None, wanted: Mapping[str, int]) -> 
 
 def check_alike(name: str, tensor: Tensor | None, shape: tuple[int, ...], meaning: str) -> None:
     """Raise ValueError unless a tensor, if given, has a shape; also while a trace is taken."""
-    if tensor is not None and sizes(tensor) != shape:
+    if tensor is None:
+        return
+    # Not sizes of it without a trace: small norms feel a call.
+    found = tensor.shape if tracing_state() is None else sizes(tensor)
+    if found != shape:
         raise ValueError(f"{name}: expected {meaning}, {shape}, found {sizes(tensor)}")
 
 

@@ -9,11 +9,11 @@ does, and it is ``self`` of a function that is running. So a fused call looks wh
 * Where everything is plain, it goes on, some 1 us later.
 * Else it computes up to the projection and calls the module.
 * transformers 5 brings a path of its own that calls its modules, and takes it where the fused call
-  gives None. So it is left to that, also in two cases in which its own path computes something else
+  gives None. So it is left to that, also in cases in which its own path computes something else
   than a fused call. It masks what follows padding, and hands no mask on; without one, padding runs
-  into the states. And it normalises step sizes before their projection, mamba_ssm after it
-  (FalconMamba): there the fused call serves where it would without this package, with mamba_ssm's
-  extension.
+  into the states. It takes any activation, a fused call silu alone. And it normalises step sizes
+  before their projection, mamba_ssm after it (FalconMamba). In the last two a call of Mamba serves
+  where it would without this package, with mamba_ssm's extension.
 
 While ``torch.compile`` traces, the functions that run are those of the tracer, which holds what
 they would be; a call that would have to call modules, and cannot be told to, ends the graph, and
@@ -41,6 +41,8 @@ MOST_FRAMES = 12
 # Where transformers wraps a function for which it has another way to compute.
 _HAS_ANOTHER_WAY = "transformers.integrations.hub_kernels"
 _TENSORS = (Tensor, nn.Parameter)
+# The activations that a fused call computes, or a block without one.
+_FUSED = (None, "silu", "swish")
 # The gated norms, and the projections that tensors are parallel over.
 _KNOWN = ("mamba_ssm.", "transformers.models.")
 _LINEAR = nn.Linear
@@ -156,16 +158,24 @@ def _passed_now(weights: dict[str, Any]) -> Passed | None:
         if local is not None:
             modules = _found(local["self"], weights)
             if modules is not None:
-                differs = local.get("attention_mask") is not None or _normalises(weights)
+                masks = local.get("attention_mask") is not None
+                differs = masks or _differs(local["self"], weights)
                 declined = (differs or bool(modules)) and _is_declined(frame)
                 return Passed(modules, declined) if modules or declined else None
         frame = frame.f_back
     return None
 
 
-def _normalises(weights: Mapping[str, Any]) -> bool:
-    """Whether step sizes are normalised, and nobody's extension does so after their projection."""
-    return weights.get("dt_rms") is not None and not _has_extension()
+def _differs(owner: nn.Module, weights: Mapping[str, Any]) -> bool:
+    """Whether its own path computes something else, and nobody's extension does what a call would.
+
+    That is where step sizes are normalised, or where its activation is not the one of a call.
+    """
+    activation = owner.__dict__.get("activation")
+    is_other = activation not in _FUSED and isinstance(activation, str)
+    if is_other and "x_proj" not in weights:
+        return True  # Mamba-2's call is given it, and refuses it.
+    return (is_other or weights.get("dt_rms") is not None) and not _has_extension()
 
 
 @lru_cache(maxsize=None)
@@ -253,7 +263,7 @@ def _verdict(*names: str) -> int:
             return _ENDS_GRAPH
         if not all(map(is_plain, modules)):
             return _DECLINED if has_another_way else _ENDS_GRAPH
-        differs = caller.masks or _normalises(dict.fromkeys(names, True))
+        differs = caller.masks or _differs(caller.owner, dict.fromkeys(names, True))
         return _DECLINED if has_another_way and differs else _GOES_ON
     return _GOES_ON
 

@@ -4,7 +4,8 @@ A trace is a list of operations with the numbers that they had. Where those came
 size gives other results than the function would, without a word. So a composed form takes the sizes
 that it builds with from the shapes of tensors, which a trace follows, and decides by plain numbers
 (:func:`sizes`) only what holds at every size. What cannot be built for every size is *fixed*: an
-operation stands in the trace that refuses others.
+operation stands in the trace that refuses others. So does one for each tensor that has to be
+*beside* another: what a trace took for a constant keeps its size, and may not be broadcast.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, Iterator, TypeVar
 import torch
 from torch import Tensor
 
-_tracing_state: Any = torch._C._get_tracing_state
+tracing_state: Any = torch._C._get_tracing_state
 _Maybe = TypeVar("_Maybe", Tensor, "Tensor | None")
 
 
@@ -43,7 +44,7 @@ def untraced() -> Iterator[None]:
 
 def sizes(tensor: Tensor) -> tuple[int, ...]:
     """The shape in plain numbers, also where a trace would follow them."""
-    if _tracing_state() is None:  # is_traced, without a call
+    if tracing_state() is None:  # is_traced, without a call
         return tuple(tensor.shape)
     with untraced():
         return tuple(tensor.shape)
@@ -51,7 +52,7 @@ def sizes(tensor: Tensor) -> tuple[int, ...]:
 
 def unflatten(tensor: Tensor, axis: int, parts: tuple[int, ...]) -> Tensor:
     """``torch.unflatten``, by whose rule in ONNX other axes would keep the sizes of the trace."""
-    if _tracing_state() is None:
+    if tracing_state() is None:
         return torch.unflatten(tensor, axis, parts)
     axis %= tensor.dim()
     return tensor.reshape(*tensor.shape[:axis], *parts, *tensor.shape[axis + 1 :])
@@ -74,7 +75,23 @@ def fixed(tensor: _Maybe, axis: int) -> _Maybe:
     if refuse is None:
         (tensor,) = tensor.split_with_sizes([size], axis)
         return tensor
-    checked: Tensor = refuse(tensor, axis, size)
+    checked: Tensor = refuse[0](tensor, axis, size)
+    return checked
+
+
+def beside(name: str, tensor: _Maybe, other: Tensor, *axes: tuple[int, int]) -> _Maybe:
+    """``tensor``; a trace then raises a RuntimeError where a pair of axes of both differs in size.
+
+    A call in Python has been checked for that; a trace leaves such checks out.
+    """
+    if tensor is None or not is_traced() or torch.onnx.is_in_onnx_export():
+        return tensor
+    refuse = _compiled()
+    if refuse is None:
+        return tensor
+    checked: Tensor = tensor
+    for axis, other_axis in axes:
+        checked = refuse[1](name, checked, axis, other, other_axis)
     return checked
 
 
@@ -87,15 +104,25 @@ def _of_size(tensor: Tensor, axis: int, size: int) -> Tensor:
     return tensor
 
 
+def _of_one_size(name: str, tensor: Tensor, axis: int, other: Tensor, other_axis: int) -> Tensor:
+    if tensor.size(axis) != other.size(other_axis):
+        raise RuntimeError(
+            f"jetson_mamba: {name} of shape {tensor.size()} in a trace: expected "
+            f"{other.size(other_axis)} on axis {axis}, as in an input of shape {other.size()}; "
+            f"make {name} an input of the trace, or take another trace for other sizes"
+        )
+    return tensor
+
+
 @lru_cache(maxsize=None)
 def _compiled() -> Any:
-    """:func:`_of_size` with its error, which a trace of what Python does would leave out.
+    """Both functions with their errors, which a trace of what Python does would leave out.
 
     None where there is no source of it to compile.
     """
     with untraced(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is old, as who takes a trace has been told.
         try:
-            return torch.jit.script(_of_size)
+            return torch.jit.script(_of_size), torch.jit.script(_of_one_size)
         except OSError:
             return None

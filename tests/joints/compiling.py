@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from typing import Any
 
 import torch
@@ -66,9 +67,12 @@ def dynamic(s: Subject) -> Results:
     module = s.module()
     compiled = torch.compile(module, backend="aot_eager", dynamic=True)
     found: Results = {}
-    for length in (11, 7, 4):
+    for length in (11, 5):
         module.zero_grad()
         each = trained(module, s.x[:, :length], compiled)
+        # For models that torch takes too long for without the hook.
+        alone = trained(s.module(), s.x[:, :length])
+        same(f"the gradient at {length}", each["gradient of x"], alone["gradient of x"])
         found |= {f"{name} at {length}": value for name, value in each.items()}
     return found
 
@@ -238,3 +242,43 @@ def marked_dynamic(s: Subject) -> Results:
         for length in (11, 5):
             found[f"out at {length}"] = compiled(x[:, :length] if length < 11 else x)
     return found
+
+
+@joint("compile each mixer by itself", slow=True)
+def regions(s: Subject) -> Results:
+    from tests.joints.subjects import mixers
+
+    module = s.module()
+    for mixer in mixers(module):
+        mixer.compile(backend="aot_eager")
+    return trained(module, s.x)
+
+
+@joint("compile around mixers that are left out", slow=True)
+def mixers_left_out(s: Subject) -> Results:
+    from tests.joints.subjects import mixers
+
+    module = s.module()
+    for mixer in mixers(module):
+        mixer.forward = torch.compiler.disable(mixer.forward)
+    return trained(module, s.x, torch.compile(module, backend="eager"))
+
+
+@joint("a copy of what is compiled", slow=True)
+def compiled_copied(s: Subject) -> Results:
+    module = s.module()
+    compiled = torch.compile(module, backend="aot_eager")
+    trained(module, s.x, compiled)
+    other: Any = copy.deepcopy(compiled)
+    other.zero_grad()
+    return trained(other, s.x)
+
+
+@joint("AOTAutograd by hand, what can be computed again left out", slow=True)
+def aot_by_hand(s: Subject) -> Results:
+    from functorch import compile as aot  # type: ignore[import-untyped]
+
+    module = s.module()
+    cut = aot.min_cut_rematerialization_partition
+    call = aot.aot_module(module, fw_compiler=aot.nop, bw_compiler=aot.nop, partition_fn=cut)
+    return trained(module, s.x, call)

@@ -339,3 +339,49 @@ def their_trainer(s: Subject) -> Results:
         )
         done = Trainer(model, arguments, train_dataset=rows).train()
     return {"loss": torch.tensor(done.training_loss)}
+
+
+# How each model calls a part of its Mamba layers, in its configuration.
+_NAMED_OTHERWISE = {
+    "NemotronH": {"hidden_act": "mamba_hidden_act"},
+    "Bamba": {"use_bias": "mamba_proj_bias", "use_conv_bias": "mamba_conv_bias"},
+    "Zamba2": {"use_bias": "add_bias_linear", "n_groups": "mamba_ngroups"},
+}
+_NAMED_OTHERWISE["Bamba"]["n_groups"] = "mamba_n_groups"
+for _each in ("FalconH1", "GraniteMoeHybrid", "Jamba"):
+    _NAMED_OTHERWISE[_each] = _NAMED_OTHERWISE["Bamba"]
+
+
+def _configured(s: Subject, **options: Any) -> Results:
+    """A step of training, and what is generated, of a model that is configured otherwise."""
+    names = _NAMED_OTHERWISE.get(s.name.rpartition(" ")[2], {})
+    model = s.model({names.get(name, name): value for name, value in options.items()}).train()
+    value = _loss(s, model)
+    value.backward()
+    found = {"loss": value.detach(), **gradients(model)}
+    return {**found, **_generated(s, model, do_sample=False)}
+
+
+@joint("another activation: gelu", on=THEIRS)
+def gelu(s: Subject) -> Results:
+    return _configured(s, hidden_act="gelu")
+
+
+@joint("another activation: relu, compiled", on=THEIRS, slow=True)
+def relu_compiled(s: Subject) -> Results:
+    names = _NAMED_OTHERWISE.get(s.name.rpartition(" ")[2], {})
+    model = s.model({names.get("hidden_act", "hidden_act"): "relu"}).train()
+    model.forward = torch.compile(model.forward, backend="eager")
+    value = _loss(s, model)
+    value.backward()
+    return {"loss": value.detach(), **gradients(model)}
+
+
+@joint("biases of the projections, none of the convolution", on=THEIRS)
+def biases(s: Subject) -> Results:
+    return _configured(s, use_bias=True, use_conv_bias=False)
+
+
+@joint("groups, step sizes within limits", on=THEIRS)
+def groups(s: Subject) -> Results:
+    return _configured(s, n_groups=2, time_step_limit=(0.1, 0.5))

@@ -182,10 +182,21 @@ def activations_freed(s: Subject) -> Results:
 
 @joint("DataParallel's replicas")
 def replicas(s: Subject) -> Results:
+    """As torch.nn.parallel.replicate makes them, which asks for GPUs: weights are no parameters."""
     module = s.module().train()
-    replica = module._replicate_for_data_parallel()
-    out = replica(s.x)
-    return {"out": out.detach()}
+    copies: dict[nn.Module, Any] = {
+        each: each._replicate_for_data_parallel() for each in module.modules()
+    }
+    shared = {weight: weight * 1 for weight in module.parameters()}
+    for each, copied in copies.items():
+        for name, child in each._modules.items():
+            copied._modules[name] = None if child is None else copies[child]
+        for name, weight in each._parameters.items():
+            copied._parameters.pop(name, None)
+            setattr(copied, name, None if weight is None else shared[weight])
+    out = copies[module](s.x)
+    loss(out).backward()
+    return {"out": out.detach(), **gradients(module)}
 
 
 def _group() -> None:
@@ -384,3 +395,44 @@ def ddp_compressed(s: Subject) -> Results:
     with wrapped.no_sync():
         trained(wrapped, s.x)
     return trained(wrapped, s.x)
+
+
+@joint("checkpoint_wrapper of torch.distributed, both kinds", slow=True)
+def checkpoint_wrappers(s: Subject) -> Results:
+    from torch.distributed.algorithms._checkpoint import checkpoint_wrapper as wrappers
+
+    found: Results = {}
+    for kind in wrappers.CheckpointImpl:
+        wrapped = wrappers.checkpoint_wrapper(s.module(), checkpoint_impl=kind)
+        found |= {f"{kind.name} {name}": value for name, value in trained(wrapped, s.x).items()}
+    return found
+
+
+@joint("ZeroRedundancyOptimizer, two steps", slow=True)
+def zero_redundancy(s: Subject) -> Results:
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    _group()
+    module = s.module()
+    wrapped = nn.parallel.DistributedDataParallel(module, find_unused_parameters=True)
+    optimizer = ZeroRedundancyOptimizer(module.parameters(), torch.optim.SGD, lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss(wrapped(s.x)).backward()
+        optimizer.step()
+    return {name: weight.detach() for name, weight in module.named_parameters()}
+
+
+@joint("freed with a cycle and hooks")
+def freed_with_cycle(s: Subject) -> Results:
+    module = s.module()
+    out_of(module, s.x)
+    trained(module, s.x)
+    for mixer in mixers(module):
+        mixer.__dict__["itself"] = mixer
+        mixer.in_proj.register_forward_hook(lambda *call: None)
+    trained(module, s.x)
+    gone = [weakref.ref(each) for each in module.modules()]
+    del module, mixer
+    gc.collect()
+    return {"left": sum(each() is not None for each in gone)}

@@ -30,7 +30,7 @@ def _in_training(s: Subject, module: nn.Module, dtype: torch.dtype) -> Results:
             out: Tensor = module(x)
         return out.float()
 
-    return trained(module, s.x, call)
+    return _over_draws(module, s.x, call)
 
 
 def _over_draws(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from tests.joints.declared import BLOCKS, joint
-from tests.joints.measures import Results, out_of, same, trained
+from tests.joints.measures import Results, loss, out_of, same, trained
 from tests.joints.subjects import Subject, hooked
 
 
@@ -227,3 +227,47 @@ def spawned(s: Subject) -> Results:
 def _step(name: str) -> Any:
     found = Subject(name)
     return trained(found.module(), found.x)["gradient of x"].tolist()
+
+
+@joint("three threads, each in a mode of its own")
+def threads_and_modes(s: Subject) -> Results:
+    module = s.module().eval()
+
+    def in_inference(_: int) -> torch.Tensor:
+        with torch.inference_mode():
+            out: torch.Tensor = module(s.x)
+        return out.clone()
+
+    def in_training(_: int) -> torch.Tensor:
+        x = s.x.clone().requires_grad_()
+        loss(module(x)).backward()
+        assert x.grad is not None
+        return x.grad
+
+    calls = (lambda _: out_of(module, s.x), in_training, in_inference) * 3
+    with ThreadPoolExecutor(9) as pool:
+        found = list(pool.map(lambda call: call(0), calls))
+    return dict(zip(("no_grad", "gradient of x", "inference_mode"), found))
+
+
+@joint("a fork between the passes of training", slow=True)
+def fork_between_passes(s: Subject) -> Results:
+    module = s.module().train()
+    x = s.x.clone().requires_grad_()
+    value = loss(module(x))
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        answer = b"0"
+        with contextlib.suppress(Exception):
+            value.backward()
+            assert x.grad is not None
+            again = trained(s.module(), s.x)["gradient of x"]
+            answer = b"1" if torch.allclose(again, x.grad, atol=1e-4) else b"0"
+        os.write(writer, answer)
+        os._exit(0)
+    os.close(writer)
+    answer = os.read(reader, 1)
+    os.waitpid(child, 0)
+    value.backward()
+    return {"gradient of x": x.grad, "child": answer.decode()}

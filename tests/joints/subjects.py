@@ -13,7 +13,7 @@ import zlib
 from functools import lru_cache
 from importlib import import_module
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -175,8 +175,8 @@ class Subject:
         model = self.model(**made)
         return FromEmbeddings(model, transformers=self.kind == TRANSFORMERS)
 
-    def model(self, **made: Any) -> Any:
-        """A new language model that takes tokens."""
+    def model(self, configured: Mapping[str, Any] | None = None, **made: Any) -> Any:
+        """A new language model of tokens; one of transformers may be ``configured`` otherwise."""
         if self.kind == MODELS:
             config = _mamba_ssm().Config(
                 d_model=WIDTH, n_layer=2, vocab_size=VOCABULARY, **_MODELS[self.name]
@@ -185,7 +185,8 @@ class Subject:
         else:
             name = self.name.rpartition(" ")[2]
             package = import_module("transformers")
-            config = getattr(package, f"{name}Config")(**_TRANSFORMERS[name])
+            options = {**_TRANSFORMERS[name], **(configured or {})}
+            config = getattr(package, f"{name}Config")(**options)
             model = getattr(package, f"{name}ForCausalLM")(config)
             model.to(made.get("device"), made.get("dtype"))
         fill(model)

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.joints.declared import ALL, Joint
+from tests.joints.measures import loss
 from tests.joints.verdicts import Judged, Verdict, judge
 from tests.joints.workers import Outcome
 
@@ -147,3 +149,14 @@ def test_of_several_draws_the_median_counts_and_each_is_a_number() -> None:
         ([near, near], Verdict.SILENT),
     ):
         assert judged(outcome({"out": draws}), ones, exact=ones).verdict is verdict
+
+
+@pytest.mark.filterwarnings("ignore")  # torch imports what it has deprecated.
+def test_what_is_measured_may_be_transformed_and_traced() -> None:
+    """Else a row would raise the same error with the hook and without, and show nothing."""
+    x = torch.randn(3, 2)
+    factors = torch.func.grad(loss)(x)
+    assert len(factors.unique()) == x.numel()
+    assert torch.equal(torch.func.vmap(torch.func.grad(loss))(x[None])[0], factors)
+    assert torch.equal(torch.func.hessian(loss)(x), torch.zeros(3, 2, 3, 2))
+    assert torch.equal(make_fx(torch.func.grad(loss))(x)(x), factors)

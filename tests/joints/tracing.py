@@ -9,7 +9,7 @@ import io
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import torch
 from torch import Tensor, nn
@@ -255,3 +255,53 @@ def trace_autocast(s: Subject) -> Results:
         with torch.autocast("cpu", torch.bfloat16, **options):
             traced = _traced(s, module)
         return {"out": traced(s.x).float()}
+
+
+@joint("torch.export with a batch of any size", slow=True)
+def export_any_batch(s: Subject) -> Results:
+    module = s.module().eval()
+    shapes = ({0: torch.export.Dim("batch", min=1, max=64)},)
+    with torch.no_grad():
+        program = torch.export.export(module, (s.x,), dynamic_shapes=shapes).module()
+        more = torch.cat([s.x, s.x.flip(1), s.x[:1]])
+        out = program(more)
+        same("the program with more", out, module(more))
+    return {"more": out}
+
+
+@joint("torch.export, unflattened", slow=True)
+def export_unflattened(s: Subject) -> Results:
+    with torch.no_grad():
+        program = torch.export.export(s.module().eval(), (s.x,))
+        return {"out": torch.export.unflatten(program)(s.x)}
+
+
+class _Step(nn.Module):
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor, *states: Tensor) -> Any:
+        """The output of a step, whose states are written in place."""
+        return self.block.step(x, *states)[0]  # type: ignore[operator]
+
+
+def _steps(s: Subject, taken: Callable[[nn.Module, tuple[Tensor, ...]], Any]) -> Results:
+    block: Any = s.module().eval()
+    with torch.no_grad():
+        step = taken(_Step(block), (s.x[:, :1], *block.allocate_inference_cache(2, 1)))
+        states = block.allocate_inference_cache(2, 1)
+        outs = [step(s.x[:, place : place + 1], *states) for place in range(4)]
+    return {"outs": torch.cat(outs, 1), "conv_state": states[0], "ssm_state": states[1]}
+
+
+@joint("torch.export of a step of decoding", on=("Mamba", "Mamba2"), slow=True)
+def export_of_step(s: Subject) -> Results:
+    return _steps(s, lambda step, given: torch.export.export(step, given).module())
+
+
+@joint("jit.trace of a step of decoding", on=("Mamba", "Mamba2"))
+def trace_of_step(s: Subject) -> Results:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _steps(s, lambda step, given: torch.jit.trace(step, given, check_trace=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -336,3 +337,55 @@ def ensemble_gradients(s: Subject) -> Results:
     each = torch.func.vmap(torch.func.grad(value), in_dims=(0, 0, None))
     found = each({name: weight.detach() for name, weight in weights.items()}, buffers, s.x)
     return named("gradients of", found)
+
+
+@joint("func.vmap over steps' axis as the batch, in and out", slow=True)
+def vmap_inside(s: Subject) -> Results:
+    module = s.module().eval()
+    several = torch.stack([s.x, s.x.flip(1), 0.5 * s.x], 1)
+    out = torch.func.vmap(module, in_dims=1, out_dims=1)(several)
+    same("one of them", out[:, 0], module(s.x))
+    return {"out": out.detach()}
+
+
+@joint("func.vmap inside func.vmap", slow=True)
+def vmap_of_vmap(s: Subject) -> Results:
+    module = s.module().eval()
+    several = torch.stack([s.x[:, None], 0.5 * s.x[:, None]])
+    return {"out": torch.func.vmap(torch.func.vmap(module))(several).detach()}
+
+
+@joint("func.vmap over decays, step sizes and taps alone")
+def vmap_over_some(s: Subject) -> Results:
+    run, weights = function(s.module()), parameters(s.module())
+    ends = ("A_log", ".D", "dt_bias", "dt_proj.bias", "conv1d.weight")
+    some = {
+        name: torch.stack([weight, 0.9 * weight])
+        for name, weight in weights.items()
+        if name.endswith(ends)
+    }
+    out = torch.func.vmap(lambda changed: run({**weights, **changed}, s.x))(some)
+    same("the first", out[0], run(weights, s.x))
+    return {"out": out.detach()}
+
+
+@joint("func.vmap of func.jvp", slow=True)
+def vmap_of_jvp(s: Subject) -> Results:
+    module = s.module().eval()
+    tangents = torch.stack([s.x.flip(1), s.x.flip(0)])
+    found = torch.func.vmap(lambda tangent: torch.func.jvp(module, (s.x,), (tangent,))[1])(tangents)
+    return {"tangents": found.detach()}
+
+
+@joint("func.jvp of func.grad over decays and step sizes", tolerance=1e-3, slow=True)
+def jvp_of_grad(s: Subject) -> Results:
+    run, weights = function(s.module()), parameters(s.module())
+    ends = ("A_log", "dt_bias", "dt_proj.bias")
+    some = {name: weight for name, weight in weights.items() if name.endswith(ends)}
+
+    def of(changed: dict[str, Tensor]) -> Tensor:
+        return loss(run({**weights, **changed}, s.x))
+
+    ones = {name: torch.ones_like(weight) for name, weight in some.items()}
+    found: Any = torch.func.jvp(torch.func.grad(of), (some,), (ones,))
+    return named("second", found[1])

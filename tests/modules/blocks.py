@@ -208,6 +208,21 @@ def packed() -> Iterator[tuple[str, float]]:
             yield from compared(f"{name}, {projection}", found, expected)
 
 
+def grouped() -> Iterator[tuple[str, float]]:
+    """A hook that changes nothing changes nothing where B, C and the norm have groups."""
+    x = torch.randn(2, SEQLEN, D_MODEL)
+    for name in BLOCKS.keys() & {"Mamba2", "Mamba2Simple"}:
+        block = build(name, ngroups=2)
+        expected = step(block, block, x)
+        for projection in ("in_proj", "out_proj", "norm"):
+            calls: list[None] = []
+            module = getattr(block, projection)
+            handle = module.register_forward_hook(lambda *_, calls=calls: calls.append(None))
+            yield from compared(f"{name}, {projection}", step(block, block, x), expected)
+            yield f"{name}, {projection} calls", abs(len(calls) - 1)
+            handle.remove()
+
+
 def generated(block: Any, x: Tensor) -> Tensor:
     """What a block gives with a cache: for a prompt, then token by token."""
     width, dim = block.conv1d.kernel_size[0], block.conv1d.in_channels
@@ -336,7 +351,18 @@ def foreign() -> Iterator[tuple[str, float]]:
 CHECKS = {
     each.__name__: each
     for each in (
-        *(called, everywhere, biases, packed, decoded, offloaded, quantised, traced, foreign),
+        *(
+            called,
+            everywhere,
+            biases,
+            packed,
+            grouped,
+            decoded,
+            offloaded,
+            quantised,
+            traced,
+            foreign,
+        ),
     )
 }
 

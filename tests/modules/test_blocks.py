@@ -13,7 +13,7 @@ from tests.releases.test_blocks import python
 LATEST = "2.3.2.post1"
 # Other texts of the blocks: Mamba's first, and Mamba2's when its convolution knew no packs.
 OLDER = {"1.0.1": ("called",), "2.1.0": ("called", "packed")}
-CHECKS = ("called", "everywhere", "biases", "packed", "decoded", "offloaded", "foreign")
+CHECKS = ("called", "everywhere", "biases", "packed", "grouped", "decoded", "offloaded", "foreign")
 # With conditions of their own.
 MORE = ("quantised", "traced")
 needs_operators = pytest.mark.skipif(

@@ -9,7 +9,10 @@ from typing import Callable, Iterable, Iterator, NamedTuple
 from tests.mutants.texts import COMBINED, INTERFACE, KERNELS, TARGETS, Text, texts
 
 # One module each.
-KINDS = ("signatures", "operands", "kernels", "imports", "names", "structure", "calls", "spelling")
+KINDS = (
+    *("signatures", "operands", "kernels", "imports", "names", "structure", "calls", "spelling"),
+    "syntax",
+)
 
 
 class Mutant(NamedTuple):

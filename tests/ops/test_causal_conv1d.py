@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from itertools import chain, combinations, product
+from types import SimpleNamespace
 from typing import Any, Iterator, NamedTuple
 
 import pytest
@@ -445,3 +446,19 @@ def test_peak_memory_is_the_result_and_a_little() -> None:
     assert backward < 0.3
     # The result itself is 1: a smaller figure measures nothing.
     assert 0.9 < forward < 1.2
+
+
+def test_an_activation_may_have_a_name_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    activations = SimpleNamespace(ACT2FN={"gelu": torch.nn.functional.gelu})
+    monkeypatch.setitem(sys.modules, "transformers.activations", activations)
+    x, weight = torch.randn(2, 3, 6), torch.randn(3, 4)
+    plain, last = causal_conv1d_fn(x, weight, return_final_states=True)
+    found, states = causal_conv1d_fn(x, weight, return_final_states=True, activation="gelu")
+    assert torch.equal(found, torch.nn.functional.gelu(plain))
+    assert torch.equal(states, last)
+    assert torch.equal(causal_conv1d_fn(x, weight, activation="gelu"), found)
+    state = torch.zeros(2, 3, 4)
+    stepped = causal_conv1d_update(x, state, weight, activation="gelu")
+    assert relative_norm(stepped, found) < 1e-6
+    with pytest.raises(ValueError, match="a name of an activation in transformers, found 'gelo'"):
+        causal_conv1d_fn(x, weight, activation="gelo")

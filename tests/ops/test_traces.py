@@ -16,6 +16,7 @@ from torch import Tensor
 from jetson_mamba.dispatch.backends import Op
 from jetson_mamba.ops import (
     causal_conv1d_fn,
+    mamba_chunk_scan_combined,
     mamba_inner_fn,
     selective_scan_fn,
     selective_state_update,
@@ -168,11 +169,89 @@ def test_a_trace_refuses_what_it_is_not_right_for_and_says_what_to_do() -> None:
     traced: Any = torch.jit.trace(convolution, (x, drawn(DIM, 4), states))
     with pytest.raises(torch.jit.Error, match=r"expected 4 on axis 1.*take another trace"):
         traced(x, drawn(DIM, 3), states[..., :2])
-    index = torch.zeros(2, 6, dtype=torch.int32)
-    weight = drawn(DIM, 4)
-    packed: Any = torch.jit.trace(lambda x: causal_conv1d_fn(x, weight, None, index), (x,))
-    with pytest.raises(RuntimeError, match="expand"):
-        packed(x[:1])
+
+
+def ssd(**others: Any) -> Call:
+    """Mamba-2's scan of two heads, with constants."""
+    A = -torch.rand(2)
+
+    def call(x: Tensor) -> Any:
+        given = {"dt": x[..., 0], "B": x[:, :, :1], "C": x[:, :, 1:], **others}
+        return mamba_chunk_scan_combined(x, A=A, chunk_size=4, **given)
+
+    return call
+
+
+def scan(**others: Any) -> Call:
+    """A selective scan with constants."""
+    A = -torch.rand(DIM, DSTATE)
+
+    def call(u: Tensor) -> Any:
+        given = {"delta": u, "B": u[:, None, :DSTATE], "C": u[:, None, 1:], **others}
+        return selective_scan_fn(u, A=A, **given)
+
+    return call
+
+
+def convolution(**others: Any) -> Call:
+    return lambda x: causal_conv1d_fn(x, WEIGHT, **others)
+
+
+def further(conv_state: Tensor, **others: Any) -> Call:
+    return lambda x: causal_conv1d_update(x, conv_state * 1, WEIGHT, **others)
+
+
+def token(**others: Any) -> Call:
+    """A step of the state with constants."""
+    A = -torch.rand(DIM, DSTATE)
+
+    def call(x: Tensor) -> Any:
+        x = x[..., 0]
+        given = {"dt": x, "B": x[:, :DSTATE], "C": x[:, 1:], "state": x[..., None] * A, **others}
+        return selective_state_update(given.pop("state") * 1, x, A=A, **given)
+
+    return call
+
+
+WEIGHT = drawn(DIM, 4)
+ONE = torch.int32
+# What a function holds beside the input of a trace, of a batch of 1 and 6 steps.
+CONSTANTS: dict[str, Call] = {
+    "seq_idx of the convolution": convolution(seq_idx=torch.zeros(1, 6, dtype=ONE)),
+    "initial_states of the convolution": convolution(initial_states=drawn(1, DIM, 3)),
+    "conv_state": further(drawn(1, DIM, 4)),
+    "cache_seqlens": further(drawn(1, DIM, 4), cache_seqlens=torch.ones(1, dtype=ONE)),
+    "conv_state_indices": further(drawn(5, DIM, 4), conv_state_indices=torch.ones(1, dtype=ONE)),
+    **{f"{name} of ssd": ssd(**{name: drawn(1, 6, 1, 2)}) for name in ("B", "C")},
+    "z of ssd": ssd(z=drawn(1, 6, 2, 2)),
+    "dt of ssd": ssd(dt=torch.rand(1, 6, 2)),
+    "seq_idx of ssd": ssd(seq_idx=torch.zeros(1, 6, dtype=ONE)),
+    "initial_states of ssd": ssd(initial_states=drawn(1, 2, 2, 2)),
+    **{f"{name} of the scan": scan(**{name: drawn(1, DIM, 6)}) for name in ("delta", "z")},
+    **{f"{name} of the scan": scan(**{name: drawn(1, 1, DSTATE, 6)}) for name in ("B", "C")},
+    "state": token(state=drawn(1, DIM, DSTATE)),
+    **{f"{name} of a token": token(**{name: drawn(1, DIM)}) for name in ("dt", "z")},
+    **{f"{name} of a token": token(**{name: drawn(1, DSTATE)}) for name in ("B", "C")},
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_a_trace_refuses_its_constants_beside_an_input_of_other_sizes(name: str) -> None:
+    """As a call does: one that has a batch of 1 is not taken for that of any batch."""
+    call = CONSTANTS[name]
+    of_steps = (lambda n: (n, 2, 2)) if name.endswith("of ssd") else (lambda n: (DIM, n))
+    x = drawn(1, *of_steps(6))
+    traced: Any = torch.jit.trace(call, (x,))
+    agree(traced(x + 1), call(x + 1))
+    word = name.partition(" ")[0]
+    others = [drawn(3, *of_steps(6))]
+    if not any(part in name for part in ("state", "cache", "token")):
+        others.append(drawn(1, *of_steps(9)))
+    for other in others:
+        with pytest.raises((ValueError, RuntimeError)):
+            call(other)
+        with pytest.raises(torch.jit.Error, match=f"{word} of shape.*expected .*another trace"):
+            traced(other)
 
 
 def test_a_trace_of_the_scan_refuses_more_steps_than_it_has_levels_for(

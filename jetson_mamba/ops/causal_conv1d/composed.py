@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from jetson_mamba.dispatch import twice
-from jetson_mamba.dispatch.tracing import fixed, sizes
+from jetson_mamba.dispatch.tracing import beside, fixed, sizes
 
 from .contract import Gradients
 
@@ -30,13 +30,15 @@ def forward(
     if initial_states is None:
         inputs = functional.pad(x, (before, 0))
     else:
-        inputs = torch.cat((fixed(initial_states, 2), x), -1)
+        states = beside("initial_states", fixed(initial_states, 2), x, (0, 0))
+        inputs = torch.cat((states, x), -1)
     final_states = inputs[..., x.shape[2] :]
 
     dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
     wide, taps = inputs.to(dtype), weight.to(dtype)
     if seq_idx is not None:
-        seq_idx = seq_idx.expand(x.shape[0], -1)  # Which a trace refuses of a constant for others.
+        seq_idx = beside("seq_idx", seq_idx, x, (0, 0), (1, 2))
+        seq_idx = seq_idx.expand(x.shape[0], -1)  # Which ONNX refuses of a constant for others.
     origins = None if seq_idx is None else _origins(seq_idx, before)
     z = None if bias is None else bias.to(dtype).unsqueeze(-1)
     for column in range(before + 1):
@@ -92,8 +94,11 @@ def update(
 ) -> tuple[Tensor, Tensor]:
     """The output of further steps, and what ``conv_state`` is after them."""
     before = sizes(weight)[1] - 1
-    state = conv_state
-    if conv_state_indices is not None:
+    cache_seqlens = beside("cache_seqlens", cache_seqlens, x, (0, 0))
+    if conv_state_indices is None:
+        state = beside("conv_state", conv_state, x, (0, 0))
+    else:
+        conv_state_indices = beside("conv_state_indices", conv_state_indices, x, (0, 0))
         state = conv_state.index_select(0, conv_state_indices.clamp(min=0))
     if cache_seqlens is None:
         history = state[..., state.shape[2] - before :]

@@ -20,7 +20,7 @@ from jetson_mamba.dispatch.paths import Way, is_batched, is_transformed, way, wa
 from jetson_mamba.dispatch.selection import register
 from jetson_mamba.dispatch.tracing import untraced
 
-from . import composed, pytorch
+from . import activations, composed, pytorch
 from .autograd import differentiable
 from .checks import check, check_backward, check_states, check_update, is_silu
 from .contract import Case, Gradients, Implementation
@@ -51,7 +51,7 @@ def causal_conv1d_fn(
         return_final_states: also return the last ``width - 1`` inputs. Not with ``seq_idx``.
         final_states_out: where to write them, whether or not they are returned, in its own
             dtype. It may share memory with ``initial_states``.
-        activation: None, or "silu" alias "swish".
+        activation: None, or "silu" alias "swish"; beside transformers any that it has a name for.
 
     Returns:
         The output, of the shape and dtype of ``x``; with ``return_final_states`` a tuple of it
@@ -65,6 +65,11 @@ def causal_conv1d_fn(
     if isinstance(seq_idx, str):
         # causal-conv1d 1.0 took the activation in this place, and mamba-ssm 1.0 passes it there.
         seq_idx, activation = None, seq_idx
+    if activation not in activations.OWN:
+        function = activations.named(activation)
+        others = (return_final_states, final_states_out)
+        found = causal_conv1d_fn(x, weight, bias, seq_idx, initial_states, *others)
+        return (function(found[0]), found[1]) if return_final_states else function(found)
     silu = is_silu(activation)
     chosen = way(x, weight, bias, seq_idx, initial_states, final_states_out)
     if chosen is Way.COMPOSED:
@@ -254,7 +259,7 @@ def causal_conv1d_update(
             may have: the latest inputs. Written in place.
         weight: (dim, width), width 2 or more.
         bias: (dim,).
-        activation: None, or "silu" alias "swish".
+        activation: None, or "silu" alias "swish"; beside transformers any that it has a name for.
         cache_seqlens: (batch,), int32: how many steps there were before. With it ``conv_state``
             is a ring, where step ``n`` stands at ``n % length``; without it the last input
             stands at the end.
@@ -269,6 +274,10 @@ def causal_conv1d_update(
         ValueError: a shape, a device or a value that does not fit.
         TypeError: a dtype that does not fit.
     """
+    if activation not in activations.OWN:
+        function = activations.named(activation)
+        places = (cache_seqlens, conv_state_indices)
+        return function(causal_conv1d_update(x, conv_state, weight, bias, None, *places))
     silu = is_silu(activation)
     chosen = way(x, conv_state, weight, bias, cache_seqlens, conv_state_indices)
     steps = x.unsqueeze(-1) if isinstance(x, Tensor) and x.dim() == 2 else x

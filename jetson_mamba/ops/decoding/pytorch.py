@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from jetson_mamba.dispatch import workers
 from jetson_mamba.dispatch.division import Part, divided
-from jetson_mamba.dispatch.tracing import sizes
+from jetson_mamba.dispatch.tracing import beside, is_traced, sizes
 
 from .contract import Case, Implementation, Step
 
@@ -108,8 +108,17 @@ def _exponential(x: Tensor) -> Tensor:
     return x.mul_(LOG2_E).exp2_()
 
 
+def _beside_x(step: Step) -> Step:
+    """The same, for a trace that has to refuse what is of another batch than x."""
+    names = ("dt", "B", "C", "z", "indices")
+    alike = {name: beside(name, getattr(step, name), step.x, (0, 0)) for name in names}
+    return step._replace(**alike)
+
+
 def composed(step: Step, exponential: Callable[[Tensor], Tensor] = torch.exp) -> Tensor:
     """The output, for a trace too, in which what is expanded now need not be later."""
+    if is_traced():
+        step = _beside_x(step)
     states, x, dt, A, B, C, D, z, dt_bias, indices, dt_softplus = step
     nheads = sizes(x)[1]
     dtype = step.dtype
@@ -129,7 +138,7 @@ def composed(step: Step, exponential: Callable[[Tensor], Tensor] = torch.exp) ->
 
     used = None
     if indices is None:
-        before = states[: x.shape[0]]
+        before = beside("state", states[: x.shape[0]], x, (0, 0))
         after = before.to(dtype)  # the state itself where it has that dtype
         after.mul_(decay).addcmul_(entering, B)
         if before.dtype != dtype:

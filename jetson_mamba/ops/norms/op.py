@@ -193,21 +193,9 @@ def rms_norm_fn(
     return_dropout_mask: bool = False,
 ) -> Any:
     """:func:`layer_norm_fn` by the root mean square."""
-    return layer_norm_fn(
-        x,
-        weight,
-        bias,
-        residual=residual,
-        x1=x1,
-        weight1=weight1,
-        bias1=bias1,
-        eps=eps,
-        dropout_p=dropout_p,
-        rowscale=rowscale,
-        prenorm=prenorm,
-        residual_in_fp32=residual_in_fp32,
-        is_rms_norm=True,
-        return_dropout_mask=return_dropout_mask,
+    return layer_norm(
+        *(x, weight, bias, residual, x1, weight1, bias1, eps, dropout_p, rowscale, prenorm),
+        *(residual_in_fp32, True, return_dropout_mask),
     )
 
 

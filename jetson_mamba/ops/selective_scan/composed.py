@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.nn.functional import silu, softplus
 
 from jetson_mamba.dispatch import twice
-from jetson_mamba.dispatch.tracing import fixed, is_traced, missing, sizes, unflatten
+from jetson_mamba.dispatch.tracing import beside, fixed, is_traced, missing, sizes, unflatten
 
 from .contract import CHUNK, SCAN, Gradients, Scan
 
@@ -61,6 +61,8 @@ def backward(scan: Scan, dout: Tensor) -> Gradients:
 
 def _scanned(scan: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
     """``out``, the states (seqlen, batch, groups, channels, dstate), and ``out_z``."""
+    if is_traced():
+        scan = _beside_u(scan)
     u, A, B, C, D, z = scan.u, scan.A, scan.B, scan.C, scan.D, scan.z
     (batch, dim, seqlen), dstate = u.shape, A.shape[1]
     groups = next((weight.shape[1] for weight in (B, C) if weight.dim() == 4), 1)
@@ -81,6 +83,17 @@ def _scanned(scan: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
         y = y + signal * D.unsqueeze(-1)
     out_z = None if z is None else (y * silu(z.to(real))).to(u.dtype)
     return y.to(u.dtype), states, out_z
+
+
+def _beside_u(scan: Scan) -> Scan:
+    """The same, for a trace that has to refuse what is of other sizes than u."""
+    axes: dict[str, tuple[tuple[int, int], ...]] = dict.fromkeys(("delta", "z"), ((0, 0), (2, 2)))
+    for name in ("B", "C"):
+        if getattr(scan, name).dim() == 4:
+            axes[name] = ((0, 0),) if scan.A.is_complex() else ((0, 0), (3, 2))
+    return scan._replace(
+        **{name: beside(name, getattr(scan, name), scan.u, *pairs) for name, pairs in axes.items()}
+    )
 
 
 def _step_sizes(scan: Scan) -> Tensor:

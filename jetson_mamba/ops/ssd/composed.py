@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from jetson_mamba.dispatch.autocast import without_autocast
-from jetson_mamba.dispatch.tracing import is_traced, missing, sizes, unflatten
+from jetson_mamba.dispatch.tracing import beside, is_traced, missing, sizes, unflatten
 
 from .block import CHUNK
 from .contract import Mixer, Scan
@@ -47,8 +47,10 @@ def _scan(given: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
     size = _chunk(given)
     padding = missing(seqlen, size)
     is_padded = is_traced() or padding != 0
+    if is_traced():
+        given = _beside_x(given)
     if given.seq_idx is not None:
-        # Which a trace refuses of a constant for other sizes.
+        # Which ONNX refuses of a constant for other sizes.
         given = given._replace(seq_idx=given.seq_idx.expand(given.x.shape[0], seqlen))
 
     def chunked(tensor: Tensor) -> Tensor:
@@ -114,6 +116,16 @@ def _scan(given: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
     state = unflatten(carried[:, :, :, -1], -1, (dstate, headdim))
     state = state.transpose(-1, -2).flatten(1, 2).contiguous()
     return out.to(given.x.dtype).contiguous(), state, varlen_states(given)
+
+
+def _beside_x(given: Scan) -> Scan:
+    """The same, for a trace that has to refuse what is of other sizes than x."""
+    steps = {
+        name: beside(name, getattr(given, name), given.x, (0, 0), (1, 1))
+        for name in ("dt", "B", "C", "z", "seq_idx")
+    }
+    states = beside("initial_states", given.initial_states, given.x, (0, 0))
+    return given._replace(initial_states=states, **steps)
 
 
 def _chunk(given: Scan) -> int:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from copy import copy
 from typing import Any, Callable, Mapping, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jetson_mamba.dispatch.autocast import autocast_dtype, without_autocast
 from jetson_mamba.dispatch.backends import Op
@@ -21,7 +22,7 @@ from jetson_mamba.dispatch.memo import Memo
 from jetson_mamba.dispatch.paths import Way, may_replay, through_autograd, way
 from jetson_mamba.dispatch.projections import Modules, passed
 from jetson_mamba.dispatch.selection import register
-from jetson_mamba.dispatch.tracing import untraced
+from jetson_mamba.dispatch.tracing import sizes, untraced
 from jetson_mamba.dispatch.triton_runs import triton_runs_on
 from jetson_mamba.ops.causal_conv1d import op as causal_conv1d
 from jetson_mamba.ops.norms import serving as norms
@@ -314,11 +315,23 @@ def _mixed(
             mixer,
             lambda scan: _scan_by(found, scan),
             autocast_dtype(zxbcdt.device),
-            modules["norm"],
+            _over_groups(modules["norm"], mixer),
         )
     else:
         out, state = _computed(mixer, found)
     return (modules["out_proj"](out) if "out_proj" in modules else out), state
+
+
+def _over_groups(norm: nn.Module, mixer: Mixer) -> nn.Module:
+    """A mixer's norm over groups, as a fused call has it: Mamba2Simple makes one over all.
+
+    Its hooks are the module's, and are given this copy.
+    """
+    if mixer.ngroups == 1 or getattr(norm, "group_size", 0) is not None:
+        return norm
+    norm = copy(norm)
+    norm.group_size = sizes(mixer.A)[0] * mixer.headdim // mixer.ngroups  # type: ignore[assignment]
+    return norm
 
 
 # Mixers of which the like have passed the checks: these look at nothing but this.
