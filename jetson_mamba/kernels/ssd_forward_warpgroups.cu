@@ -1,27 +1,73 @@
-// Mamba-2's scan as ssd_forward.cu has it, for GPUs with products of warpgroups: a block to some heads
-// of a group, which share B and C, a warpgroup to each, and 64 channels of these.
+// Mamba-2's scan as ssd_forward.cu has it, for GPUs with products of warpgroups: a block to a head, or
+// to 64 of its channels, that walks along time in chunks of 64 steps.
 //
-// A warpgroup walks along time by itself, with the state in registers. Of each chunk of 64 steps it
-// makes C B^T, whose numbers, as they have decayed, are the left factor of M x where they lie; y =
-// C h, for which h goes to shared memory in 16 bits; and (x dt decay_to_end)^T B, whose left factor
-// comes from registers too. One more warpgroup fetches what is needed, STAGES chunks ahead, and leaves
-// its registers to the others.
-#include "ssd_warpgroups.cuh"
+// Four warpgroups divide the work, so that none waits for what another could do meanwhile. One fetches
+// what the others need, STAGES chunks ahead. One has the state in its registers: it leaves what each
+// chunk begins with in shared memory, h, in 16 bits, and adds (x dt decay_to_end)^T B. Two take turns
+// at the chunks' outputs: they make C B^T, whose numbers, as they have decayed, are the left factor
+// of M x where they lie, and y = C h. Nothing but the state passes from chunk to chunk.
+#include "ssd.cuh"
+#include "warpgroups.cuh"
+
+constexpr int GROUP = 128, BLOCK_THREADS = 4 * GROUP;
+// Of a thread: what all have at first is shared out anew. Who asks for more than is left waits forever.
+constexpr int FETCHER_REGISTERS = 56, STATE_REGISTERS = 136, OUTPUT_REGISTERS = 160;
+static_assert(FETCHER_REGISTERS + STATE_REGISTERS + 2 * OUTPUT_REGISTERS <= 65536 / GROUP);
+static_assert(CHUNK == 64 && SLICE == 64 && GIVEN == 1 && ALIGNED, "as the tiles are");
+static_assert(STATES == 64 || STATES == 128, "parts of 64 columns");
+// A number of D goes to its output with M, on whose diagonal it stands, where it is rounded no more.
+constexpr bool D_IN_MASK = HAS_D == 1 && MADE > 1;
 
 struct Shared {
     Exchanged<CHUNK, STATES> C[STAGES];
     Exchanged<CHUNK, STATES> B[STAGES];
-    Exchanged<CHUNK, SLICE> x[HEADS][STAGES];
-    Exchanged<SLICE, STATES> h[HEADS][MADE];
-    Steps steps[HEADS][STAGES];
+    Exchanged<CHUNK, SLICE> x[STAGES];
+    // Of the chunks of each of the warpgroups that make outputs.
+    Exchanged<SLICE, STATES> h[2][MADE];
+    Steps steps[STAGES];
+    Barrier fetched[STAGES], used[STAGES], made[2], taken[2];
 };
 static_assert(sizeof(Shared) == SHARED, "the host counts shared memory otherwise");
+
+// A stage of shared memory, and the parity of the phases of its barriers.
+struct Turn {
+    int stage = 0, parity = 0;
+
+    __device__ __forceinline__ void advance(int count = 1) {
+        for (int i = 0; i < count; ++i)
+            if (++stage == STAGES) stage = 0, parity ^= 1;
+    }
+};
+
+// One arrival of a warp whose lanes are all done.
+__device__ __forceinline__ void arrive_once(Barrier& barrier, int lane) {
+    __syncwarp();
+    if (lane == 0) barrier.arrive();
+}
+
+template <int ROWS, int COLUMNS>
+__device__ __forceinline__ void fetch(Exchanged<ROWS, COLUMNS>& to, const NUMBER* from,
+                                      long long row_stride, int rows, int columns, int thread) {
+    constexpr int VECTORS = COLUMNS / 8, STEP = GROUP / VECTORS;
+    const int row = thread / VECTORS, column = thread % VECTORS * 8;
+    if (column >= columns) rows = 0;
+    from += row * row_stride + column;
+    const unsigned place = shared_address(to.bytes) + to.offset(row, column);
+    static_assert(STEP % 8 == 0, "rows whose vectors are exchanged alike");
+#pragma unroll
+    for (int i = 0; i < ROWS / STEP; ++i) {
+        const bool there = row + i * STEP < rows;
+        copy_16_async(place + i * STEP * 2 * PART_COLUMNS, from, there);
+        from += STEP * row_stride;
+    }
+}
 
 // What of M = C B^T decay dt is the left factor of a product over the steps from `column` on.
 template <bool ON_DIAGONAL>
 __device__ __forceinline__ void set_mask(Fragment<MADE>& to, const float (&low)[4],
                                          const float (&high)[4], const Steps& steps,
-                                         const Moment (&later)[2], int row, int column, int lane) {
+                                         const Moment (&later)[2], int row, int column,
+                                         float skip, int lane) {
     const int g = lane / 4, q = lane % 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -33,10 +79,14 @@ __device__ __forceinline__ void set_mask(Fragment<MADE>& to, const float (&low)[
 #pragma unroll
         for (int down = 0; down < 2; ++down) {
             const int t = row + 8 * down + g;
-            to.set(2 * half + down,
-                   decayed<ON_DIAGONAL>(products[2 * down] * dt.x, from[0], later[down], s <= t),
-                   decayed<ON_DIAGONAL>(products[2 * down + 1] * dt.y, from[1], later[down],
-                                        s < t));
+            float pair[2] = {
+                decayed<ON_DIAGONAL>(products[2 * down] * dt.x, from[0], later[down], s <= t),
+                decayed<ON_DIAGONAL>(products[2 * down + 1] * dt.y, from[1], later[down], s < t)};
+            if constexpr (ON_DIAGONAL && D_IN_MASK) {
+                pair[0] += s == t ? skip : 0.0f;
+                pair[1] += s + 1 == t ? skip : 0.0f;
+            }
+            to.set(2 * half + down, pair[0], pair[1]);
         }
     }
 }
@@ -49,133 +99,163 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
     long long x_batch, long long x_time, long long x_head, long long dt_batch, long long dt_time,
     long long dt_head, long long B_batch, long long B_time, long long B_group, long long C_batch,
     long long C_time, long long C_group, long long z_batch, long long z_time, long long z_head,
-    long long seq_batch, long long seq_time, long long full, long long units_of_batch,
-    long long batches) {
+    long long seq_batch, long long seq_time) {
     extern __shared__ uint4 memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     const int warp = uniform(threadIdx.x / 32), lane = threadIdx.x % 32;
-    const Work work(blockIdx.x, full, heads_of_group, units_of_batch, batches);
-    const int count = work.count, slice = work.slice;
-    const long long batch = work.batch, group = work.group, first_head = work.first_head;
+    const long long head = blockIdx.x, batch = blockIdx.z / SLICES, group = head / heads_of_group;
+    const int slice = blockIdx.z % SLICES * SLICE;
     const long long begin = blockIdx.y * segment * CHUNK;
     const long long end = min(seqlen, begin + segment * CHUNK);
+    const int chunks = static_cast<int>((end - begin + CHUNK - 1) / CHUNK);
     const Options options{option_bits};
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < STAGES; ++i) {
+            // All who copy, and the warp that makes the steps.
+            shared.fetched[i].expect(GROUP + 1);
+            shared.used[i].expect(2 * WARPS);
+        }
+        for (int i = 0; i < 2; ++i) shared.made[i].expect(WARPS), shared.taken[i].expect(WARPS);
+    }
+    __syncthreads();
 
-    if (warp < FETCHERS / 32) {
+    if (warp < WARPS) {
         leave_registers<FETCHER_REGISTERS>();
-        const int number = warp;
-        const long long head = first_head + min(number, count - 1);
         const StepSource source(dt, A, bias, seq_idx, options, low_bits, high_bits, seqlen, batch,
                                 head, dt_batch, dt_time, dt_head, seq_batch, seq_time);
-        x += batch * x_batch + first_head * x_head + slice;
-        B += batch * B_batch + group * B_group;
-        C += batch * C_batch + group * C_group;
-        // Read two chunks ahead.
-        RawSteps raw, next;
-        raw.load(source, begin, lane);
-        next.load(source, begin + CHUNK, lane);
-        int stage = 0, before = 0;
-        bool again = false;
-        for (long long start = begin; start < end; start += CHUNK) {
-            if (again)
-                for (int j = 0; j < count; ++j) meet_at<GROUP + FETCHERS>(used(j, stage));
+        x += batch * x_batch + begin * x_time + head * x_head + slice;
+        B += batch * B_batch + begin * B_time + group * B_group;
+        C += batch * C_batch + begin * C_time + group * C_group;
+        // The warps take turns at the steps of a chunk.
+        RawSteps raw;
+        raw.load(source, begin + warp * CHUNK, lane);
+        Turn turn;
+        for (int chunk = 0; chunk < chunks; ++chunk, turn.advance()) {
+            const int stage = turn.stage;
+            const long long start = begin + chunk * CHUNK;
             const int rows = static_cast<int>(min(end - start, static_cast<long long>(CHUNK)));
-            fetch(shared.C[stage], C + start * C_time, C_time, rows, DSTATE, threadIdx.x);
-            fetch(shared.B[stage], B + start * B_time, B_time, rows, DSTATE, threadIdx.x);
-            for (int j = 0; j < count; ++j)
-                fetch(shared.x[j][stage], x + start * x_time + j * x_head, x_time, rows, SLICE,
-                      threadIdx.x);
-            commit_copies();
-            if (number < count) raw.finish(shared.steps[number][stage], source, start, lane);
-            if (start > begin) wait_for_copies<1>(), give(count, before);
-            raw = next;
-            if (number < count) next.load(source, start + 2 * CHUNK, lane);
-            before = stage;
-            if (++stage == STAGES) stage = 0, again = true;
+            shared.used[stage].wait(turn.parity ^ 1);
+            fetch(shared.B[stage], B, B_time, rows, DSTATE, threadIdx.x);
+            fetch(shared.x[stage], x, x_time, rows, SLICE, threadIdx.x);
+            fetch(shared.C[stage], C, C_time, rows, DSTATE, threadIdx.x);
+            shared.fetched[stage].arrive_when_copied();
+            x += CHUNK * x_time, B += CHUNK * B_time, C += CHUNK * C_time;
+            if (chunk % WARPS == warp) {
+                raw.finish(shared.steps[stage], source, start, lane);
+                arrive_once(shared.fetched[stage], lane);
+                raw.load(source, start + WARPS * CHUNK, lane);
+            }
         }
+        commit_copies();
         wait_for_copies<0>();
-        give(count, before);
         return;
     }
 
-    take_registers<REGISTERS>();
-    const int member = warp / 4 - 1, row = warp % 4 * 16;
-    if (member >= count) return;
-    const int g = lane / 4, q = lane % 4;
-    const long long head = first_head + member;
+    const int role = warp / WARPS;
+    Turn turn;
+    if (role == 1) {
+        take_registers<STATE_REGISTERS>();
+        const int row = warp % WARPS * 16, g = lane / 4, q = lane % 4;
+        State state;
+        const long long place = (batch * heads + head) * segments + blockIdx.y;
+        if (first)
+            state.load(first + (place * HEADDIM + slice) * DSTATE, row, SLICE, lane);
+        else
+            state.clear();
+        // For the products of a warpgroup.
+        const auto keep_state = [&](int of) {
+            Exchanged<SLICE, STATES>(&h)[MADE] = shared.h[of];
+#pragma unroll
+            for (int j = 0; j < STATES / 8; ++j)
+#pragma unroll
+                for (int down = 0; down < 2; ++down) {
+                    Pair<MADE> pair;
+                    pair.pack(state.numbers[j][2 * down], state.numbers[j][2 * down + 1]);
+#pragma unroll
+                    for (int piece = 0; piece < MADE; ++piece)
+                        h[piece].set_word(row + 8 * down + g, 8 * j + 2 * q, pair.words[piece]);
+                }
+            show_to_products();
+            arrive_once(shared.made[of], lane);
+        };
+        keep_state(0);
+        for (int chunk = 0; chunk < chunks; ++chunk, turn.advance()) {
+            const int stage = turn.stage;
+            const Steps& steps = shared.steps[stage];
+            shared.fetched[stage].wait(turn.parity);
+            show_to_products();
+            Fragment<MADE> columns[4];
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                Fragment<> given;
+                shared.x[stage].load_transposed(given.words[0], 16 * k, row, lane);
+                columns[k] = scaled_steps(given, steps.to_end, 16 * k, lane);
+            }
+            state.scale(steps.decay_of_chunk());
+            begin_products();
+#pragma unroll
+            for (int k = 0; k < 4; ++k)
+#pragma unroll
+                for (int piece = 0; piece < MADE; ++piece) {
+                    const unsigned(&words)[4] = columns[k].words[piece];
+                    add_groups(state.numbers, words[0], words[2], words[1], words[3],
+                               shared.B[stage].summed_rows(16 * k), NUMBER{});
+                }
+            commit_products();
+            wait_for_products<0>();
+            settle(state.numbers);
+            arrive_once(shared.used[stage], lane);
+            if (chunk + 1 == chunks) break;
+            const int next = (chunk + 1) % 2;
+            shared.taken[next].wait((chunk + 1) / 2 % 2 ^ 1);
+            keep_state(next);
+        }
+        if (last && blockIdx.y == segments - 1)
+            state.store(last + ((batch * heads + head) * HEADDIM + slice) * DSTATE, row, SLICE,
+                        lane);
+        return;
+    }
+
+    take_registers<OUTPUT_REGISTERS>();
+    const int member = role - 2, g = lane / 4, q = lane % 4;
+    // The later a row, the more it sees: the other's first rows are with this one's last.
+    const int row = (member ? WARPS - 1 - warp % WARPS : warp % WARPS) * 16;
     if (HAS_Z) z += batch * z_batch + head * z_head + slice;
     out += ((batch * seqlen) * heads + head) * HEADDIM + slice;
     const long long out_time = heads * HEADDIM;
     const float skip_of_head = HAS_D == 1 ? number_at(D, head, options.D()) : 0.0f;
-
-    State state;
-    const long long place = (batch * heads + head) * segments + blockIdx.y;
-    if (first)
-        state.load(first + (place * HEADDIM + slice) * DSTATE, row, SLICE, lane);
-    else
-        state.clear();
-
-    Exchanged<SLICE, STATES>(&h)[MADE] = shared.h[member];
-    const auto keep_state = [&] {
-#pragma unroll
-        for (int j = 0; j < STATES / 8; ++j)
-#pragma unroll
-            for (int down = 0; down < 2; ++down) {
-                Pair<MADE> pair;
-                pair.pack(state.numbers[j][2 * down], state.numbers[j][2 * down + 1]);
-#pragma unroll
-                for (int piece = 0; piece < MADE; ++piece)
-                    h[piece].set_word(row + 8 * down + g, 8 * j + 2 * q, pair.words[piece]);
-            }
-    };
-    keep_state();
-
-    int stage = 0;
-    for (long long start = begin; start < end; start += CHUNK) {
-        const Steps& steps = shared.steps[member][stage];
-        const Exchanged<CHUNK, STATES>&C_tile = shared.C[stage], &B_tile = shared.B[stage];
-        const Exchanged<CHUNK, SLICE>& x_tile = shared.x[member][stage];
-
-        meet_at<GROUP + FETCHERS>(fetched(member, stage));
+    turn.advance(member);
+    for (int chunk = member; chunk < chunks; chunk += 2, turn.advance(2)) {
+        const int stage = turn.stage;
+        const long long start = begin + chunk * CHUNK;
+        const Steps& steps = shared.steps[stage];
+        const Exchanged<CHUNK, SLICE>& x_tile = shared.x[stage];
+        shared.fetched[stage].wait(turn.parity);
         show_to_products();
-        meet_at<GROUP>(own(member));
-        state.scale(steps.decay_of_chunk());
+        Fragment<> left[STATES / 16];
+#pragma unroll
+        for (int k = 0; k < STATES / 16; ++k)
+            shared.C[stage].load(left[k].words[0], row, 16 * k, lane);
         float products[8][4];
         begin_products();
 #pragma unroll
         for (int k = 0; k < STATES / 16; ++k)
-            multiply_groups(products, C_tile.summed_columns(16 * k), B_tile.summed_columns(16 * k),
+            multiply_groups(products, left[k].words[0], shared.B[stage].summed_columns(16 * k),
                             k > 0, NUMBER{});
         commit_products();
+        shared.made[member].wait(chunk / 2 % 2);
         float y[8][4];
         begin_products();
 #pragma unroll
         for (int k = 0; k < STATES / 16; ++k)
 #pragma unroll
             for (int piece = 0; piece < MADE; ++piece)
-                multiply_groups(y, C_tile.summed_columns(16 * k), h[piece].summed_columns(16 * k),
-                                k + piece > 0, NUMBER{});
+                multiply_groups(y, left[k].words[0],
+                                shared.h[member][piece].summed_columns(16 * k), k + piece > 0,
+                                NUMBER{});
         commit_products();
 
-        Fragment<MADE> columns[4];
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-            Fragment<> given;
-            x_tile.load_transposed(given.words[0], 16 * k, row, lane);
-            columns[k] = scaled_steps(given, steps.to_end, 16 * k, lane);
-        }
-        begin_products();
-#pragma unroll
-        for (int k = 0; k < 4; ++k)
-#pragma unroll
-            for (int piece = 0; piece < MADE; ++piece) {
-                const unsigned(&words)[4] = columns[k].words[piece];
-                add_groups(state.numbers, words[0], words[2], words[1], words[3],
-                           B_tile.summed_rows(16 * k), NUMBER{});
-            }
-        commit_products();
-
-        wait_for_products<2>();
+        wait_for_products<1>();
         settle(products);
         Fragment<MADE> mask[4];
         const Moment later[2] = {moment_of(steps, row + g), moment_of(steps, row + g + 8)};
@@ -183,16 +263,17 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
         for (int k = 0; k < 4; ++k) {
             if (16 * k < row)
                 set_mask<false>(mask[k], products[2 * k], products[2 * k + 1], steps, later, row,
-                                16 * k, lane);
+                                16 * k, skip_of_head, lane);
             else if (16 * k == row)
                 set_mask<true>(mask[k], products[2 * k], products[2 * k + 1], steps, later, row,
-                               16 * k, lane);
+                               16 * k, skip_of_head, lane);
             else
                 mask[k] = {};
         }
-        wait_for_products<1>();
-        settle(y);
         const float since[2] = {steps.since_start[row + g], steps.since_start[row + g + 8]};
+        wait_for_products<0>();
+        settle(y);
+        arrive_once(shared.taken[member], lane);
 #pragma unroll
         for (int j = 0; j < 8; ++j)
 #pragma unroll
@@ -207,17 +288,30 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
                            NUMBER{});
             }
         commit_products();
-
-        // The state is ready; all warps have read the one before.
-        wait_for_products<1>();
-        settle(state.numbers);
-        meet_at<GROUP>(own(member));
-        keep_state();
         wait_for_products<0>();
         settle(y);
+        if constexpr (HAS_D && !D_IN_MASK) {
+#pragma unroll
+            for (int j = 0; j < 8; ++j) {
+                const int p = 8 * j + 2 * q;
+                float skip[2] = {skip_of_head, skip_of_head};
+                if constexpr (HAS_D == 2) {
+                    const long long of_D = head * HEADDIM + slice + p;
+                    skip[0] = number_at(D, of_D, options.D());
+                    skip[1] = number_at(D, of_D + 1, options.D());
+                }
+#pragma unroll
+                for (int down = 0; down < 2; ++down) {
+                    const unsigned word = x_tile.word(row + 8 * down + g, p);
+                    y[j][2 * down] += skip[0] * low_half(word);
+                    y[j][2 * down + 1] += skip[1] * high_half(word);
+                }
+            }
+        }
+        arrive_once(shared.used[stage], lane);
         NUMBER* row_out = out + start * out_time;
         const NUMBER* row_z = HAS_Z ? z + start * z_time : nullptr;
-        const int left = static_cast<int>(min(end - start, static_cast<long long>(CHUNK)));
+        const int rows = static_cast<int>(min(end - start, static_cast<long long>(CHUNK)));
 #pragma unroll
         for (int down = 0; down < 2; ++down) {
             const int t = row + 8 * down + g;
@@ -226,24 +320,12 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
                 float pairs[2][2];
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
-                    const int p = 8 * (j + half) + 2 * q;
                     pairs[half][0] = y[j + half][2 * down];
                     pairs[half][1] = y[j + half][2 * down + 1];
-                    if constexpr (HAS_D) {
-                        const unsigned word = x_tile.word(t, p);
-                        float skip[2] = {skip_of_head, skip_of_head};
-                        if constexpr (HAS_D == 2) {
-                            const long long of_D = head * HEADDIM + slice + p;
-                            skip[0] = number_at(D, of_D, options.D());
-                            skip[1] = number_at(D, of_D + 1, options.D());
-                        }
-                        pairs[half][0] += skip[0] * low_half(word);
-                        pairs[half][1] += skip[1] * high_half(word);
-                    }
                     if constexpr (HAS_Z) {
                         Packed<NUMBER, 2> packed;
-                        if (t < left) {
-                            packed.load(row_z + t * z_time + p);
+                        if (t < rows) {
+                            packed.load(row_z + t * z_time + 8 * (j + half) + 2 * q);
 #pragma unroll
                             for (int i = 0; i < 2; ++i)
                                 pairs[half][i] *= packed.number(i) * sigmoid(packed.number(i));
@@ -252,12 +334,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
                 }
                 Packed<NUMBER, 4> packed;
                 const int p = 8 * j + gathered(packed, pairs[0], pairs[1], lane);
-                if (t < left) packed.store(row_out + t * out_time + p);
+                if (t < rows) packed.store(row_out + t * out_time + p);
             }
         }
-        if (start + STAGES * CHUNK < end) arrive_at<GROUP + FETCHERS>(used(member, stage));
-        if (++stage == STAGES) stage = 0;
     }
-    if (last && blockIdx.y == segments - 1)
-        state.store(last + ((batch * heads + head) * HEADDIM + slice) * DSTATE, row, SLICE, lane);
 }

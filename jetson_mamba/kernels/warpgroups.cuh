@@ -34,6 +34,11 @@ struct alignas(1024) Exchanged {
         load_matrices_transposed(
             to, shared_address(bytes) + offset(row + lane % 16, column + lane / 16 * 8));
     }
+    // Sixteen by sixteen numbers as they are the left factor of a product, of sixteen rows a warp.
+    __device__ __forceinline__ void load(unsigned (&to)[4], int row, int column, int lane) const {
+        load_matrices(to,
+                      shared_address(bytes) + offset(row + lane % 16, column + lane / 16 * 8));
+    }
     // What a product is told of sixteen columns from `column` on, over which it sums ...
     __device__ __forceinline__ unsigned long long summed_columns(int column) const {
         return described(shared_address(bytes) + column / PART_COLUMNS * part +

@@ -38,6 +38,8 @@ PASS_THREADS = 256
 GROUP = 128
 HEADS, LONGER = 2, 1.65
 OF_WARPGROUPS = ("ssd_forward_warpgroups", "ssd_states_warpgroups")
+# Warpgroups of a block that makes outputs: one fetches, one has the state.
+FORWARD_ROLES = 4
 # Of another kernel: three warpgroups multiply, and the sums of four heads are kept.
 ROLES, HEADS_KEPT = 3, 4
 # States up to which the kernels have room for more.
@@ -109,8 +111,10 @@ class Variant(NamedTuple):
         """Threads of a block."""
         if kernel == "ssd_backward":
             return 3 * 2 * self.chunk
-        if kernel in OF_WARPGROUPS:
+        if kernel == "ssd_states_warpgroups":
             return GROUP * (HEADS + 1)
+        if kernel == "ssd_forward_warpgroups":
+            return GROUP * FORWARD_ROLES
         if kernel == "ssd_backward_warpgroups":
             return GROUP * (ROLES + 1)
         return THREADS if kernel in ("ssd_forward", "ssd_states") else PASS_THREADS
@@ -122,7 +126,9 @@ class Variant(NamedTuple):
         if kernel == "ssd_backward_warpgroups":
             return 2
         if kernel in OF_WARPGROUPS:
-            return 3 if self._shared_bytes(kernel, 3) <= self.room else 2
+            # A block that makes states has no more barriers.
+            most = 3 if kernel == "ssd_states_warpgroups" else 4
+            return next(n for n in range(most, 1, -1) if self._shared_bytes(kernel, n) <= self.room)
         return 2 if self._shared_bytes(kernel, 2) <= self.room else 1
 
     def shared_bytes(self, kernel: str) -> int:
@@ -145,8 +151,9 @@ class Variant(NamedTuple):
             )
         if kernel == "ssd_forward_warpgroups":
             part = 2 * chunk * states
-            tiles = stages * (2 * part + HEADS * 2 * chunk * 64) + HEADS * self.made(kernel) * part
-            return -(-(tiles + HEADS * stages * 24 * chunk) // 1024) * 1024
+            tiles = stages * (2 * part + 2 * chunk * 64) + 2 * self.made(kernel) * part
+            barriers = 8 * (2 * stages + 4)
+            return -(-(tiles + stages * 24 * chunk + barriers) // 1024) * 1024
         if kernel == "ssd_backward_warpgroups":
             tiles = 2 * chunk * (2 * states + stages * (2 * 64 + 2 * states)) + 2 * 8 * GROUP * 16
             sums = 4 * (4 * chunk + 4 + 4 * (self.headdim if self.d == 2 else 1))
@@ -185,7 +192,7 @@ class Variant(NamedTuple):
             ("HAS_SEQUENCES", str(int(self.has_sequences))),
             ("SHARED", str(self.shared_bytes(kernel))),
             ("BLOCKS", str(self.blocks(kernel))),
-            *([("HEADS", str(HEADS))] if kernel in OF_WARPGROUPS else ()),
+            *([("HEADS", str(HEADS))] if kernel == "ssd_states_warpgroups" else ()),
         )
 
     def launch(self, kernel: str, grid: tuple[int, int, int], index: int) -> compiler.Launch:
@@ -204,6 +211,9 @@ class Variant(NamedTuple):
         """
         if not (has_warpgroups(index) and self.fits_warpgroups):
             return self.launch(kernel, (heads, batch * self.slices, parts), index), ()
+        if kernel == "ssd_forward":
+            grid = (heads, parts, batch * self.slices)
+            return self.launch("ssd_forward_warpgroups", grid, index), ()
         units_of_batch = groups * self.slices
         units, per_group = batch * units_of_batch, heads // groups
         full = full_blocks(per_group, units * parts, index)

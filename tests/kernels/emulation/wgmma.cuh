@@ -35,6 +35,24 @@ void arrive_at(int number) {
     }
 }
 
+struct Barrier {
+    unsigned short expected, left;
+    unsigned phase;
+
+    void expect(int arrivals) { expected = left = arrivals, phase = 0; }
+    void arrive() {
+        if (--left == 0) left = expected, ++phase;
+    }
+    void arrive_when_copied() {
+        commit_copies();
+        wait_for_copies<0>();
+        arrive();
+    }
+    void wait(int parity) {
+        while (phase % 2 == parity) give_way();
+    }
+};
+
 // A number of a matrix in shared memory: of the axis that is summed over `k`, of the other `i`.
 template <typename E>
 float described(unsigned long long matrix, bool sums_over_rows, int i, int k, E) {
@@ -75,9 +93,9 @@ void multiply_groups(float (&c)[COUNT][4], unsigned long long a, unsigned long l
         c, [=](int i, int k) { return described(a, false, first_row + i, k, E{}); },
         [=](int i, int k) { return described(b, false, i, k, E{}); });
 }
-template <int COUNT, typename E>
-void add_groups(float (&c)[COUNT][4], unsigned a0, unsigned a1, unsigned a2, unsigned a3,
-                unsigned long long b, E) {
+template <typename Right, int COUNT, typename E>
+void add_group_of_words(float (&c)[COUNT][4], unsigned a0, unsigned a1, unsigned a2, unsigned a3,
+                        Right right, E) {
     unsigned* mine = fibres[running].slots;
     mine[0] = a0, mine[1] = a1, mine[2] = a2, mine[3] = a3;
     meet_warp();
@@ -87,6 +105,21 @@ void add_groups(float (&c)[COUNT][4], unsigned a0, unsigned a1, unsigned a2, uns
             const unsigned word = slots_of(i % 8 * 4 + k % 8 / 2)[i / 8 + k / 8 * 2];
             return to_float(E{static_cast<unsigned short>(word >> (16 * (k % 2)))});
         },
-        [=](int i, int k) { return described(b, true, i, k, E{}); });
+        right);
     meet_warp();
+}
+template <int COUNT, typename E>
+void multiply_groups(float (&c)[COUNT][4], const unsigned (&a)[4], unsigned long long b, bool add,
+                     E) {
+    if (!add)
+        for (auto& numbers : c)
+            for (float& number : numbers) number = 0;
+    add_group_of_words(c, a[0], a[1], a[2], a[3],
+                       [=](int i, int k) { return described(b, false, i, k, E{}); }, E{});
+}
+template <int COUNT, typename E>
+void add_groups(float (&c)[COUNT][4], unsigned a0, unsigned a1, unsigned a2, unsigned a3,
+                unsigned long long b, E) {
+    add_group_of_words(c, a0, a1, a2, a3,
+                       [=](int i, int k) { return described(b, true, i, k, E{}); }, E{});
 }
