@@ -18,6 +18,15 @@ static_assert(STATES == 64 || STATES == 128, "parts of 64 columns");
 // A number of D goes to its output with M, on whose diagonal it stands, where it is rounded no more.
 constexpr bool D_IN_MASK = HAS_D == 1 && MADE > 1;
 
+#ifdef PROFILE
+#define TICK(i) { const long long now_ = clock64(); ticks[i] += static_cast<float>(now_ - then); then = now_; }
+#define TICKS float ticks[10] = {}; long long then = clock64();
+#define SHOW(base) if (last && lane == 0 && warp % 4 == PROFILE - 1 && blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0) for (int i_ = 0; i_ < 10; ++i_) last[base + i_] = ticks[i_] / chunks;
+#else
+#define TICK(i)
+#define TICKS
+#define SHOW(base)
+#endif
 struct Shared {
     Exchanged<CHUNK, STATES> C[STAGES];
     Exchanged<CHUNK, STATES> B[STAGES];
@@ -93,8 +102,8 @@ __device__ __forceinline__ void set_mask(Fragment<MADE>& to, const float (&low)[
 
 extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_warpgroups(
     const NUMBER* x, const void* dt, const void* A, const NUMBER* B, const NUMBER* C, const void* D,
-    const NUMBER* z, const void* bias, const int* seq_idx, const float* first, NUMBER* out,
-    float* last, long long option_bits, long long low_bits, long long high_bits, long long seqlen,
+    const NUMBER* z, const void* bias, const int* seq_idx, const float* first, const float* ends,
+    const float* decays, NUMBER* out, float* last, long long option_bits, long long low_bits, long long high_bits, long long seqlen,
     long long heads, long long heads_of_group, long long segment, long long segments,
     long long x_batch, long long x_time, long long x_head, long long dt_batch, long long dt_time,
     long long dt_head, long long B_batch, long long B_time, long long B_group, long long C_batch,
@@ -130,24 +139,30 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
         RawSteps raw;
         raw.load(source, begin + warp * CHUNK, lane);
         Turn turn;
+        TICKS
         for (int chunk = 0; chunk < chunks; ++chunk, turn.advance()) {
             const int stage = turn.stage;
             const long long start = begin + chunk * CHUNK;
             const int rows = static_cast<int>(min(end - start, static_cast<long long>(CHUNK)));
+            TICK(0)
             shared.used[stage].wait(turn.parity ^ 1);
+            TICK(1)
             fetch(shared.B[stage], B, B_time, rows, DSTATE, threadIdx.x);
             fetch(shared.x[stage], x, x_time, rows, SLICE, threadIdx.x);
             fetch(shared.C[stage], C, C_time, rows, DSTATE, threadIdx.x);
             shared.fetched[stage].arrive_when_copied();
+            TICK(2)
             x += CHUNK * x_time, B += CHUNK * B_time, C += CHUNK * C_time;
             if (chunk % WARPS == warp) {
                 raw.finish(shared.steps[stage], source, start, lane);
                 arrive_once(shared.fetched[stage], lane);
                 raw.load(source, start + WARPS * CHUNK, lane);
+                TICK(3)
             }
         }
         commit_copies();
         wait_for_copies<0>();
+        SHOW(0)
         return;
     }
 
@@ -156,15 +171,28 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
     if (role == 1) {
         take_registers<STATE_REGISTERS>();
         const int row = warp % WARPS * 16, g = lane / 4, q = lane % 4;
+        constexpr long long size = HEADDIM * DSTATE;
+        const long long of_head = batch * heads + head;
         State state;
-        const long long place = (batch * heads + head) * segments + blockIdx.y;
         if (first)
-            state.load(first + (place * HEADDIM + slice) * DSTATE, row, SLICE, lane);
+            state.load(first + of_head * size + slice * DSTATE, row, SLICE, lane);
         else
             state.clear();
+        // What the segments before this one add.
+        for (int before = 0; before < static_cast<int>(blockIdx.y); ++before) {
+            const long long place = of_head * segments + before;
+            State added;
+            added.load(ends + place * size + slice * DSTATE, row, SLICE, lane);
+            state.scale(decays[place]);
+#pragma unroll
+            for (int j = 0; j < STATES / 8; ++j)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) state.numbers[j][i] += added.numbers[j][i];
+        }
         // For the products of a warpgroup.
         const auto keep_state = [&](int of) {
             Exchanged<SLICE, STATES>(&h)[MADE] = shared.h[of];
+#ifdef PLAIN_STORES
 #pragma unroll
             for (int j = 0; j < STATES / 8; ++j)
 #pragma unroll
@@ -175,14 +203,45 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
                     for (int piece = 0; piece < MADE; ++piece)
                         h[piece].set_word(row + 8 * down + g, 8 * j + 2 * q, pair.words[piece]);
                 }
+#else
+#pragma unroll
+            for (int j = 0; j < STATES / 8; j += 2) {
+                Fragment<MADE> made;
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    made.set(i, state.numbers[j + i / 2][2 * (i % 2)],
+                             state.numbers[j + i / 2][2 * (i % 2) + 1]);
+#pragma unroll
+                for (int piece = 0; piece < MADE; ++piece)
+                    h[piece].store(made.words[piece], row, 8 * j, lane);
+            }
+#endif
             show_to_products();
             arrive_once(shared.made[of], lane);
         };
+        TICKS
         keep_state(0);
+        TICK(0)
+#ifdef AHEAD
+        Fragment<MADE> columns[4];
+        const auto prepare = [&](Fragment<MADE> (&columns)[4], const Turn& turn) {
+            shared.fetched[turn.stage].wait(turn.parity);
+            show_to_products();
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                Fragment<> given;
+                shared.x[turn.stage].load_transposed(given.words[0], 16 * k, row, lane);
+                columns[k] = scaled_steps(given, shared.steps[turn.stage].to_end, 16 * k, lane);
+            }
+        };
+        prepare(columns, turn);
+#endif
         for (int chunk = 0; chunk < chunks; ++chunk, turn.advance()) {
             const int stage = turn.stage;
             const Steps& steps = shared.steps[stage];
+#ifndef AHEAD
             shared.fetched[stage].wait(turn.parity);
+            TICK(1)
             show_to_products();
             Fragment<MADE> columns[4];
 #pragma unroll
@@ -191,6 +250,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
                 shared.x[stage].load_transposed(given.words[0], 16 * k, row, lane);
                 columns[k] = scaled_steps(given, steps.to_end, 16 * k, lane);
             }
+#endif
+            TICK(2)
             state.scale(steps.decay_of_chunk());
             begin_products();
 #pragma unroll
@@ -202,17 +263,37 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
                                shared.B[stage].summed_rows(16 * k), NUMBER{});
                 }
             commit_products();
+            TICK(3)
+#ifdef AHEAD
+            Fragment<MADE> following[4];
+            if (chunk + 1 < chunks) {
+                Turn next = turn;
+                next.advance();
+                prepare(following, next);
+            }
+            TICK(4)
+#endif
             wait_for_products<0>();
             settle(state.numbers);
+            TICK(5)
             arrive_once(shared.used[stage], lane);
             if (chunk + 1 == chunks) break;
             const int next = (chunk + 1) % 2;
             shared.taken[next].wait((chunk + 1) / 2 % 2 ^ 1);
+            TICK(6)
             keep_state(next);
+            TICK(7)
+#ifdef AHEAD
+#pragma unroll
+            for (int k = 0; k < 4; ++k) columns[k] = following[k];
+#endif
         }
+#ifdef PROFILE
+        if (blockIdx.x || blockIdx.z)
+#endif
         if (last && blockIdx.y == segments - 1)
-            state.store(last + ((batch * heads + head) * HEADDIM + slice) * DSTATE, row, SLICE,
-                        lane);
+            state.store(last + of_head * size + slice * DSTATE, row, SLICE, lane);
+        SHOW(10)
         return;
     }
 
@@ -225,12 +306,15 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
     const long long out_time = heads * HEADDIM;
     const float skip_of_head = HAS_D == 1 ? number_at(D, head, options.D()) : 0.0f;
     turn.advance(member);
+    TICKS
     for (int chunk = member; chunk < chunks; chunk += 2, turn.advance(2)) {
         const int stage = turn.stage;
         const long long start = begin + chunk * CHUNK;
         const Steps& steps = shared.steps[stage];
         const Exchanged<CHUNK, SLICE>& x_tile = shared.x[stage];
+        TICK(0)
         shared.fetched[stage].wait(turn.parity);
+        TICK(1)
         show_to_products();
         Fragment<> left[STATES / 16];
 #pragma unroll
@@ -243,7 +327,9 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
             multiply_groups(products, left[k].words[0], shared.B[stage].summed_columns(16 * k),
                             k > 0, NUMBER{});
         commit_products();
+        TICK(2)
         shared.made[member].wait(chunk / 2 % 2);
+        TICK(3)
         float y[8][4];
         begin_products();
 #pragma unroll
@@ -255,8 +341,10 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
                                 NUMBER{});
         commit_products();
 
+        TICK(4)
         wait_for_products<1>();
         settle(products);
+        TICK(5)
         Fragment<MADE> mask[4];
         const Moment later[2] = {moment_of(steps, row + g), moment_of(steps, row + g + 8)};
 #pragma unroll
@@ -271,8 +359,10 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
                 mask[k] = {};
         }
         const float since[2] = {steps.since_start[row + g], steps.since_start[row + g + 8]};
+        TICK(6)
         wait_for_products<0>();
         settle(y);
+        TICK(7)
         arrive_once(shared.taken[member], lane);
 #pragma unroll
         for (int j = 0; j < 8; ++j)
@@ -288,8 +378,10 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
                            NUMBER{});
             }
         commit_products();
+        TICK(8)
         wait_for_products<0>();
         settle(y);
+        TICK(9)
         if constexpr (HAS_D && !D_IN_MASK) {
 #pragma unroll
             for (int j = 0; j < 8; ++j) {
@@ -338,4 +430,5 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
             }
         }
     }
+    SHOW(20 + 10 * member)
 }

@@ -39,6 +39,11 @@ struct alignas(1024) Exchanged {
         load_matrices(to,
                       shared_address(bytes) + offset(row + lane % 16, column + lane / 16 * 8));
     }
+    // Stores what `load` reads.
+    __device__ __forceinline__ void store(const unsigned (&from)[4], int row, int column, int lane) {
+        store_matrices(shared_address(bytes) + offset(row + lane % 16, column + lane / 16 * 8),
+                       from);
+    }
     // What a product is told of sixteen columns from `column` on, over which it sums ...
     __device__ __forceinline__ unsigned long long summed_columns(int column) const {
         return described(shared_address(bytes) + column / PART_COLUMNS * part +

@@ -50,6 +50,14 @@ __device__ __forceinline__ void arrive_at(int number) {
     asm volatile("bar.arrive %0, %1;" : : "r"(number), "n"(COUNT) : "memory");
 }
 
+// What load_matrices reads, the other way: `row` is the address of the row that the lane names.
+__device__ __forceinline__ void store_matrices(unsigned row, const unsigned (&from)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "r"(row), "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
+                 : "memory");
+}
+
 // A barrier in shared memory, of any number of arrivals. Its phases follow one another; who waits for
 // one tells its parity, and waits for nobody's sake but its own.
 struct Barrier {

@@ -40,6 +40,8 @@ HEADS, LONGER = 2, 1.65
 OF_WARPGROUPS = ("ssd_forward_warpgroups", "ssd_states_warpgroups")
 # Warpgroups of a block that makes outputs: one fetches, one has the state.
 FORWARD_ROLES = 4
+# Segments of time at most whose states each block of a later one adds up itself.
+MOST_SEGMENTS = 16
 # Of another kernel: three warpgroups multiply, and the sums of four heads are kept.
 ROLES, HEADS_KEPT = 3, 4
 # States up to which the kernels have room for more.
@@ -228,9 +230,11 @@ class ForwardPlan(NamedTuple):
     segments: int
     carried: int
     decays: int
-    # Of the kernels that find out the states before the segments, and of the one that follows.
+    # Of the kernels that find out the states before the segments, and of the one that follows,
+    # which passes them on itself where products of warpgroups are.
     states_launch: compiler.Launch | None
     states_constants: tuple[int, ...]
+    by_warpgroups: bool
     pass_launch: compiler.Launch | None
     pass_constants: tuple[int, ...]
     launch: compiler.Launch
@@ -270,9 +274,10 @@ def forward(given: Scan) -> tuple[Tensor, Tensor]:
     batch, _, nheads, headdim = x.shape
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     state = torch.empty((batch, nheads, headdim, B.shape[3]), dtype=torch.float32, device=x.device)
-    starts = address(scan.initial_states)
+    first = address(scan.initial_states)
+    starts: tuple[int, ...] = (first, 0, 0) if plan.by_warpgroups else (first,)
     stream = compiler.current_stream(index)
-    if plan.states_launch is not None and plan.pass_launch is not None:
+    if plan.states_launch is not None:
         scratch = torch.empty((plan.carried + plan.decays,), dtype=torch.float32, device=x.device)
         ends = scratch.data_ptr()
         decays = ends + 4 * plan.carried
@@ -282,9 +287,12 @@ def forward(given: Scan) -> tuple[Tensor, Tensor]:
             *(0, 0, ends, decays, 0, 0, 0),
             *plan.states_constants,
         )
-        plan.pass_launch(stream, starts, 0, ends, decays, 0, 0, *plan.pass_constants)
-        starts = ends
-    plan.launch(stream, *addresses, starts, out.data_ptr(), state.data_ptr(), *plan.constants)
+        if plan.pass_launch is None:
+            starts = (first, ends, decays)
+        else:
+            plan.pass_launch(stream, first, 0, ends, decays, 0, 0, *plan.pass_constants)
+            starts = (ends,)
+    plan.launch(stream, *addresses, *starts, out.data_ptr(), state.data_ptr(), *plan.constants)
     return (out if out.dtype == given.x.dtype else out.to(given.x.dtype)), state
 
 
@@ -293,7 +301,13 @@ def _plan(scan: Scan, is_aligned: bool, index: int) -> ForwardPlan:
     batch, seqlen, nheads, _ = x.shape
     variant = variant_of(scan, is_aligned, index)
     chunks = -(-seqlen // variant.chunk)
-    segment, segments = segments_of(chunks, nheads * batch * variant.slices, index)
+    by_warpgroups = has_warpgroups(index) and variant.fits_warpgroups
+    # Of which a multiprocessor has room for two, or for one.
+    blocks = nheads * batch * variant.slices * (2 if by_warpgroups else 1)
+    segment, segments = segments_of(chunks, blocks, index)
+    if by_warpgroups and segments > MOST_SEGMENTS:
+        segment = -(-chunks // MOST_SEGMENTS)
+        segments = -(-chunks // segment)
     groups = B.shape[2]
     sizes = (seqlen, nheads, nheads // groups, segment, segments)
     states_launch = pass_launch = None
@@ -303,9 +317,10 @@ def _plan(scan: Scan, is_aligned: bool, index: int) -> ForwardPlan:
             "ssd_states", batch, nheads, groups, segments - 1, index
         )
         size = variant.headdim * variant.dstate
-        pass_launch = variant.launch(
-            "ssd_pass", (-(-size // PASS_THREADS), batch * nheads, 1), index
-        )
+        if not by_warpgroups:
+            pass_launch = variant.launch(
+                "ssd_pass", (-(-size // PASS_THREADS), batch * nheads, 1), index
+            )
     launch, divided = variant.divided("ssd_forward", batch, nheads, groups, segments, index)
     scalars = (options_of(scan), *limits_of(scan))
     sequence = (0, 0) if seq_idx is None else seq_idx.stride()
@@ -322,6 +337,7 @@ def _plan(scan: Scan, is_aligned: bool, index: int) -> ForwardPlan:
             *sequence,
             *states_divided,
         ),
+        by_warpgroups,
         pass_launch,
         (nheads, segments),
         launch,

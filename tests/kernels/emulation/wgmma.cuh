@@ -35,6 +35,21 @@ void arrive_at(int number) {
     }
 }
 
+inline void store_matrices(unsigned place, const unsigned (&from)[4]) {
+    std::memcpy(fibres[running].slots, &place, sizeof place);
+    meet_warp();
+    const int lane = running % 32, g = lane / 4, q = lane % 4;
+    for (int i = 0; i < 4; ++i) {
+        char* row = shared_begin + slots_of(8 * i + g)[0] + 4 * q;
+        if (row < shared_begin || row + 4 > shared_end) {
+            std::fprintf(stderr, "a row of stmatrix lies outside\n");
+            std::abort();
+        }
+        std::memcpy(row, &from[i], 4);
+    }
+    meet_warp();
+}
+
 struct Barrier {
     unsigned short expected, left;
     unsigned phase;
