@@ -6,6 +6,9 @@
 // chunk begins with in shared memory, h, in 16 bits, and adds (x dt decay_to_end)^T B. Two take turns
 // at the chunks' outputs: they make C B^T, whose numbers, as they have decayed, are the left factor
 // of M x where they lie, and y = C h. Nothing but the state passes from chunk to chunk.
+//
+// Where heads are few, time is cut into SEGMENTS, each a block of a cluster: a first walk of the states
+// alone finds what each segment adds, and all that come after it read that from memory.
 #include "ssd.cuh"
 #include "warpgroups.cuh"
 
@@ -18,6 +21,26 @@ static_assert(STATES == 64 || STATES == 128, "parts of 64 columns");
 // A number of D goes to its output with M, on whose diagonal it stands, where it is rounded no more.
 constexpr bool D_IN_MASK = HAS_D == 1 && MADE > 1;
 
+#if MADE == 2
+// x times the weight of its step, in two pieces: what rounding takes from the product of two numbers of
+// 16 bits is one again.
+__device__ __forceinline__ void weigh(Fragment<2>& to, const Fragment<>& x,
+                                      const unsigned (&weights)[2][CHUNK / 2], int first,
+                                      int lane) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const int place = first / 2 + 4 * half + lane % 4;
+        const unsigned high = weights[0][place], low = weights[1][place];
+#pragma unroll
+        for (int i = half; i < 4; i += 2) {
+            const unsigned word = x.words[0][i], product = fused(word, high, 0x80008000u, Element{});
+            to.words[0][i] = product;
+            to.words[1][i] =
+                fused(word, low, fused(word, high, product ^ 0x80008000u, Element{}), Element{});
+        }
+    }
+}
+#endif
 #ifdef PROFILE
 #define TICK(i) { const long long now_ = clock64(); ticks[i] += static_cast<float>(now_ - then); then = now_; }
 #define TICKS float ticks[10] = {}; long long then = clock64();
@@ -34,6 +57,10 @@ struct Shared {
     // Of the chunks of each of the warpgroups that make outputs.
     Exchanged<SLICE, STATES> h[2][MADE];
     Steps steps[STAGES];
+#if MADE == 2
+    // Of the steps' to_end.
+    unsigned weights[STAGES][MADE][CHUNK / 2];
+#endif
     Barrier fetched[STAGES], used[STAGES], made[2], taken[2];
 };
 static_assert(sizeof(Shared) == SHARED, "the host counts shared memory otherwise");
@@ -100,11 +127,12 @@ __device__ __forceinline__ void set_mask(Fragment<MADE>& to, const float (&low)[
     }
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_warpgroups(
+extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
+    __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_warpgroups(
     const NUMBER* x, const void* dt, const void* A, const NUMBER* B, const NUMBER* C, const void* D,
-    const NUMBER* z, const void* bias, const int* seq_idx, const float* first, const float* ends,
-    const float* decays, NUMBER* out, float* last, long long option_bits, long long low_bits, long long high_bits, long long seqlen,
-    long long heads, long long heads_of_group, long long segment, long long segments,
+    const NUMBER* z, const void* bias, const int* seq_idx, const float* first, NUMBER* out,
+    float* last, float* ends, float* decays, long long option_bits, long long low_bits, long long high_bits, long long seqlen,
+    long long heads, long long heads_of_group, long long segment,
     long long x_batch, long long x_time, long long x_head, long long dt_batch, long long dt_time,
     long long dt_head, long long B_batch, long long B_time, long long B_group, long long C_batch,
     long long C_time, long long C_group, long long z_batch, long long z_time, long long z_head,
@@ -117,6 +145,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
     const long long begin = blockIdx.y * segment * CHUNK;
     const long long end = min(seqlen, begin + segment * CHUNK);
     const int chunks = static_cast<int>((end - begin + CHUNK - 1) / CHUNK);
+    // Chunks of the first walk, and of both.
+    const int walked = blockIdx.y + 1 < SEGMENTS ? chunks : 0, all = walked + chunks;
     const Options options{option_bits};
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; ++i) {
@@ -130,33 +160,45 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
 
     if (warp < WARPS) {
         leave_registers<FETCHER_REGISTERS>();
+        if (SEGMENTS > 1) arrive_at_cluster();
         const StepSource source(dt, A, bias, seq_idx, options, low_bits, high_bits, seqlen, batch,
                                 head, dt_batch, dt_time, dt_head, seq_batch, seq_time);
         x += batch * x_batch + begin * x_time + head * x_head + slice;
         B += batch * B_batch + begin * B_time + group * B_group;
         C += batch * C_batch + begin * C_time + group * C_group;
+        const auto first_of = [&](int number) {
+            return static_cast<long long>(number < walked ? number : number - walked) * CHUNK;
+        };
         // The warps take turns at the steps of a chunk.
         RawSteps raw;
-        raw.load(source, begin + warp * CHUNK, lane);
+        raw.load(source, begin + first_of(warp), lane);
         Turn turn;
         TICKS
-        for (int chunk = 0; chunk < chunks; ++chunk, turn.advance()) {
+        for (int number = 0; number < all; ++number, turn.advance()) {
             const int stage = turn.stage;
-            const long long start = begin + chunk * CHUNK;
-            const int rows = static_cast<int>(min(end - start, static_cast<long long>(CHUNK)));
+            const long long start = first_of(number);
+            const int rows =
+                static_cast<int>(min(end - begin - start, static_cast<long long>(CHUNK)));
             TICK(0)
             shared.used[stage].wait(turn.parity ^ 1);
             TICK(1)
-            fetch(shared.B[stage], B, B_time, rows, DSTATE, threadIdx.x);
-            fetch(shared.x[stage], x, x_time, rows, SLICE, threadIdx.x);
-            fetch(shared.C[stage], C, C_time, rows, DSTATE, threadIdx.x);
+            fetch(shared.x[stage], x + start * x_time, x_time, rows, SLICE, threadIdx.x);
+            fetch(shared.B[stage], B + start * B_time, B_time, rows, DSTATE, threadIdx.x);
+            if (number >= walked)
+                fetch(shared.C[stage], C + start * C_time, C_time, rows, DSTATE, threadIdx.x);
             shared.fetched[stage].arrive_when_copied();
             TICK(2)
-            x += CHUNK * x_time, B += CHUNK * B_time, C += CHUNK * C_time;
-            if (chunk % WARPS == warp) {
-                raw.finish(shared.steps[stage], source, start, lane);
+            if (number % WARPS == warp) {
+                raw.finish(shared.steps[stage], source, begin + start, lane);
+#if MADE == 2
+                Pair<MADE> weights;
+                weights.pack(shared.steps[stage].to_end[2 * lane],
+                             shared.steps[stage].to_end[2 * lane + 1]);
+                for (int i = 0; i < MADE; ++i)
+                    shared.weights[stage][i][lane] = weights.words[i];
+#endif
                 arrive_once(shared.fetched[stage], lane);
-                raw.load(source, start + WARPS * CHUNK, lane);
+                raw.load(source, begin + first_of(number + WARPS), lane);
                 TICK(3)
             }
         }
@@ -174,20 +216,72 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
         constexpr long long size = HEADDIM * DSTATE;
         const long long of_head = batch * heads + head;
         State state;
-        if (first)
-            state.load(first + of_head * size + slice * DSTATE, row, SLICE, lane);
-        else
-            state.clear();
-        // What the segments before this one add.
-        for (int before = 0; before < static_cast<int>(blockIdx.y); ++before) {
-            const long long place = of_head * segments + before;
-            State added;
-            added.load(ends + place * size + slice * DSTATE, row, SLICE, lane);
-            state.scale(decays[place]);
+        state.clear();
+        TICKS
+        // Adds a chunk, at which one more warpgroup looks, unless this one is alone.
+        const auto add_chunk = [&](const Turn& turn, bool is_alone) {
+            const int stage = turn.stage;
+            shared.fetched[stage].wait(turn.parity);
+            TICK(1)
+            show_to_products();
+            Fragment<MADE> columns[4];
 #pragma unroll
-            for (int j = 0; j < STATES / 8; ++j)
+            for (int k = 0; k < 4; ++k) {
+                Fragment<> given;
+                shared.x[stage].load_transposed(given.words[0], 16 * k, row, lane);
+#if MADE == 2
+                weigh(columns[k], given, shared.weights[stage], 16 * k, lane);
+#else
+                columns[k] = scaled_steps(given, shared.steps[stage].to_end, 16 * k, lane);
+#endif
+            }
+            const float decay = shared.steps[stage].decay_of_chunk();
+            state.scale(decay);
+            TICK(2)
+            begin_products();
 #pragma unroll
-                for (int i = 0; i < 4; ++i) state.numbers[j][i] += added.numbers[j][i];
+            for (int k = 0; k < 4; ++k)
+#pragma unroll
+                for (int piece = 0; piece < MADE; ++piece) {
+                    const unsigned(&words)[4] = columns[k].words[piece];
+                    add_groups(state.numbers, words[0], words[2], words[1], words[3],
+                               shared.B[stage].summed_rows(16 * k), NUMBER{});
+                }
+            commit_products();
+            TICK(3)
+            wait_for_products<0>();
+            settle(state.numbers);
+            TICK(5)
+            __syncwarp();
+            if (lane < (is_alone ? 2 : 1)) shared.used[stage].arrive();
+            return decay;
+        };
+        if constexpr (SEGMENTS > 1) {
+            const long long place = (blockIdx.z * heads + head) * SEGMENTS;
+            ends += place * SLICE * DSTATE;
+            decays += place;
+            if (walked) {
+                float decay = 1.0f;
+                for (int chunk = 0; chunk < walked; ++chunk, turn.advance())
+                    decay *= add_chunk(turn, true);
+                state.store(ends + blockIdx.y * SLICE * DSTATE, row, SLICE, lane);
+                if (row == 0 && lane == 0) decays[blockIdx.y] = decay;
+                state.clear();
+            }
+            arrive_at_cluster();
+        }
+        if (first) state.load(first + of_head * size + slice * DSTATE, row, SLICE, lane);
+        if constexpr (SEGMENTS > 1) {
+            wait_for_cluster();
+            for (int before = 0; before < static_cast<int>(blockIdx.y); ++before) {
+                State added;
+                added.load(ends + before * SLICE * DSTATE, row, SLICE, lane);
+                state.scale(decays[before]);
+#pragma unroll
+                for (int j = 0; j < STATES / 8; ++j)
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) state.numbers[j][i] += added.numbers[j][i];
+            }
         }
         // For the products of a warpgroup.
         const auto keep_state = [&](int of) {
@@ -219,85 +313,28 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
             show_to_products();
             arrive_once(shared.made[of], lane);
         };
-        TICKS
         keep_state(0);
         TICK(0)
-#ifdef AHEAD
-        Fragment<MADE> columns[4];
-        const auto prepare = [&](Fragment<MADE> (&columns)[4], const Turn& turn) {
-            shared.fetched[turn.stage].wait(turn.parity);
-            show_to_products();
-#pragma unroll
-            for (int k = 0; k < 4; ++k) {
-                Fragment<> given;
-                shared.x[turn.stage].load_transposed(given.words[0], 16 * k, row, lane);
-                columns[k] = scaled_steps(given, shared.steps[turn.stage].to_end, 16 * k, lane);
-            }
-        };
-        prepare(columns, turn);
-#endif
         for (int chunk = 0; chunk < chunks; ++chunk, turn.advance()) {
-            const int stage = turn.stage;
-            const Steps& steps = shared.steps[stage];
-#ifndef AHEAD
-            shared.fetched[stage].wait(turn.parity);
-            TICK(1)
-            show_to_products();
-            Fragment<MADE> columns[4];
-#pragma unroll
-            for (int k = 0; k < 4; ++k) {
-                Fragment<> given;
-                shared.x[stage].load_transposed(given.words[0], 16 * k, row, lane);
-                columns[k] = scaled_steps(given, steps.to_end, 16 * k, lane);
-            }
-#endif
-            TICK(2)
-            state.scale(steps.decay_of_chunk());
-            begin_products();
-#pragma unroll
-            for (int k = 0; k < 4; ++k)
-#pragma unroll
-                for (int piece = 0; piece < MADE; ++piece) {
-                    const unsigned(&words)[4] = columns[k].words[piece];
-                    add_groups(state.numbers, words[0], words[2], words[1], words[3],
-                               shared.B[stage].summed_rows(16 * k), NUMBER{});
-                }
-            commit_products();
-            TICK(3)
-#ifdef AHEAD
-            Fragment<MADE> following[4];
-            if (chunk + 1 < chunks) {
-                Turn next = turn;
-                next.advance();
-                prepare(following, next);
-            }
-            TICK(4)
-#endif
-            wait_for_products<0>();
-            settle(state.numbers);
-            TICK(5)
-            arrive_once(shared.used[stage], lane);
+            add_chunk(turn, false);
             if (chunk + 1 == chunks) break;
             const int next = (chunk + 1) % 2;
             shared.taken[next].wait((chunk + 1) / 2 % 2 ^ 1);
             TICK(6)
             keep_state(next);
             TICK(7)
-#ifdef AHEAD
-#pragma unroll
-            for (int k = 0; k < 4; ++k) columns[k] = following[k];
-#endif
         }
 #ifdef PROFILE
         if (blockIdx.x || blockIdx.z)
 #endif
-        if (last && blockIdx.y == segments - 1)
+        if (last && blockIdx.y == SEGMENTS - 1)
             state.store(last + of_head * size + slice * DSTATE, row, SLICE, lane);
         SHOW(10)
         return;
     }
 
     take_registers<OUTPUT_REGISTERS>();
+    if (SEGMENTS > 1) arrive_at_cluster();
     const int member = role - 2, g = lane / 4, q = lane % 4;
     // The later a row, the more it sees: the other's first rows are with this one's last.
     const int row = (member ? WARPS - 1 - warp % WARPS : warp % WARPS) * 16;
@@ -305,7 +342,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
     out += ((batch * seqlen) * heads + head) * HEADDIM + slice;
     const long long out_time = heads * HEADDIM;
     const float skip_of_head = HAS_D == 1 ? number_at(D, head, options.D()) : 0.0f;
-    turn.advance(member);
+    turn.advance(walked + member);
     TICKS
     for (int chunk = member; chunk < chunks; chunk += 2, turn.advance(2)) {
         const int stage = turn.stage;

@@ -46,9 +46,15 @@ def on_the_cpu(libraries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "processors", lambda index: 1)
 
 
+def segments_at_most(chunks: int, *others: object) -> tuple[int, int]:
+    """As many as a cluster has blocks."""
+    length = -(-chunks // cuda_forward.MOST_SEGMENTS)
+    return length, -(-chunks // length)
+
+
 def cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut time into segments and share heads out, as where they are too few for a GPU."""
-    monkeypatch.setattr(cuda_forward, "segments_of", lambda chunks, blocks, index: (1, chunks))
+    monkeypatch.setattr(cuda_forward, "segments_of", segments_at_most)
     monkeypatch.setattr(cuda_backward, "walks_along_time", lambda chunks, blocks, index: False)
     monkeypatch.setattr(cuda_backward, "slots_of", lambda heads, blocks, index: 2)
 

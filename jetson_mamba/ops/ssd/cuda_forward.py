@@ -40,8 +40,8 @@ HEADS, LONGER = 2, 1.65
 OF_WARPGROUPS = ("ssd_forward_warpgroups", "ssd_states_warpgroups")
 # Warpgroups of a block that makes outputs: one fetches, one has the state.
 FORWARD_ROLES = 4
-# Segments of time at most whose states each block of a later one adds up itself.
-MOST_SEGMENTS = 16
+# Segments of time at most that are blocks of a cluster, and multiprocessors that can share one.
+MOST_SEGMENTS, OF_PART = 8, 16
 # Of another kernel: three warpgroups multiply, and the sums of four heads are kept.
 ROLES, HEADS_KEPT = 3, 4
 # States up to which the kernels have room for more.
@@ -62,6 +62,8 @@ class Variant(NamedTuple):
     d: int = 0
     has_z: bool = False
     has_sequences: bool = False
+    # Of time, whose blocks of products of warpgroups pass states on within one launch.
+    segments: int = 1
 
     @property
     def given(self) -> int:
@@ -155,7 +157,8 @@ class Variant(NamedTuple):
             part = 2 * chunk * states
             tiles = stages * (2 * part + 2 * chunk * 64) + 2 * self.made(kernel) * part
             barriers = 8 * (2 * stages + 4)
-            return -(-(tiles + stages * 24 * chunk + barriers) // 1024) * 1024
+            steps = stages * (24 + (4 if self.made(kernel) == 2 else 0)) * chunk
+            return -(-(tiles + steps + barriers) // 1024) * 1024
         if kernel == "ssd_backward_warpgroups":
             tiles = 2 * chunk * (2 * states + stages * (2 * 64 + 2 * states)) + 2 * 8 * GROUP * 16
             sums = 4 * (4 * chunk + 4 + 4 * (self.headdim if self.d == 2 else 1))
@@ -195,6 +198,7 @@ class Variant(NamedTuple):
             ("SHARED", str(self.shared_bytes(kernel))),
             ("BLOCKS", str(self.blocks(kernel))),
             *([("HEADS", str(HEADS))] if kernel == "ssd_states_warpgroups" else ()),
+            *([("SEGMENTS", str(self.segments))] if kernel == "ssd_forward_warpgroups" else ()),
         )
 
     def launch(self, kernel: str, grid: tuple[int, int, int], index: int) -> compiler.Launch:
@@ -213,9 +217,6 @@ class Variant(NamedTuple):
         """
         if not (has_warpgroups(index) and self.fits_warpgroups):
             return self.launch(kernel, (heads, batch * self.slices, parts), index), ()
-        if kernel == "ssd_forward":
-            grid = (heads, parts, batch * self.slices)
-            return self.launch("ssd_forward_warpgroups", grid, index), ()
         units_of_batch = groups * self.slices
         units, per_group = batch * units_of_batch, heads // groups
         full = full_blocks(per_group, units * parts, index)
@@ -230,8 +231,8 @@ class ForwardPlan(NamedTuple):
     segments: int
     carried: int
     decays: int
-    # Of the kernels that find out the states before the segments, and of the one that follows,
-    # which passes them on itself where products of warpgroups are.
+    # Of the kernels that find out the states before the segments, where the one that follows does
+    # not do it itself, by warpgroups.
     states_launch: compiler.Launch | None
     states_constants: tuple[int, ...]
     by_warpgroups: bool
@@ -274,25 +275,26 @@ def forward(given: Scan) -> tuple[Tensor, Tensor]:
     batch, _, nheads, headdim = x.shape
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     state = torch.empty((batch, nheads, headdim, B.shape[3]), dtype=torch.float32, device=x.device)
-    first = address(scan.initial_states)
-    starts: tuple[int, ...] = (first, 0, 0) if plan.by_warpgroups else (first,)
+    starts = address(scan.initial_states)
     stream = compiler.current_stream(index)
-    if plan.states_launch is not None:
+    ends = decays = 0
+    if plan.segments > 1:
         scratch = torch.empty((plan.carried + plan.decays,), dtype=torch.float32, device=x.device)
         ends = scratch.data_ptr()
         decays = ends + 4 * plan.carried
+    if plan.states_launch is not None and plan.pass_launch is not None:
         plan.states_launch(
             stream,
             *(addresses[0], 0, *addresses[1:5], *addresses[7:]),
             *(0, 0, ends, decays, 0, 0, 0),
             *plan.states_constants,
         )
-        if plan.pass_launch is None:
-            starts = (first, ends, decays)
-        else:
-            plan.pass_launch(stream, first, 0, ends, decays, 0, 0, *plan.pass_constants)
-            starts = (ends,)
-    plan.launch(stream, *addresses, *starts, out.data_ptr(), state.data_ptr(), *plan.constants)
+        plan.pass_launch(stream, starts, 0, ends, decays, 0, 0, *plan.pass_constants)
+        starts = ends
+    written: tuple[int, ...] = (out.data_ptr(), state.data_ptr())
+    if plan.by_warpgroups:
+        written += (ends, decays)
+    plan.launch(stream, *addresses, starts, *written, *plan.constants)
     return (out if out.dtype == given.x.dtype else out.to(given.x.dtype)), state
 
 
@@ -302,32 +304,33 @@ def _plan(scan: Scan, is_aligned: bool, index: int) -> ForwardPlan:
     variant = variant_of(scan, is_aligned, index)
     chunks = -(-seqlen // variant.chunk)
     by_warpgroups = has_warpgroups(index) and variant.fits_warpgroups
-    # Of which a multiprocessor has room for two, or for one.
-    blocks = nheads * batch * variant.slices * (2 if by_warpgroups else 1)
-    segment, segments = segments_of(chunks, blocks, index)
-    if by_warpgroups and segments > MOST_SEGMENTS:
-        segment = -(-chunks // MOST_SEGMENTS)
-        segments = -(-chunks // segment)
+    blocks = nheads * batch * variant.slices
+    segment, segments = segments_of(chunks, blocks, index, by_warpgroups)
     groups = B.shape[2]
-    sizes = (seqlen, nheads, nheads // groups, segment, segments)
+    sizes: tuple[int, ...] = (seqlen, nheads, nheads // groups, segment, segments)
     states_launch = pass_launch = None
     states_divided: tuple[int, ...] = ()
-    if segments > 1:
+    if by_warpgroups:
+        variant = variant._replace(segments=segments)
+        grid = (nheads, segments, batch * variant.slices)
+        launch, sizes = variant.launch("ssd_forward_warpgroups", grid, index), sizes[:-1]
+    else:
+        grid = (nheads, batch * variant.slices, segments)
+        launch = variant.launch("ssd_forward", grid, index)
+    if segments > 1 and not by_warpgroups:
         states_launch, states_divided = variant.divided(
             "ssd_states", batch, nheads, groups, segments - 1, index
         )
         size = variant.headdim * variant.dstate
-        if not by_warpgroups:
-            pass_launch = variant.launch(
-                "ssd_pass", (-(-size // PASS_THREADS), batch * nheads, 1), index
-            )
-    launch, divided = variant.divided("ssd_forward", batch, nheads, groups, segments, index)
+        pass_launch = variant.launch(
+            "ssd_pass", (-(-size // PASS_THREADS), batch * nheads, 1), index
+        )
     scalars = (options_of(scan), *limits_of(scan))
     sequence = (0, 0) if seq_idx is None else seq_idx.stride()
-    parts = batch * nheads * segments
+    parts = blocks * segments
     return ForwardPlan(
         segments,
-        parts * variant.headdim * variant.dstate,
+        batch * nheads * segments * variant.headdim * variant.dstate,
         parts,
         states_launch,
         (
@@ -347,7 +350,6 @@ def _plan(scan: Scan, is_aligned: bool, index: int) -> ForwardPlan:
             *(*x.stride()[:3], *dt.stride(), *B.stride()[:3], *C.stride()[:3]),
             *((0, 0, 0) if z is None else z.stride()[:3]),
             *sequence,
-            *divided,
         ),
     )
 
@@ -480,10 +482,18 @@ def has_warpgroups(index: int) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def segments_of(chunks: int, blocks: int, index: int) -> tuple[int, int]:
-    """Chunks of a segment of time and the segments: one where the heads fill the GPU."""
+def segments_of(chunks: int, blocks: int, index: int, by_warpgroups: bool) -> tuple[int, int]:
+    """Chunks of a segment of time and the segments: one where the heads fill the GPU.
+
+    By warpgroups, those of a head are blocks of a cluster, and a multiprocessor has room for one.
+    """
     wanted = 1
-    if 10 * blocks < 9 * processors(index):
+    if by_warpgroups:
+        # Blocks of a cluster share one of the parts of a GPU that have some 16 multiprocessors.
+        parts, most = processors(index) // OF_PART, min(MOST_SEGMENTS, chunks // 2)
+        while wanted < most and blocks <= parts * (OF_PART // (wanted + 1)):
+            wanted += 1
+    elif 10 * blocks < 9 * processors(index):
         wanted = min(chunks, max(1, 2 * processors(index) // blocks))
     length = -(-chunks // wanted)
     return length, -(-chunks // length)

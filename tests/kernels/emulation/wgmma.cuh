@@ -10,6 +10,10 @@ void wait_for_products() {}
 template <int COUNT>
 void settle(float (&)[COUNT][4]) {}
 inline void show_to_products() {}
+#define __cluster_dims__(...)
+// Blocks run one after the other: of what lies behind a block nothing is waited for.
+inline void arrive_at_cluster() {}
+inline void wait_for_cluster() {}
 template <int COUNT>
 void leave_registers() {}
 template <int COUNT>
@@ -35,6 +39,17 @@ void arrive_at(int number) {
     }
 }
 
+inline unsigned fused(unsigned a, unsigned b, unsigned c, bfloat16_t) {
+    unsigned result = 0;
+    for (int shift = 0; shift < 32; shift += 16) {
+        const auto of = [=](unsigned word) {
+            return to_float(bfloat16_t{static_cast<unsigned short>(word >> shift)});
+        };
+        const double sum = static_cast<double>(of(a)) * of(b) + of(c);
+        result |= from_float<bfloat16_t>(static_cast<float>(sum)).bits << shift;
+    }
+    return result;
+}
 inline void store_matrices(unsigned place, const unsigned (&from)[4]) {
     std::memcpy(fibres[running].slots, &place, sizeof place);
     meet_warp();
