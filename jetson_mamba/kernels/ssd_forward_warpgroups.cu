@@ -218,21 +218,37 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
         State state;
         state.clear();
         TICKS
+#ifdef AHEAD
+        Fragment<> given[4];
+        const auto read = [&](const Turn& turn) {
+            shared.fetched[turn.stage].wait(turn.parity);
+            show_to_products();
+#pragma unroll
+            for (int k = 0; k < 4; ++k)
+                shared.x[turn.stage].load_transposed(given[k].words[0], 16 * k, row, lane);
+        };
+        int left = all;
+        read(turn);
+#endif
         // Adds a chunk, at which one more warpgroup looks, unless this one is alone.
         const auto add_chunk = [&](const Turn& turn, bool is_alone) {
             const int stage = turn.stage;
+#ifndef AHEAD
             shared.fetched[stage].wait(turn.parity);
             TICK(1)
             show_to_products();
+            Fragment<> given[4];
+#endif
             Fragment<MADE> columns[4];
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
-                Fragment<> given;
-                shared.x[stage].load_transposed(given.words[0], 16 * k, row, lane);
+#ifndef AHEAD
+                shared.x[stage].load_transposed(given[k].words[0], 16 * k, row, lane);
+#endif
 #if MADE == 2
-                weigh(columns[k], given, shared.weights[stage], 16 * k, lane);
+                weigh(columns[k], given[k], shared.weights[stage], 16 * k, lane);
 #else
-                columns[k] = scaled_steps(given, shared.steps[stage].to_end, 16 * k, lane);
+                columns[k] = scaled_steps(given[k], shared.steps[stage].to_end, 16 * k, lane);
 #endif
             }
             const float decay = shared.steps[stage].decay_of_chunk();
@@ -249,6 +265,13 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
                 }
             commit_products();
             TICK(3)
+#ifdef AHEAD
+            if (--left > 0) {
+                Turn next = turn;
+                next.advance();
+                read(next);
+            }
+#endif
             wait_for_products<0>();
             settle(state.numbers);
             TICK(5)
