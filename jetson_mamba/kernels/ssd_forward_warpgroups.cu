@@ -387,6 +387,62 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
             multiply_groups(products, left[k].words[0], shared.B[stage].summed_columns(16 * k),
                             k > 0, NUMBER{});
         commit_products();
+#ifdef INNER_FIRST
+        TICK(2)
+        wait_for_products<0>();
+        settle(products);
+        TICK(3)
+        Fragment<MADE> mask[4];
+        const Moment later[2] = {moment_of(steps, row + g), moment_of(steps, row + g + 8)};
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            if (16 * k < row)
+                set_mask<false>(mask[k], products[2 * k], products[2 * k + 1], steps, later, row,
+                                16 * k, skip_of_head, lane);
+            else if (16 * k == row)
+                set_mask<true>(mask[k], products[2 * k], products[2 * k + 1], steps, later, row,
+                               16 * k, skip_of_head, lane);
+            else
+                mask[k] = {};
+        }
+        const float since[2] = {steps.since_start[row + g], steps.since_start[row + g + 8]};
+        TICK(4)
+        float y[8][4] = {};
+        begin_products();
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+#pragma unroll
+            for (int piece = 0; piece < MADE; ++piece) {
+                const unsigned(&words)[4] = mask[k].words[piece];
+                add_groups(y, words[0], words[1], words[2], words[3], x_tile.summed_rows(16 * k),
+                           NUMBER{});
+            }
+        commit_products();
+        TICK(5)
+        shared.made[member].wait(chunk / 2 % 2);
+        TICK(6)
+        float carried[8][4];
+        begin_products();
+#pragma unroll
+        for (int k = 0; k < STATES / 16; ++k)
+#pragma unroll
+            for (int piece = 0; piece < MADE; ++piece)
+                multiply_groups(carried, left[k].words[0],
+                                shared.h[member][piece].summed_columns(16 * k), k + piece > 0,
+                                NUMBER{});
+        commit_products();
+        TICK(7)
+        wait_for_products<0>();
+        settle(y);
+        settle(carried);
+        TICK(8)
+        arrive_once(shared.taken[member], lane);
+#pragma unroll
+        for (int j = 0; j < 8; ++j)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) y[j][i] += carried[j][i] * since[i / 2];
+        TICK(9)
+#else
         TICK(2)
         shared.made[member].wait(chunk / 2 % 2);
         TICK(3)
@@ -442,6 +498,7 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
         wait_for_products<0>();
         settle(y);
         TICK(9)
+#endif
         if constexpr (HAS_D && !D_IN_MASK) {
 #pragma unroll
             for (int j = 0; j < 8; ++j) {
