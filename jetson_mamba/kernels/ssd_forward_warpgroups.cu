@@ -2,10 +2,10 @@
 // to 64 of its channels, that walks along time in chunks of 64 steps.
 //
 // Four warpgroups divide the work, so that none waits for what another could do meanwhile. One fetches
-// what the others need, STAGES chunks ahead. One has the state in its registers: it leaves what each
-// chunk begins with in shared memory, h, in 16 bits, and adds (x dt decay_to_end)^T B. Two take turns
-// at the chunks' outputs: they make C B^T, whose numbers, as they have decayed, are the left factor
-// of M x where they lie, and y = C h. Nothing but the state passes from chunk to chunk.
+// what the others need, chunks ahead. One has the state in its registers: it leaves what each chunk
+// begins with in shared memory, h, in 16 bits, and adds (x dt decay_to_end)^T B. Two take turns at the
+// chunks' outputs: they make C B^T, whose numbers, as they have decayed, are the left factor of M x
+// where they lie, and y = C h. Nothing but the state passes from chunk to chunk.
 //
 // Where heads are few, time is cut into SEGMENTS, each a block of a cluster: a first walk of the states
 // alone finds what each segment adds, and all that come after it read that from memory.
@@ -14,12 +14,53 @@
 
 constexpr int GROUP = 128, BLOCK_THREADS = 4 * GROUP;
 // Of a thread: what all have at first is shared out anew. Who asks for more than is left waits forever.
-constexpr int FETCHER_REGISTERS = 56, STATE_REGISTERS = 136, OUTPUT_REGISTERS = 160;
+constexpr int FETCHER_REGISTERS = 40, STATE_REGISTERS = 152, OUTPUT_REGISTERS = 160;
 static_assert(FETCHER_REGISTERS + STATE_REGISTERS + 2 * OUTPUT_REGISTERS <= 65536 / GROUP);
+// Of the warps that fetch, two copy and two make steps.
+constexpr int COPIERS = 64, STEPPERS = 2;
 static_assert(CHUNK == 64 && SLICE == 64 && GIVEN == 1 && ALIGNED, "as the tiles are");
 static_assert(STATES == 64 || STATES == 128, "parts of 64 columns");
 // A number of D goes to its output with M, on whose diagonal it stands, where it is rounded no more.
 constexpr bool D_IN_MASK = HAS_D == 1 && MADE > 1;
+
+// In turn used and filled again. B and C are done with sooner than what else belongs to a chunk.
+template <int COUNT>
+struct Ring {
+    Barrier fetched[COUNT], used[COUNT];
+
+    // One, before a block's threads meet.
+    __device__ __forceinline__ void begin(int fetchers) {
+        for (int i = 0; i < COUNT; ++i) fetched[i].expect(fetchers), used[i].expect(2 * WARPS);
+    }
+};
+// A place of a ring, and the parity of its phase.
+template <int COUNT>
+struct Turn {
+    int stage = 0, parity = 0;
+
+    __device__ __forceinline__ void advance(int count = 1) {
+        for (int i = 0; i < count; ++i)
+            if (++stage == COUNT) stage = 0, parity ^= 1;
+    }
+};
+
+// What of x (or of two numbers of 16 bits that are its steps' weights) a product takes in two pieces.
+struct Shared {
+    Exchanged<CHUNK, STATES> C[STAGES];
+    Exchanged<CHUNK, STATES> B[STAGES];
+    Exchanged<CHUNK, SLICE> x[STEP_STAGES];
+    // Of the chunks of each of the warpgroups that make outputs.
+    Exchanged<SLICE, STATES> h[2][MADE];
+    Steps steps[STEP_STAGES];
+#if MADE == 2
+    // Of the steps' to_end.
+    unsigned weights[STEP_STAGES][MADE][CHUNK / 2];
+#endif
+    Ring<STAGES> wide;
+    Ring<STEP_STAGES> narrow;
+    Barrier made[2], taken[2];
+};
+static_assert(sizeof(Shared) == SHARED, "the host counts shared memory otherwise");
 
 #if MADE == 2
 // x times the weight of its step, in two pieces: what rounding takes from the product of two numbers of
@@ -41,6 +82,10 @@ __device__ __forceinline__ void weigh(Fragment<2>& to, const Fragment<>& x,
     }
 }
 #endif
+
+#ifndef AHEAD
+#define AHEAD 1
+#endif
 #ifdef PROFILE
 #define TICK(i) { const long long now_ = clock64(); ticks[i] += static_cast<float>(now_ - then); then = now_; }
 #define TICKS float ticks[10] = {}; long long then = clock64();
@@ -50,50 +95,28 @@ __device__ __forceinline__ void weigh(Fragment<2>& to, const Fragment<>& x,
 #define TICKS
 #define SHOW(base)
 #endif
-struct Shared {
-    Exchanged<CHUNK, STATES> C[STAGES];
-    Exchanged<CHUNK, STATES> B[STAGES];
-    Exchanged<CHUNK, SLICE> x[STAGES];
-    // Of the chunks of each of the warpgroups that make outputs.
-    Exchanged<SLICE, STATES> h[2][MADE];
-    Steps steps[STAGES];
-#if MADE == 2
-    // Of the steps' to_end.
-    unsigned weights[STAGES][MADE][CHUNK / 2];
-#endif
-    Barrier fetched[STAGES], used[STAGES], made[2], taken[2];
-};
-static_assert(sizeof(Shared) == SHARED, "the host counts shared memory otherwise");
-
-// A stage of shared memory, and the parity of the phases of its barriers.
-struct Turn {
-    int stage = 0, parity = 0;
-
-    __device__ __forceinline__ void advance(int count = 1) {
-        for (int i = 0; i < count; ++i)
-            if (++stage == STAGES) stage = 0, parity ^= 1;
-    }
-};
 
 // One arrival of a warp whose lanes are all done.
-__device__ __forceinline__ void arrive_once(Barrier& barrier, int lane) {
+__device__ __forceinline__ void arrive_once(Barrier& barrier, int lane, int times = 1) {
     __syncwarp();
-    if (lane == 0) barrier.arrive();
+    if (lane < times) barrier.arrive();
 }
 
-template <int ROWS, int COLUMNS>
-__device__ __forceinline__ void fetch(Exchanged<ROWS, COLUMNS>& to, const NUMBER* from,
-                                      long long row_stride, int rows, int columns, int thread) {
-    constexpr int VECTORS = COLUMNS / 8, STEP = GROUP / VECTORS;
-    const int row = thread / VECTORS, column = thread % VECTORS * 8;
-    if (column >= columns) rows = 0;
+// The work of those who copy: rows of 128 bytes, eight lanes to each.
+template <int COLUMNS>
+__device__ __forceinline__ void fetch(Exchanged<CHUNK, COLUMNS>& to, const NUMBER* from,
+                                      long long row_stride, int rows, int thread) {
+    constexpr int STEP = COPIERS / 8;
+    static_assert(STEP % 8 == 0, "rows whose vectors are exchanged alike");
+    const int row = thread / 8, column = thread % 8 * 8;
     from += row * row_stride + column;
     const unsigned place = shared_address(to.bytes) + to.offset(row, column);
-    static_assert(STEP % 8 == 0, "rows whose vectors are exchanged alike");
 #pragma unroll
-    for (int i = 0; i < ROWS / STEP; ++i) {
-        const bool there = row + i * STEP < rows;
-        copy_16_async(place + i * STEP * 2 * PART_COLUMNS, from, there);
+    for (int i = 0; i < CHUNK / STEP; ++i) {
+#pragma unroll
+        for (int part = 0; part < COLUMNS / PART_COLUMNS; ++part)
+            copy_16_async(place + part * to.part + i * STEP * 2 * PART_COLUMNS,
+                          from + part * PART_COLUMNS, row + i * STEP < rows);
         from += STEP * row_stride;
     }
 }
@@ -127,6 +150,12 @@ __device__ __forceinline__ void set_mask(Fragment<MADE>& to, const float (&low)[
     }
 }
 
+// Sixty-four columns of a state.
+using Half = float[8][4];
+__device__ __forceinline__ Half& half_of(State& state, int half) {
+    return *reinterpret_cast<Half*>(&state.numbers[8 * half]);
+}
+
 extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
     __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_warpgroups(
     const NUMBER* x, const void* dt, const void* A, const NUMBER* B, const NUMBER* C, const void* D,
@@ -149,11 +178,9 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
     const int walked = blockIdx.y + 1 < SEGMENTS ? chunks : 0, all = walked + chunks;
     const Options options{option_bits};
     if (threadIdx.x == 0) {
-        for (int i = 0; i < STAGES; ++i) {
-            // All who copy, and the warp that makes the steps.
-            shared.fetched[i].expect(GROUP + 1);
-            shared.used[i].expect(2 * WARPS);
-        }
+        shared.wide.begin(COPIERS);
+        // And the warp that makes the steps.
+        shared.narrow.begin(COPIERS + 1);
         for (int i = 0; i < 2; ++i) shared.made[i].expect(WARPS), shared.taken[i].expect(WARPS);
     }
     __syncthreads();
@@ -161,99 +188,126 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
     if (warp < WARPS) {
         leave_registers<FETCHER_REGISTERS>();
         if (SEGMENTS > 1) arrive_at_cluster();
-        const StepSource source(dt, A, bias, seq_idx, options, low_bits, high_bits, seqlen, batch,
-                                head, dt_batch, dt_time, dt_head, seq_batch, seq_time);
-        x += batch * x_batch + begin * x_time + head * x_head + slice;
-        B += batch * B_batch + begin * B_time + group * B_group;
-        C += batch * C_batch + begin * C_time + group * C_group;
         const auto first_of = [&](int number) {
             return static_cast<long long>(number < walked ? number : number - walked) * CHUNK;
         };
-        // The warps take turns at the steps of a chunk.
-        RawSteps raw;
-        raw.load(source, begin + first_of(warp), lane);
-        Turn turn;
-        TICKS
-        for (int number = 0; number < all; ++number, turn.advance()) {
-            const int stage = turn.stage;
-            const long long start = first_of(number);
-            const int rows =
-                static_cast<int>(min(end - begin - start, static_cast<long long>(CHUNK)));
-            TICK(0)
-            shared.used[stage].wait(turn.parity ^ 1);
-            TICK(1)
-            fetch(shared.x[stage], x + start * x_time, x_time, rows, SLICE, threadIdx.x);
-            fetch(shared.B[stage], B + start * B_time, B_time, rows, DSTATE, threadIdx.x);
-            if (number >= walked)
-                fetch(shared.C[stage], C + start * C_time, C_time, rows, DSTATE, threadIdx.x);
-            shared.fetched[stage].arrive_when_copied();
-            TICK(2)
-            if (number % WARPS == warp) {
-                raw.finish(shared.steps[stage], source, begin + start, lane);
-#if MADE == 2
-                Pair<MADE> weights;
-                weights.pack(shared.steps[stage].to_end[2 * lane],
-                             shared.steps[stage].to_end[2 * lane + 1]);
-                for (int i = 0; i < MADE; ++i)
-                    shared.weights[stage][i][lane] = weights.words[i];
-#endif
-                arrive_once(shared.fetched[stage], lane);
-                raw.load(source, begin + first_of(number + WARPS), lane);
+        if (warp < COPIERS / 32) {
+            x += batch * x_batch + begin * x_time + head * x_head + slice;
+            B += batch * B_batch + begin * B_time + group * B_group;
+            C += batch * C_batch + begin * C_time + group * C_group;
+            Turn<STAGES> turn;
+            Turn<STEP_STAGES> step_turn;
+            TICKS
+            for (int number = 0; number < all; ++number, turn.advance(), step_turn.advance()) {
+                const long long start = first_of(number);
+                const int rows =
+                    static_cast<int>(min(end - begin - start, static_cast<long long>(CHUNK)));
+                TICK(0)
+                shared.narrow.used[step_turn.stage].wait(step_turn.parity ^ 1);
+                TICK(1)
+                fetch(shared.x[step_turn.stage], x + start * x_time, x_time, rows, threadIdx.x);
+                shared.narrow.fetched[step_turn.stage].arrive_when_copied();
+                TICK(2)
+                shared.wide.used[turn.stage].wait(turn.parity ^ 1);
                 TICK(3)
+                fetch(shared.B[turn.stage], B + start * B_time, B_time, rows, threadIdx.x);
+                if (number >= walked)
+                    fetch(shared.C[turn.stage], C + start * C_time, C_time, rows, threadIdx.x);
+                shared.wide.fetched[turn.stage].arrive_when_copied();
+                TICK(4)
             }
+            commit_copies();
+            wait_for_copies<0>();
+            SHOW(0)
+            return;
         }
-        commit_copies();
-        wait_for_copies<0>();
-        SHOW(0)
+        // The other warps take turns at the steps of a chunk.
+        const StepSource source(dt, A, bias, seq_idx, options, low_bits, high_bits, seqlen, batch,
+                                head, dt_batch, dt_time, dt_head, seq_batch, seq_time);
+        const int turns = warp - COPIERS / 32;
+        RawSteps raw;
+        raw.load(source, begin + first_of(turns), lane);
+        Turn<STEP_STAGES> turn;
+        turn.advance(turns);
+        for (int number = turns; number < all; number += STEPPERS, turn.advance(STEPPERS)) {
+            const int stage = turn.stage;
+            Steps& steps = shared.steps[stage];
+            shared.narrow.used[stage].wait(turn.parity ^ 1);
+            raw.finish(steps, source, begin + first_of(number), lane);
+#if MADE == 2
+            Pair<MADE> weights;
+            weights.pack(steps.to_end[2 * lane], steps.to_end[2 * lane + 1]);
+            for (int i = 0; i < MADE; ++i) shared.weights[stage][i][lane] = weights.words[i];
+#endif
+            arrive_once(shared.narrow.fetched[stage], lane);
+            raw.load(source, begin + first_of(number + STEPPERS), lane);
+        }
         return;
     }
 
     const int role = warp / WARPS;
-    Turn turn;
+    Turn<STAGES> turn;
+    Turn<STEP_STAGES> step_turn;
     if (role == 1) {
         take_registers<STATE_REGISTERS>();
-        const int row = warp % WARPS * 16, g = lane / 4, q = lane % 4;
+        const int row = warp % WARPS * 16;
         constexpr long long size = HEADDIM * DSTATE;
         const long long of_head = batch * heads + head;
         State state;
         state.clear();
         TICKS
-#ifdef AHEAD
         Fragment<> given[4];
-        const auto read = [&](const Turn& turn) {
-            shared.fetched[turn.stage].wait(turn.parity);
-            show_to_products();
+        const auto read = [&](const Turn<STEP_STAGES>& turn) {
+            shared.narrow.fetched[turn.stage].wait(turn.parity);
 #pragma unroll
             for (int k = 0; k < 4; ++k)
                 shared.x[turn.stage].load_transposed(given[k].words[0], 16 * k, row, lane);
         };
+#if AHEAD
         int left = all;
-        read(turn);
+        read(step_turn);
 #endif
-        // Adds a chunk, at which one more warpgroup looks, unless this one is alone.
-        const auto add_chunk = [&](const Turn& turn, bool is_alone) {
-            const int stage = turn.stage;
-#ifndef AHEAD
-            shared.fetched[stage].wait(turn.parity);
+        // Sixteen columns of the state for the products of a warpgroup.
+        const auto keep_columns = [&](int of, int j) {
+            Fragment<MADE> made;
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                made.set(i, state.numbers[j + i / 2][2 * (i % 2)],
+                         state.numbers[j + i / 2][2 * (i % 2) + 1]);
+#pragma unroll
+            for (int piece = 0; piece < MADE; ++piece)
+                shared.h[of][piece].store(made.words[piece], row, 8 * j, lane);
+        };
+        const auto keep_state = [&](int of, int half, int halves) {
+#pragma unroll
+            for (int j = 0; j < STATES / 8 / halves; j += 2)
+                keep_columns(of, STATES / 8 / halves * half + j);
+        };
+        // Adds a chunk, at which one more warpgroup looks unless this one is alone. What the next one
+        // begins with is kept for the warpgroup `next`, if it is one.
+        const auto add_chunk = [&](bool is_alone, int next, int parity) {
+            const int stage = turn.stage, step_stage = step_turn.stage;
+#if !AHEAD
+            read(step_turn);
             TICK(1)
-            show_to_products();
-            Fragment<> given[4];
 #endif
             Fragment<MADE> columns[4];
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
-#ifndef AHEAD
-                shared.x[stage].load_transposed(given[k].words[0], 16 * k, row, lane);
-#endif
 #if MADE == 2
-                weigh(columns[k], given[k], shared.weights[stage], 16 * k, lane);
+                weigh(columns[k], given[k], shared.weights[step_stage], 16 * k, lane);
 #else
-                columns[k] = scaled_steps(given[k], shared.steps[stage].to_end, 16 * k, lane);
+                columns[k] = scaled_steps(given[k], shared.steps[step_stage].to_end, 16 * k, lane);
 #endif
             }
-            const float decay = shared.steps[stage].decay_of_chunk();
+            const float decay = shared.steps[step_stage].decay_of_chunk();
             state.scale(decay);
             TICK(2)
+            shared.wide.fetched[stage].wait(turn.parity);
+            show_to_products();
+            TICK(3)
+#ifdef WHOLE
+            constexpr int HALVES = 1;
             begin_products();
 #pragma unroll
             for (int k = 0; k < 4; ++k)
@@ -264,30 +318,71 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
                                shared.B[stage].summed_rows(16 * k), NUMBER{});
                 }
             commit_products();
-            TICK(3)
-#ifdef AHEAD
-            if (--left > 0) {
-                Turn next = turn;
-                next.advance();
-                read(next);
+#else
+            constexpr int HALVES = STATES / 64;
+#pragma unroll
+            for (int half = 0; half < HALVES; ++half) {
+                begin_products();
+#pragma unroll
+                for (int k = 0; k < 4; ++k)
+#pragma unroll
+                    for (int piece = 0; piece < MADE; ++piece) {
+                        const unsigned(&words)[4] = columns[k].words[piece];
+                        add_groups(half_of(state, half), words[0], words[2], words[1], words[3],
+                                   shared.B[stage].summed_rows(16 * k, 64 * half), NUMBER{});
+                    }
+                commit_products();
             }
 #endif
-            wait_for_products<0>();
-            settle(state.numbers);
+            TICK(4)
+#if AHEAD
+            if (--left > 0) {
+                Turn<STEP_STAGES> following = step_turn;
+                following.advance();
+                read(following);
+            }
             TICK(5)
-            __syncwarp();
-            if (lane < (is_alone ? 2 : 1)) shared.used[stage].arrive();
+#endif
+            if (next >= 0) shared.taken[next].wait(parity);
+            TICK(6)
+            if constexpr (HALVES == 2) {
+                wait_for_products<1>();
+                settle(half_of(state, 0));
+                if (next >= 0) keep_state(next, 0, 2);
+            }
+            TICK(7)
+            wait_for_products<0>();
+#ifdef WHOLE
+            settle(state.numbers);
+#else
+            settle(half_of(state, HALVES - 1));
+#endif
+            arrive_once(shared.wide.used[stage], lane, is_alone ? 2 : 1);
+            if (lane < (is_alone ? 2 : 1)) shared.narrow.used[step_stage].arrive();
+            TICK(8)
+            if (next >= 0) {
+                keep_state(next, HALVES - 1, HALVES);
+                show_to_products();
+                arrive_once(shared.made[next], lane);
+            }
+            TICK(9)
+            turn.advance(), step_turn.advance();
             return decay;
         };
         if constexpr (SEGMENTS > 1) {
             const long long place = (blockIdx.z * heads + head) * SEGMENTS;
-            ends += place * SLICE * DSTATE;
+            // As the threads have it.
+            ends += place * SLICE * STATES + threadIdx.x % GROUP * 4;
             decays += place;
             if (walked) {
                 float decay = 1.0f;
-                for (int chunk = 0; chunk < walked; ++chunk, turn.advance())
-                    decay *= add_chunk(turn, true);
-                state.store(ends + blockIdx.y * SLICE * DSTATE, row, SLICE, lane);
+                for (int chunk = 0; chunk < walked; ++chunk) decay *= add_chunk(true, -1, 0);
+#pragma unroll
+                for (int j = 0; j < STATES / 8; ++j) {
+                    Packed<float, 4> packed;
+                    packed.pack(state.numbers[j]);
+                    packed.store(ends + blockIdx.y * SLICE * STATES + j * GROUP * 4);
+                }
                 if (row == 0 && lane == 0) decays[blockIdx.y] = decay;
                 state.clear();
             }
@@ -297,56 +392,33 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
         if constexpr (SEGMENTS > 1) {
             wait_for_cluster();
             for (int before = 0; before < static_cast<int>(blockIdx.y); ++before) {
-                State added;
-                added.load(ends + before * SLICE * DSTATE, row, SLICE, lane);
-                state.scale(decays[before]);
+                const float decay = decays[before];
+                // No more at once than there are registers for.
 #pragma unroll
-                for (int j = 0; j < STATES / 8; ++j)
+                for (int half = 0; half < 2; ++half) {
+                    constexpr int COUNT = STATES / 16;
+                    Packed<float, 4> added[COUNT];
 #pragma unroll
-                    for (int i = 0; i < 4; ++i) state.numbers[j][i] += added.numbers[j][i];
-            }
-        }
-        // For the products of a warpgroup.
-        const auto keep_state = [&](int of) {
-            Exchanged<SLICE, STATES>(&h)[MADE] = shared.h[of];
-#ifdef PLAIN_STORES
+                    for (int j = 0; j < COUNT; ++j)
+                        added[j].load(ends + before * SLICE * STATES +
+                                      (half * COUNT + j) * GROUP * 4);
 #pragma unroll
-            for (int j = 0; j < STATES / 8; ++j)
+                    for (int j = 0; j < COUNT; ++j)
 #pragma unroll
-                for (int down = 0; down < 2; ++down) {
-                    Pair<MADE> pair;
-                    pair.pack(state.numbers[j][2 * down], state.numbers[j][2 * down + 1]);
-#pragma unroll
-                    for (int piece = 0; piece < MADE; ++piece)
-                        h[piece].set_word(row + 8 * down + g, 8 * j + 2 * q, pair.words[piece]);
+                        for (int i = 0; i < 4; ++i) {
+                            float& number = state.numbers[half * COUNT + j][i];
+                            number = number * decay + added[j].number(i);
+                        }
+                    __syncwarp();
                 }
-#else
-#pragma unroll
-            for (int j = 0; j < STATES / 8; j += 2) {
-                Fragment<MADE> made;
-#pragma unroll
-                for (int i = 0; i < 4; ++i)
-                    made.set(i, state.numbers[j + i / 2][2 * (i % 2)],
-                             state.numbers[j + i / 2][2 * (i % 2) + 1]);
-#pragma unroll
-                for (int piece = 0; piece < MADE; ++piece)
-                    h[piece].store(made.words[piece], row, 8 * j, lane);
             }
-#endif
-            show_to_products();
-            arrive_once(shared.made[of], lane);
-        };
-        keep_state(0);
-        TICK(0)
-        for (int chunk = 0; chunk < chunks; ++chunk, turn.advance()) {
-            add_chunk(turn, false);
-            if (chunk + 1 == chunks) break;
-            const int next = (chunk + 1) % 2;
-            shared.taken[next].wait((chunk + 1) / 2 % 2 ^ 1);
-            TICK(6)
-            keep_state(next);
-            TICK(7)
         }
+        keep_state(0, 0, 1);
+        show_to_products();
+        arrive_once(shared.made[0], lane);
+        TICK(0)
+        for (int chunk = 1; chunk <= chunks; ++chunk)
+            add_chunk(false, chunk < chunks ? chunk % 2 : -1, chunk / 2 % 2 ^ 1);
 #ifdef PROFILE
         if (blockIdx.x || blockIdx.z)
 #endif
@@ -365,15 +437,15 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
     out += ((batch * seqlen) * heads + head) * HEADDIM + slice;
     const long long out_time = heads * HEADDIM;
     const float skip_of_head = HAS_D == 1 ? number_at(D, head, options.D()) : 0.0f;
-    turn.advance(walked + member);
+    turn.advance(walked + member), step_turn.advance(walked + member);
     TICKS
-    for (int chunk = member; chunk < chunks; chunk += 2, turn.advance(2)) {
-        const int stage = turn.stage;
+    for (int chunk = member; chunk < chunks; chunk += 2, turn.advance(2), step_turn.advance(2)) {
+        const int stage = turn.stage, step_stage = step_turn.stage;
         const long long start = begin + chunk * CHUNK;
-        const Steps& steps = shared.steps[stage];
-        const Exchanged<CHUNK, SLICE>& x_tile = shared.x[stage];
+        const Steps& steps = shared.steps[step_stage];
+        const Exchanged<CHUNK, SLICE>& x_tile = shared.x[step_stage];
         TICK(0)
-        shared.fetched[stage].wait(turn.parity);
+        shared.wide.fetched[stage].wait(turn.parity);
         TICK(1)
         show_to_products();
         Fragment<> left[STATES / 16];
@@ -387,62 +459,6 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
             multiply_groups(products, left[k].words[0], shared.B[stage].summed_columns(16 * k),
                             k > 0, NUMBER{});
         commit_products();
-#ifdef INNER_FIRST
-        TICK(2)
-        wait_for_products<0>();
-        settle(products);
-        TICK(3)
-        Fragment<MADE> mask[4];
-        const Moment later[2] = {moment_of(steps, row + g), moment_of(steps, row + g + 8)};
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-            if (16 * k < row)
-                set_mask<false>(mask[k], products[2 * k], products[2 * k + 1], steps, later, row,
-                                16 * k, skip_of_head, lane);
-            else if (16 * k == row)
-                set_mask<true>(mask[k], products[2 * k], products[2 * k + 1], steps, later, row,
-                               16 * k, skip_of_head, lane);
-            else
-                mask[k] = {};
-        }
-        const float since[2] = {steps.since_start[row + g], steps.since_start[row + g + 8]};
-        TICK(4)
-        float y[8][4] = {};
-        begin_products();
-#pragma unroll
-        for (int k = 0; k < 4; ++k)
-#pragma unroll
-            for (int piece = 0; piece < MADE; ++piece) {
-                const unsigned(&words)[4] = mask[k].words[piece];
-                add_groups(y, words[0], words[1], words[2], words[3], x_tile.summed_rows(16 * k),
-                           NUMBER{});
-            }
-        commit_products();
-        TICK(5)
-        shared.made[member].wait(chunk / 2 % 2);
-        TICK(6)
-        float carried[8][4];
-        begin_products();
-#pragma unroll
-        for (int k = 0; k < STATES / 16; ++k)
-#pragma unroll
-            for (int piece = 0; piece < MADE; ++piece)
-                multiply_groups(carried, left[k].words[0],
-                                shared.h[member][piece].summed_columns(16 * k), k + piece > 0,
-                                NUMBER{});
-        commit_products();
-        TICK(7)
-        wait_for_products<0>();
-        settle(y);
-        settle(carried);
-        TICK(8)
-        arrive_once(shared.taken[member], lane);
-#pragma unroll
-        for (int j = 0; j < 8; ++j)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) y[j][i] += carried[j][i] * since[i / 2];
-        TICK(9)
-#else
         TICK(2)
         shared.made[member].wait(chunk / 2 % 2);
         TICK(3)
@@ -460,6 +476,9 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
         TICK(4)
         wait_for_products<1>();
         settle(products);
+        arrive_once(shared.wide.used[stage], lane);
+        shared.narrow.fetched[step_stage].wait(step_turn.parity);
+        show_to_products();
         TICK(5)
         Fragment<MADE> mask[4];
         const Moment later[2] = {moment_of(steps, row + g), moment_of(steps, row + g + 8)};
@@ -498,7 +517,6 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
         wait_for_products<0>();
         settle(y);
         TICK(9)
-#endif
         if constexpr (HAS_D && !D_IN_MASK) {
 #pragma unroll
             for (int j = 0; j < 8; ++j) {
@@ -517,7 +535,7 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
                 }
             }
         }
-        arrive_once(shared.used[stage], lane);
+        arrive_once(shared.narrow.used[step_stage], lane);
         NUMBER* row_out = out + start * out_time;
         const NUMBER* row_z = HAS_Z ? z + start * z_time : nullptr;
         const int rows = static_cast<int>(min(end - start, static_cast<long long>(CHUNK)));
