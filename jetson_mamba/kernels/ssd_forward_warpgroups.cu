@@ -283,9 +283,63 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
             for (int j = 0; j < STATES / 8 / halves; j += 2)
                 keep_columns(of, STATES / 8 / halves * half + j);
         };
-        // Adds a chunk, at which one more warpgroup looks unless this one is alone. What the next one
-        // begins with is kept for the warpgroup `next`, if it is one.
-        const auto add_chunk = [&](bool is_alone, int next, int parity) {
+        if constexpr (SEGMENTS > 1) {
+            const long long place = (blockIdx.z * heads + head) * SEGMENTS;
+            // As the threads have it.
+            ends += place * SLICE * STATES + threadIdx.x % GROUP * 4;
+            decays += place;
+        }
+        float decay_of_all = 1.0f;
+        for (int number = 0; number < all; ++number, turn.advance(), step_turn.advance()) {
+            if (number == walked) {
+                if constexpr (SEGMENTS > 1) {
+                    if (walked) {
+#pragma unroll
+                    for (int j = 0; j < STATES / 8; ++j) {
+                        Packed<float, 4> packed;
+                        packed.pack(state.numbers[j]);
+                        packed.store(ends + blockIdx.y * SLICE * STATES + j * GROUP * 4);
+                    }
+                    if (row == 0 && lane == 0) decays[blockIdx.y] = decay_of_all;
+                        state.clear();
+                    }
+                    arrive_at_cluster();
+                }
+                if (first) state.load(first + of_head * size + slice * DSTATE, row, SLICE, lane);
+                if constexpr (SEGMENTS > 1) {
+                    wait_for_cluster();
+                    for (int before = 0; before < static_cast<int>(blockIdx.y); ++before) {
+                        const float decay = decays[before];
+                        // No more at once than there are registers for.
+#pragma unroll
+                        for (int half = 0; half < 2; ++half) {
+                            constexpr int COUNT = STATES / 16;
+                            Packed<float, 4> added[COUNT];
+#pragma unroll
+                            for (int j = 0; j < COUNT; ++j)
+                                added[j].load(ends + before * SLICE * STATES +
+                                              (half * COUNT + j) * GROUP * 4);
+#pragma unroll
+                            for (int j = 0; j < COUNT; ++j)
+#pragma unroll
+                                for (int i = 0; i < 4; ++i) {
+                                    float& number = state.numbers[half * COUNT + j][i];
+                                    number = number * decay + added[j].number(i);
+                                }
+                            __syncwarp();
+                        }
+                    }
+                }
+                keep_state(0, 0, 1);
+                show_to_products();
+                arrive_once(shared.made[0], lane);
+                TICK(0)
+            }
+            // Of the first walk nobody else looks at a chunk. Of the other, what the next one begins
+            // with is kept for the warpgroup that makes its outputs.
+            const bool is_alone = number < walked;
+            const int chunk = number - walked + 1;
+            const int next = is_alone || chunk == chunks ? -1 : chunk % 2, parity = chunk / 2 % 2 ^ 1;
             const int stage = turn.stage, step_stage = step_turn.stage;
 #if !AHEAD
             read(step_turn);
@@ -301,6 +355,7 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
 #endif
             }
             const float decay = shared.steps[step_stage].decay_of_chunk();
+            decay_of_all *= decay;
             state.scale(decay);
             TICK(2)
             shared.wide.fetched[stage].wait(turn.parity);
@@ -366,59 +421,7 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
                 arrive_once(shared.made[next], lane);
             }
             TICK(9)
-            turn.advance(), step_turn.advance();
-            return decay;
-        };
-        if constexpr (SEGMENTS > 1) {
-            const long long place = (blockIdx.z * heads + head) * SEGMENTS;
-            // As the threads have it.
-            ends += place * SLICE * STATES + threadIdx.x % GROUP * 4;
-            decays += place;
-            if (walked) {
-                float decay = 1.0f;
-                for (int chunk = 0; chunk < walked; ++chunk) decay *= add_chunk(true, -1, 0);
-#pragma unroll
-                for (int j = 0; j < STATES / 8; ++j) {
-                    Packed<float, 4> packed;
-                    packed.pack(state.numbers[j]);
-                    packed.store(ends + blockIdx.y * SLICE * STATES + j * GROUP * 4);
-                }
-                if (row == 0 && lane == 0) decays[blockIdx.y] = decay;
-                state.clear();
-            }
-            arrive_at_cluster();
         }
-        if (first) state.load(first + of_head * size + slice * DSTATE, row, SLICE, lane);
-        if constexpr (SEGMENTS > 1) {
-            wait_for_cluster();
-            for (int before = 0; before < static_cast<int>(blockIdx.y); ++before) {
-                const float decay = decays[before];
-                // No more at once than there are registers for.
-#pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    constexpr int COUNT = STATES / 16;
-                    Packed<float, 4> added[COUNT];
-#pragma unroll
-                    for (int j = 0; j < COUNT; ++j)
-                        added[j].load(ends + before * SLICE * STATES +
-                                      (half * COUNT + j) * GROUP * 4);
-#pragma unroll
-                    for (int j = 0; j < COUNT; ++j)
-#pragma unroll
-                        for (int i = 0; i < 4; ++i) {
-                            float& number = state.numbers[half * COUNT + j][i];
-                            number = number * decay + added[j].number(i);
-                        }
-                    __syncwarp();
-                }
-            }
-        }
-        keep_state(0, 0, 1);
-        show_to_products();
-        arrive_once(shared.made[0], lane);
-        TICK(0)
-        for (int chunk = 1; chunk <= chunks; ++chunk)
-            add_chunk(false, chunk < chunks ? chunk % 2 : -1, chunk / 2 % 2 ^ 1);
 #ifdef PROFILE
         if (blockIdx.x || blockIdx.z)
 #endif
