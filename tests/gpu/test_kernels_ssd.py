@@ -84,10 +84,15 @@ def test_every_kind_of_scan_agrees_with_float64(
         assert error <= most, f"{key}: {error:.1e}, expected at most {most:.1e}"
 
 
-@pytest.mark.parametrize("seqlen", (1, 31, 32, 33, 63, 65, 128, 200))
-def test_lengths_around_chunks(seqlen: int) -> None:
+@pytest.mark.parametrize("divided", (cut, whole))
+@pytest.mark.parametrize("size", (16, 64))
+@pytest.mark.parametrize("seqlen", (1, 31, 32, 33, 63, 65, 128, 200, 513, 1100))
+def test_lengths_around_chunks(
+    seqlen: int, size: int, divided: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    divided(monkeypatch)
     for dtype in TOLERANCE:
-        scan = drawn(seqlen=seqlen, headdim=16, dstate=16, dtype=dtype, device="cuda")
+        scan = drawn(seqlen=seqlen, headdim=size, dstate=size, dtype=dtype, device="cuda")
         for key, (error, _) in {**forward_errors(scan), **backward_errors(scan)}.items():
             assert error <= (TOLERANCE_OF_SUMS if key in SUMS else TOLERANCE)[dtype], key
 

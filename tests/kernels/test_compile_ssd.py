@@ -81,7 +81,7 @@ WARPGROUPS = ("ssd_forward_warpgroups", "ssd_states_warpgroups", "ssd_backward_w
     (
         {},
         {"dtype": torch.float16, "dstate": 64, "d": 0},
-        {"d": 2, "has_z": True, "has_sequences": True},
+        {"d": 2, "has_z": True, "has_sequences": True, "segments": 4},
     ),
     ids=str,
 )

@@ -96,6 +96,15 @@ def test_products_of_warpgroups_agree_with_float64(
         assert error < (5e-2 if name in ("dA", "ddt_bias") else TOLERANCE[BRAIN]), name
 
 
+def test_segments_of_a_head_use_their_places_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_forward, "has_warpgroups", lambda index: True)
+    monkeypatch.setattr(cuda_forward, "room", lambda index: 227 * 1024)
+    # More chunks than are in shared memory, twice over where states are walked along first.
+    monkeypatch.setattr(cuda_forward, "segments_of", lambda chunks, *others: (4, 2))
+    errors = forward_errors(drawn(seqlen=400, heads=1, dstate=64, D="heads", dtype=BRAIN))
+    assert errors["out"][0] < errors["out"][1] + 5e-4 and errors["state"][0] < 1e-5
+
+
 def test_blocks_take_two_heads_where_all_are_done_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_forward, "processors", lambda index: 4)
     find = cuda_forward.full_blocks.__wrapped__

@@ -38,8 +38,8 @@ PASS_THREADS = 256
 GROUP = 128
 HEADS, LONGER = 2, 1.65
 OF_WARPGROUPS = ("ssd_forward_warpgroups", "ssd_states_warpgroups")
-# Warpgroups of a block that makes outputs: one fetches, one has the state; chunks whose x and steps are
-# in shared memory, beside those of B and C, which are done with sooner.
+# Warpgroups of a block that makes outputs: one fetches, one has the state; and chunks whose x and
+# steps are in shared memory, beside those of B and C, which are done with sooner.
 FORWARD_ROLES, STEP_STAGES = 4, 5
 # Segments of time at most that are blocks of a cluster, and multiprocessors that can share one.
 MOST_SEGMENTS, OF_PART = 8, 16
