@@ -219,6 +219,7 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
             commit_copies();
             wait_for_copies<0>();
             SHOW(0)
+            if (SEGMENTS > 1) wait_for_cluster();
             return;
         }
         // The other warps take turns at the steps of a chunk.
@@ -242,6 +243,7 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
             arrive_once(shared.narrow.fetched[stage], lane);
             raw.load(source, begin + first_of(number + STEPPERS), lane);
         }
+        if (SEGMENTS > 1) wait_for_cluster();
         return;
     }
 
@@ -568,5 +570,6 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
             }
         }
     }
+    if (SEGMENTS > 1) wait_for_cluster();
     SHOW(20 + 10 * member)
 }

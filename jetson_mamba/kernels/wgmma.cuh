@@ -50,7 +50,8 @@ __device__ __forceinline__ void arrive_at(int number) {
     asm volatile("bar.arrive %0, %1;" : : "r"(number), "n"(COUNT) : "memory");
 }
 
-// Blocks of a cluster: what a thread wrote before it arrived is read by who has waited for all.
+// Blocks of a cluster: what a thread wrote before it arrived is read by who has waited for all. A thread
+// that has arrived waits before it ends: its end is an arrival too, and would be one too many.
 __device__ __forceinline__ void arrive_at_cluster() {
     asm volatile("barrier.cluster.arrive.release;" : : : "memory");
 }
