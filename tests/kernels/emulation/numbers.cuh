@@ -44,6 +44,7 @@ struct Fibre {
     std::vector<std::function<void()>> copies;
     // How many of them each commit ends with.
     std::vector<size_t> committed;
+    bool at_cluster;
     bool done;
 };
 struct Group {

@@ -20,6 +20,10 @@ void give_way() { swapcontext(&fibres[running].context, &scheduler); }
 static std::function<void()> body;
 static void enter() {
     body();
+    if (fibres[running].at_cluster) {
+        std::fprintf(stderr, "a thread has arrived at its cluster's barrier and ends\n");
+        std::abort();
+    }
     fibres[running].done = true;
     give_way();
 }
@@ -65,7 +69,7 @@ extern "C" void run(const long long* grid, const long long* block_size, long lon
                     Fibre& fibre = fibres[i];
                     fibre.threadIdx = {unsigned(i % width), unsigned(i / width), 0};
                     fibre.stack.resize(1 << 16);
-                    fibre.done = false;
+                    fibre.done = fibre.at_cluster = false;
                     getcontext(&fibre.context);
                     fibre.context.uc_stack.ss_sp = fibre.stack.data();
                     fibre.context.uc_stack.ss_size = fibre.stack.size();
