@@ -2,10 +2,10 @@
 // to 64 of its channels, that walks along time in chunks of 64 steps.
 //
 // Four warpgroups divide the work, so that none waits for what another could do meanwhile. One fetches
-// what the others need, chunks ahead. One has the state in its registers: it leaves what each chunk
-// begins with in shared memory, h, in 16 bits, and adds (x dt decay_to_end)^T B. Two take turns at the
-// chunks' outputs: they make C B^T, whose numbers, as they have decayed, are the left factor of M x
-// where they lie, and y = C h. Nothing but the state passes from chunk to chunk.
+// what the others need, STAGES chunks ahead. One has the state in its registers: it leaves what each
+// chunk begins with in shared memory, h, in 16 bits, and adds (x dt decay_to_end)^T B. Two take turns
+// at the chunks' outputs: they make C B^T, whose numbers, as they have decayed, are the left factor
+// of M x where they lie, and y = C h. Nothing but the state passes from chunk to chunk.
 //
 // Where heads are few, time is cut into SEGMENTS, each a block of a cluster: a first walk of the states
 // alone finds what each segment adds, and all that come after it read that from memory.
@@ -14,53 +14,12 @@
 
 constexpr int GROUP = 128, BLOCK_THREADS = 4 * GROUP;
 // Of a thread: what all have at first is shared out anew. Who asks for more than is left waits forever.
-constexpr int FETCHER_REGISTERS = 40, STATE_REGISTERS = 152, OUTPUT_REGISTERS = 160;
+constexpr int FETCHER_REGISTERS = 56, STATE_REGISTERS = 136, OUTPUT_REGISTERS = 160;
 static_assert(FETCHER_REGISTERS + STATE_REGISTERS + 2 * OUTPUT_REGISTERS <= 65536 / GROUP);
-// Of the warps that fetch, two copy and two make steps.
-constexpr int COPIERS = 64, STEPPERS = 2;
 static_assert(CHUNK == 64 && SLICE == 64 && GIVEN == 1 && ALIGNED, "as the tiles are");
 static_assert(STATES == 64 || STATES == 128, "parts of 64 columns");
 // A number of D goes to its output with M, on whose diagonal it stands, where it is rounded no more.
 constexpr bool D_IN_MASK = HAS_D == 1 && MADE > 1;
-
-// In turn used and filled again. B and C are done with sooner than what else belongs to a chunk.
-template <int COUNT>
-struct Ring {
-    Barrier fetched[COUNT], used[COUNT];
-
-    // One, before a block's threads meet.
-    __device__ __forceinline__ void begin(int fetchers) {
-        for (int i = 0; i < COUNT; ++i) fetched[i].expect(fetchers), used[i].expect(2 * WARPS);
-    }
-};
-// A place of a ring, and the parity of its phase.
-template <int COUNT>
-struct Turn {
-    int stage = 0, parity = 0;
-
-    __device__ __forceinline__ void advance(int count = 1) {
-        for (int i = 0; i < count; ++i)
-            if (++stage == COUNT) stage = 0, parity ^= 1;
-    }
-};
-
-// What of x (or of two numbers of 16 bits that are its steps' weights) a product takes in two pieces.
-struct Shared {
-    Exchanged<CHUNK, STATES> C[STAGES];
-    Exchanged<CHUNK, STATES> B[STAGES];
-    Exchanged<CHUNK, SLICE> x[STEP_STAGES];
-    // Of the chunks of each of the warpgroups that make outputs.
-    Exchanged<SLICE, STATES> h[2][MADE];
-    Steps steps[STEP_STAGES];
-#if MADE == 2
-    // Of the steps' to_end.
-    unsigned weights[STEP_STAGES][MADE][CHUNK / 2];
-#endif
-    Ring<STAGES> wide;
-    Ring<STEP_STAGES> narrow;
-    Barrier made[2], taken[2];
-};
-static_assert(sizeof(Shared) == SHARED, "the host counts shared memory otherwise");
 
 #if MADE == 2
 // x times the weight of its step, in two pieces: what rounding takes from the product of two numbers of
@@ -74,7 +33,8 @@ __device__ __forceinline__ void weigh(Fragment<2>& to, const Fragment<>& x,
         const unsigned high = weights[0][place], low = weights[1][place];
 #pragma unroll
         for (int i = half; i < 4; i += 2) {
-            const unsigned word = x.words[0][i], product = fused(word, high, 0x80008000u, Element{});
+            const unsigned word = x.words[0][i];
+            const unsigned product = fused(word, high, 0x80008000u, Element{});
             to.words[0][i] = product;
             to.words[1][i] =
                 fused(word, low, fused(word, high, product ^ 0x80008000u, Element{}), Element{});
@@ -82,41 +42,50 @@ __device__ __forceinline__ void weigh(Fragment<2>& to, const Fragment<>& x,
     }
 }
 #endif
+struct Shared {
+    Exchanged<CHUNK, STATES> C[STAGES];
+    Exchanged<CHUNK, STATES> B[STAGES];
+    Exchanged<CHUNK, SLICE> x[STAGES];
+    // Of the chunks of each of the warpgroups that make outputs.
+    Exchanged<SLICE, STATES> h[2][MADE];
+    Steps steps[STAGES];
+#if MADE == 2
+    // Of the steps' to_end.
+    unsigned weights[STAGES][MADE][CHUNK / 2];
+#endif
+    Barrier fetched[STAGES], used[STAGES], made[2], taken[2];
+};
+static_assert(sizeof(Shared) == SHARED, "the host counts shared memory otherwise");
 
-#ifndef AHEAD
-#define AHEAD 1
-#endif
-#ifdef PROFILE
-#define TICK(i) { const long long now_ = clock64(); ticks[i] += static_cast<float>(now_ - then); then = now_; }
-#define TICKS float ticks[10] = {}; long long then = clock64();
-#define SHOW(base) if (last && lane == 0 && warp % 4 == PROFILE - 1 && blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0) for (int i_ = 0; i_ < 10; ++i_) last[base + i_] = ticks[i_] / chunks;
-#else
-#define TICK(i)
-#define TICKS
-#define SHOW(base)
-#endif
+// A stage of shared memory, and the parity of the phases of its barriers.
+struct Turn {
+    int stage = 0, parity = 0;
+
+    __device__ __forceinline__ void advance(int count = 1) {
+        for (int i = 0; i < count; ++i)
+            if (++stage == STAGES) stage = 0, parity ^= 1;
+    }
+};
 
 // One arrival of a warp whose lanes are all done.
-__device__ __forceinline__ void arrive_once(Barrier& barrier, int lane, int times = 1) {
+__device__ __forceinline__ void arrive_once(Barrier& barrier, int lane) {
     __syncwarp();
-    if (lane < times) barrier.arrive();
+    if (lane == 0) barrier.arrive();
 }
 
-// The work of those who copy: rows of 128 bytes, eight lanes to each.
-template <int COLUMNS>
-__device__ __forceinline__ void fetch(Exchanged<CHUNK, COLUMNS>& to, const NUMBER* from,
-                                      long long row_stride, int rows, int thread) {
-    constexpr int STEP = COPIERS / 8;
-    static_assert(STEP % 8 == 0, "rows whose vectors are exchanged alike");
-    const int row = thread / 8, column = thread % 8 * 8;
+template <int ROWS, int COLUMNS>
+__device__ __forceinline__ void fetch(Exchanged<ROWS, COLUMNS>& to, const NUMBER* from,
+                                      long long row_stride, int rows, int columns, int thread) {
+    constexpr int VECTORS = COLUMNS / 8, STEP = GROUP / VECTORS;
+    const int row = thread / VECTORS, column = thread % VECTORS * 8;
+    if (column >= columns) rows = 0;
     from += row * row_stride + column;
     const unsigned place = shared_address(to.bytes) + to.offset(row, column);
+    static_assert(STEP % 8 == 0, "rows whose vectors are exchanged alike");
 #pragma unroll
-    for (int i = 0; i < CHUNK / STEP; ++i) {
-#pragma unroll
-        for (int part = 0; part < COLUMNS / PART_COLUMNS; ++part)
-            copy_16_async(place + part * to.part + i * STEP * 2 * PART_COLUMNS,
-                          from + part * PART_COLUMNS, row + i * STEP < rows);
+    for (int i = 0; i < ROWS / STEP; ++i) {
+        const bool there = row + i * STEP < rows;
+        copy_16_async(place + i * STEP * 2 * PART_COLUMNS, from, there);
         from += STEP * row_stride;
     }
 }
@@ -150,22 +119,16 @@ __device__ __forceinline__ void set_mask(Fragment<MADE>& to, const float (&low)[
     }
 }
 
-// Sixty-four columns of a state.
-using Half = float[8][4];
-__device__ __forceinline__ Half& half_of(State& state, int half) {
-    return *reinterpret_cast<Half*>(&state.numbers[8 * half]);
-}
-
 extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
     __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_warpgroups(
     const NUMBER* x, const void* dt, const void* A, const NUMBER* B, const NUMBER* C, const void* D,
     const NUMBER* z, const void* bias, const int* seq_idx, const float* first, NUMBER* out,
-    float* last, float* ends, float* decays, long long option_bits, long long low_bits, long long high_bits, long long seqlen,
-    long long heads, long long heads_of_group, long long segment,
-    long long x_batch, long long x_time, long long x_head, long long dt_batch, long long dt_time,
-    long long dt_head, long long B_batch, long long B_time, long long B_group, long long C_batch,
-    long long C_time, long long C_group, long long z_batch, long long z_time, long long z_head,
-    long long seq_batch, long long seq_time) {
+    float* last, float* ends, float* decays, long long option_bits, long long low_bits,
+    long long high_bits, long long seqlen, long long heads, long long heads_of_group,
+    long long segment, long long x_batch, long long x_time, long long x_head, long long dt_batch,
+    long long dt_time, long long dt_head, long long B_batch, long long B_time, long long B_group,
+    long long C_batch, long long C_time, long long C_group, long long z_batch, long long z_time,
+    long long z_head, long long seq_batch, long long seq_time) {
     extern __shared__ uint4 memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     const int warp = uniform(threadIdx.x / 32), lane = threadIdx.x % 32;
@@ -178,9 +141,11 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
     const int walked = blockIdx.y + 1 < SEGMENTS ? chunks : 0, all = walked + chunks;
     const Options options{option_bits};
     if (threadIdx.x == 0) {
-        shared.wide.begin(COPIERS);
-        // And the warp that makes the steps.
-        shared.narrow.begin(COPIERS + 1);
+        for (int i = 0; i < STAGES; ++i) {
+            // All who copy, and the warp that makes the steps.
+            shared.fetched[i].expect(GROUP + 1);
+            shared.used[i].expect(2 * WARPS);
+        }
         for (int i = 0; i < 2; ++i) shared.made[i].expect(WARPS), shared.taken[i].expect(WARPS);
     }
     __syncthreads();
@@ -188,68 +153,50 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
     if (warp < WARPS) {
         leave_registers<FETCHER_REGISTERS>();
         if (SEGMENTS > 1) arrive_at_cluster();
+        const StepSource source(dt, A, bias, seq_idx, options, low_bits, high_bits, seqlen, batch,
+                                head, dt_batch, dt_time, dt_head, seq_batch, seq_time);
+        x += batch * x_batch + begin * x_time + head * x_head + slice;
+        B += batch * B_batch + begin * B_time + group * B_group;
+        C += batch * C_batch + begin * C_time + group * C_group;
         const auto first_of = [&](int number) {
             return static_cast<long long>(number < walked ? number : number - walked) * CHUNK;
         };
-        if (warp < COPIERS / 32) {
-            x += batch * x_batch + begin * x_time + head * x_head + slice;
-            B += batch * B_batch + begin * B_time + group * B_group;
-            C += batch * C_batch + begin * C_time + group * C_group;
-            Turn<STAGES> turn;
-            Turn<STEP_STAGES> step_turn;
-            TICKS
-            for (int number = 0; number < all; ++number, turn.advance(), step_turn.advance()) {
-                const long long start = first_of(number);
-                const int rows =
-                    static_cast<int>(min(end - begin - start, static_cast<long long>(CHUNK)));
-                TICK(0)
-                shared.narrow.used[step_turn.stage].wait(step_turn.parity ^ 1);
-                TICK(1)
-                fetch(shared.x[step_turn.stage], x + start * x_time, x_time, rows, threadIdx.x);
-                shared.narrow.fetched[step_turn.stage].arrive_when_copied();
-                TICK(2)
-                shared.wide.used[turn.stage].wait(turn.parity ^ 1);
-                TICK(3)
-                fetch(shared.B[turn.stage], B + start * B_time, B_time, rows, threadIdx.x);
-                if (number >= walked)
-                    fetch(shared.C[turn.stage], C + start * C_time, C_time, rows, threadIdx.x);
-                shared.wide.fetched[turn.stage].arrive_when_copied();
-                TICK(4)
-            }
-            commit_copies();
-            wait_for_copies<0>();
-            SHOW(0)
-            if (SEGMENTS > 1) wait_for_cluster();
-            return;
-        }
-        // The other warps take turns at the steps of a chunk.
-        const StepSource source(dt, A, bias, seq_idx, options, low_bits, high_bits, seqlen, batch,
-                                head, dt_batch, dt_time, dt_head, seq_batch, seq_time);
-        const int turns = warp - COPIERS / 32;
+        // The warps take turns at the steps of a chunk.
         RawSteps raw;
-        raw.load(source, begin + first_of(turns), lane);
-        Turn<STEP_STAGES> turn;
-        turn.advance(turns);
-        for (int number = turns; number < all; number += STEPPERS, turn.advance(STEPPERS)) {
+        raw.load(source, begin + first_of(warp), lane);
+        Turn turn;
+        for (int number = 0; number < all; ++number, turn.advance()) {
             const int stage = turn.stage;
-            Steps& steps = shared.steps[stage];
-            shared.narrow.used[stage].wait(turn.parity ^ 1);
-            raw.finish(steps, source, begin + first_of(number), lane);
+            const long long start = first_of(number);
+            const int rows =
+                static_cast<int>(min(end - begin - start, static_cast<long long>(CHUNK)));
+            shared.used[stage].wait(turn.parity ^ 1);
+            fetch(shared.x[stage], x + start * x_time, x_time, rows, SLICE, threadIdx.x);
+            fetch(shared.B[stage], B + start * B_time, B_time, rows, DSTATE, threadIdx.x);
+            if (number >= walked)
+                fetch(shared.C[stage], C + start * C_time, C_time, rows, DSTATE, threadIdx.x);
+            shared.fetched[stage].arrive_when_copied();
+            if (number % WARPS == warp) {
+                raw.finish(shared.steps[stage], source, begin + start, lane);
 #if MADE == 2
-            Pair<MADE> weights;
-            weights.pack(steps.to_end[2 * lane], steps.to_end[2 * lane + 1]);
-            for (int i = 0; i < MADE; ++i) shared.weights[stage][i][lane] = weights.words[i];
+                Pair<MADE> weights;
+                weights.pack(shared.steps[stage].to_end[2 * lane],
+                             shared.steps[stage].to_end[2 * lane + 1]);
+                for (int i = 0; i < MADE; ++i)
+                    shared.weights[stage][i][lane] = weights.words[i];
 #endif
-            arrive_once(shared.narrow.fetched[stage], lane);
-            raw.load(source, begin + first_of(number + STEPPERS), lane);
+                arrive_once(shared.fetched[stage], lane);
+                raw.load(source, begin + first_of(number + WARPS), lane);
+            }
         }
+        commit_copies();
+        wait_for_copies<0>();
         if (SEGMENTS > 1) wait_for_cluster();
         return;
     }
 
     const int role = warp / WARPS;
-    Turn<STAGES> turn;
-    Turn<STEP_STAGES> step_turn;
+    Turn turn;
     if (role == 1) {
         take_registers<STATE_REGISTERS>();
         const int row = warp % WARPS * 16;
@@ -257,114 +204,24 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
         const long long of_head = batch * heads + head;
         State state;
         state.clear();
-        TICKS
-        Fragment<> given[4];
-        const auto read = [&](const Turn<STEP_STAGES>& turn) {
-            shared.narrow.fetched[turn.stage].wait(turn.parity);
-#pragma unroll
-            for (int k = 0; k < 4; ++k)
-                shared.x[turn.stage].load_transposed(given[k].words[0], 16 * k, row, lane);
-        };
-#if AHEAD
-        int left = all;
-        read(step_turn);
-#endif
-        // Sixteen columns of the state for the products of a warpgroup.
-        const auto keep_columns = [&](int of, int j) {
-            Fragment<MADE> made;
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-                made.set(i, state.numbers[j + i / 2][2 * (i % 2)],
-                         state.numbers[j + i / 2][2 * (i % 2) + 1]);
-#pragma unroll
-            for (int piece = 0; piece < MADE; ++piece)
-                shared.h[of][piece].store(made.words[piece], row, 8 * j, lane);
-        };
-        const auto keep_state = [&](int of, int half, int halves) {
-#pragma unroll
-            for (int j = 0; j < STATES / 8 / halves; j += 2)
-                keep_columns(of, STATES / 8 / halves * half + j);
-        };
-        if constexpr (SEGMENTS > 1) {
-            const long long place = (blockIdx.z * heads + head) * SEGMENTS;
-            // As the threads have it.
-            ends += place * SLICE * STATES + threadIdx.x % GROUP * 4;
-            decays += place;
-        }
-        float decay_of_all = 1.0f;
-        for (int number = 0; number < all; ++number, turn.advance(), step_turn.advance()) {
-            if (number == walked) {
-                if constexpr (SEGMENTS > 1) {
-                    if (walked) {
-#pragma unroll
-                    for (int j = 0; j < STATES / 8; ++j) {
-                        Packed<float, 4> packed;
-                        packed.pack(state.numbers[j]);
-                        packed.store(ends + blockIdx.y * SLICE * STATES + j * GROUP * 4);
-                    }
-                    if (row == 0 && lane == 0) decays[blockIdx.y] = decay_of_all;
-                        state.clear();
-                    }
-                    arrive_at_cluster();
-                }
-                if (first) state.load(first + of_head * size + slice * DSTATE, row, SLICE, lane);
-                if constexpr (SEGMENTS > 1) {
-                    wait_for_cluster();
-                    for (int before = 0; before < static_cast<int>(blockIdx.y); ++before) {
-                        const float decay = decays[before];
-                        // No more at once than there are registers for.
-#pragma unroll
-                        for (int half = 0; half < 2; ++half) {
-                            constexpr int COUNT = STATES / 16;
-                            Packed<float, 4> added[COUNT];
-#pragma unroll
-                            for (int j = 0; j < COUNT; ++j)
-                                added[j].load(ends + before * SLICE * STATES +
-                                              (half * COUNT + j) * GROUP * 4);
-#pragma unroll
-                            for (int j = 0; j < COUNT; ++j)
-#pragma unroll
-                                for (int i = 0; i < 4; ++i) {
-                                    float& number = state.numbers[half * COUNT + j][i];
-                                    number = number * decay + added[j].number(i);
-                                }
-                            __syncwarp();
-                        }
-                    }
-                }
-                keep_state(0, 0, 1);
-                show_to_products();
-                arrive_once(shared.made[0], lane);
-                TICK(0)
-            }
-            // Of the first walk nobody else looks at a chunk. Of the other, what the next one begins
-            // with is kept for the warpgroup that makes its outputs.
-            const bool is_alone = number < walked;
-            const int chunk = number - walked + 1;
-            const int next = is_alone || chunk == chunks ? -1 : chunk % 2, parity = chunk / 2 % 2 ^ 1;
-            const int stage = turn.stage, step_stage = step_turn.stage;
-#if !AHEAD
-            read(step_turn);
-            TICK(1)
-#endif
+        // Adds a chunk, at which one more warpgroup looks, unless this one is alone.
+        const auto add_chunk = [&](const Turn& turn, bool is_alone) {
+            const int stage = turn.stage;
+            shared.fetched[stage].wait(turn.parity);
+            show_to_products();
+            Fragment<> given[4];
             Fragment<MADE> columns[4];
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
+                shared.x[stage].load_transposed(given[k].words[0], 16 * k, row, lane);
 #if MADE == 2
-                weigh(columns[k], given[k], shared.weights[step_stage], 16 * k, lane);
+                weigh(columns[k], given[k], shared.weights[stage], 16 * k, lane);
 #else
-                columns[k] = scaled_steps(given[k], shared.steps[step_stage].to_end, 16 * k, lane);
+                columns[k] = scaled_steps(given[k], shared.steps[stage].to_end, 16 * k, lane);
 #endif
             }
-            const float decay = shared.steps[step_stage].decay_of_chunk();
-            decay_of_all *= decay;
+            const float decay = shared.steps[stage].decay_of_chunk();
             state.scale(decay);
-            TICK(2)
-            shared.wide.fetched[stage].wait(turn.parity);
-            show_to_products();
-            TICK(3)
-#ifdef WHOLE
-            constexpr int HALVES = 1;
             begin_products();
 #pragma unroll
             for (int k = 0; k < 4; ++k)
@@ -375,66 +232,72 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
                                shared.B[stage].summed_rows(16 * k), NUMBER{});
                 }
             commit_products();
-#else
-            constexpr int HALVES = STATES / 64;
-#pragma unroll
-            for (int half = 0; half < HALVES; ++half) {
-                begin_products();
-#pragma unroll
-                for (int k = 0; k < 4; ++k)
-#pragma unroll
-                    for (int piece = 0; piece < MADE; ++piece) {
-                        const unsigned(&words)[4] = columns[k].words[piece];
-                        add_groups(half_of(state, half), words[0], words[2], words[1], words[3],
-                                   shared.B[stage].summed_rows(16 * k, 64 * half), NUMBER{});
-                    }
-                commit_products();
-            }
-#endif
-            TICK(4)
-#if AHEAD
-            if (--left > 0) {
-                Turn<STEP_STAGES> following = step_turn;
-                following.advance();
-                read(following);
-            }
-            TICK(5)
-#endif
-            if (next >= 0) shared.taken[next].wait(parity);
-            TICK(6)
-            if constexpr (HALVES == 2) {
-                wait_for_products<1>();
-                settle(half_of(state, 0));
-                if (next >= 0) keep_state(next, 0, 2);
-            }
-            TICK(7)
             wait_for_products<0>();
-#ifdef WHOLE
             settle(state.numbers);
-#else
-            settle(half_of(state, HALVES - 1));
-#endif
-            arrive_once(shared.wide.used[stage], lane, is_alone ? 2 : 1);
-            if (lane < (is_alone ? 2 : 1)) shared.narrow.used[step_stage].arrive();
-            TICK(8)
-            if (next >= 0) {
-                keep_state(next, HALVES - 1, HALVES);
-                show_to_products();
-                arrive_once(shared.made[next], lane);
+            __syncwarp();
+            if (lane < (is_alone ? 2 : 1)) shared.used[stage].arrive();
+            return decay;
+        };
+        if constexpr (SEGMENTS > 1) {
+            const long long place = (blockIdx.z * heads + head) * SEGMENTS;
+            ends += place * SLICE * DSTATE;
+            decays += place;
+            if (walked) {
+                float decay = 1.0f;
+                for (int chunk = 0; chunk < walked; ++chunk, turn.advance())
+                    decay *= add_chunk(turn, true);
+                state.store(ends + blockIdx.y * SLICE * DSTATE, row, SLICE, lane);
+                if (row == 0 && lane == 0) decays[blockIdx.y] = decay;
+                state.clear();
             }
-            TICK(9)
+            arrive_at_cluster();
         }
-#ifdef PROFILE
-        if (blockIdx.x || blockIdx.z)
-#endif
+        if (first) state.load(first + of_head * size + slice * DSTATE, row, SLICE, lane);
+        if constexpr (SEGMENTS > 1) {
+            wait_for_cluster();
+            for (int before = 0; before < static_cast<int>(blockIdx.y); ++before) {
+                State added;
+                added.load(ends + before * SLICE * DSTATE, row, SLICE, lane);
+                state.scale(decays[before]);
+#pragma unroll
+                for (int j = 0; j < STATES / 8; ++j)
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) state.numbers[j][i] += added.numbers[j][i];
+            }
+        }
+        // For the products of a warpgroup.
+        const auto keep_state = [&](int of) {
+            Exchanged<SLICE, STATES>(&h)[MADE] = shared.h[of];
+#pragma unroll
+            for (int j = 0; j < STATES / 8; j += 2) {
+                Fragment<MADE> made;
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    made.set(i, state.numbers[j + i / 2][2 * (i % 2)],
+                             state.numbers[j + i / 2][2 * (i % 2) + 1]);
+#pragma unroll
+                for (int piece = 0; piece < MADE; ++piece)
+                    h[piece].store(made.words[piece], row, 8 * j, lane);
+            }
+            show_to_products();
+            arrive_once(shared.made[of], lane);
+        };
+        keep_state(0);
+        for (int chunk = 0; chunk < chunks; ++chunk, turn.advance()) {
+            add_chunk(turn, false);
+            if (chunk + 1 == chunks) break;
+            const int next = (chunk + 1) % 2;
+            shared.taken[next].wait((chunk + 1) / 2 % 2 ^ 1);
+            keep_state(next);
+        }
         if (last && blockIdx.y == SEGMENTS - 1)
             state.store(last + of_head * size + slice * DSTATE, row, SLICE, lane);
-        SHOW(10)
         return;
     }
 
     take_registers<OUTPUT_REGISTERS>();
-    if (SEGMENTS > 1) arrive_at_cluster();
+    // The first walk is over then: of a barrier's phases it is the last that is told by its parity.
+    if (SEGMENTS > 1) arrive_at_cluster(), wait_for_cluster();
     const int member = role - 2, g = lane / 4, q = lane % 4;
     // The later a row, the more it sees: the other's first rows are with this one's last.
     const int row = (member ? WARPS - 1 - warp % WARPS : warp % WARPS) * 16;
@@ -442,16 +305,13 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
     out += ((batch * seqlen) * heads + head) * HEADDIM + slice;
     const long long out_time = heads * HEADDIM;
     const float skip_of_head = HAS_D == 1 ? number_at(D, head, options.D()) : 0.0f;
-    turn.advance(walked + member), step_turn.advance(walked + member);
-    TICKS
-    for (int chunk = member; chunk < chunks; chunk += 2, turn.advance(2), step_turn.advance(2)) {
-        const int stage = turn.stage, step_stage = step_turn.stage;
+    turn.advance(walked + member);
+    for (int chunk = member; chunk < chunks; chunk += 2, turn.advance(2)) {
+        const int stage = turn.stage;
         const long long start = begin + chunk * CHUNK;
-        const Steps& steps = shared.steps[step_stage];
-        const Exchanged<CHUNK, SLICE>& x_tile = shared.x[step_stage];
-        TICK(0)
-        shared.wide.fetched[stage].wait(turn.parity);
-        TICK(1)
+        const Steps& steps = shared.steps[stage];
+        const Exchanged<CHUNK, SLICE>& x_tile = shared.x[stage];
+        shared.fetched[stage].wait(turn.parity);
         show_to_products();
         Fragment<> left[STATES / 16];
 #pragma unroll
@@ -464,9 +324,7 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
             multiply_groups(products, left[k].words[0], shared.B[stage].summed_columns(16 * k),
                             k > 0, NUMBER{});
         commit_products();
-        TICK(2)
         shared.made[member].wait(chunk / 2 % 2);
-        TICK(3)
         float y[8][4];
         begin_products();
 #pragma unroll
@@ -477,14 +335,8 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
                                 shared.h[member][piece].summed_columns(16 * k), k + piece > 0,
                                 NUMBER{});
         commit_products();
-
-        TICK(4)
         wait_for_products<1>();
         settle(products);
-        arrive_once(shared.wide.used[stage], lane);
-        shared.narrow.fetched[step_stage].wait(step_turn.parity);
-        show_to_products();
-        TICK(5)
         Fragment<MADE> mask[4];
         const Moment later[2] = {moment_of(steps, row + g), moment_of(steps, row + g + 8)};
 #pragma unroll
@@ -499,10 +351,8 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
                 mask[k] = {};
         }
         const float since[2] = {steps.since_start[row + g], steps.since_start[row + g + 8]};
-        TICK(6)
         wait_for_products<0>();
         settle(y);
-        TICK(7)
         arrive_once(shared.taken[member], lane);
 #pragma unroll
         for (int j = 0; j < 8; ++j)
@@ -518,10 +368,8 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
                            NUMBER{});
             }
         commit_products();
-        TICK(8)
         wait_for_products<0>();
         settle(y);
-        TICK(9)
         if constexpr (HAS_D && !D_IN_MASK) {
 #pragma unroll
             for (int j = 0; j < 8; ++j) {
@@ -540,7 +388,7 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
                 }
             }
         }
-        arrive_once(shared.narrow.used[step_stage], lane);
+        arrive_once(shared.used[stage], lane);
         NUMBER* row_out = out + start * out_time;
         const NUMBER* row_z = HAS_Z ? z + start * z_time : nullptr;
         const int rows = static_cast<int>(min(end - start, static_cast<long long>(CHUNK)));
@@ -570,6 +418,4 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
             }
         }
     }
-    if (SEGMENTS > 1) wait_for_cluster();
-    SHOW(20 + 10 * member)
 }

@@ -50,12 +50,10 @@ struct alignas(1024) Exchanged {
                              column % PART_COLUMNS * 2,
                          16, 8 * 2 * PART_COLUMNS);
     }
-    // ... and of sixteen rows from `row` on, over which it sums; all columns are those of the result,
-    // or those from `column` on.
-    __device__ __forceinline__ unsigned long long summed_rows(int row, int column = 0) const {
-        return described(shared_address(bytes) + column / PART_COLUMNS * part +
-                             row * 2 * PART_COLUMNS,
-                         part, 8 * 2 * PART_COLUMNS);
+    // ... and of sixteen rows from `row` on, over which it sums; all columns are those of the result.
+    __device__ __forceinline__ unsigned long long summed_rows(int row) const {
+        return described(shared_address(bytes) + row * 2 * PART_COLUMNS, part,
+                         8 * 2 * PART_COLUMNS);
     }
 
    private:

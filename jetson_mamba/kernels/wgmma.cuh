@@ -51,7 +51,7 @@ __device__ __forceinline__ void arrive_at(int number) {
 }
 
 // Blocks of a cluster: what a thread wrote before it arrived is read by who has waited for all. A thread
-// that has arrived waits before it ends: its end is an arrival too, and would be one too many.
+// that has arrived waits before it ends.
 __device__ __forceinline__ void arrive_at_cluster() {
     asm volatile("barrier.cluster.arrive.release;" : : : "memory");
 }

@@ -38,9 +38,8 @@ PASS_THREADS = 256
 GROUP = 128
 HEADS, LONGER = 2, 1.65
 OF_WARPGROUPS = ("ssd_forward_warpgroups", "ssd_states_warpgroups")
-# Warpgroups of a block that makes outputs: one fetches, one has the state; and chunks whose x and
-# steps are in shared memory, beside those of B and C, which are done with sooner.
-FORWARD_ROLES, STEP_STAGES = 4, 5
+# Warpgroups of a block that makes outputs: one fetches, one has the state.
+FORWARD_ROLES = 4
 # Segments of time at most that are blocks of a cluster, and multiprocessors that can share one.
 MOST_SEGMENTS, OF_PART = 8, 16
 # Of another kernel: three warpgroups multiply, and the sums of four heads are kept.
@@ -155,10 +154,11 @@ class Variant(NamedTuple):
                 + 2 * 24 * chunk
             )
         if kernel == "ssd_forward_warpgroups":
-            part, steps = 2 * chunk * states, 24 + (4 if self.made(kernel) == 2 else 0)
-            of_step = STEP_STAGES * (2 * 64 + steps) * chunk
-            barriers = 8 * (2 * (stages + STEP_STAGES) + 4)
-            return -(-(2 * part * (stages + self.made(kernel)) + of_step + barriers) // 1024) * 1024
+            part = 2 * chunk * states
+            tiles = stages * (2 * part + 2 * chunk * 64) + 2 * self.made(kernel) * part
+            barriers = 8 * (2 * stages + 4)
+            steps = stages * (24 + (4 if self.made(kernel) == 2 else 0)) * chunk
+            return -(-(tiles + steps + barriers) // 1024) * 1024
         if kernel == "ssd_backward_warpgroups":
             tiles = 2 * chunk * (2 * states + stages * (2 * 64 + 2 * states)) + 2 * 8 * GROUP * 16
             sums = 4 * (4 * chunk + 4 + 4 * (self.headdim if self.d == 2 else 1))
@@ -198,11 +198,7 @@ class Variant(NamedTuple):
             ("SHARED", str(self.shared_bytes(kernel))),
             ("BLOCKS", str(self.blocks(kernel))),
             *([("HEADS", str(HEADS))] if kernel == "ssd_states_warpgroups" else ()),
-            *(
-                [("SEGMENTS", str(self.segments)), ("STEP_STAGES", str(STEP_STAGES))]
-                if kernel == "ssd_forward_warpgroups"
-                else ()
-            ),
+            *([("SEGMENTS", str(self.segments))] if kernel == "ssd_forward_warpgroups" else ()),
         )
 
     def launch(self, kernel: str, grid: tuple[int, int, int], index: int) -> compiler.Launch:

@@ -54,7 +54,8 @@ extern Index blockIdx, gridDim;
 extern std::vector<Fibre> fibres;
 extern std::vector<Group> warps;
 extern Group block, first_threads, barriers[16];
-extern int running;
+// The fibre that runs, and how many threads have arrived at the barrier of their cluster.
+extern int running, at_cluster;
 void give_way();
 #define threadIdx (fibres[running].threadIdx)
 

@@ -9,7 +9,7 @@ Index blockIdx, gridDim;
 std::vector<Fibre> fibres;
 std::vector<Group> warps;
 Group block, first_threads, barriers[16];
-int running;
+int running, at_cluster;
 static ucontext_t scheduler;
 alignas(1024) uint4 memory[227 * 64];
 char* shared_begin = reinterpret_cast<char*>(memory);
@@ -63,6 +63,7 @@ extern "C" void run(const long long* grid, const long long* block_size, long lon
                 std::memset(memory, 0xff, sizeof memory);
                 warps.assign((threads + 31) / 32, {0, 0});
                 block = first_threads = {0, 0};
+                at_cluster = 0;
                 std::fill(barriers, barriers + 16, Group{0, 0});
                 std::vector<int> order;
                 for (int i = 0; i < threads; ++i) {

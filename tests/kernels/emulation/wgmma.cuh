@@ -11,9 +11,15 @@ template <int COUNT>
 void settle(float (&)[COUNT][4]) {}
 inline void show_to_products() {}
 #define __cluster_dims__(...)
-// Blocks run one after the other: of what lies behind a block nothing is waited for.
-inline void arrive_at_cluster() { fibres[running].at_cluster = true; }
-inline void wait_for_cluster() { fibres[running].at_cluster = false; }
+// Blocks run one after the other: those before have arrived, and those behind are not waited for.
+inline void arrive_at_cluster() {
+    fibres[running].at_cluster = true;
+    ++at_cluster;
+}
+inline void wait_for_cluster() {
+    while (at_cluster < static_cast<int>(fibres.size())) give_way();
+    fibres[running].at_cluster = false;
+}
 template <int COUNT>
 void leave_registers() {}
 template <int COUNT>
