@@ -61,6 +61,15 @@ __device__ __forceinline__ void fetch(Exchanged<ROWS, COLUMNS>& to, const NUMBER
     }
 }
 
+// A tile as it lies in memory.
+template <int ROWS, int COLUMNS>
+__device__ __forceinline__ void fetch_image(Exchanged<ROWS, COLUMNS>& to, const NUMBER* from) {
+    const unsigned place = shared_address(to.bytes);
+#pragma unroll
+    for (int i = 16 * (threadIdx.x % GROUP); i < static_cast<int>(sizeof to.bytes); i += 16 * GROUP)
+        copy_16_async(place + i, reinterpret_cast<const unsigned char*>(from) + i, true);
+}
+
 // What a row of four lanes has, together; all four get it.
 __device__ __forceinline__ float sum_of_row(float value) {
     value += __shfl_xor_sync(0xffffffffu, value, 1);
@@ -294,8 +303,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
             if (i < count) {
                 fetch(shared.x[stage], x, x_time, rows);
                 fetch(shared.dy[stage], dy, dy_time, rows);
-                fetch(shared.h[stage], kept, DSTATE, HEADDIM);
-                fetch(shared.dh[stage], kept_back, DSTATE, HEADDIM);
+                fetch_image(shared.h[stage], kept);
+                fetch_image(shared.dh[stage], kept_back);
                 x += x_head, dy += dy_head, kept += size, kept_back += size;
                 commit_copies();
                 if (has_step) {

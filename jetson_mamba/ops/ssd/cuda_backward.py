@@ -215,15 +215,19 @@ def _plan(
     scalars = (forward.options_of(scan), *forward.limits_of(scan))
     sequence = (0, 0) if seq_idx is None else seq_idx.stride()
     inputs = (*x.stride()[:3], *dout.stride()[:3], *dt.stride(), *B.stride()[:3], *C.stride()[:3])
+    by_warpgroups = forward.has_warpgroups(index) and variant.fits_warpgroups and headdim == 64
+    # These leave the states as their products read them.
+    states_kernel, exchanged = "ssd_states", ()
+    if by_warpgroups:
+        states_kernel, exchanged = "ssd_backward_states", (("EXCHANGED", "1"),)
     states_launch, divided = variant.divided(
-        "ssd_states", batch, nheads, groups, 2 * segments, index
+        states_kernel, batch, nheads, groups, 2 * segments, index
     )
     pass_launch = None
     if not walks:
         pass_launch = variant.launch(
-            "ssd_pass", (-(-size // forward.PASS_THREADS), batch * nheads, 2), index
+            "ssd_pass", (-(-size // forward.PASS_THREADS), batch * nheads, 2), index, exchanged
         )
-    by_warpgroups = forward.has_warpgroups(index) and variant.fits_warpgroups and headdim == 64
     kernel = "ssd_backward_warpgroups" if by_warpgroups else "ssd_backward"
     launch = variant.launch(kernel, (chunks, batch, groups * slots), index)
     dD = 0 if D is None else D.numel()

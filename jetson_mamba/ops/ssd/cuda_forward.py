@@ -37,7 +37,11 @@ PASS_THREADS = 256
 # Threads of a warpgroup; heads that a block of these takes at most, and what it takes longer then.
 GROUP = 128
 HEADS, LONGER = 2, 1.65
-OF_WARPGROUPS = ("ssd_forward_warpgroups", "ssd_states_warpgroups")
+OF_WARPGROUPS = (
+    "ssd_forward_warpgroups",
+    "ssd_states_warpgroups",
+    "ssd_backward_states_warpgroups",
+)
 # Of another kernel: three warpgroups multiply, and the sums of four heads are kept.
 ROLES, HEADS_KEPT = 3, 4
 # States up to which the kernels have room for more.
@@ -151,8 +155,10 @@ class Variant(NamedTuple):
             tiles = 2 * chunk * (2 * states + stages * (2 * 64 + 2 * states)) + 2 * 8 * GROUP * 16
             sums = 4 * (4 * chunk + 4 + 4 * (self.headdim if self.d == 2 else 1))
             return -(-(tiles + HEADS_KEPT * (36 * chunk + sums)) // 1024) * 1024
-        if kernel == "ssd_states_warpgroups":
+        if kernel in OF_WARPGROUPS:
             tiles = stages * 2 * chunk * (states + HEADS * 64)
+            if kernel == "ssd_backward_states_warpgroups":
+                tiles += HEADS * 2 * 2 * self.headdim * states
             return -(-(tiles + HEADS * stages * 36 * chunk) // 1024) * 1024
         if kernel == "ssd_states":
             return stages * (wide + narrow) + 2 * 36 * chunk
@@ -188,9 +194,15 @@ class Variant(NamedTuple):
             *([("HEADS", str(HEADS))] if kernel in OF_WARPGROUPS else ()),
         )
 
-    def launch(self, kernel: str, grid: tuple[int, int, int], index: int) -> compiler.Launch:
+    def launch(
+        self,
+        kernel: str,
+        grid: tuple[int, int, int],
+        index: int,
+        more: tuple[tuple[str, str], ...] = (),
+    ) -> compiler.Launch:
         """A kernel with its grid, compiled for a device where it is not yet."""
-        loaded = compiler.load(f"{kernel}.cu", kernel, self.defines(kernel), index)
+        loaded = compiler.load(f"{kernel}.cu", kernel, (*self.defines(kernel), *more), index)
         return compiler.Launch(
             loaded, grid, (self.threads(kernel), 1, 1), shared_bytes=self.shared_bytes(kernel)
         )
