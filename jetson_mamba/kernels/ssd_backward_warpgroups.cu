@@ -6,10 +6,13 @@
 // (C[t] B[s]), in fp32, what passes through a step is sums of E over the pairs around it, and of
 //     decay_since_start(t) dy[t] (C[t] h^T)    and    dt[s] w(s) x[s] (B[s] dh^T).
 #define WITH_SLOPES
+#include "bulk.cuh"
 #include "ssd.cuh"
 #include "warpgroups.cuh"
 
 constexpr int GROUP = 128, ROLES = 3;
+// Of the fourth warpgroup: warps that copy x and dy, then one for states and steps, one that finishes.
+constexpr int COPIERS = 64, GIVERS = COPIERS + 32;
 constexpr int BLOCK_THREADS = (ROLES + 1) * GROUP;
 constexpr int FETCHER_REGISTERS = 56, REGISTERS = 152;
 static_assert(GROUP * (ROLES * REGISTERS + FETCHER_REGISTERS) <=
@@ -39,6 +42,7 @@ struct Shared {
     float products[2][8][GROUP][4];
     Steps steps[HEADS_KEPT];
     Sums sums[HEADS_KEPT];
+    Arrivals arrivals[STAGES];
 };
 static_assert(sizeof(Shared) == SHARED, "the host counts shared memory otherwise");
 
@@ -50,7 +54,7 @@ __device__ __forceinline__ int used(int role, int stage) {
 template <int ROWS, int COLUMNS>
 __device__ __forceinline__ void fetch(Exchanged<ROWS, COLUMNS>& to, const NUMBER* from,
                                       long long row_stride, int rows) {
-    constexpr int VECTORS = COLUMNS / 8, STEP = GROUP / VECTORS;
+    constexpr int VECTORS = COLUMNS / 8, STEP = COPIERS / VECTORS;
     const int row = threadIdx.x / VECTORS, column = threadIdx.x % VECTORS * 8;
     from += row * row_stride + column;
     const unsigned place = shared_address(to.bytes);
@@ -59,15 +63,6 @@ __device__ __forceinline__ void fetch(Exchanged<ROWS, COLUMNS>& to, const NUMBER
         copy_16_async(place + to.offset(row + i * STEP, column), from, row + i * STEP < rows);
         from += STEP * row_stride;
     }
-}
-
-// A tile as it lies in memory.
-template <int ROWS, int COLUMNS>
-__device__ __forceinline__ void fetch_image(Exchanged<ROWS, COLUMNS>& to, const NUMBER* from) {
-    const unsigned place = shared_address(to.bytes);
-#pragma unroll
-    for (int i = 16 * (threadIdx.x % GROUP); i < static_cast<int>(sizeof to.bytes); i += 16 * GROUP)
-        copy_16_async(place + i, reinterpret_cast<const unsigned char*>(from) + i, true);
 }
 
 // What a row of four lanes has, together; all four get it.
@@ -274,49 +269,83 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
     const Options options{option_bits};
     constexpr long long size = HEADDIM * DSTATE;
 
+    if (threadIdx.x == 0) {
+#pragma unroll
+        for (int stage = 0; stage < STAGES; ++stage) begin_arrivals(shared.arrivals[stage]);
+        show_arrivals();
+    }
+    __syncthreads();
     if (warp < GROUP / 32) {
         leave_registers<FETCHER_REGISTERS>();
-        x += batch * x_batch + start * x_time + first_head * x_head;
-        dy += batch * dy_batch + start * dy_time + first_head * dy_head;
-        kept += ((batch * chunks + chunk) * heads + first_head) * size;
-        const NUMBER* kept_back = kept + batches * chunks * heads * size;
-        kept_steps += ((batch * heads + first_head) * chunks + chunk) * KEPT_ARRAYS * CHUNK;
-        weights += (batch * chunks + chunk) * heads *
-                   (2 + (HAS_D == 0 ? 0 : HAS_D == 2 ? HEADDIM : 1));
-        fetch(shared.B, B + batch * B_batch + group * B_group + start * B_time, B_time, rows);
-        fetch(shared.C, C + batch * C_batch + group * C_group + start * C_time, C_time, rows);
-        const auto give = [&](int stage) {
-            wait_for_copies<0>();
-            show_to_products();
-            for (int role = 0; role < ROLES; ++role)
-                arrive_at<2 * GROUP>(fetched(role, stage));
+        const auto meet_users = [&](int stage) {
+            for (int role = 0; role < ROLES; ++role) meet_at<2 * GROUP>(used(role, stage));
         };
-        KeptStep step;
-        const bool has_step = threadIdx.x < CHUNK;
-        if (has_step) step.load(kept_steps, threadIdx.x);
+        const auto give = [&](int stage) {
+            for (int role = 0; role < ROLES; ++role) arrive_at<GROUP + GIVERS>(fetched(role, stage));
+        };
+        if (warp < COPIERS / 32) {
+            x += batch * x_batch + start * x_time + first_head * x_head;
+            dy += batch * dy_batch + start * dy_time + first_head * dy_head;
+            fetch(shared.B, B + batch * B_batch + group * B_group + start * B_time, B_time, rows);
+            fetch(shared.C, C + batch * C_batch + group * C_group + start * C_time, C_time, rows);
 #pragma unroll 1
-        for (int i = 0; i < count + 2; ++i) {
-            const int stage = i % 2;
-            if (i >= 1 && i <= count) give(stage ^ 1);
-            if (i >= 2)
-                for (int role = 0; role < ROLES; ++role) meet_at<2 * GROUP>(used(role, stage));
-            if (i < count) {
+            for (int i = 0; i < count + 2; ++i) {
+                const int stage = i % 2;
+                if (i >= 1 && i <= count) {
+                    wait_for_copies<0>();
+                    show_to_products();
+                    give(stage ^ 1);
+                }
+                if (i >= 2) meet_users(stage);
+                if (i >= count) continue;
                 fetch(shared.x[stage], x, x_time, rows);
                 fetch(shared.dy[stage], dy, dy_time, rows);
-                fetch_image(shared.h[stage], kept);
-                fetch_image(shared.dh[stage], kept_back);
-                x += x_head, dy += dy_head, kept += size, kept_back += size;
                 commit_copies();
-                if (has_step) {
-                    step.set(shared.steps[i % HEADS_KEPT], threadIdx.x);
-                    kept_steps += chunks * KEPT_ARRAYS * CHUNK;
-                    if (i + 1 < count) step.load(kept_steps, threadIdx.x);
-                }
+                x += x_head, dy += dy_head;
             }
-            if (i < 2 || warp != 3) continue;
-            const Sums& sums = shared.sums[(i - 2) % HEADS_KEPT];
-            const Steps& steps = shared.steps[(i - 2) % HEADS_KEPT];
-            const long long head = first_head + i - 2;
+            return;
+        }
+        if (warp == COPIERS / 32) {
+            kept += ((batch * chunks + chunk) * heads + first_head) * size;
+            const NUMBER* kept_back = kept + batches * chunks * heads * size;
+            kept_steps += ((batch * heads + first_head) * chunks + chunk) * KEPT_ARRAYS * CHUNK;
+            KeptStep steps[2];
+            steps[0].load(kept_steps, lane), steps[1].load(kept_steps, lane + 32);
+#pragma unroll 1
+            for (int i = 0; i < count + 2; ++i) {
+                const int stage = i % 2;
+                if (i < count) {
+                    steps[0].set(shared.steps[i % HEADS_KEPT], lane);
+                    steps[1].set(shared.steps[i % HEADS_KEPT], lane + 32);
+                    kept_steps += chunks * KEPT_ARRAYS * CHUNK;
+                    if (i + 1 < count)
+                        steps[0].load(kept_steps, lane), steps[1].load(kept_steps, lane + 32);
+                }
+                if (i >= 2) meet_users(stage);
+                if (i >= count) continue;
+                if (lane == 0) {
+                    constexpr int bytes = sizeof shared.h[0].bytes;
+                    expect_bytes(shared.arrivals[stage], 2 * bytes);
+                    load_bulk(shared_address(shared.h[stage].bytes), kept, bytes,
+                              shared.arrivals[stage]);
+                    load_bulk(shared_address(shared.dh[stage].bytes), kept_back, bytes,
+                              shared.arrivals[stage]);
+                }
+                kept += size, kept_back += size;
+                __syncwarp();
+                give(stage);
+            }
+            return;
+        }
+        weights += (batch * chunks + chunk) * heads *
+                   (2 + (HAS_D == 0 ? 0 : HAS_D == 2 ? HEADDIM : 1));
+#pragma unroll 1
+        for (int i = 0; i < count; ++i) {
+            const long long head = first_head + i;
+            const float rate = max(number_at(A, head, options.A()), -3e38f);
+            meet_users(i % 2);
+            const Sums& sums = shared.sums[i % HEADS_KEPT];
+            const Steps& steps = shared.steps[i % HEADS_KEPT];
             if (HAS_D == 2)
                 for (int p = lane; p < HEADDIM; p += 32)
                     weights[2 * heads + head * HEADDIM + p] =
@@ -343,7 +372,6 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
             const float through =
                 sums.through[0] + sums.through[1] + sums.through[2] + sums.through[3];
             const float over_all = through * steps.decay_of_chunk();
-            const float rate = max(number_at(A, head, options.A()), -3e38f);
             float of_A = 0.0f, of_bias = 0.0f;
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
@@ -380,7 +408,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
 #pragma unroll 1
         for (int i = 0; i < count; ++i, dx += dx_head) {
             const int stage = i % 2;
-            meet_at<2 * GROUP>(fetched(role, stage));
+            meet_at<GROUP + GIVERS>(fetched(role, stage));
+            wait_for_bytes(shared.arrivals[stage], i / 2 % 2);
             const Steps& steps = shared.steps[i % HEADS_KEPT];
             Sums& sums = shared.sums[i % HEADS_KEPT];
             if (i == 0) {
@@ -527,7 +556,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
 #pragma unroll 1
         for (int i = 0; i < count; ++i) {
             const int stage = i % 2;
-            meet_at<2 * GROUP>(fetched(role, stage));
+            meet_at<GROUP + GIVERS>(fetched(role, stage));
+            wait_for_bytes(shared.arrivals[stage], i / 2 % 2);
             if (i == 0) {
                 const auto& left = FOR_B ? shared.B : shared.C;
                 const auto& right = FOR_B ? shared.C : shared.B;

@@ -154,7 +154,7 @@ class Variant(NamedTuple):
         if kernel == "ssd_backward_warpgroups":
             tiles = 2 * chunk * (2 * states + stages * (2 * 64 + 2 * states)) + 2 * 8 * GROUP * 16
             sums = 4 * (4 * chunk + 4 + 4 * (self.headdim if self.d == 2 else 1))
-            return -(-(tiles + HEADS_KEPT * (36 * chunk + sums)) // 1024) * 1024
+            return -(-(tiles + HEADS_KEPT * (36 * chunk + sums) + stages * 8) // 1024) * 1024
         if kernel in OF_WARPGROUPS:
             tiles = stages * 2 * chunk * (states + HEADS * 64)
             if kernel == "ssd_backward_states_warpgroups":

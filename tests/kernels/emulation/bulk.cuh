@@ -20,3 +20,23 @@ void wait_for_bulk_reads() {
     Fibre& fibre = fibres[running];
     wait_for_copies_of(fibre.bulk_copies, fibre.bulk_committed, COUNT);
 }
+
+struct Arrivals {
+    int round, bytes;
+};
+inline void begin_arrivals(Arrivals& barrier) { barrier = {0, 0}; }
+inline void show_arrivals() {}
+inline void expect_bytes(Arrivals& barrier, int bytes) { barrier.bytes += bytes; }
+inline void load_bulk(unsigned place, const void* from, int bytes, Arrivals& barrier) {
+    char* to = shared_begin + place;
+    if ((reinterpret_cast<uintptr_t>(from) | place | bytes) % 16 || to + bytes > shared_end) {
+        std::fprintf(stderr, "a bulk copy lies outside or is not aligned\n");
+        std::abort();
+    }
+    std::memcpy(to, from, bytes);
+    barrier.bytes -= bytes;
+    if (barrier.bytes == 0) ++barrier.round;
+}
+inline void wait_for_bytes(Arrivals& barrier, int parity) {
+    while (barrier.round % 2 == parity) give_way();
+}
