@@ -21,17 +21,28 @@ __device__ __forceinline__ void wait_for_bulk_reads() {
     asm volatile("cp.async.bulk.wait_group.read %0;" : : "n"(COUNT) : "memory");
 }
 
-// A barrier in shared memory that bytes pass: of one arrival, which says how many are to come.
+// A barrier in shared memory, in rounds: each ends when so many have arrived, and the bytes are there
+// that some of them expect.
 struct alignas(8) Arrivals {
     unsigned long long bits;
 };
-__device__ __forceinline__ void begin_arrivals(Arrivals& barrier) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" : : "r"(shared_address(&barrier)) : "memory");
+__device__ __forceinline__ void begin_arrivals(Arrivals& barrier, int count) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;"
+                 :
+                 : "r"(shared_address(&barrier)), "r"(count)
+                 : "memory");
+}
+__device__ __forceinline__ void arrive(Arrivals& barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];"
+                 :
+                 : "r"(shared_address(&barrier))
+                 : "memory");
 }
 // What begin_arrivals wrote is seen by the copy engine.
 __device__ __forceinline__ void show_arrivals() {
     asm volatile("fence.mbarrier_init.release.cluster;" : : : "memory");
 }
+// Arrives, too.
 __device__ __forceinline__ void expect_bytes(Arrivals& barrier, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
                  :
@@ -46,7 +57,7 @@ __device__ __forceinline__ void load_bulk(unsigned shared, const void* from, int
         : "r"(shared), "l"(from), "r"(bytes), "r"(shared_address(&barrier))
         : "memory");
 }
-// Waits for the bytes of the round of this parity: 0 is the first.
+// Waits for the end of the round of this parity: 0 is the first.
 __device__ __forceinline__ void wait_for_bytes(Arrivals& barrier, int parity) {
     asm volatile(
         "{.reg .pred there; AGAIN: mbarrier.try_wait.parity.shared::cta.b64 there, [%0], %1; "

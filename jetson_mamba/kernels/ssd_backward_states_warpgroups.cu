@@ -58,7 +58,10 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_backward
 
     if (warp < FETCHERS / 32) {
         leave_registers<FETCHER_REGISTERS>();
-        const long long head = work.first_head + min(warp, count - 1);
+        // Two warps make the steps of a head, of every second chunk each: one takes longer than a
+        // chunk does.
+        const int member = warp / 2, turn = warp % 2;
+        const long long head = work.first_head + min(member, count - 1);
         const Options options{option_bits};
         const StepSource source(dt, A, bias, seq_idx, options, low_bits, high_bits, seqlen, batch,
                                 head, dt_batch, dt_time, dt_head, seq_batch, seq_time);
@@ -66,15 +69,14 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_backward
         if (direction) B = C, B_batch = C_batch, B_time = C_time, B_group = C_group;
         x += batch * x_batch + work.first_head * x_head;
         B += batch * B_batch + work.group * B_group;
-        const bool makes_steps = warp < count;
+        const bool makes_steps = member < count;
         const bool keeps_steps = kept_steps && !direction && makes_steps;
-        // Read two chunks ahead.
         RawSteps raw, next;
-        raw.load(source, chunk * CHUNK, lane);
-        next.load(source, (chunk + step) * CHUNK, lane);
+        raw.load(source, (chunk + turn * step) * CHUNK, lane);
+        next.load(source, (chunk + (2 + turn) * step) * CHUNK, lane);
         int before = -1;
-        bool again = false;
-        for (; left > 0; --left, chunk += step) {
+        bool again = false, is_own = turn == 0;
+        for (; left > 0; --left, chunk += step, is_own = !is_own) {
             if (again)
                 for (int j = 0; j < count; ++j) meet_at<GROUP + FETCHERS>(used(j, stage));
             const long long start = chunk * CHUNK;
@@ -85,15 +87,18 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_backward
                       threadIdx.x);
             commit_copies();
             if (before >= 0) wait_for_copies<1>(), give(count, before);
-            if (makes_steps) raw.finish(shared.steps[warp][stage], source, start, lane);
-            if (keeps_steps) {
-                __syncwarp();
-                keep_steps(kept_steps + ((batch * heads + head) * chunks + chunk) * KEPT_ARRAYS *
-                                            CHUNK,
-                           shared.steps[warp][stage], lane);
+            if (makes_steps && is_own) {
+                Steps& steps = shared.steps[member][stage];
+                raw.finish(steps, source, start, lane);
+                raw = next;
+                next.load(source, start + 4 * step * CHUNK, lane);
+                if (keeps_steps) {
+                    __syncwarp();
+                    keep_steps(kept_steps + ((batch * heads + head) * chunks + chunk) *
+                                                KEPT_ARRAYS * CHUNK,
+                               steps, lane);
+                }
             }
-            raw = next;
-            if (makes_steps) next.load(source, start + 2 * step * CHUNK, lane);
             before = stage;
             if (++stage == STAGES) stage = 0, again = true;
         }

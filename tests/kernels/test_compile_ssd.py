@@ -72,7 +72,12 @@ def test_other_sizes_and_flags_compile(variant: Variant) -> None:
     assert not failures(variant, "sm_87")
 
 
-WARPGROUPS = ("ssd_forward_warpgroups", "ssd_states_warpgroups", "ssd_backward_warpgroups")
+WARPGROUPS = (
+    "ssd_forward_warpgroups",
+    "ssd_states_warpgroups",
+    "ssd_backward_states_warpgroups",
+    "ssd_backward_warpgroups",
+)
 
 
 @pytest.mark.parametrize("kernel", WARPGROUPS)

@@ -123,9 +123,7 @@ class Variant(NamedTuple):
         """Chunks in shared memory; copies ahead of the work are of 16-bit numbers only."""
         if self.dtype == torch.float32 or not self.aligned:
             return 1
-        if kernel == "ssd_backward_warpgroups":
-            return 2
-        if kernel in OF_WARPGROUPS:
+        if kernel.endswith("_warpgroups"):
             return 3 if self._shared_bytes(kernel, 3) <= self.room else 2
         return 2 if self._shared_bytes(kernel, 2) <= self.room else 1
 
@@ -153,8 +151,8 @@ class Variant(NamedTuple):
             return -(-(tiles + HEADS * stages * 24 * chunk) // 1024) * 1024
         if kernel == "ssd_backward_warpgroups":
             tiles = 2 * chunk * (2 * states + stages * (2 * 64 + 2 * states)) + 2 * 8 * GROUP * 16
-            sums = 4 * (4 * chunk + 4 + 4 * (self.headdim if self.d == 2 else 1))
-            return -(-(tiles + HEADS_KEPT * (36 * chunk + sums) + stages * 8) // 1024) * 1024
+            sums = 4 * (4 * chunk + 2 + 4 * (self.headdim if self.d == 2 else 1))
+            return -(-(tiles + HEADS_KEPT * (36 * chunk + sums) + stages * 16 + 4 * chunk) // 1024) * 1024
         if kernel in OF_WARPGROUPS:
             tiles = stages * 2 * chunk * (states + HEADS * 64)
             if kernel == "ssd_backward_states_warpgroups":

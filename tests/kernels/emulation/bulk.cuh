@@ -22,11 +22,30 @@ void wait_for_bulk_reads() {
 }
 
 struct Arrivals {
-    int round, bytes;
+    short round, count, left, loads;
 };
-inline void begin_arrivals(Arrivals& barrier) { barrier = {0, 0}; }
+inline void look_at(Arrivals& barrier) {
+    if (barrier.left || barrier.loads) return;
+    ++barrier.round;
+    barrier.left = barrier.count;
+}
+inline void begin_arrivals(Arrivals& barrier, int count) {
+    const short number = static_cast<short>(count);
+    barrier = {0, number, number, 0};
+}
 inline void show_arrivals() {}
-inline void expect_bytes(Arrivals& barrier, int bytes) { barrier.bytes += bytes; }
+inline void arrive(Arrivals& barrier) {
+    if (--barrier.left < 0) {
+        std::fprintf(stderr, "more arrive at a barrier than it counts\n");
+        std::abort();
+    }
+    look_at(barrier);
+}
+// Vectors of 16 bytes are counted.
+inline void expect_bytes(Arrivals& barrier, int bytes) {
+    barrier.loads += bytes / 16;
+    arrive(barrier);
+}
 inline void load_bulk(unsigned place, const void* from, int bytes, Arrivals& barrier) {
     char* to = shared_begin + place;
     if ((reinterpret_cast<uintptr_t>(from) | place | bytes) % 16 || to + bytes > shared_end) {
@@ -34,8 +53,8 @@ inline void load_bulk(unsigned place, const void* from, int bytes, Arrivals& bar
         std::abort();
     }
     std::memcpy(to, from, bytes);
-    barrier.bytes -= bytes;
-    if (barrier.bytes == 0) ++barrier.round;
+    barrier.loads -= bytes / 16;
+    look_at(barrier);
 }
 inline void wait_for_bytes(Arrivals& barrier, int parity) {
     while (barrier.round % 2 == parity) give_way();
