@@ -164,17 +164,20 @@ __device__ __forceinline__ void weigh(unsigned (&to)[4], const float (&low)[4],
             }
     }
     if (on_diagonal) {
+        const bool rows_later = rows.sign > 0.0f;
+        const int ahead = g - 2 * q, signed_ahead = rows_later ? ahead : -ahead;
+        const int one = rows_later ? 1 : -1;
 #pragma unroll
-        for (int half = 0; half < 2; ++half)
+        for (int i = 0; i < 2; ++i) {
+            const bool in_order = signed_ahead - one * i >= 0, is_itself = ahead == i;
 #pragma unroll
-            for (int down = 0; down < 2; ++down)
-#pragma unroll
-                for (int i = 0; i < 2; ++i) {
-                    const int later = g + 8 * down - (8 * half + 2 * q + i);
-                    const bool in_order = rows.sign > 0.0f ? later >= 0 : later <= 0;
-                    if (!in_order) pairs[half][down][i] = 0.0f;
-                    if (BY_STEPS && later == 0) products[half][down][i] = 0.0f;
-                }
+            for (int half = 0; half < 2; ++half) {
+                pairs[half][half][i] = in_order ? pairs[half][half][i] : 0.0f;
+                if (BY_STEPS) products[half][half][i] = is_itself ? 0.0f : products[half][half][i];
+            }
+            pairs[0][1][i] = rows_later ? pairs[0][1][i] : 0.0f;
+            pairs[1][0][i] = rows_later ? 0.0f : pairs[1][0][i];
+        }
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half)
@@ -531,31 +534,14 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
                 add_groups(of_pairs, mask[k][0], mask[k][1], mask[k][2], mask[k][3],
                            shared.dy[stage].summed_rows(16 * k), NUMBER{});
             commit_products();
-            wait_for_products<1>();
-            settle(gradient);
-            float ends[2] = {}, direct[2] = {};
-            unsigned values[8][2];
-#pragma unroll
-            for (int down = 0; down < 2; ++down) {
-                const int s = row + g + 8 * down;
-                const float left = steps.left_at_end[s];
-#pragma unroll
-                for (int j = 0; j < 8; ++j) {
-                    const unsigned word = values[j][down] = shared.x[stage].word(s, 8 * j + 2 * q);
-                    gradient[j][2 * down] *= left, gradient[j][2 * down + 1] *= left;
-                    ends[down] += low_half(word) * gradient[j][2 * down] +
-                                  high_half(word) * gradient[j][2 * down + 1];
-                }
-            }
             const long long head = first_head + i;
             const float skip_of_head = HAS_D == 1 ? number_at(D, head, options.D()) : 0.0f;
+            float ends[2] = {}, direct[2] = {};
+            const float left[2] = {steps.left_at_end[row + g], steps.left_at_end[row + g + 8]};
+            const float lengths[2] = {steps.dt[row + g], steps.dt[row + g + 8]};
             wait_for_products<0>();
+            settle(gradient);
             settle(of_pairs);
-#pragma unroll
-            for (int j = 0; j < 8; ++j)
-#pragma unroll
-                for (int e = 0; e < 4; ++e) gradient[j][e] += of_pairs[j][e];
-
 #pragma unroll
             for (int j = 0; j < 8; j += 2) {
                 float numbers[2][2][2];
@@ -571,20 +557,20 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
 #pragma unroll
                     for (int down = 0; down < 2; ++down) {
                         const int s = row + g + 8 * down;
-                        const float(&pair)[4] = gradient[j + half];
-                        const unsigned value = values[j + half][down];
+                        const unsigned value = shared.x[stage].word(s, p);
                         const unsigned slope = shared.dy[stage].word(s, p);
-                        const float length = steps.dt[s];
-                        direct[down] += low_half(value) * pair[2 * down] +
-                                        high_half(value) * pair[2 * down + 1];
-                        if constexpr (HAS_D == 2) {
-                            of_skip[0] += low_half(value) * low_half(slope);
-                            of_skip[1] += high_half(value) * high_half(slope);
+                        const float x_pair[2] = {low_half(value), high_half(value)};
+                        const float dy_pair[2] = {low_half(slope), high_half(slope)};
+#pragma unroll
+                        for (int e = 0; e < 2; ++e) {
+                            const float by_state = gradient[j + half][2 * down + e];
+                            const float all =
+                                left[down] * by_state + of_pairs[j + half][2 * down + e];
+                            ends[down] += x_pair[e] * by_state;
+                            direct[down] += x_pair[e] * all;
+                            if constexpr (HAS_D == 2) of_skip[e] += x_pair[e] * dy_pair[e];
+                            numbers[down][half][e] = lengths[down] * all + skip[e] * dy_pair[e];
                         }
-                        numbers[down][half][0] =
-                            length * pair[2 * down] + skip[0] * low_half(slope);
-                        numbers[down][half][1] =
-                            length * pair[2 * down + 1] + skip[1] * high_half(slope);
                     }
                     if constexpr (HAS_D == 2)
 #pragma unroll
@@ -607,7 +593,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
 #pragma unroll
             for (int down = 0; down < 2; ++down) {
                 const int s = row + g + 8 * down;
-                const float of_dh = sum_of_row(ends[down]) * steps.dt[s];
+                const float of_dh = sum_of_row(ends[down]) * left[down] * lengths[down];
                 const float of_dt = sum_of_row(direct[down]);
                 if (q == 0) sums.ends[s] = of_dh, sums.direct[s] = of_dt;
             }

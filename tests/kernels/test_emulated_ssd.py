@@ -65,9 +65,10 @@ def test_a_scan_and_its_gradients_agree_with_float64(
     assert all(error < TOLERANCE[dtype] for error, _ in errors.values()), errors
 
 
-# Of the sizes that products of warpgroups are of: three heads, of which a block takes two.
+# Of the sizes that products of warpgroups are of: five heads, of which a block takes two; the backward
+# pass goes through more than it keeps at once.
 WHOLE: dict[str, Any] = {
-    **{"batch": 1, "seqlen": 80, "heads": 3, "headdim": 64, "dstate": 64},
+    **{"batch": 1, "seqlen": 80, "heads": 5, "headdim": 64, "dstate": 64},
     **{"D": "channels", "z": True, "first": True, "packed": True},
 }
 
@@ -86,8 +87,9 @@ def test_products_of_warpgroups_agree_with_float64(
     error, rounding = forward["out"]
     assert error < rounding + 5e-4 and forward["state"][0] < 1e-5
     # A's and dt_bias's are sums of many signs.
+    most = {"dA": 5e-2, "ddt_bias": 5e-2, "dinitial_states": 1e-5}
     for name, (error, _) in backward_errors(scan).items():
-        assert error < (5e-2 if name in ("dA", "ddt_bias") else TOLERANCE[BRAIN]), name
+        assert error < most.get(name, TOLERANCE[BRAIN]), name
 
 
 def test_blocks_take_two_heads_where_all_are_done_sooner(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,9 +75,10 @@ class Variant(NamedTuple):
 
         Rounded to 8 bits, the factors of an output would together add to its error as much as its
         own rounding does. Two pieces cost the forward pass a quarter (``docs/notes-kernels.md``).
+        Of the backward pass, the states alone: the gradient of the first is one.
         """
-        is_forward = not kernel.startswith("ssd_backward")
-        return 2 if self.dtype == torch.bfloat16 and is_forward else self.given
+        of_states = not kernel.startswith("ssd_backward") or "states" in kernel
+        return 2 if self.dtype == torch.bfloat16 and of_states else self.given
 
     @property
     def states(self) -> int:
@@ -152,7 +153,8 @@ class Variant(NamedTuple):
         if kernel == "ssd_backward_warpgroups":
             tiles = 2 * chunk * (2 * states + stages * (2 * 64 + 2 * states)) + 2 * 8 * GROUP * 16
             sums = 4 * (4 * chunk + 2 + 4 * (self.headdim if self.d == 2 else 1))
-            return -(-(tiles + HEADS_KEPT * (36 * chunk + sums) + stages * 16 + 4 * chunk) // 1024) * 1024
+            others = HEADS_KEPT * (36 * chunk + sums) + 4 * chunk + stages * 16
+            return -(-(tiles + others) // 1024) * 1024
         if kernel in OF_WARPGROUPS:
             tiles = stages * 2 * chunk * (states + HEADS * 64)
             if kernel == "ssd_backward_states_warpgroups":
