@@ -65,7 +65,7 @@ def test_a_scan_and_its_gradients_agree_with_float64(
     assert all(error < TOLERANCE[dtype] for error, _ in errors.values()), errors
 
 
-# Of the sizes that products of warpgroups are of: five heads, of which a block takes two; the backward
+# Of the sizes that products of warpgroups are of: five heads, of which a block takes two; backward
 # pass goes through more than it keeps at once.
 WHOLE: dict[str, Any] = {
     **{"batch": 1, "seqlen": 80, "heads": 5, "headdim": 64, "dstate": 64},
