@@ -66,3 +66,13 @@ __device__ __forceinline__ void wait_for_bytes(Arrivals& barrier, int parity) {
         : "r"(shared_address(&barrier)), "r"(parity)
         : "memory");
 }
+
+// The same, for a round of a number.
+__device__ __forceinline__ void wait_for_round(Arrivals& barrier, int round) {
+    wait_for_bytes(barrier, round % 2);
+}
+// After all that its lanes did, a warp arrives, as one.
+__device__ __forceinline__ void arrive_as_warp(Arrivals& barrier, int lane) {
+    __syncwarp();
+    if (lane == 0) arrive(barrier);
+}

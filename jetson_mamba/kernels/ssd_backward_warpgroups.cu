@@ -52,13 +52,6 @@ struct Shared {
 // The barrier at which dx waits for the products that dB makes.
 constexpr int PRODUCTS_MADE = 1;
 constexpr int FETCHED = COPIERS / 32 + 2, USED = ROLES * GROUP / 32 + COPIERS / 32 + 1;
-__device__ __forceinline__ void wait_for_round(Arrivals& barrier, int round) {
-    wait_for_bytes(barrier, round % 2);
-}
-__device__ __forceinline__ void arrive_as_warp(Arrivals& barrier, int lane) {
-    __syncwarp();
-    if (lane == 0) arrive(barrier);
-}
 static_assert(sizeof(Shared) == SHARED, "the host counts shared memory otherwise");
 
 template <int ROWS, int COLUMNS>

@@ -49,7 +49,7 @@ def on_the_cpu(libraries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut time into segments and share heads out, as where they are too few for a GPU."""
     monkeypatch.setattr(cuda_forward, "segments_of", lambda chunks, blocks, index: (1, chunks))
-    monkeypatch.setattr(cuda_backward, "walks_along_time", lambda chunks, blocks, index: False)
+    monkeypatch.setattr(cuda_backward, "walks_along_time", lambda *sizes: False)
     monkeypatch.setattr(cuda_backward, "slots_of", lambda heads, blocks, index: 2)
 
 

@@ -59,3 +59,8 @@ inline void load_bulk(unsigned place, const void* from, int bytes, Arrivals& bar
 inline void wait_for_bytes(Arrivals& barrier, int parity) {
     while (barrier.round % 2 == parity) give_way();
 }
+inline void wait_for_round(Arrivals& barrier, int round) { wait_for_bytes(barrier, round % 2); }
+inline void arrive_as_warp(Arrivals& barrier, int lane) {
+    __syncwarp();
+    if (lane == 0) arrive(barrier);
+}
