@@ -1,8 +1,8 @@
 // The gradients of Mamba-2's scan as ssd_backward.cu has them, for GPUs with products of warpgroups
 // and heads of 64 channels: a block to a chunk of time and some heads of a group, one after the other.
 //
-// One warpgroup makes dC, one dB, one dx, a fourth fetches the heads that follow and finishes those
-// before. dC and dB are summed over heads where products leave them. With E[t][s] = G[t][s] dt[s]
+// One warpgroup makes dC, one dB, one dx, the warps of a fourth fetch the heads that follow and finish
+// those before. dC and dB are summed over heads where products leave them. With E[t][s] = G[t][s] dt[s]
 // (C[t] B[s]), in fp32, what passes through a step is sums of E over the pairs around it, and of
 //     decay_since_start(t) dy[t] (C[t] h^T)    and    dt[s] w(s) x[s] (B[s] dh^T).
 #define WITH_SLOPES
@@ -14,7 +14,7 @@ constexpr int GROUP = 128, ROLES = 3;
 // Of the fourth warpgroup: warps that copy x and dy, then one for states and steps, one that finishes.
 constexpr int COPIERS = 64;
 constexpr int BLOCK_THREADS = (ROLES + 1) * GROUP;
-// Of a thread: dC's warpgroup has more in work at once.
+// Of a thread.
 constexpr int FETCHER_REGISTERS = 32, REGISTERS_OF_SUMS = 160, REGISTERS_OF_DX = 160;
 static_assert(GROUP * (2 * REGISTERS_OF_SUMS + REGISTERS_OF_DX + FETCHER_REGISTERS) <=
               65536 / BLOCK_THREADS / 8 * 8 * BLOCK_THREADS);
@@ -39,8 +39,9 @@ struct Shared {
     Exchanged<CHUNK, HEADDIM> dy[STAGES];
     Exchanged<HEADDIM, STATES> h[STAGES];
     Exchanged<HEADDIM, STATES> dh[STAGES];
-    // C B^T for dC, and transposed for dB, each number where the thread that has it reads it.
+    // C B^T for dC, and transposed for dB and dx, each number where its thread reads it.
     alignas(16) float products[2][8][GROUP][4];
+    // For those who have no lengths of steps on this side.
     float ones[CHUNK];
     Steps steps[HEADS_KEPT];
     Sums sums[HEADS_KEPT];

@@ -100,6 +100,16 @@ def test_blocks_take_two_heads_where_all_are_done_sooner(monkeypatch: pytest.Mon
     assert find(1, 100, 0) == 0
 
 
+def test_fewer_heads_walk_along_time_by_products_of_warpgroups(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cuda_backward, "processors", lambda index: 132)
+    walks = cuda_backward.walks_along_time.__wrapped__
+    assert [walks(16, heads, 0, True) for heads in (8, 24, 80)] == [False, True, True]
+    assert [walks(16, heads, 0, False) for heads in (8, 24, 80)] == [False, False, True]
+    assert walks(1, 1, 0, True)
+
+
 def test_the_trial_of_the_op_accepts_the_kernels_and_no_wrong_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
