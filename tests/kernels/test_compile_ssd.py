@@ -101,6 +101,12 @@ def test_products_of_warpgroups_compile_and_are_not_waited_for_one_by_one(
     assert "serialized" not in compiled.log
 
 
+def test_states_that_are_passed_on_as_tiles_compile() -> None:
+    skip_unless_supported("sm_90")
+    defines = (*USUAL._replace(room=ROOM["sm_90"] * 1024).defines("ssd_pass"), ("EXCHANGED", "1"))
+    assert compiler.compile_source("ssd_pass.cu", "ssd_pass", defines, "sm_90a").spill_bytes == 0
+
+
 @pytest.mark.parametrize("dtype", NUMBERS, ids=str)
 @pytest.mark.parametrize("dstate", range(1, 257, 15))
 def test_chunks_and_pieces_are_what_the_kernels_can_hold(dtype: torch.dtype, dstate: int) -> None:
