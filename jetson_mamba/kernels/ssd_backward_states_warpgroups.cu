@@ -16,10 +16,6 @@ struct Shared {
     Exchanged<CHUNK, SLICE> x[HEADS][STAGES];
     Exchanged<HEADDIM, STATES> images[HEADS][2];
     Steps steps[HEADS][STAGES];
-    // Of what has been fetched for a head, and of who is done with it. Whoever waits here waits for
-    // nobody but those: warps that make steps fall behind others, and catch up.
-    Arrivals fetched[HEADS][STAGES];
-    Arrivals used[HEADS][STAGES];
 };
 static_assert(sizeof(Shared) == SHARED, "the host counts shared memory otherwise");
 
@@ -57,17 +53,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_backward
     const long long chunks = (seqlen + CHUNK - 1) / CHUNK;
     const long long begin = part * segment, end = min(chunks, begin + segment);
     const long long step = direction ? -1 : 1;
-    if (threadIdx.x == 0) {
-#pragma unroll
-        for (int i = 0; i < HEADS * STAGES; ++i) {
-            begin_arrivals(shared.fetched[i / STAGES][i % STAGES], FETCHERS / 32);
-            begin_arrivals(shared.used[i / STAGES][i % STAGES], GROUP / 32);
-        }
-        show_arrivals();
-    }
-    __syncthreads();
     long long chunk = direction ? end - 1 : begin;
-    int left = static_cast<int>(end - begin), stage = 0, round = 0;
+    int left = static_cast<int>(end - begin), stage = 0;
 
     if (warp < FETCHERS / 32) {
         leave_registers<FETCHER_REGISTERS>();
@@ -88,13 +75,10 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_backward
         raw.load(source, (chunk + turn * step) * CHUNK, lane);
         next.load(source, (chunk + (2 + turn) * step) * CHUNK, lane);
         int before = -1;
-        bool is_own = turn == 0;
-        const auto give = [&](int stage) {
-            for (int j = 0; j < count; ++j) arrive_as_warp(shared.fetched[j][stage], lane);
-        };
+        bool again = false, is_own = turn == 0;
         for (; left > 0; --left, chunk += step, is_own = !is_own) {
-            if (round)
-                for (int j = 0; j < count; ++j) wait_for_round(shared.used[j][stage], round - 1);
+            if (again)
+                for (int j = 0; j < count; ++j) meet_at<GROUP + FETCHERS>(used(j, stage));
             const long long start = chunk * CHUNK;
             const int rows = static_cast<int>(min(seqlen - start, static_cast<long long>(CHUNK)));
             fetch(shared.B[stage], B + start * B_time, B_time, rows, DSTATE, threadIdx.x);
@@ -102,7 +86,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_backward
                 fetch(shared.x[j][stage], x + start * x_time + j * x_head, x_time, rows, SLICE,
                       threadIdx.x);
             commit_copies();
-            if (before >= 0) wait_for_copies<1>(), give(before);
+            if (before >= 0) wait_for_copies<1>(), give(count, before);
             if (makes_steps && is_own) {
                 Steps& steps = shared.steps[member][stage];
                 raw.finish(steps, source, start, lane);
@@ -116,10 +100,10 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_backward
                 }
             }
             before = stage;
-            if (++stage == STAGES) stage = 0, ++round;
+            if (++stage == STAGES) stage = 0, again = true;
         }
         wait_for_copies<0>();
-        give(before);
+        give(count, before);
         return;
     }
 
@@ -140,7 +124,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_backward
     if (kept) kept += (direction * batches + batch) * chunks * heads * size + head * size;
 
     for (; left > 0; --left, chunk += step) {
-        wait_for_round(shared.fetched[member][stage], round);
+        meet_at<GROUP + FETCHERS>(fetched(member, stage));
         Exchanged<HEADDIM, STATES>& image = shared.images[member][left % 2];
         if (kept) put(image, state, row, lane);
         show_to_products();
@@ -180,8 +164,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_backward
         commit_products();
         wait_for_products<0>();
         settle(state.numbers);
-        arrive_as_warp(shared.used[member][stage], lane);
-        if (++stage == STAGES) stage = 0, ++round;
+        if (left > STAGES) arrive_at<GROUP + FETCHERS>(used(member, stage));
+        if (++stage == STAGES) stage = 0;
     }
     if (kept && leads) wait_for_bulk_reads<0>();
     if (ends) {

@@ -157,11 +157,9 @@ class Variant(NamedTuple):
             return -(-(tiles + others) // 1024) * 1024
         if kernel in OF_WARPGROUPS:
             tiles = stages * 2 * chunk * (states + HEADS * 64)
-            others = HEADS * stages * 36 * chunk
             if kernel == "ssd_backward_states_warpgroups":
                 tiles += HEADS * 2 * 2 * self.headdim * states
-                others += HEADS * stages * 16
-            return -(-(tiles + others) // 1024) * 1024
+            return -(-(tiles + HEADS * stages * 36 * chunk) // 1024) * 1024
         if kernel == "ssd_states":
             return stages * (wide + narrow) + 2 * 36 * chunk
         if kernel == "ssd_backward":
