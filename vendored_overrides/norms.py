@@ -27,7 +27,7 @@ def past_triton(
     return Dispatch(
         inside=function,
         call=call,
-        condition="jetson_mamba.ops.through_norm_autograd({first})",
+        condition="jetson_mamba.ops.through_norm_autograd({given})",
         becomes=f"jetson_mamba.ops.{function}",
         parameters=tuple(each for each in parameters if each != "is_rms_norm" or function == of),
         composed=f"jetson_mamba.ops.{composed or of}",

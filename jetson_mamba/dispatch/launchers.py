@@ -10,7 +10,6 @@ from typing import Any, Callable, Mapping
 
 from .selection import OPS
 
-_OWN = "_jetson_mamba_own"
 _handed_over: dict[str, Mapping[str, Any]] = {}
 
 
@@ -25,16 +24,6 @@ def hand_over(function: Callable[..., Any], op: Callable[..., Any]) -> None:
         for each in OPS.values():
             if "triton" in each.order:
                 each.forget()
-
-
-def leads_past(function: Callable[..., Any], leading: Callable[..., Any]) -> None:
-    """Note that ``leading`` is ``function`` wherever Triton runs."""
-    setattr(leading, _OWN, function)
-
-
-def own_of(function: Any) -> Any:
-    """The function of upstream that one of its copy's leads past Triton elsewhere, or itself."""
-    return getattr(function, _OWN, function)
 
 
 def launchers_of(op: str) -> Mapping[str, Any] | None:

@@ -16,7 +16,7 @@ import torch
 from jetson_mamba import kernel_packages
 from jetson_mamba.dispatch.triton_runs import counts_while_compiling, triton_runs_on
 
-from .launchers import hand_over, leads_past
+from .launchers import hand_over
 from .passing import passing
 from .paths import Way, is_batched, is_compiling, way
 
@@ -120,5 +120,4 @@ def _dispatched(
             )
         return (where_it_runs if runs else otherwise)(*arguments, **keywords)
 
-    leads_past(where_it_runs, dispatched)
     return dispatched

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from jetson_mamba.dispatch.triton_runs import counts_while_compiling, triton_runs_on
 
-from .launchers import hand_over, leads_past
+from .launchers import hand_over
 from .operators import is_compiling
 
 # What may be compared with a default without asking a tensor.
@@ -81,7 +81,6 @@ def unchecked(
         _say(name, module, device.type)
         return op(**{each: value for each, value in given.items() if each in taken})
 
-    leads_past(own, dispatched)
     return dispatched
 
 

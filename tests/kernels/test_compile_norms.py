@@ -1,4 +1,4 @@
-"""Every kernel of norms or decoding steps compiles, without spills.
+"""Every kernel of norms, of the gate or of decoding steps compiles, without spills.
 
 Each choice is compiled for one architecture, and the heaviest for all: the product would take
 minutes.
@@ -18,6 +18,7 @@ from jetson_mamba.ops.decoding import cuda as decoding
 from jetson_mamba.ops.decoding.contract import Case
 from jetson_mamba.ops.norms import cuda as norms
 from jetson_mamba.ops.norms.contract import Gate, Options
+from jetson_mamba.ops.swiglu import cuda as swiglu
 
 ARCHITECTURES = ("sm_72", "sm_80", "sm_87", "sm_90", "sm_110")
 NARROW, WIDE = torch.bfloat16, torch.float32
@@ -68,6 +69,28 @@ def backward(group: int, vector: int, gate: Gate, few: bool = False, **others: A
         has_dtotal=source != dtype,
         splits=source != dtype,
     )
+
+
+@pytest.mark.parametrize("vector", [1, 8])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_gate_compiles_for_every_architecture(architecture: str, vector: int) -> None:
+    for name, outputs in (("swiglu_forward", False), ("swiglu_backward", True)):
+        defines = swiglu.defines_of(NARROW, vector, outputs)
+        try:
+            found = compiler.compile_source("swiglu.cu", name, defines, architecture)
+        except Unavailable as error:
+            pytest.skip(str(error))
+        assert found.spill_bytes == 0
+
+
+def test_runs_of_the_gate_lie_at_whole_accesses_of_every_tensor() -> None:
+    xy, out = torch.empty(3, 2 * 24, dtype=NARROW), torch.empty(3, 24 + 8, dtype=NARROW)
+    assert swiglu.vector_of((xy, out[:, 8:]), 24) == 8
+    assert swiglu.vector_of((xy, None, out[:, 4:28]), 24) == 4
+    assert swiglu.vector_of((xy, out[:, 1:25]), 24) == 1
+    assert swiglu.vector_of((xy[:, :44], out), 22) == 2
+    assert swiglu.vector_of((torch.empty(3, 13), xy), 1) == 1
+    assert swiglu.vector_of((torch.empty(3, 64),), 32) == 4
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -77,7 +77,6 @@ OWN = {
     "dispatch/projections": "ops/test_blocks*.py modules",
     "dispatch/block_modules": "ops/test_blocks*.py modules",
     "replay/captured": "ops/test_captured.py ops/test_environment.py",
-    "replay/launches": "ops/test_launches.py",
     "replay/blocks": "ops/test_blocks*.py",
     "replay/cuda_graph": "ops/test_cuda_graph.py",
     "kernels": "kernels/test_compiler.py ops/test_backends*.py",

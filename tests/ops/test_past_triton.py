@@ -15,7 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from jetson_mamba import ops
 from jetson_mamba.dispatch import triton_dispatch
 from jetson_mamba.ops.norms import op as norms
-from jetson_mamba.ops.norms import triton as norm_launches
 from jetson_mamba.ops.ssd import op as ssd
 
 
@@ -121,11 +120,15 @@ def triton(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "triton_runs_on", lambda device: True)
 
 
+def through_norm(x: Any) -> bool:
+    return ops.through_norm_autograd(x, weight=torch.ones(2), bias=None)
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("way", LOOKED_AT)
 def test_what_looks_at_a_tensor_is_shown_no_launch(way: str) -> None:
     launched = ops.where_triton_runs(lambda x: True, lambda x: False)
-    for asked in (launched, through_scan, through_mixer, ops.through_norm_autograd):
+    for asked in (launched, through_scan, through_mixer, through_norm):
         assert asked(torch.ones(1, 3, 4, 2)) is True
         assert LOOKED_AT[way](asked, torch.ones(1, 3, 4, 2)) is False
 
@@ -145,7 +148,8 @@ def test_what_is_no_tensor_goes_to_the_op_which_names_it() -> None:
         wrong: Any = found
         assert not through_scan(wrong)
         assert not through_mixer(wrong)
-        assert not ops.through_norm_autograd(wrong)
+        assert not through_norm(wrong)
+        assert not ops.through_norm_autograd(torch.ones(3, 4), weight=wrong, bias=None)
 
 
 @contextlib.contextmanager
@@ -163,23 +167,44 @@ def counted(
         yield calls
 
 
-def test_recorded_launches_of_norms_serve_only_what_no_mode_listens_to(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    "more",
+    [
+        *({name: torch.ones(4)} for name in ("x1", "weight1", "bias1", "rowscale")),
+        {"dropout_p": 0.5},
+        {"linear_weight": torch.ones(2, 4)},
+        {"bias": torch.ones(4, dtype=torch.bfloat16)},
+        {"z": torch.ones(3, 4, dtype=torch.bfloat16)},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_a_norm_that_no_kernel_here_serves_is_upstreams(
+    monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
 ) -> None:
-    x, weight = torch.randn(3, 4), torch.ones(4)
-    expected = norms.rms_norm_fn(x, weight, None)
-    with counted(monkeypatch, norm_launches, "norm", (expected,)) as calls, torch.no_grad():
-        assert torch.equal(norms.rms_norm_fn(x, weight, None), expected)
-        assert len(calls) == 1
-        with Overridden():
-            assert torch.equal(norms.rms_norm_fn(x, weight, None), expected)
-        with dispatched():
-            assert torch.equal(norms.rms_norm_fn(x, weight, None), expected)
-        torch.vmap(lambda row: norms.rms_norm_fn(row, weight, None))(x)
-        assert len(calls) == 1
-    with counted(monkeypatch, norm_launches, "norm", (expected,)) as calls:
-        norms.rms_norm_fn(x, weight, None)
-        assert calls == []
+    monkeypatch.setattr(norms, "kernels_for", lambda *arguments, **keywords: object())
+    monkeypatch.setattr(Tensor, "is_cuda", True)
+    given = {"weight": torch.ones(4), "bias": None, "dropout_p": 0.0}
+    assert not ops.through_norm_autograd(torch.ones(3, 4), **given)
+    assert not ops.through_norm_autograd(torch.ones(3, 4), **given, z=torch.ones(3, 4))
+    assert ops.through_norm_autograd(torch.ones(3, 4), **{**given, **more})
+    monkeypatch.setattr(norms, "kernels_for", lambda *arguments, **keywords: None)
+    assert ops.through_norm_autograd(torch.ones(3, 4), **given)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"x": torch.ones(3, 4, dtype=torch.float64)},
+        {"group_size": 3},
+        {"group_size": -1},
+        {"z": [1.0]},
+        {"bias": 1.0},
+    ],
+    ids=str,
+)
+def test_a_norm_that_nobody_serves_goes_to_the_op(wrong: dict[str, Any]) -> None:
+    given = {"x": torch.ones(3, 4), "weight": torch.ones(4), "bias": None, **wrong}
+    assert not ops.through_norm_autograd(**given)
 
 
 def test_graphs_of_a_mixer_serve_only_what_no_mode_listens_to(

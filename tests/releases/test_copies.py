@@ -187,7 +187,7 @@ def describe(target: str, difference: Difference) -> str:
             f"inner_autograd({named})": "past the autograd function",
             f"scan_autograd({named})": "past Triton's autograd function",
             f"mixer_autograd({named}) and {fused}": "past Triton's autograd function",
-            f"norm_autograd({first})": "past Triton's autograd function",
+            f"norm_autograd({named})": "past Triton's autograd function",
         }[ast.unparse(copy.test).partition("jetson_mamba.ops.through_")[2]]
     if target.endswith("modules.mha") and isinstance(copy, (ast.Subscript, ast.Constant)):
         pair = "inference_params.key_value_memory_dict"

@@ -68,12 +68,13 @@ def test_what_the_autograd_function_is_given_keeps_its_meaning(
     copy = rewrite_as_known(monkeypatch, NORMS, NORM, "rmsnorm_fn").text
     assert f"import torch, {OPS}  # first\nimport torch.nn.functional as F\n" in copy
     names = "'x', 'weight', 'z', 'bias', 'eps', 'is_rms_norm'"
+    taken = ("x", "weight", "bias", "z", "eps", "group_size", "norm_before_gate")
+    given = ", ".join(f"{each}={each}" for each in taken)
     composed = f"{OPS}.by_name({OPS}.layernorm_fn, {names})"
     assert (
         f"return ({OPS}.twice_differentiable(LayerNormFn, {composed})"
-        f".apply(x, weight, z, bias, eps, True) if {OPS}.through_norm_autograd(x) else "
-        f"{OPS}.rmsnorm_fn(x=x, weight=weight, bias=bias, z=z, eps=eps, group_size=group_size, "
-        "norm_before_gate=norm_before_gate))\n"
+        f".apply(x, weight, z, bias, eps, True) if {OPS}.through_norm_autograd({given}) else "
+        f"{OPS}.rmsnorm_fn({given}))\n"
     ) in copy
 
 

@@ -1,11 +1,10 @@
 """The norms around or inside the blocks, past upstream's autograd functions.
 
 They take the place of the functions of the same names in ``mamba_ssm.ops.triton.layer_norm``
-(``layernorm`` in 1.x) and ``layernorm_gated`` wherever :func:`through_norm_autograd` is false.
-Where no gradient is recorded they launch upstream's Triton kernels; for a step of decoding, and on
-a GPU without Triton, this project's CUDA kernels. Where something traces or transforms, a compiler
-of which fuses them, and elsewhere they are plain tensor operations. All compute in at least
-float32, and return the dtype of ``x``.
+(``layernorm`` in 1.x) and ``layernorm_gated`` wherever :func:`through_norm_autograd` is false. On
+a GPU they run on this project's CUDA kernels. Where something traces or transforms, a compiler of
+which fuses them, and elsewhere they are plain tensor operations. All compute in at least float32,
+and return the dtype of ``x``.
 """
 
 from __future__ import annotations
@@ -18,23 +17,36 @@ from torch.nn import functional
 
 from jetson_mamba.dispatch.arguments import check_alike
 from jetson_mamba.dispatch.autocast import compute_dtype
-from jetson_mamba.dispatch.paths import Way, may_replay, through_autograd, way
+from jetson_mamba.dispatch.paths import Way, way
 from jetson_mamba.dispatch.tracing import sizes, unflatten
 from jetson_mamba.dispatch.triton_runs import triton_runs_on
 
 from . import autograd
-from . import triton as norm_launches
 from .contract import Gate, Implementation, Options
 from .serving import kernels_for
 
-# A step of decoding has no more rows. Between its products, a kernel that starts while the one
-# before drains, and lets the next one start, takes half the time that one of Triton's does.
-FEW_ROWS = 64
+# What a norm may have besides, of which the kernels know nothing.
+_BESIDE = ("x1", "weight1", "bias1", "rowscale", "linear_weight")
 
 
-def through_norm_autograd(tensor: Tensor) -> bool:
-    """Whether a norm of this tensor goes through upstream's function, on its Triton kernel."""
-    return isinstance(tensor, Tensor) and through_autograd(tensor) and triton_runs_on(tensor.device)
+def through_norm_autograd(x: Tensor, **given: Any) -> bool:
+    """Whether a norm is upstream's function: its Triton kernels run, and none of ours serves.
+
+    ``given`` are the other arguments of that function. What neither computes in, as float64, and
+    what is wrong, are left to the op.
+    """
+    if not isinstance(x, Tensor) or way(x) is not Way.KERNELS or not triton_runs_on(x.device):
+        return False
+    if given.get("dropout_p") or any(given.get(name) is not None for name in _BESIDE):
+        return True
+    weight, bias, group = given["weight"], given["bias"], given.get("group_size") or x.shape[-1]
+    added = given.get("residual", given.get("z"))
+    tensors = (weight, bias, added)
+    if not all(isinstance(each, (Tensor, type(None))) for each in tensors) or weight is None:
+        return False
+    if compute_dtype(x, *tensors) != torch.float32 or group < 1 or x.shape[-1] % group:
+        return False
+    return _kernels(x, weight, bias, group, added, gated="z" in given) is None
 
 
 def layer_norm_fn(
@@ -113,7 +125,7 @@ def layer_norm(
     tensors = (x, weight, bias, residual, x1, weight1, bias1, rowscale)
     is_plain = dropout_p == 0.0 and out_dtype == x.dtype and wide == torch.float32
     if is_plain and x1 is None and weight1 is None and rowscale is None:
-        kernels = _kernels(x, weight, bias, dim, residual) if x.is_cuda else None
+        kernels = _kernels(x, weight, bias, dim, residual)
         if kernels is not None:
             # Where there is no sum, it is x itself.
             keeps = prenorm and (residual is not None or total_dtype != x.dtype)
@@ -126,15 +138,6 @@ def layer_norm(
             )
             found = [out, x if total is None else total] if prenorm else [out]
             return _together(found, [None, None] if return_dropout_mask else [])
-    if is_plain and _launches_triton(wide, tensors):
-        launched = norm_launches.norm(tensors, total_dtype, eps, is_rms_norm)
-        if launched is not None:
-            outputs = 1 if weight1 is None else 2
-            # Where there is no sum, it is x itself.
-            results: list[Any] = [*launched[:outputs]]
-            if prenorm:
-                results.append(launched[-1] if len(launched) > outputs else x)
-            return _together(results, [None, None] if return_dropout_mask else [])
     return _plain_norm(
         *(tensors, wide, total_dtype, out_dtype, eps, dropout_p, prenorm, is_rms_norm),
         return_dropout_mask,
@@ -291,11 +294,10 @@ def layernorm_fn(
     group_size = dim if group_size is None else group_size
     if group_size < 1 or dim % group_size:
         raise ValueError(f"group_size: expected a divisor of dim={dim}, found {group_size}")
-    dtype = compute_dtype(x, weight, bias, z)
     kernels = None
-    if x.is_cuda and dtype == torch.float32:
-        kernels = _kernels(x, weight, bias, group_size, z)
-    if kernels is not None and (z is None or z.dtype == x.dtype):
+    if compute_dtype(x, weight, bias, z) == torch.float32:
+        kernels = _kernels(x, weight, bias, group_size, z, gated=True)
+    if kernels is not None:
         gate = Gate.NONE if z is None else Gate.OUTPUT if norm_before_gate else Gate.INPUT
         return autograd.normed(
             kernels,
@@ -307,11 +309,6 @@ def layernorm_fn(
             None,
             Options(eps, group_size, is_rms_norm, gate),
         )[0]
-    if _launches_triton(dtype, (x, weight, bias, z)):
-        options = (eps, group_size, norm_before_gate, is_rms_norm)
-        launched = norm_launches.gated_norm((x, weight, bias, z), *options)
-        if launched is not None:
-            return launched
     return _plain_gated(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm)
 
 
@@ -352,16 +349,20 @@ def rmsnorm_fn(
 
 
 def _kernels(
-    x: Tensor, weight: Tensor, bias: Tensor | None, group: int, *others: Tensor | None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    group: int,
+    added: Tensor | None,
+    gated: bool = False,
 ) -> Implementation | None:
-    """The CUDA kernels, where they serve and upstream's Triton kernels do not: see ``serving``."""
+    """The CUDA kernels, where they serve: ``added`` is a residual or, with ``gated``, z."""
     if not x.is_cuda or (bias is not None and bias.dtype != weight.dtype):
         return None
-    needs_backward = torch.is_grad_enabled()
-    is_step = not needs_backward and x.numel() <= FEW_ROWS * x.shape[-1]
-    if triton_runs_on(x.device) and not is_step:
+    if gated and added is not None and added.dtype != x.dtype:
         return None
-    return kernels_for(x, weight, group, bias, *others, needs_backward=needs_backward)
+    needs_backward = torch.is_grad_enabled()
+    return kernels_for(x, weight, group, bias, added, needs_backward=needs_backward)
 
 
 def _composed_norm(eps: float, is_rms_norm: bool) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -373,21 +374,6 @@ def _composed_norm(eps: float, is_rms_norm: bool) -> Callable[..., tuple[Tensor,
         return _plain_norm(tensors, wide, wide, x.dtype, eps, 0.0, True, is_rms_norm, False)
 
     return composed
-
-
-def _launches_triton(dtype: torch.dtype, tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether upstream's kernels do the work: nothing looks at it but by its results."""
-    first = tensors[0]
-    return (
-        first is not None
-        and not torch.is_grad_enabled()
-        and dtype == torch.float32
-        # On a CPU that is all, as a rule, and nothing is tried to find it out.
-        and (first.is_cuda or triton_runs_on(first.device))
-        and way(*tensors) is Way.KERNELS
-        and triton_runs_on(first.device)
-        and may_replay()
-    )
 
 
 def _together(results: list[Any], masks: list[Any]) -> Any:

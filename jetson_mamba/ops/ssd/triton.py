@@ -1,7 +1,6 @@
 """The ssd op by upstream's own Triton kernels, past its autograd functions.
 
-The kernels take any strides, and compute in float32 whatever the dtypes. What they launch for a
-call without gradients is repeated where a call is like one before: see ``replay/launches.py``.
+The kernels take any strides, and compute in float32 whatever the dtypes.
 """
 
 from __future__ import annotations
@@ -19,11 +18,9 @@ from jetson_mamba.dispatch.fields import Tensors
 from jetson_mamba.dispatch.launchers import launchers_of
 from jetson_mamba.dispatch.triton_runs import triton_runs_on
 from jetson_mamba.errors import Unavailable
-from jetson_mamba.replay.launches import Repeatable
 
 from . import composed, core
 from .contract import (
-    MIXER,
     SCAN,
     Case,
     Core,
@@ -111,8 +108,6 @@ class _Backend:
     def __init__(self, upstream: _Upstream) -> None:
         self._upstream = upstream
         self._steps = core.Steps(self._after_convolution, self._norm_backward, self._scan_backward)
-        self._scan = Repeatable(_scan, upstream)
-        self._mixing = Repeatable(_mixing, upstream)
         self._with_graph = Computation(SCAN, self._passes_forward, self._passes_back, composed.scan)
 
     def scan(self, given: Scan) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -129,8 +124,7 @@ class _Backend:
         if given.cu_seqlens is not None:
             out, *_, state, states = _forward(self._upstream, given)
             return out, state, states
-        tensors, options = SCAN.unpack(given)
-        out, state = self._scan(tensors, *options)
+        out, _, _, _, _, state = _forward(self._upstream, given)
         return out, state, None
 
     def _passes_forward(
@@ -211,10 +205,24 @@ class _Backend:
 
     def _mixed(self, given: Mixer, xBC: Tensor) -> tuple[Tensor, ...]:
         """Of what follows the convolution: out, last state, and with a norm scanned and rstd."""
-        # Neither the bias of the convolution nor the projection is part of it.
-        bare = given._replace(conv1d_bias=None, outproj_weight=None, outproj_bias=None)
-        tensors, options = MIXER.unpack(bare)
-        return self._mixing((xBC, *tensors), *options)
+        columns = split_columns(given, given.zxbcdt)
+        norm = norm_of(given)
+        inner = inner_scan(given, columns, xBC, gated=norm is None)
+        scanned, _, _, _, _, state = _forward(self._upstream, inner)
+        out = scanned.flatten(2)
+        if norm is None:
+            return out, state
+        normed, _, rstd = self._upstream.norm(
+            out.flatten(0, 1),
+            norm.weight.contiguous(),
+            None,
+            norm.eps,
+            z=columns.z.flatten(0, 1),
+            group_size=norm.group_size,
+            norm_before_gate=norm.norm_before_gate,
+            is_rms_norm=True,
+        )
+        return normed.view(out.shape), state, scanned, rstd
 
     def _after_convolution(
         self, given: Mixer, columns: Columns, xBC: Tensor
@@ -263,37 +271,3 @@ def _forward(upstream: _Upstream, given: Scan) -> Any:
 def _state_dtype(given: Scan) -> dict[str, Any]:
     """The keyword that only later releases know, where it is asked for."""
     return {} if given.state_dtype is None else {"state_dtype": given.state_dtype}
-
-
-def _scan(upstream: Any, tensors: Any, *options: Any) -> tuple[Tensor, ...]:
-    """A scan: its output and the last state."""
-    out, _, _, _, _, state = _forward(_Upstream(*upstream), SCAN.pack(tensors, options))
-    return out, state
-
-
-def _mixing(upstream: Any, tensors: Any, *options: Any) -> tuple[Tensor, ...]:
-    """A mixer between convolution and projection: its output and the last state.
-
-    With a norm, also what that was given and one over the root mean squares.
-    """
-    launchers = _Upstream(*upstream)
-    xBC, *others = tensors
-    given = MIXER.pack(others, options)
-    columns = split_columns(given, given.zxbcdt)
-    norm = norm_of(given)
-    inner = inner_scan(given, columns, xBC, gated=norm is None)
-    scanned, _, _, _, _, state = _forward(launchers, inner)
-    out = scanned.flatten(2)
-    if norm is None:
-        return out, state
-    normed, _, rstd = launchers.norm(
-        out.flatten(0, 1),
-        norm.weight.contiguous(),
-        None,
-        norm.eps,
-        z=columns.z.flatten(0, 1),
-        group_size=norm.group_size,
-        norm_before_gate=norm.norm_before_gate,
-        is_rms_norm=True,
-    )
-    return normed.view(out.shape), state, scanned, rstd
