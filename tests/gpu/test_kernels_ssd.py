@@ -56,14 +56,14 @@ def segments_at_most(chunks: int, *others: object) -> tuple[int, int]:
 def cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut time into segments and share heads out, as where they are too few for a GPU."""
     monkeypatch.setattr(cuda_forward, "segments_of", segments_at_most)
-    monkeypatch.setattr(cuda_backward, "walks_along_time", lambda chunks, blocks, index: False)
+    monkeypatch.setattr(cuda_backward, "walks_along_time", lambda *sizes: False)
     monkeypatch.setattr(cuda_backward, "slots_of", lambda heads, blocks, index: 2)
 
 
 def whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither, as where they fill it."""
     monkeypatch.setattr(cuda_forward, "segments_of", lambda chunks, *others: (chunks, 1))
-    monkeypatch.setattr(cuda_backward, "walks_along_time", lambda chunks, blocks, index: True)
+    monkeypatch.setattr(cuda_backward, "walks_along_time", lambda *sizes: True)
     monkeypatch.setattr(cuda_backward, "slots_of", lambda heads, blocks, index: 1)
 
 

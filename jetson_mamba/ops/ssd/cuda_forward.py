@@ -37,7 +37,8 @@ PASS_THREADS = 256
 # Threads of a warpgroup; heads that a block of these takes at most, and what it takes longer then.
 GROUP = 128
 HEADS, LONGER = 2, 1.65
-OF_WARPGROUPS = ("ssd_forward_warpgroups", "ssd_states_warpgroups")
+# Kernels that walk along states, a warpgroup to each head.
+OF_WARPGROUPS = ("ssd_states_warpgroups", "ssd_backward_states_warpgroups")
 # Warpgroups of a block that makes outputs: one fetches, one has the state.
 FORWARD_ROLES = 4
 # Segments of time at most that are blocks of a cluster, and multiprocessors that can share one.
@@ -77,9 +78,10 @@ class Variant(NamedTuple):
 
         Rounded to 8 bits, the factors of an output would together add to its error as much as its
         own rounding does. Two pieces cost the forward pass a quarter (``docs/notes-kernels.md``).
+        Of the backward pass, the states alone: the gradient of the first is one.
         """
-        is_forward = not kernel.startswith("ssd_backward")
-        return 2 if self.dtype == torch.bfloat16 and is_forward else self.given
+        of_states = not kernel.startswith("ssd_backward") or "states" in kernel
+        return 2 if self.dtype == torch.bfloat16 and of_states else self.given
 
     @property
     def states(self) -> int:
@@ -115,7 +117,7 @@ class Variant(NamedTuple):
         """Threads of a block."""
         if kernel == "ssd_backward":
             return 3 * 2 * self.chunk
-        if kernel == "ssd_states_warpgroups":
+        if kernel in OF_WARPGROUPS:
             return GROUP * (HEADS + 1)
         if kernel == "ssd_forward_warpgroups":
             return GROUP * FORWARD_ROLES
@@ -127,12 +129,10 @@ class Variant(NamedTuple):
         """Chunks in shared memory; copies ahead of the work are of 16-bit numbers only."""
         if self.dtype == torch.float32 or not self.aligned:
             return 1
-        if kernel == "ssd_backward_warpgroups":
-            return 2
-        if kernel in OF_WARPGROUPS:
-            # A block that makes states has no more barriers.
-            most = 3 if kernel == "ssd_states_warpgroups" else 4
-            return next(n for n in range(most, 1, -1) if self._shared_bytes(kernel, n) <= self.room)
+        if kernel.endswith("_warpgroups"):
+            most = 4 if kernel == "ssd_forward_warpgroups" else 3
+            fitting = (n for n in range(most, 2, -1) if self._shared_bytes(kernel, n) <= self.room)
+            return next(fitting, 2)
         return 2 if self._shared_bytes(kernel, 2) <= self.room else 1
 
     def shared_bytes(self, kernel: str) -> int:
@@ -161,10 +161,13 @@ class Variant(NamedTuple):
             return -(-(tiles + steps + barriers) // 1024) * 1024
         if kernel == "ssd_backward_warpgroups":
             tiles = 2 * chunk * (2 * states + stages * (2 * 64 + 2 * states)) + 2 * 8 * GROUP * 16
-            sums = 4 * (4 * chunk + 4 + 4 * (self.headdim if self.d == 2 else 1))
-            return -(-(tiles + HEADS_KEPT * (36 * chunk + sums)) // 1024) * 1024
-        if kernel == "ssd_states_warpgroups":
+            sums = 4 * (4 * chunk + 2 + 4 * (self.headdim if self.d == 2 else 1))
+            others = HEADS_KEPT * (36 * chunk + sums) + 4 * chunk + stages * 16
+            return -(-(tiles + others) // 1024) * 1024
+        if kernel in OF_WARPGROUPS:
             tiles = stages * 2 * chunk * (states + HEADS * 64)
+            if kernel == "ssd_backward_states_warpgroups":
+                tiles += HEADS * 2 * 2 * self.headdim * states
             return -(-(tiles + HEADS * stages * 36 * chunk) // 1024) * 1024
         if kernel == "ssd_states":
             return stages * (wide + narrow) + 2 * 36 * chunk
@@ -197,13 +200,19 @@ class Variant(NamedTuple):
             ("HAS_SEQUENCES", str(int(self.has_sequences))),
             ("SHARED", str(self.shared_bytes(kernel))),
             ("BLOCKS", str(self.blocks(kernel))),
-            *([("HEADS", str(HEADS))] if kernel == "ssd_states_warpgroups" else ()),
+            *([("HEADS", str(HEADS))] if kernel in OF_WARPGROUPS else ()),
             *([("SEGMENTS", str(self.segments))] if kernel == "ssd_forward_warpgroups" else ()),
         )
 
-    def launch(self, kernel: str, grid: tuple[int, int, int], index: int) -> compiler.Launch:
+    def launch(
+        self,
+        kernel: str,
+        grid: tuple[int, int, int],
+        index: int,
+        more: tuple[tuple[str, str], ...] = (),
+    ) -> compiler.Launch:
         """A kernel with its grid, compiled for a device where it is not yet."""
-        loaded = compiler.load(f"{kernel}.cu", kernel, self.defines(kernel), index)
+        loaded = compiler.load(f"{kernel}.cu", kernel, (*self.defines(kernel), *more), index)
         return compiler.Launch(
             loaded, grid, (self.threads(kernel), 1, 1), shared_bytes=self.shared_bytes(kernel)
         )
