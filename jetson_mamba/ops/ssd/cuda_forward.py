@@ -315,10 +315,8 @@ def _plan(scan: Scan, is_aligned: bool, index: int) -> ForwardPlan:
     by_warpgroups = has_warpgroups(index) and variant.fits_warpgroups
     blocks = nheads * batch * variant.slices
     segment, segments = segments_of(chunks, blocks, index, by_warpgroups)
-    groups = B.shape[2]
-    sizes: tuple[int, ...] = (seqlen, nheads, nheads // groups, segment, segments)
+    sizes: tuple[int, ...] = (seqlen, nheads, nheads // B.shape[2], segment, segments)
     states_launch = pass_launch = None
-    states_divided: tuple[int, ...] = ()
     if by_warpgroups:
         variant = variant._replace(segments=segments)
         grid = (nheads, segments, batch * variant.slices)
@@ -326,14 +324,10 @@ def _plan(scan: Scan, is_aligned: bool, index: int) -> ForwardPlan:
     else:
         grid = (nheads, batch * variant.slices, segments)
         launch = variant.launch("ssd_forward", grid, index)
-    if segments > 1 and not by_warpgroups:
-        states_launch, states_divided = variant.divided(
-            "ssd_states", batch, nheads, groups, segments - 1, index
-        )
-        size = variant.headdim * variant.dstate
-        pass_launch = variant.launch(
-            "ssd_pass", (-(-size // PASS_THREADS), batch * nheads, 1), index
-        )
+        if segments > 1:
+            states_launch = variant.launch("ssd_states", (*grid[:2], segments - 1), index)
+            states = -(-variant.headdim * variant.dstate // PASS_THREADS)
+            pass_launch = variant.launch("ssd_pass", (states, batch * nheads, 1), index)
     scalars = (options_of(scan), *limits_of(scan))
     sequence = (0, 0) if seq_idx is None else seq_idx.stride()
     parts = blocks * segments
@@ -347,7 +341,6 @@ def _plan(scan: Scan, is_aligned: bool, index: int) -> ForwardPlan:
             *sizes,
             *(*x.stride()[:3], 0, 0, 0, *dt.stride(), *B.stride()[:3], *C.stride()[:3]),
             *sequence,
-            *states_divided,
         ),
         by_warpgroups,
         pass_launch,
