@@ -508,7 +508,6 @@ struct KeptStep {
         steps.slope[t] = slope >= 0.0f ? slope : -1.0f - slope;
     }
 
-   private:
     static __device__ __forceinline__ Moment moment(const float* from, int t) {
         return {from[CHUNK + t], IS_FLOAT ? from[3 * CHUNK + t] : 0.0f,
                 HAS_SEQUENCES ? static_cast<int>(from[(3 + IS_FLOAT) * CHUNK + t]) : 0};

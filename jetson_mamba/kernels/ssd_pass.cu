@@ -1,7 +1,12 @@
 // Passes states from segment to segment of Mamba-2's scan (direction 0), and their gradients back
 // (direction 1): a thread to a number of the state. What each segment adds (`ends`) gives way to
 // what it begins with, unless `kept` receives that; `final_states` has what is left after all.
+//
+// EXCHANGED: the kept states are images of the tiles that products of warpgroups read.
 #include "ssd.cuh"
+#if EXCHANGED
+#include "warpgroups.cuh"
+#endif
 
 constexpr int AHEAD = 8;
 
@@ -14,6 +19,10 @@ extern "C" __global__ void __launch_bounds__(256) ssd_pass(
     const long long of_head = blockIdx.y, direction = blockIdx.z;
     const long long batch = of_head / heads, head = of_head % heads, batches = gridDim.y / heads;
     const long long all = direction * gridDim.y + of_head;
+    long long place_kept = number;
+#if EXCHANGED
+    place_kept = Exchanged<HEADDIM, DSTATE>::offset(number / DSTATE, number % DSTATE) / 2;
+#endif
     const float* given = direction ? last : first;
     float state = given ? given[of_head * size + number] : 0.0f;
     const long long step = direction ? -1 : 1;
@@ -32,7 +41,7 @@ extern "C" __global__ void __launch_bounds__(256) ssd_pass(
             if (i >= left) break;
             if (kept)
                 kept[(((direction * batches + batch) * segments + segment) * heads + head) * size +
-                     number] = from_float<NUMBER>(state);
+                     place_kept] = from_float<NUMBER>(state);
             else
                 end[segment * size] = state;
             state = state * decay[i] + added[i];

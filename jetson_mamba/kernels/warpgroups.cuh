@@ -34,23 +34,32 @@ struct alignas(1024) Exchanged {
         load_matrices_transposed(
             to, shared_address(bytes) + offset(row + lane % 16, column + lane / 16 * 8));
     }
+    // Sixteen by sixteen numbers as they are the left factor of a product, of sixteen rows a warp.
+    __device__ __forceinline__ void load(unsigned (&to)[4], int row, int column, int lane) const {
+        load_matrices(to,
+                      shared_address(bytes) + offset(row + lane % 16, column + lane / 16 * 8));
+    }
+    // Stores what `load` reads.
+    __device__ __forceinline__ void store(const unsigned (&from)[4], int row, int column, int lane) {
+        store_matrices(shared_address(bytes) + offset(row + lane % 16, column + lane / 16 * 8),
+                       from);
+    }
     // What a product is told of sixteen columns from `column` on, over which it sums ...
     __device__ __forceinline__ unsigned long long summed_columns(int column) const {
-        return described(shared_address(bytes) + column / PART_COLUMNS * part +
-                             column % PART_COLUMNS * 2,
-                         16, 8 * 2 * PART_COLUMNS);
+        return described(column / PART_COLUMNS * part + column % PART_COLUMNS * 2, 16,
+                         8 * 2 * PART_COLUMNS);
     }
     // ... and of sixteen rows from `row` on, over which it sums; all columns are those of the result.
     __device__ __forceinline__ unsigned long long summed_rows(int row) const {
-        return described(shared_address(bytes) + row * 2 * PART_COLUMNS, part,
-                         8 * 2 * PART_COLUMNS);
+        return described(row * 2 * PART_COLUMNS, part, 8 * 2 * PART_COLUMNS);
     }
 
    private:
-    static __device__ __forceinline__ unsigned long long described(unsigned address, int leading,
-                                                                   int stride) {
-        return static_cast<unsigned long long>((address & 0x3ffff) >> 4) |
-               static_cast<unsigned long long>(leading >> 4) << 16 |
-               static_cast<unsigned long long>(stride >> 4) << 32 | 1ull << 62;
+    // One sum of what is known only now, and a constant: a product waits for what describes it.
+    __device__ __forceinline__ unsigned long long described(int offset, int leading,
+                                                            int stride) const {
+        const unsigned low = (shared_address(bytes) >> 4) + ((offset >> 4) + (leading >> 4 << 16));
+        const unsigned high = stride >> 4 | 1u << 30;
+        return static_cast<unsigned long long>(high) << 32 | low;
     }
 };

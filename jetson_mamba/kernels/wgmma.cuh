@@ -50,6 +50,66 @@ __device__ __forceinline__ void arrive_at(int number) {
     asm volatile("bar.arrive %0, %1;" : : "r"(number), "n"(COUNT) : "memory");
 }
 
+// Blocks of a cluster: what a thread wrote before it arrived is read by who has waited for all. A thread
+// that has arrived waits before it ends.
+__device__ __forceinline__ void arrive_at_cluster() {
+    asm volatile("barrier.cluster.arrive.release;" : : : "memory");
+}
+__device__ __forceinline__ void wait_for_cluster() {
+    asm volatile("barrier.cluster.wait.acquire;" : : : "memory");
+}
+
+// What load_matrices reads, the other way: `row` is the address of the row that the lane names.
+__device__ __forceinline__ void store_matrices(unsigned row, const unsigned (&from)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "r"(row), "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
+                 : "memory");
+}
+
+// a b + c of two pairs of numbers, rounded once.
+__device__ __forceinline__ unsigned fused(unsigned a, unsigned b, unsigned c, bfloat16_t) {
+    unsigned result;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+    return result;
+}
+
+// A barrier in shared memory, of any number of arrivals. Its phases follow one another; who waits for
+// one tells its parity, and waits for nobody's sake but its own.
+struct Barrier {
+    unsigned long long word;
+
+    // By one thread, before a block's others use it.
+    __device__ __forceinline__ void expect(int arrivals) {
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;"
+                     :
+                     : "r"(shared_address(&word)), "r"(arrivals)
+                     : "memory");
+    }
+    __device__ __forceinline__ void arrive() {
+        asm volatile("{.reg .b64 state; mbarrier.arrive.shared::cta.b64 state, [%0];}"
+                     :
+                     : "r"(shared_address(&word))
+                     : "memory");
+    }
+    // When the copies that this thread has begun are there; it goes on at once.
+    __device__ __forceinline__ void arrive_when_copied() {
+        asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];"
+                     :
+                     : "r"(shared_address(&word))
+                     : "memory");
+    }
+    __device__ __forceinline__ void wait(int parity) {
+        asm volatile(
+            "{.reg .pred p; WAITING: "
+            "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; "
+            "@!p bra WAITING;}"
+            :
+            : "r"(shared_address(&word)), "r"(parity)
+            : "memory");
+    }
+};
+
 #define FOUR_NUMBERS(c, j) "+f"(c[j][0]), "+f"(c[j][1]), "+f"(c[j][2]), "+f"(c[j][3])
 #define EIGHT_TIMES_FOUR(c, j) \
     FOUR_NUMBERS(c, j), FOUR_NUMBERS(c, j + 1), FOUR_NUMBERS(c, j + 2), FOUR_NUMBERS(c, j + 3), \
@@ -63,7 +123,8 @@ __device__ __forceinline__ void arrive_at(int number) {
     "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
 // Of both dtypes: c (64 by 64) = a b, or c += a b, for factors in shared memory that are summed over
-// columns; c += a b for a in registers and b that is summed over rows, c 64 by 64 and 64 by 128.
+// columns, or for a in registers and such a b; c += a b for a in registers and b that is summed over
+// rows, c 64 by 64 and 64 by 128.
 #define PRODUCTS(KIND, ELEMENT)                                                                    \
     __device__ __forceinline__ void multiply_groups(float(&c)[8][4], unsigned long long a,         \
                                                     unsigned long long b, bool add, ELEMENT) {     \
@@ -72,6 +133,15 @@ __device__ __forceinline__ void arrive_at(int number) {
                      "}, %32, %33, p, 1, 1, 0, 0;}"                                                \
                      : EIGHT_TIMES_FOUR(c, 0)                                                      \
                      : "l"(a), "l"(b), "r"(static_cast<int>(add)));                                \
+    }                                                                                              \
+    __device__ __forceinline__ void multiply_groups(float(&c)[8][4], const unsigned(&a)[4],        \
+                                                    unsigned long long b, bool add, ELEMENT) {     \
+        asm volatile("{.reg .pred p; setp.ne.b32 p, %37, 0; "                                      \
+                     "wgmma.mma_async.sync.aligned.m64n64k16.f32." KIND "." KIND " {" REGISTERS_32 \
+                     "}, {%32, %33, %34, %35}, %36, p, 1, 1, 0;}"                                  \
+                     : EIGHT_TIMES_FOUR(c, 0)                                                      \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b),                         \
+                       "r"(static_cast<int>(add)));                                                \
     }                                                                                              \
     __device__ __forceinline__ void add_groups(float(&c)[8][4], unsigned a0, unsigned a1,          \
                                                unsigned a2, unsigned a3, unsigned long long b,     \

@@ -47,17 +47,23 @@ def no_plans(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_backward, "_plans", Memo(8))
 
 
+def segments_at_most(chunks: int, *others: object) -> tuple[int, int]:
+    """As many as a cluster has blocks."""
+    length = -(-chunks // cuda_forward.MOST_SEGMENTS)
+    return length, -(-chunks // length)
+
+
 def cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut time into segments and share heads out, as where they are too few for a GPU."""
-    monkeypatch.setattr(cuda_forward, "segments_of", lambda chunks, blocks, index: (1, chunks))
-    monkeypatch.setattr(cuda_backward, "walks_along_time", lambda chunks, blocks, index: False)
+    monkeypatch.setattr(cuda_forward, "segments_of", segments_at_most)
+    monkeypatch.setattr(cuda_backward, "walks_along_time", lambda *sizes: False)
     monkeypatch.setattr(cuda_backward, "slots_of", lambda heads, blocks, index: 2)
 
 
 def whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither, as where they fill it."""
-    monkeypatch.setattr(cuda_forward, "segments_of", lambda chunks, blocks, index: (chunks, 1))
-    monkeypatch.setattr(cuda_backward, "walks_along_time", lambda chunks, blocks, index: True)
+    monkeypatch.setattr(cuda_forward, "segments_of", lambda chunks, *others: (chunks, 1))
+    monkeypatch.setattr(cuda_backward, "walks_along_time", lambda *sizes: True)
     monkeypatch.setattr(cuda_backward, "slots_of", lambda heads, blocks, index: 1)
 
 
@@ -78,10 +84,15 @@ def test_every_kind_of_scan_agrees_with_float64(
         assert error <= most, f"{key}: {error:.1e}, expected at most {most:.1e}"
 
 
-@pytest.mark.parametrize("seqlen", (1, 31, 32, 33, 63, 65, 128, 200))
-def test_lengths_around_chunks(seqlen: int) -> None:
+@pytest.mark.parametrize("divided", (cut, whole))
+@pytest.mark.parametrize("size", (16, 64))
+@pytest.mark.parametrize("seqlen", (1, 31, 32, 33, 63, 65, 128, 200, 513, 1100))
+def test_lengths_around_chunks(
+    seqlen: int, size: int, divided: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    divided(monkeypatch)
     for dtype in TOLERANCE:
-        scan = drawn(seqlen=seqlen, headdim=16, dstate=16, dtype=dtype, device="cuda")
+        scan = drawn(seqlen=seqlen, headdim=size, dstate=size, dtype=dtype, device="cuda")
         for key, (error, _) in {**forward_errors(scan), **backward_errors(scan)}.items():
             assert error <= (TOLERANCE_OF_SUMS if key in SUMS else TOLERANCE)[dtype], key
 

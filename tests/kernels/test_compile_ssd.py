@@ -72,7 +72,12 @@ def test_other_sizes_and_flags_compile(variant: Variant) -> None:
     assert not failures(variant, "sm_87")
 
 
-WARPGROUPS = ("ssd_forward_warpgroups", "ssd_states_warpgroups", "ssd_backward_warpgroups")
+WARPGROUPS = (
+    "ssd_forward_warpgroups",
+    "ssd_states_warpgroups",
+    "ssd_backward_states_warpgroups",
+    "ssd_backward_warpgroups",
+)
 
 
 @pytest.mark.parametrize("kernel", WARPGROUPS)
@@ -81,7 +86,7 @@ WARPGROUPS = ("ssd_forward_warpgroups", "ssd_states_warpgroups", "ssd_backward_w
     (
         {},
         {"dtype": torch.float16, "dstate": 64, "d": 0},
-        {"d": 2, "has_z": True, "has_sequences": True},
+        {"d": 2, "has_z": True, "has_sequences": True, "segments": 4},
     ),
     ids=str,
 )
@@ -94,6 +99,12 @@ def test_products_of_warpgroups_compile_and_are_not_waited_for_one_by_one(
     compiled = compiler.compile_source(f"{kernel}.cu", kernel, variant.defines(kernel), "sm_90a")
     assert compiled.spill_bytes <= MOST_SPILLED
     assert "serialized" not in compiled.log
+
+
+def test_states_that_are_passed_on_as_tiles_compile() -> None:
+    skip_unless_supported("sm_90")
+    defines = (*USUAL._replace(room=ROOM["sm_90"] * 1024).defines("ssd_pass"), ("EXCHANGED", "1"))
+    assert compiler.compile_source("ssd_pass.cu", "ssd_pass", defines, "sm_90a").spill_bytes == 0
 
 
 @pytest.mark.parametrize("dtype", NUMBERS, ids=str)

@@ -217,7 +217,8 @@ def _plan(
     variant = variant._replace(aligned=fits)
     size = headdim * dstate
     chunks = -(-seqlen // variant.chunk)
-    walks = walks_along_time(chunks, batch * nheads * variant.slices, index)
+    by_warpgroups = forward.has_warpgroups(index) and variant.fits_warpgroups and headdim == 64
+    walks = walks_along_time(chunks, batch * nheads * variant.slices, index, by_warpgroups)
     segment, segments = (chunks, 1) if walks else (1, chunks)
     per_group = nheads // groups
     slots = slots_of(per_group, batch * chunks * groups, index)
@@ -226,15 +227,17 @@ def _plan(
     scalars = (forward.options_of(scan), *forward.limits_of(scan))
     sequence = (0, 0) if seq_idx is None else seq_idx.stride()
     inputs = (*x.stride()[:3], *dout.stride()[:3], *dt.stride(), *B.stride()[:3], *C.stride()[:3])
+    # These leave the states as their products read them.
+    states_kernel = "ssd_backward_states" if by_warpgroups else "ssd_states"
+    exchanged = (("EXCHANGED", "1"),) if by_warpgroups else ()
     states_launch, divided = variant.divided(
-        "ssd_states", batch, nheads, groups, 2 * segments, index
+        states_kernel, batch, nheads, groups, 2 * segments, index
     )
     pass_launch = None
     if not walks:
         pass_launch = variant.launch(
-            "ssd_pass", (-(-size // forward.PASS_THREADS), batch * nheads, 2), index
+            "ssd_pass", (-(-size // forward.PASS_THREADS), batch * nheads, 2), index, exchanged
         )
-    by_warpgroups = forward.has_warpgroups(index) and variant.fits_warpgroups and headdim == 64
     kernel = "ssd_backward_warpgroups" if by_warpgroups else "ssd_backward"
     launch = variant.launch(kernel, (chunks, batch, groups * slots), index)
     dD = 0 if D is None else D.numel()
@@ -274,9 +277,12 @@ def _plan(
 
 
 @lru_cache(maxsize=1024)
-def walks_along_time(chunks: int, blocks: int, index: int) -> bool:
-    """Whether blocks go from chunk to chunk, there being enough; else each has its own."""
-    return chunks == 1 or 2 * blocks >= processors(index)
+def walks_along_time(chunks: int, blocks: int, index: int, by_warpgroups: bool) -> bool:
+    """Whether blocks go from chunk to chunk, there being enough; else each has its own.
+
+    By products of warpgroups a chunk takes so little that few are enough.
+    """
+    return chunks == 1 or (6 if by_warpgroups else 2) * blocks >= processors(index)
 
 
 @lru_cache(maxsize=1024)

@@ -37,7 +37,12 @@ PASS_THREADS = 256
 # Threads of a warpgroup; heads that a block of these takes at most, and what it takes longer then.
 GROUP = 128
 HEADS, LONGER = 2, 1.65
-OF_WARPGROUPS = ("ssd_forward_warpgroups", "ssd_states_warpgroups")
+# Kernels that walk along states, a warpgroup to each head.
+OF_WARPGROUPS = ("ssd_states_warpgroups", "ssd_backward_states_warpgroups")
+# Warpgroups of a block that makes outputs: one fetches, one has the state.
+FORWARD_ROLES = 4
+# Segments of time at most that are blocks of a cluster, and multiprocessors that can share one.
+MOST_SEGMENTS, OF_PART = 8, 16
 # Of another kernel: three warpgroups multiply, and the sums of four heads are kept.
 ROLES, HEADS_KEPT = 3, 4
 # States up to which the kernels have room for more.
@@ -58,6 +63,8 @@ class Variant(NamedTuple):
     d: int = 0
     has_z: bool = False
     has_sequences: bool = False
+    # Of time, whose blocks of products of warpgroups pass states on within one launch.
+    segments: int = 1
 
     @property
     def given(self) -> int:
@@ -71,9 +78,10 @@ class Variant(NamedTuple):
 
         Rounded to 8 bits, the factors of an output would together add to its error as much as its
         own rounding does. Two pieces cost the forward pass a quarter (``docs/notes-kernels.md``).
+        Of the backward pass, the states alone: the gradient of the first is one.
         """
-        is_forward = not kernel.startswith("ssd_backward")
-        return 2 if self.dtype == torch.bfloat16 and is_forward else self.given
+        of_states = not kernel.startswith("ssd_backward") or "states" in kernel
+        return 2 if self.dtype == torch.bfloat16 and of_states else self.given
 
     @property
     def states(self) -> int:
@@ -111,6 +119,8 @@ class Variant(NamedTuple):
             return 3 * 2 * self.chunk
         if kernel in OF_WARPGROUPS:
             return GROUP * (HEADS + 1)
+        if kernel == "ssd_forward_warpgroups":
+            return GROUP * FORWARD_ROLES
         if kernel == "ssd_backward_warpgroups":
             return GROUP * (ROLES + 1)
         return THREADS if kernel in ("ssd_forward", "ssd_states") else PASS_THREADS
@@ -119,10 +129,10 @@ class Variant(NamedTuple):
         """Chunks in shared memory; copies ahead of the work are of 16-bit numbers only."""
         if self.dtype == torch.float32 or not self.aligned:
             return 1
-        if kernel == "ssd_backward_warpgroups":
-            return 2
-        if kernel in OF_WARPGROUPS:
-            return 3 if self._shared_bytes(kernel, 3) <= self.room else 2
+        if kernel.endswith("_warpgroups"):
+            most = 4 if kernel == "ssd_forward_warpgroups" else 3
+            fitting = (n for n in range(most, 2, -1) if self._shared_bytes(kernel, n) <= self.room)
+            return next(fitting, 2)
         return 2 if self._shared_bytes(kernel, 2) <= self.room else 1
 
     def shared_bytes(self, kernel: str) -> int:
@@ -145,14 +155,19 @@ class Variant(NamedTuple):
             )
         if kernel == "ssd_forward_warpgroups":
             part = 2 * chunk * states
-            tiles = stages * (2 * part + HEADS * 2 * chunk * 64) + HEADS * self.made(kernel) * part
-            return -(-(tiles + HEADS * stages * 24 * chunk) // 1024) * 1024
+            tiles = stages * (2 * part + 2 * chunk * 64) + 2 * self.made(kernel) * part
+            barriers = 8 * (2 * stages + 4)
+            steps = stages * (24 + (4 if self.made(kernel) == 2 else 0)) * chunk
+            return -(-(tiles + steps + barriers) // 1024) * 1024
         if kernel == "ssd_backward_warpgroups":
             tiles = 2 * chunk * (2 * states + stages * (2 * 64 + 2 * states)) + 2 * 8 * GROUP * 16
-            sums = 4 * (4 * chunk + 4 + 4 * (self.headdim if self.d == 2 else 1))
-            return -(-(tiles + HEADS_KEPT * (36 * chunk + sums)) // 1024) * 1024
-        if kernel == "ssd_states_warpgroups":
+            sums = 4 * (4 * chunk + 2 + 4 * (self.headdim if self.d == 2 else 1))
+            others = HEADS_KEPT * (36 * chunk + sums) + 4 * chunk + stages * 16
+            return -(-(tiles + others) // 1024) * 1024
+        if kernel in OF_WARPGROUPS:
             tiles = stages * 2 * chunk * (states + HEADS * 64)
+            if kernel == "ssd_backward_states_warpgroups":
+                tiles += HEADS * 2 * 2 * self.headdim * states
             return -(-(tiles + HEADS * stages * 36 * chunk) // 1024) * 1024
         if kernel == "ssd_states":
             return stages * (wide + narrow) + 2 * 36 * chunk
@@ -186,11 +201,18 @@ class Variant(NamedTuple):
             ("SHARED", str(self.shared_bytes(kernel))),
             ("BLOCKS", str(self.blocks(kernel))),
             *([("HEADS", str(HEADS))] if kernel in OF_WARPGROUPS else ()),
+            *([("SEGMENTS", str(self.segments))] if kernel == "ssd_forward_warpgroups" else ()),
         )
 
-    def launch(self, kernel: str, grid: tuple[int, int, int], index: int) -> compiler.Launch:
+    def launch(
+        self,
+        kernel: str,
+        grid: tuple[int, int, int],
+        index: int,
+        more: tuple[tuple[str, str], ...] = (),
+    ) -> compiler.Launch:
         """A kernel with its grid, compiled for a device where it is not yet."""
-        loaded = compiler.load(f"{kernel}.cu", kernel, self.defines(kernel), index)
+        loaded = compiler.load(f"{kernel}.cu", kernel, (*self.defines(kernel), *more), index)
         return compiler.Launch(
             loaded, grid, (self.threads(kernel), 1, 1), shared_bytes=self.shared_bytes(kernel)
         )
@@ -218,9 +240,11 @@ class ForwardPlan(NamedTuple):
     segments: int
     carried: int
     decays: int
-    # Of the kernels that find out the states before the segments, and of the one that follows.
+    # Of the kernels that find out the states before the segments, where the one that follows does
+    # not do it itself, by warpgroups.
     states_launch: compiler.Launch | None
     states_constants: tuple[int, ...]
+    by_warpgroups: bool
     pass_launch: compiler.Launch | None
     pass_constants: tuple[int, ...]
     launch: compiler.Launch
@@ -263,10 +287,12 @@ def forward(given: Scan) -> tuple[Tensor, Tensor]:
     state = torch.empty((batch, nheads, headdim, B.shape[3]), dtype=torch.float32, device=x.device)
     starts = address(scan.initial_states)
     stream = compiler.current_stream(index)
-    if plan.states_launch is not None and plan.pass_launch is not None:
+    ends = decays = 0
+    if plan.segments > 1:
         scratch = torch.empty((plan.carried + plan.decays,), dtype=torch.float32, device=x.device)
         ends = scratch.data_ptr()
         decays = ends + 4 * plan.carried
+    if plan.states_launch is not None and plan.pass_launch is not None:
         plan.states_launch(
             stream,
             *(addresses[0], 0, *addresses[1:5], *addresses[7:]),
@@ -275,7 +301,10 @@ def forward(given: Scan) -> tuple[Tensor, Tensor]:
         )
         plan.pass_launch(stream, starts, 0, ends, decays, 0, 0, *plan.pass_constants)
         starts = ends
-    plan.launch(stream, *addresses, starts, out.data_ptr(), state.data_ptr(), *plan.constants)
+    written: tuple[int, ...] = (out.data_ptr(), state.data_ptr())
+    if plan.by_warpgroups:
+        written += (ends, decays)
+    plan.launch(stream, *addresses, starts, *written, *plan.constants)
     return (out if out.dtype == given.x.dtype else out.to(given.x.dtype)), state
 
 
@@ -284,26 +313,28 @@ def _plan(scan: Scan, is_aligned: bool, index: int) -> ForwardPlan:
     batch, seqlen, nheads, _ = x.shape
     variant = variant_of(scan, is_aligned, index)
     chunks = -(-seqlen // variant.chunk)
-    segment, segments = segments_of(chunks, nheads * batch * variant.slices, index)
-    groups = B.shape[2]
-    sizes = (seqlen, nheads, nheads // groups, segment, segments)
+    by_warpgroups = has_warpgroups(index) and variant.fits_warpgroups
+    blocks = nheads * batch * variant.slices
+    segment, segments = segments_of(chunks, blocks, index, by_warpgroups)
+    sizes: tuple[int, ...] = (seqlen, nheads, nheads // B.shape[2], segment, segments)
     states_launch = pass_launch = None
-    states_divided: tuple[int, ...] = ()
-    if segments > 1:
-        states_launch, states_divided = variant.divided(
-            "ssd_states", batch, nheads, groups, segments - 1, index
-        )
-        size = variant.headdim * variant.dstate
-        pass_launch = variant.launch(
-            "ssd_pass", (-(-size // PASS_THREADS), batch * nheads, 1), index
-        )
-    launch, divided = variant.divided("ssd_forward", batch, nheads, groups, segments, index)
+    if by_warpgroups:
+        variant = variant._replace(segments=segments)
+        grid = (nheads, segments, batch * variant.slices)
+        launch, sizes = variant.launch("ssd_forward_warpgroups", grid, index), sizes[:-1]
+    else:
+        grid = (nheads, batch * variant.slices, segments)
+        launch = variant.launch("ssd_forward", grid, index)
+        if segments > 1:
+            states_launch = variant.launch("ssd_states", (*grid[:2], segments - 1), index)
+            states = -(-variant.headdim * variant.dstate // PASS_THREADS)
+            pass_launch = variant.launch("ssd_pass", (states, batch * nheads, 1), index)
     scalars = (options_of(scan), *limits_of(scan))
     sequence = (0, 0) if seq_idx is None else seq_idx.stride()
-    parts = batch * nheads * segments
+    parts = blocks * segments
     return ForwardPlan(
         segments,
-        parts * variant.headdim * variant.dstate,
+        batch * nheads * segments * variant.headdim * variant.dstate,
         parts,
         states_launch,
         (
@@ -311,8 +342,8 @@ def _plan(scan: Scan, is_aligned: bool, index: int) -> ForwardPlan:
             *sizes,
             *(*x.stride()[:3], 0, 0, 0, *dt.stride(), *B.stride()[:3], *C.stride()[:3]),
             *sequence,
-            *states_divided,
         ),
+        by_warpgroups,
         pass_launch,
         (nheads, segments),
         launch,
@@ -322,7 +353,6 @@ def _plan(scan: Scan, is_aligned: bool, index: int) -> ForwardPlan:
             *(*x.stride()[:3], *dt.stride(), *B.stride()[:3], *C.stride()[:3]),
             *((0, 0, 0) if z is None else z.stride()[:3]),
             *sequence,
-            *divided,
         ),
     )
 
@@ -455,10 +485,18 @@ def has_warpgroups(index: int) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def segments_of(chunks: int, blocks: int, index: int) -> tuple[int, int]:
-    """Chunks of a segment of time and the segments: one where the heads fill the GPU."""
+def segments_of(chunks: int, blocks: int, index: int, by_warpgroups: bool) -> tuple[int, int]:
+    """Chunks of a segment of time and the segments: one where the heads fill the GPU.
+
+    By warpgroups, those of a head are blocks of a cluster, and a multiprocessor has room for one.
+    """
     wanted = 1
-    if 10 * blocks < 9 * processors(index):
+    if by_warpgroups:
+        # Blocks of a cluster share one of the parts of a GPU that have some 16 multiprocessors.
+        parts, most = processors(index) // OF_PART, min(MOST_SEGMENTS, chunks // 2)
+        while wanted < most and blocks <= parts * (OF_PART // (wanted + 1)):
+            wanted += 1
+    elif 10 * blocks < 9 * processors(index):
         wanted = min(chunks, max(1, 2 * processors(index) // blocks))
     length = -(-chunks // wanted)
     return length, -(-chunks // length)

@@ -49,6 +49,10 @@ struct Fibre {
     std::vector<std::function<void()>> copies;
     // How many of them each commit ends with.
     std::vector<size_t> committed;
+    // The same of bulk copies.
+    std::vector<std::function<void()>> bulk_copies;
+    std::vector<size_t> bulk_committed;
+    bool at_cluster;
     bool done;
 };
 struct Group {
@@ -58,7 +62,8 @@ extern Index blockIdx, blockDim, gridDim;
 extern std::vector<Fibre> fibres;
 extern std::vector<Group> warps;
 extern Group block, first_threads, barriers[16];
-extern int running;
+// The fibre that runs, and how many threads have arrived at the barrier of their cluster.
+extern int running, at_cluster;
 void give_way();
 #define threadIdx (fibres[running].threadIdx)
 
@@ -244,16 +249,20 @@ inline void commit_copies() {
     fibre.committed.push_back(fibre.copies.size());
 }
 // Copies are made as late as may be.
+inline void wait_for_copies_of(std::vector<std::function<void()>>& copies,
+                               std::vector<size_t>& committed, size_t left_over) {
+    if (committed.size() <= left_over) return;
+    const size_t count = committed[committed.size() - 1 - left_over];
+    for (size_t i = 0; i < count; ++i) copies[i]();
+    copies.erase(copies.begin(), copies.begin() + count);
+    std::vector<size_t> left(committed.end() - left_over, committed.end());
+    for (size_t& each : left) each -= count;
+    committed = left;
+}
 template <int LEFT>
 void wait_for_copies() {
     Fibre& fibre = fibres[running];
-    if (fibre.committed.size() <= LEFT) return;
-    const size_t count = fibre.committed[fibre.committed.size() - 1 - LEFT];
-    for (size_t i = 0; i < count; ++i) fibre.copies[i]();
-    fibre.copies.erase(fibre.copies.begin(), fibre.copies.begin() + count);
-    std::vector<size_t> left(fibre.committed.end() - LEFT, fibre.committed.end());
-    for (size_t& each : left) each -= count;
-    fibre.committed = left;
+    wait_for_copies_of(fibre.copies, fibre.committed, LEFT);
 }
 inline float exp2_fast(float x) { return std::exp2(x); }
 inline float log2_fast(float x) { return std::log2(x); }

@@ -10,6 +10,16 @@ void wait_for_products() {}
 template <int COUNT>
 void settle(float (&)[COUNT][4]) {}
 inline void show_to_products() {}
+#define __cluster_dims__(...)
+// Blocks run one after the other: those before have arrived, and those behind are not waited for.
+inline void arrive_at_cluster() {
+    fibres[running].at_cluster = true;
+    ++at_cluster;
+}
+inline void wait_for_cluster() {
+    while (at_cluster < static_cast<int>(fibres.size())) give_way();
+    fibres[running].at_cluster = false;
+}
 template <int COUNT>
 void leave_registers() {}
 template <int COUNT>
@@ -34,6 +44,50 @@ void arrive_at(int number) {
         ++group.generation;
     }
 }
+
+inline unsigned fused(unsigned a, unsigned b, unsigned c, bfloat16_t) {
+    unsigned result = 0;
+    for (int shift = 0; shift < 32; shift += 16) {
+        const auto of = [=](unsigned word) {
+            return to_float(bfloat16_t{static_cast<unsigned short>(word >> shift)});
+        };
+        const double sum = static_cast<double>(of(a)) * of(b) + of(c);
+        result |= from_float<bfloat16_t>(static_cast<float>(sum)).bits << shift;
+    }
+    return result;
+}
+inline void store_matrices(unsigned place, const unsigned (&from)[4]) {
+    std::memcpy(fibres[running].slots, &place, sizeof place);
+    meet_warp();
+    const int lane = running % 32, g = lane / 4, q = lane % 4;
+    for (int i = 0; i < 4; ++i) {
+        char* row = shared_begin + slots_of(8 * i + g)[0] + 4 * q;
+        if (row < shared_begin || row + 4 > shared_end) {
+            std::fprintf(stderr, "a row of stmatrix lies outside\n");
+            std::abort();
+        }
+        std::memcpy(row, &from[i], 4);
+    }
+    meet_warp();
+}
+
+struct Barrier {
+    unsigned short expected, left;
+    unsigned phase;
+
+    void expect(int arrivals) { expected = left = arrivals, phase = 0; }
+    void arrive() {
+        if (--left == 0) left = expected, ++phase;
+    }
+    void arrive_when_copied() {
+        commit_copies();
+        wait_for_copies<0>();
+        arrive();
+    }
+    void wait(int parity) {
+        while (phase % 2 == parity) give_way();
+    }
+};
 
 // A number of a matrix in shared memory: of the axis that is summed over `k`, of the other `i`.
 template <typename E>
@@ -75,9 +129,9 @@ void multiply_groups(float (&c)[COUNT][4], unsigned long long a, unsigned long l
         c, [=](int i, int k) { return described(a, false, first_row + i, k, E{}); },
         [=](int i, int k) { return described(b, false, i, k, E{}); });
 }
-template <int COUNT, typename E>
-void add_groups(float (&c)[COUNT][4], unsigned a0, unsigned a1, unsigned a2, unsigned a3,
-                unsigned long long b, E) {
+template <typename Right, int COUNT, typename E>
+void add_group_of_words(float (&c)[COUNT][4], unsigned a0, unsigned a1, unsigned a2, unsigned a3,
+                        Right right, E) {
     unsigned* mine = fibres[running].slots;
     mine[0] = a0, mine[1] = a1, mine[2] = a2, mine[3] = a3;
     meet_warp();
@@ -87,6 +141,21 @@ void add_groups(float (&c)[COUNT][4], unsigned a0, unsigned a1, unsigned a2, uns
             const unsigned word = slots_of(i % 8 * 4 + k % 8 / 2)[i / 8 + k / 8 * 2];
             return to_float(E{static_cast<unsigned short>(word >> (16 * (k % 2)))});
         },
-        [=](int i, int k) { return described(b, true, i, k, E{}); });
+        right);
     meet_warp();
+}
+template <int COUNT, typename E>
+void multiply_groups(float (&c)[COUNT][4], const unsigned (&a)[4], unsigned long long b, bool add,
+                     E) {
+    if (!add)
+        for (auto& numbers : c)
+            for (float& number : numbers) number = 0;
+    add_group_of_words(c, a[0], a[1], a[2], a[3],
+                       [=](int i, int k) { return described(b, false, i, k, E{}); }, E{});
+}
+template <int COUNT, typename E>
+void add_groups(float (&c)[COUNT][4], unsigned a0, unsigned a1, unsigned a2, unsigned a3,
+                unsigned long long b, E) {
+    add_group_of_words(c, a0, a1, a2, a3,
+                       [=](int i, int k) { return described(b, true, i, k, E{}); }, E{});
 }

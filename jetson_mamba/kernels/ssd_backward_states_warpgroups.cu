@@ -1,0 +1,178 @@
+// What ssd_states.cu makes for the backward pass, for GPUs with products of warpgroups and heads of 64
+// channels: the states at the starts of chunks (direction 0) and the gradients of the states at their
+// ends (direction 1), or what each segment of time adds. A block takes some heads of a group, a
+// warpgroup to each.
+//
+// States are kept as images of the tiles that ssd_backward_warpgroups.cu multiplies: a warpgroup
+// writes one to shared memory, and the copy engine takes it from there.
+#define WITH_SLOPES
+#include "bulk.cuh"
+#include "ssd_warpgroups.cuh"
+
+static_assert(HEADDIM == 64);
+
+struct Shared {
+    Exchanged<CHUNK, STATES> B[STAGES];
+    Exchanged<CHUNK, SLICE> x[HEADS][STAGES];
+    Exchanged<HEADDIM, STATES> images[HEADS][2];
+    Steps steps[HEADS][STAGES];
+};
+static_assert(sizeof(Shared) == SHARED, "the host counts shared memory otherwise");
+
+// The state as a tile in shared memory, [p][n].
+__device__ __forceinline__ void put(Exchanged<HEADDIM, STATES>& to, const State& state, int row,
+                                    int lane) {
+#pragma unroll
+    for (int j = 0; j < STATES / 8; ++j)
+#pragma unroll
+        for (int down = 0; down < 2; ++down)
+            to.set_word(row + lane / 4 + 8 * down, 8 * j + lane % 4 * 2,
+                        packed_pair(state.numbers[j][2 * down], state.numbers[j][2 * down + 1],
+                                    NUMBER{}));
+}
+
+extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_backward_states_warpgroups(
+    const NUMBER* x, const NUMBER* dy, const void* dt, const void* A, const NUMBER* B,
+    const NUMBER* C, const void* bias, const int* seq_idx, const float* first, const float* last,
+    float* ends, float* decays, NUMBER* kept, float* kept_steps, float* final_states,
+    long long option_bits, long long low_bits, long long high_bits, long long seqlen,
+    long long heads, long long heads_of_group, long long segment, long long segments,
+    long long x_batch, long long x_time, long long x_head, long long dy_batch, long long dy_time,
+    long long dy_head, long long dt_batch, long long dt_time, long long dt_head, long long B_batch,
+    long long B_time, long long B_group, long long C_batch, long long C_time, long long C_group,
+    long long seq_batch, long long seq_time, long long full, long long units_of_batch,
+    long long batches) {
+    extern __shared__ uint4 memory[];
+    Shared& shared = *reinterpret_cast<Shared*>(memory);
+    const int warp = uniform(threadIdx.x / 32), lane = threadIdx.x % 32;
+    const Work work(blockIdx.x, full, heads_of_group, units_of_batch, batches);
+    const int count = work.count;
+    const long long batch = work.batch;
+    const int direction = static_cast<int>(blockIdx.y / segments);
+    const long long part = blockIdx.y % segments;
+    const long long chunks = (seqlen + CHUNK - 1) / CHUNK;
+    const long long begin = part * segment, end = min(chunks, begin + segment);
+    const long long step = direction ? -1 : 1;
+    long long chunk = direction ? end - 1 : begin;
+    int left = static_cast<int>(end - begin), stage = 0;
+
+    if (warp < FETCHERS / 32) {
+        leave_registers<FETCHER_REGISTERS>();
+        // Two warps make the steps of a head, of every second chunk each: one takes longer than a
+        // chunk does.
+        const int member = warp / 2, turn = warp % 2;
+        const long long head = work.first_head + min(member, count - 1);
+        const Options options{option_bits};
+        const StepSource source(dt, A, bias, seq_idx, options, low_bits, high_bits, seqlen, batch,
+                                head, dt_batch, dt_time, dt_head, seq_batch, seq_time);
+        if (direction) x = dy, x_batch = dy_batch, x_time = dy_time, x_head = dy_head;
+        if (direction) B = C, B_batch = C_batch, B_time = C_time, B_group = C_group;
+        x += batch * x_batch + work.first_head * x_head;
+        B += batch * B_batch + work.group * B_group;
+        const bool makes_steps = member < count;
+        const bool keeps_steps = kept_steps && !direction && makes_steps;
+        RawSteps raw, next;
+        raw.load(source, (chunk + turn * step) * CHUNK, lane);
+        next.load(source, (chunk + (2 + turn) * step) * CHUNK, lane);
+        int before = -1;
+        bool again = false, is_own = turn == 0;
+        for (; left > 0; --left, chunk += step, is_own = !is_own) {
+            if (again)
+                for (int j = 0; j < count; ++j) meet_at<GROUP + FETCHERS>(used(j, stage));
+            const long long start = chunk * CHUNK;
+            const int rows = static_cast<int>(min(seqlen - start, static_cast<long long>(CHUNK)));
+            fetch(shared.B[stage], B + start * B_time, B_time, rows, DSTATE, threadIdx.x);
+            for (int j = 0; j < count; ++j)
+                fetch(shared.x[j][stage], x + start * x_time + j * x_head, x_time, rows, SLICE,
+                      threadIdx.x);
+            commit_copies();
+            if (before >= 0) wait_for_copies<1>(), give(count, before);
+            if (makes_steps && is_own) {
+                Steps& steps = shared.steps[member][stage];
+                raw.finish(steps, source, start, lane);
+                raw = next;
+                next.load(source, start + 4 * step * CHUNK, lane);
+                if (keeps_steps) {
+                    __syncwarp();
+                    keep_steps(kept_steps + ((batch * heads + head) * chunks + chunk) *
+                                                KEPT_ARRAYS * CHUNK,
+                               steps, lane);
+                }
+            }
+            before = stage;
+            if (++stage == STAGES) stage = 0, again = true;
+        }
+        wait_for_copies<0>();
+        give(count, before);
+        return;
+    }
+
+    take_registers<REGISTERS>();
+    const int member = warp / 4 - 1, row = warp % 4 * 16;
+    if (member >= count) return;
+    const long long head = work.first_head + member, of_head = batch * heads + head;
+    constexpr long long size = HEADDIM * DSTATE;
+    const float* given = direction ? last : first;
+    const long long place = (direction * batches * heads + of_head) * segments + part;
+    State state;
+    if (given)
+        state.load(given + of_head * size, row, SLICE, lane);
+    else
+        state.clear();
+    float decay = 1.0f;
+    const bool leads = row == 0 && lane == 0;
+    if (kept) kept += (direction * batches + batch) * chunks * heads * size + head * size;
+
+    for (; left > 0; --left, chunk += step) {
+        meet_at<GROUP + FETCHERS>(fetched(member, stage));
+        Exchanged<HEADDIM, STATES>& image = shared.images[member][left % 2];
+        if (kept) put(image, state, row, lane);
+        show_to_products();
+        if (kept) {
+            // The image before has been read when all have met, and may be written again.
+            if (leads) wait_for_bulk_reads<0>();
+            meet_at<GROUP>(own(member));
+            if (leads) {
+                store_bulk(kept + chunk * heads * size, shared_address(image.bytes),
+                           sizeof image.bytes);
+                commit_bulk();
+            }
+        }
+        const Steps& steps = shared.steps[member][stage];
+        const Exchanged<CHUNK, STATES>& B_tile = shared.B[stage];
+        const Exchanged<CHUNK, SLICE>& x_tile = shared.x[member][stage];
+        Fragment<MADE> columns[4];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            Fragment<> numbers;
+            x_tile.load_transposed(numbers.words[0], 16 * k, row, lane);
+            columns[k] = scaled_steps(numbers, direction ? steps.since_start : steps.to_end, 16 * k,
+                                      lane);
+        }
+        const float of_chunk = steps.decay_of_chunk();
+        decay *= of_chunk;
+        state.scale(of_chunk);
+        begin_products();
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+#pragma unroll
+            for (int piece = 0; piece < MADE; ++piece) {
+                const unsigned(&words)[4] = columns[k].words[piece];
+                add_groups(state.numbers, words[0], words[2], words[1], words[3],
+                           B_tile.summed_rows(16 * k), NUMBER{});
+            }
+        commit_products();
+        wait_for_products<0>();
+        settle(state.numbers);
+        if (left > STAGES) arrive_at<GROUP + FETCHERS>(used(member, stage));
+        if (++stage == STAGES) stage = 0;
+    }
+    if (kept && leads) wait_for_bulk_reads<0>();
+    if (ends) {
+        state.store(ends + place * size, row, SLICE, lane);
+        if (leads) decays[place] = decay;
+    }
+    if (final_states)
+        state.store(final_states + (direction * batches * heads + of_head) * size, row, SLICE,
+                    lane);
+}
