@@ -331,11 +331,10 @@ def _plan(scan: Scan, is_aligned: bool, index: int) -> ForwardPlan:
             pass_launch = variant.launch("ssd_pass", (states, batch * nheads, 1), index)
     scalars = (options_of(scan), *limits_of(scan))
     sequence = (0, 0) if seq_idx is None else seq_idx.stride()
-    parts = blocks * segments
     return ForwardPlan(
         segments,
         batch * nheads * segments * variant.headdim * variant.dstate,
-        parts,
+        blocks * segments,
         states_launch,
         (
             *scalars,
