@@ -20,6 +20,7 @@ static_assert(GROUP * (2 * REGISTERS_OF_SUMS + REGISTERS_OF_DX + FETCHER_REGISTE
               65536 / BLOCK_THREADS / 8 * 8 * BLOCK_THREADS);
 // Heads whose sums and steps are kept at once.
 constexpr int HEADS_KEPT = 4;
+static_assert(HEADS_KEPT > STAGES, "a head's steps are read until its stage is given back");
 static_assert(CHUNK == 64 && HEADDIM == 64 && SLICE == 64 && GIVEN == 1 && MADE == 1 && ALIGNED);
 static_assert(STATES == DSTATE && (STATES == 64 || STATES == 128));
 

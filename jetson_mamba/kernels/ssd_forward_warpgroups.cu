@@ -6,9 +6,6 @@
 // chunk begins with in shared memory, h, in 16 bits, and adds (x dt decay_to_end)^T B. Two take turns
 // at the chunks' outputs: they make C B^T, whose numbers, as they have decayed, are the left factor
 // of M x where they lie, and y = C h. Nothing but the state passes from chunk to chunk.
-//
-// Where heads are few, time is cut into SEGMENTS, each a block of a cluster: a first walk of the states
-// alone finds what each segment adds, and all that come after it read that from memory.
 #include "ssd.cuh"
 #include "warpgroups.cuh"
 
@@ -119,13 +116,11 @@ __device__ __forceinline__ void set_mask(Fragment<MADE>& to, const float (&low)[
     }
 }
 
-extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
-    __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_warpgroups(
+extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_warpgroups(
     const NUMBER* x, const void* dt, const void* A, const NUMBER* B, const NUMBER* C, const void* D,
     const NUMBER* z, const void* bias, const int* seq_idx, const float* first, NUMBER* out,
-    float* last, float* ends, float* decays, long long option_bits, long long low_bits,
-    long long high_bits, long long seqlen, long long heads, long long heads_of_group,
-    long long segment, long long x_batch, long long x_time, long long x_head, long long dt_batch,
+    float* last, long long option_bits, long long low_bits, long long high_bits, long long seqlen,
+    long long heads, long long heads_of_group, long long x_batch, long long x_time, long long x_head, long long dt_batch,
     long long dt_time, long long dt_head, long long B_batch, long long B_time, long long B_group,
     long long C_batch, long long C_time, long long C_group, long long z_batch, long long z_time,
     long long z_head, long long seq_batch, long long seq_time) {
@@ -134,11 +129,7 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
     const int warp = uniform(threadIdx.x / 32), lane = threadIdx.x % 32;
     const long long head = blockIdx.x, batch = blockIdx.z / SLICES, group = head / heads_of_group;
     const int slice = blockIdx.z % SLICES * SLICE;
-    const long long begin = blockIdx.y * segment * CHUNK;
-    const long long end = min(seqlen, begin + segment * CHUNK);
-    const int chunks = static_cast<int>((end - begin + CHUNK - 1) / CHUNK);
-    // Chunks of the first walk, and of both.
-    const int walked = blockIdx.y + 1 < SEGMENTS ? chunks : 0, all = walked + chunks;
+    const int chunks = static_cast<int>((seqlen + CHUNK - 1) / CHUNK);
     const Options options{option_bits};
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; ++i) {
@@ -152,32 +143,26 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
 
     if (warp < WARPS) {
         leave_registers<FETCHER_REGISTERS>();
-        if (SEGMENTS > 1) arrive_at_cluster();
         const StepSource source(dt, A, bias, seq_idx, options, low_bits, high_bits, seqlen, batch,
                                 head, dt_batch, dt_time, dt_head, seq_batch, seq_time);
-        x += batch * x_batch + begin * x_time + head * x_head + slice;
-        B += batch * B_batch + begin * B_time + group * B_group;
-        C += batch * C_batch + begin * C_time + group * C_group;
-        const auto first_of = [&](int number) {
-            return static_cast<long long>(number < walked ? number : number - walked) * CHUNK;
-        };
+        x += batch * x_batch + head * x_head + slice;
+        B += batch * B_batch + group * B_group;
+        C += batch * C_batch + group * C_group;
         // The warps take turns at the steps of a chunk.
         RawSteps raw;
-        raw.load(source, begin + first_of(warp), lane);
+        raw.load(source, static_cast<long long>(warp) * CHUNK, lane);
         Turn turn;
-        for (int number = 0; number < all; ++number, turn.advance()) {
+        for (int chunk = 0; chunk < chunks; ++chunk, turn.advance()) {
             const int stage = turn.stage;
-            const long long start = first_of(number);
-            const int rows =
-                static_cast<int>(min(end - begin - start, static_cast<long long>(CHUNK)));
+            const long long start = static_cast<long long>(chunk) * CHUNK;
+            const int rows = static_cast<int>(min(seqlen - start, static_cast<long long>(CHUNK)));
             shared.used[stage].wait(turn.parity ^ 1);
             fetch(shared.x[stage], x + start * x_time, x_time, rows, SLICE, threadIdx.x);
             fetch(shared.B[stage], B + start * B_time, B_time, rows, DSTATE, threadIdx.x);
-            if (number >= walked)
-                fetch(shared.C[stage], C + start * C_time, C_time, rows, DSTATE, threadIdx.x);
+            fetch(shared.C[stage], C + start * C_time, C_time, rows, DSTATE, threadIdx.x);
             shared.fetched[stage].arrive_when_copied();
-            if (number % WARPS == warp) {
-                raw.finish(shared.steps[stage], source, begin + start, lane);
+            if (chunk % WARPS == warp) {
+                raw.finish(shared.steps[stage], source, start, lane);
 #if MADE == 2
                 Pair<MADE> weights;
                 weights.pack(shared.steps[stage].to_end[2 * lane],
@@ -186,12 +171,11 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
                     shared.weights[stage][i][lane] = weights.words[i];
 #endif
                 arrive_once(shared.fetched[stage], lane);
-                raw.load(source, begin + first_of(number + WARPS), lane);
+                raw.load(source, start + WARPS * CHUNK, lane);
             }
         }
         commit_copies();
         wait_for_copies<0>();
-        if (SEGMENTS > 1) wait_for_cluster();
         return;
     }
 
@@ -204,8 +188,7 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
         const long long of_head = batch * heads + head;
         State state;
         state.clear();
-        // Adds a chunk, at which one more warpgroup looks, unless this one is alone.
-        const auto add_chunk = [&](const Turn& turn, bool is_alone) {
+        const auto add_chunk = [&](const Turn& turn) {
             const int stage = turn.stage;
             shared.fetched[stage].wait(turn.parity);
             show_to_products();
@@ -220,8 +203,7 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
                 columns[k] = scaled_steps(given[k], shared.steps[stage].to_end, 16 * k, lane);
 #endif
             }
-            const float decay = shared.steps[stage].decay_of_chunk();
-            state.scale(decay);
+            state.scale(shared.steps[stage].decay_of_chunk());
             begin_products();
 #pragma unroll
             for (int k = 0; k < 4; ++k)
@@ -234,37 +216,9 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
             commit_products();
             wait_for_products<0>();
             settle(state.numbers);
-            __syncwarp();
-            if (lane < (is_alone ? 2 : 1)) shared.used[stage].arrive();
-            return decay;
+            arrive_once(shared.used[stage], lane);
         };
-        if constexpr (SEGMENTS > 1) {
-            const long long place = (blockIdx.z * heads + head) * SEGMENTS;
-            ends += place * SLICE * DSTATE;
-            decays += place;
-            if (walked) {
-                float decay = 1.0f;
-                for (int chunk = 0; chunk < walked; ++chunk, turn.advance())
-                    decay *= add_chunk(turn, true);
-                state.store(ends + blockIdx.y * SLICE * DSTATE, row, SLICE, lane);
-                if (row == 0 && lane == 0) decays[blockIdx.y] = decay;
-                state.clear();
-            }
-            arrive_at_cluster();
-        }
         if (first) state.load(first + of_head * size + slice * DSTATE, row, SLICE, lane);
-        if constexpr (SEGMENTS > 1) {
-            wait_for_cluster();
-            for (int before = 0; before < static_cast<int>(blockIdx.y); ++before) {
-                State added;
-                added.load(ends + before * SLICE * DSTATE, row, SLICE, lane);
-                state.scale(decays[before]);
-#pragma unroll
-                for (int j = 0; j < STATES / 8; ++j)
-#pragma unroll
-                    for (int i = 0; i < 4; ++i) state.numbers[j][i] += added.numbers[j][i];
-            }
-        }
         // For the products of a warpgroup.
         const auto keep_state = [&](int of) {
             Exchanged<SLICE, STATES>(&h)[MADE] = shared.h[of];
@@ -284,20 +238,18 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
         };
         keep_state(0);
         for (int chunk = 0; chunk < chunks; ++chunk, turn.advance()) {
-            add_chunk(turn, false);
+            add_chunk(turn);
             if (chunk + 1 == chunks) break;
             const int next = (chunk + 1) % 2;
             shared.taken[next].wait((chunk + 1) / 2 % 2 ^ 1);
             keep_state(next);
         }
-        if (last && blockIdx.y == SEGMENTS - 1)
+        if (last)
             state.store(last + of_head * size + slice * DSTATE, row, SLICE, lane);
         return;
     }
 
     take_registers<OUTPUT_REGISTERS>();
-    // The first walk is over then: of a barrier's phases it is the last that is told by its parity.
-    if (SEGMENTS > 1) arrive_at_cluster(), wait_for_cluster();
     const int member = role - 2, g = lane / 4, q = lane % 4;
     // The later a row, the more it sees: the other's first rows are with this one's last.
     const int row = (member ? WARPS - 1 - warp % WARPS : warp % WARPS) * 16;
@@ -305,10 +257,10 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
     out += ((batch * seqlen) * heads + head) * HEADDIM + slice;
     const long long out_time = heads * HEADDIM;
     const float skip_of_head = HAS_D == 1 ? number_at(D, head, options.D()) : 0.0f;
-    turn.advance(walked + member);
+    turn.advance(member);
     for (int chunk = member; chunk < chunks; chunk += 2, turn.advance(2)) {
         const int stage = turn.stage;
-        const long long start = begin + chunk * CHUNK;
+        const long long start = static_cast<long long>(chunk) * CHUNK;
         const Steps& steps = shared.steps[stage];
         const Exchanged<CHUNK, SLICE>& x_tile = shared.x[stage];
         shared.fetched[stage].wait(turn.parity);
@@ -391,7 +343,7 @@ extern "C" __global__ void __cluster_dims__(1, SEGMENTS, 1)
         arrive_once(shared.used[stage], lane);
         NUMBER* row_out = out + start * out_time;
         const NUMBER* row_z = HAS_Z ? z + start * z_time : nullptr;
-        const int rows = static_cast<int>(min(end - start, static_cast<long long>(CHUNK)));
+        const int rows = static_cast<int>(min(seqlen - start, static_cast<long long>(CHUNK)));
 #pragma unroll
         for (int down = 0; down < 2; ++down) {
             const int t = row + 8 * down + g;

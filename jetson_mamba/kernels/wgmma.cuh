@@ -50,15 +50,6 @@ __device__ __forceinline__ void arrive_at(int number) {
     asm volatile("bar.arrive %0, %1;" : : "r"(number), "n"(COUNT) : "memory");
 }
 
-// Blocks of a cluster: what a thread wrote before it arrived is read by who has waited for all. A thread
-// that has arrived waits before it ends.
-__device__ __forceinline__ void arrive_at_cluster() {
-    asm volatile("barrier.cluster.arrive.release;" : : : "memory");
-}
-__device__ __forceinline__ void wait_for_cluster() {
-    asm volatile("barrier.cluster.wait.acquire;" : : : "memory");
-}
-
 // What load_matrices reads, the other way: `row` is the address of the row that the lane names.
 __device__ __forceinline__ void store_matrices(unsigned row, const unsigned (&from)[4]) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};"

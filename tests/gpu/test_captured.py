@@ -105,7 +105,11 @@ def test_what_decides_beside_the_tensors_is_heeded() -> None:
             torch.testing.assert_close(call(inputs, (weight,)), Counted()(inputs, (weight,)))
 
 
-def test_threads_make_graphs_while_others_compute_draw_and_allocate() -> None:
+def test_threads_make_graphs_while_others_compute_draw_and_allocate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As many streams have graphs as may; those of other tests are left aside.
+    monkeypatch.setattr(captured, "_places", {})
     function, weight = Counted(), drawn(8, 8)
     call = Captured(function)
     wrong: list[str] = []

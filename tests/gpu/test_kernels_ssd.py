@@ -48,14 +48,15 @@ def no_plans(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def segments_at_most(chunks: int, *others: object) -> tuple[int, int]:
-    """As many as a cluster has blocks."""
-    length = -(-chunks // cuda_forward.MOST_SEGMENTS)
+    """Eight at most, so that some are of several chunks."""
+    length = -(-chunks // 8)
     return length, -(-chunks // length)
 
 
 def cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut time into segments and share heads out, as where they are too few for a GPU."""
     monkeypatch.setattr(cuda_forward, "segments_of", segments_at_most)
+    monkeypatch.setattr(cuda_forward, "walks_along_time", lambda *sizes: False)
     monkeypatch.setattr(cuda_backward, "walks_along_time", lambda *sizes: False)
     monkeypatch.setattr(cuda_backward, "slots_of", lambda heads, blocks, index: 2)
 
@@ -63,6 +64,7 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> None:
 def whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither, as where they fill it."""
     monkeypatch.setattr(cuda_forward, "segments_of", lambda chunks, *others: (chunks, 1))
+    monkeypatch.setattr(cuda_forward, "walks_along_time", lambda *sizes: True)
     monkeypatch.setattr(cuda_backward, "walks_along_time", lambda *sizes: True)
     monkeypatch.setattr(cuda_backward, "slots_of", lambda heads, blocks, index: 1)
 

@@ -86,7 +86,7 @@ WARPGROUPS = (
     (
         {},
         {"dtype": torch.float16, "dstate": 64, "d": 0},
-        {"d": 2, "has_z": True, "has_sequences": True, "segments": 4},
+        {"d": 2, "has_z": True, "has_sequences": True},
     ),
     ids=str,
 )

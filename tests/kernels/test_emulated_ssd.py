@@ -42,14 +42,15 @@ def on_the_cpu(libraries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def segments_at_most(chunks: int, *others: object) -> tuple[int, int]:
-    """As many as a cluster has blocks."""
-    length = -(-chunks // cuda_forward.MOST_SEGMENTS)
+    """Eight at most, so that some are of several chunks."""
+    length = -(-chunks // 8)
     return length, -(-chunks // length)
 
 
 def cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut time into segments and share heads out, as where they are too few for a GPU."""
     monkeypatch.setattr(cuda_forward, "segments_of", segments_at_most)
+    monkeypatch.setattr(cuda_forward, "walks_along_time", lambda *sizes: False)
     monkeypatch.setattr(cuda_backward, "walks_along_time", lambda *sizes: False)
     monkeypatch.setattr(cuda_backward, "slots_of", lambda heads, blocks, index: 2)
 
@@ -93,11 +94,10 @@ def test_products_of_warpgroups_agree_with_float64(
         assert error < most.get(name, TOLERANCE[BRAIN]), name
 
 
-def test_segments_of_a_head_use_their_places_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_of_a_head_use_their_places_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_forward, "has_warpgroups", lambda index: True)
     monkeypatch.setattr(cuda_forward, "room", lambda index: 227 * 1024)
-    # More chunks than are in shared memory, twice over where states are walked along first.
-    monkeypatch.setattr(cuda_forward, "segments_of", lambda chunks, *others: (4, 2))
+    # More chunks than are in shared memory.
     errors = forward_errors(drawn(seqlen=400, heads=1, dstate=64, D="heads", dtype=BRAIN))
     assert errors["out"][0] < errors["out"][1] + 5e-4 and errors["state"][0] < 1e-5
 
@@ -108,6 +108,15 @@ def test_blocks_take_two_heads_where_all_are_done_sooner(monkeypatch: pytest.Mon
     # A multiprocessor to each head; two each; and six on four, of which two take one more.
     assert [find(heads, 1, 0) for heads in (1, 4, 8, 6)] == [0, 0, 4, 2]
     assert find(1, 100, 0) == 0
+
+
+def test_few_heads_of_long_sequences_are_cut_into_segments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cuda_forward, "processors", lambda index: 132)
+    walks = cuda_forward.walks_along_time
+    assert [walks(16, heads, 0) for heads in (1, 24, 192)] == [False, True, True]
+    assert [walks(128, heads, 0) for heads in (1, 24, 80, 128)] == [False, False, True, True]
 
 
 def test_fewer_heads_walk_along_time_by_products_of_warpgroups(

@@ -7,16 +7,14 @@ computed by is a backend's.
 
 from __future__ import annotations
 
-from typing import Callable, Mapping, NamedTuple, Sequence, Tuple
+from typing import Callable, NamedTuple, Tuple
 
 import torch
 from torch import Tensor
 
 from jetson_mamba.dispatch.autocast import without_autocast
-from jetson_mamba.dispatch.fields import Tensors
-from jetson_mamba.replay.passes import by_graphs
 
-from .contract import MIXER, Core, CoreGradients, Mixer, Scan, ScanGradients
+from .contract import Core, CoreGradients, Mixer, Scan, ScanGradients
 from .gates import GatedRMSNorm
 from .mixer import (
     Columns,
@@ -41,52 +39,6 @@ class Steps(NamedTuple):
     # scanned and of the weight. That of z is written to the last argument.
     norm_backward: Callable[[GatedRMSNorm, Core, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     scan_backward: Callable[[Scan, Tensor, Tensor | None, ScanTargets], ScanGradients]
-
-
-class Passes:
-    """A core's two passes by the steps of a backend, each by a CUDA graph where that is small."""
-
-    def __init__(self, steps: Steps) -> None:
-        self._steps = steps
-        self._forward, self._backward = by_graphs(MIXER, 2, self._run_forward, self._run_back)
-
-    def forward(self, given: Mixer) -> Core:
-        """As :func:`forward`."""
-        run = self._run_forward if _memory_is_somebodys() else self._forward
-        results, kept = run(given)
-        return Core._make((*results, *kept))
-
-    def backward(
-        self, given: Mixer, kept: Core, dout: Tensor, dfinal_states: Tensor | None
-    ) -> CoreGradients:
-        """As :func:`backward`."""
-        run = self._run_back if _memory_is_somebodys() else self._backward
-        found = run(given, (kept.xBC, kept.scanned, kept.rstd), (dout, dfinal_states))
-        return CoreGradients._make(map(found.get, CoreGradients._fields))
-
-    def _run_forward(self, given: Mixer) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        found = forward(given, self._steps)
-        return found[:2], found[2:]
-
-    def _run_back(
-        self, given: Mixer, kept: Sequence[Tensor], dresults: Tensors
-    ) -> Mapping[str, Tensor | None]:
-        xBC, scanned, rstd = kept
-        dout, dfinal_states = dresults
-        assert dout is not None
-        # Of a core nothing else is looked at.
-        again = Core(scanned, scanned, xBC, scanned, rstd)
-        return backward(given, again, dout, dfinal_states, self._steps)._asdict()
-
-
-def _memory_is_somebodys() -> bool:
-    """Whether a graph that were made now might lie in a pool of the compiler's.
-
-    Before Inductor captures a compiled graph, it runs that once with memory of the pool that it
-    captures into, and under a default device, which is a mode.
-    """
-    modes: int = torch._C._len_torch_function_stack()
-    return modes > 0
 
 
 @torch.no_grad()

@@ -127,12 +127,12 @@ def mixer_forward(given: Mixer) -> tuple[Tensor, Tensor]:
 
 def core_forward(given: Mixer) -> Core:
     """The core of a mixer with a norm."""
-    return _PASSES.forward(given)
+    return core.forward(given, _STEPS)
 
 
 def core_backward(given: Mixer, kept: Core, dout: Tensor, dstate: Tensor | None) -> CoreGradients:
     """The gradients of a core."""
-    return _PASSES.backward(given, kept, dout, dstate)
+    return core.backward(given, kept, dout, dstate, _STEPS)
 
 
 IMPLEMENTATION = Implementation(
@@ -180,7 +180,6 @@ def _core_scan_backward(
 
 
 _STEPS = core.Steps(_after_convolution, _norm_backward, _core_scan_backward)
-_PASSES = core.Passes(_STEPS)
 
 
 # Variants whose gradients have been begun to be compiled.

@@ -41,8 +41,6 @@ HEADS, LONGER = 2, 1.65
 OF_WARPGROUPS = ("ssd_states_warpgroups", "ssd_backward_states_warpgroups")
 # Warpgroups of a block that makes outputs: one fetches, one has the state.
 FORWARD_ROLES = 4
-# Segments of time at most that are blocks of a cluster, and multiprocessors that can share one.
-MOST_SEGMENTS, OF_PART = 8, 16
 # Of another kernel: three warpgroups multiply, and the sums of four heads are kept.
 ROLES, HEADS_KEPT = 3, 4
 # States up to which the kernels have room for more.
@@ -63,8 +61,6 @@ class Variant(NamedTuple):
     d: int = 0
     has_z: bool = False
     has_sequences: bool = False
-    # Of time, whose blocks of products of warpgroups pass states on within one launch.
-    segments: int = 1
 
     @property
     def given(self) -> int:
@@ -201,7 +197,6 @@ class Variant(NamedTuple):
             ("SHARED", str(self.shared_bytes(kernel))),
             ("BLOCKS", str(self.blocks(kernel))),
             *([("HEADS", str(HEADS))] if kernel in OF_WARPGROUPS else ()),
-            *([("SEGMENTS", str(self.segments))] if kernel == "ssd_forward_warpgroups" else ()),
         )
 
     def launch(
@@ -240,11 +235,9 @@ class ForwardPlan(NamedTuple):
     segments: int
     carried: int
     decays: int
-    # Of the kernels that find out the states before the segments, where the one that follows does
-    # not do it itself, by warpgroups.
+    # Of the kernels that find out the states before the segments, and of the one that follows.
     states_launch: compiler.Launch | None
     states_constants: tuple[int, ...]
-    by_warpgroups: bool
     pass_launch: compiler.Launch | None
     pass_constants: tuple[int, ...]
     launch: compiler.Launch
@@ -287,12 +280,10 @@ def forward(given: Scan) -> tuple[Tensor, Tensor]:
     state = torch.empty((batch, nheads, headdim, B.shape[3]), dtype=torch.float32, device=x.device)
     starts = address(scan.initial_states)
     stream = compiler.current_stream(index)
-    ends = decays = 0
-    if plan.segments > 1:
+    if plan.states_launch is not None and plan.pass_launch is not None:
         scratch = torch.empty((plan.carried + plan.decays,), dtype=torch.float32, device=x.device)
         ends = scratch.data_ptr()
         decays = ends + 4 * plan.carried
-    if plan.states_launch is not None and plan.pass_launch is not None:
         plan.states_launch(
             stream,
             *(addresses[0], 0, *addresses[1:5], *addresses[7:]),
@@ -301,10 +292,7 @@ def forward(given: Scan) -> tuple[Tensor, Tensor]:
         )
         plan.pass_launch(stream, starts, 0, ends, decays, 0, 0, *plan.pass_constants)
         starts = ends
-    written: tuple[int, ...] = (out.data_ptr(), state.data_ptr())
-    if plan.by_warpgroups:
-        written += (ends, decays)
-    plan.launch(stream, *addresses, starts, *written, *plan.constants)
+    plan.launch(stream, *addresses, starts, out.data_ptr(), state.data_ptr(), *plan.constants)
     return (out if out.dtype == given.x.dtype else out.to(given.x.dtype)), state
 
 
@@ -313,15 +301,18 @@ def _plan(scan: Scan, is_aligned: bool, index: int) -> ForwardPlan:
     batch, seqlen, nheads, _ = x.shape
     variant = variant_of(scan, is_aligned, index)
     chunks = -(-seqlen // variant.chunk)
-    by_warpgroups = has_warpgroups(index) and variant.fits_warpgroups
     blocks = nheads * batch * variant.slices
-    segment, segments = segments_of(chunks, blocks, index, by_warpgroups)
+    segment, segments = segments_of(chunks, blocks, index)
     sizes: tuple[int, ...] = (seqlen, nheads, nheads // B.shape[2], segment, segments)
     states_launch = pass_launch = None
-    if by_warpgroups:
-        variant = variant._replace(segments=segments)
-        grid = (nheads, segments, batch * variant.slices)
-        launch, sizes = variant.launch("ssd_forward_warpgroups", grid, index), sizes[:-1]
+    if (
+        has_warpgroups(index)
+        and variant.fits_warpgroups
+        and walks_along_time(chunks, blocks, index)
+    ):
+        segments, sizes = 1, sizes[:3]
+        grid = (nheads, 1, batch * variant.slices)
+        launch = variant.launch("ssd_forward_warpgroups", grid, index)
     else:
         grid = (nheads, batch * variant.slices, segments)
         launch = variant.launch("ssd_forward", grid, index)
@@ -342,7 +333,6 @@ def _plan(scan: Scan, is_aligned: bool, index: int) -> ForwardPlan:
             *(*x.stride()[:3], 0, 0, 0, *dt.stride(), *B.stride()[:3], *C.stride()[:3]),
             *sequence,
         ),
-        by_warpgroups,
         pass_launch,
         (nheads, segments),
         launch,
@@ -484,18 +474,19 @@ def has_warpgroups(index: int) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def segments_of(chunks: int, blocks: int, index: int, by_warpgroups: bool) -> tuple[int, int]:
-    """Chunks of a segment of time and the segments: one where the heads fill the GPU.
-
-    By warpgroups, those of a head are blocks of a cluster, and a multiprocessor has room for one.
-    """
+def segments_of(chunks: int, blocks: int, index: int) -> tuple[int, int]:
+    """Chunks of a segment of time and the segments: one where the heads fill the GPU."""
     wanted = 1
-    if by_warpgroups:
-        # Blocks of a cluster share one of the parts of a GPU that have some 16 multiprocessors.
-        parts, most = processors(index) // OF_PART, min(MOST_SEGMENTS, chunks // 2)
-        while wanted < most and blocks <= parts * (OF_PART // (wanted + 1)):
-            wanted += 1
-    elif 10 * blocks < 9 * processors(index):
+    if 10 * blocks < 9 * processors(index):
         wanted = min(chunks, max(1, 2 * processors(index) // blocks))
     length = -(-chunks // wanted)
     return length, -(-chunks // length)
+
+
+def walks_along_time(chunks: int, blocks: int, index: int) -> bool:
+    """Whether blocks that walk along all of time are done before segments by ``mma.sync`` are.
+
+    A walk takes 1.5 us a chunk whatever else the GPU does, the segments 3.1 us a chunk that each
+    multiprocessor works on, and 20 us for the two kernels ahead (one H200, ``notes-kernels.md``).
+    """
+    return chunks * (15 * processors(index) - 31 * blocks) <= 200 * processors(index)

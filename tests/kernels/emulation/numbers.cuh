@@ -52,7 +52,6 @@ struct Fibre {
     // The same of bulk copies.
     std::vector<std::function<void()>> bulk_copies;
     std::vector<size_t> bulk_committed;
-    bool at_cluster;
     bool done;
 };
 struct Group {
@@ -62,8 +61,8 @@ extern Index blockIdx, blockDim, gridDim;
 extern std::vector<Fibre> fibres;
 extern std::vector<Group> warps;
 extern Group block, first_threads, barriers[16];
-// The fibre that runs, and how many threads have arrived at the barrier of their cluster.
-extern int running, at_cluster;
+// The fibre that runs.
+extern int running;
 void give_way();
 #define threadIdx (fibres[running].threadIdx)
 

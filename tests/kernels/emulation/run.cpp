@@ -9,7 +9,7 @@ Index blockIdx, blockDim, gridDim;
 std::vector<Fibre> fibres;
 std::vector<Group> warps;
 Group block, first_threads, barriers[16];
-int running, at_cluster;
+int running;
 static ucontext_t scheduler;
 alignas(1024) uint4 memory[227 * 64];
 char* shared_begin = reinterpret_cast<char*>(memory);
@@ -20,10 +20,6 @@ void give_way() { swapcontext(&fibres[running].context, &scheduler); }
 static std::function<void()> body;
 static void enter() {
     body();
-    if (fibres[running].at_cluster) {
-        std::fprintf(stderr, "a thread has arrived at its cluster's barrier and ends\n");
-        std::abort();
-    }
     fibres[running].done = true;
     give_way();
 }
@@ -64,14 +60,13 @@ extern "C" void run(const long long* grid, const long long* block_size, long lon
                 std::memset(memory, 0xff, sizeof memory);
                 warps.assign((threads + 31) / 32, {0, 0});
                 block = first_threads = {0, 0};
-                at_cluster = 0;
                 std::fill(barriers, barriers + 16, Group{0, 0});
                 std::vector<int> order;
                 for (int i = 0; i < threads; ++i) {
                     Fibre& fibre = fibres[i];
                     fibre.threadIdx = {unsigned(i % width), unsigned(i / width), 0};
                     fibre.stack.resize(1 << 18);
-                    fibre.done = fibre.at_cluster = false;
+                    fibre.done = false;
                     getcontext(&fibre.context);
                     fibre.context.uc_stack.ss_sp = fibre.stack.data();
                     fibre.context.uc_stack.ss_size = fibre.stack.size();

@@ -10,16 +10,6 @@ void wait_for_products() {}
 template <int COUNT>
 void settle(float (&)[COUNT][4]) {}
 inline void show_to_products() {}
-#define __cluster_dims__(...)
-// Blocks run one after the other: those before have arrived, and those behind are not waited for.
-inline void arrive_at_cluster() {
-    fibres[running].at_cluster = true;
-    ++at_cluster;
-}
-inline void wait_for_cluster() {
-    while (at_cluster < static_cast<int>(fibres.size())) give_way();
-    fibres[running].at_cluster = false;
-}
 template <int COUNT>
 void leave_registers() {}
 template <int COUNT>
