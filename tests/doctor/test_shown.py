@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +27,14 @@ from jetson_mamba.startup.files import StartupFile
 from tests.doctor.facts import CUDA, FAILS, NOT_THERE, changed, served
 
 GIB = 1 << 30
+
+
+@pytest.fixture(autouse=True)
+def found_by_the_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands of this package go by their names."""
+    monkeypatch.setenv("PATH", os.path.dirname(sys.executable), prepend=os.pathsep)
+
+
 GONE = Package("triton", None, None, ())
 
 
@@ -211,7 +221,7 @@ def run(healthy: Facts, monkeypatch: pytest.MonkeyPatch) -> Any:
             facts=facts,
             findings=findings(facts),
             upstream_faults=faults,
-            as_json=lambda: {"folder": "/home/anna/x"},
+            as_json=lambda: {"folder": "/home/anna/x", "findings": []},
         )
         monkeypatch.setattr(command, "examine", lambda: report)
         given = {"as_json": False, "as_report": False, **options}

@@ -52,7 +52,9 @@ def transformers(
 
 
 def run(code: str, *folders: Path, python: str = sys.executable) -> str:
-    """What ``code`` prints in an interpreter that has the packages in ``folders`` and no others."""
+    """What ``code`` prints in an interpreter that has these folders' packages, a pip, no others."""
+    if folders:
+        (folders[0] / "pip.py").touch()
     done = subprocess.run(
         [python, "-S", "-B", "-W", "error", "-c", dedent(code)],
         env={

@@ -26,6 +26,7 @@ def told(folder: Path, text: str, files: dict[str, str], kind: str = "ModuleNotF
     """What is said where the target ``mamba_ssm.utils.generation`` is ``text``."""
     sandbox = Sandbox(folder)
     sandbox.generation.write_text(text)
+    (sandbox.site / "pip.py").touch()
     for name, content in files.items():
         (sandbox.site / name).write_text(content)
     return sandbox.output(IMPORT.format(kind=kind), options=("-W", "error", "-S"))

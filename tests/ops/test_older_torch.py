@@ -71,6 +71,7 @@ def test_the_dtype_of_autocast_is_that_of_the_device(
     on: dict[str, torch.dtype], knows_all: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(autocast, "torch", with_autocast(knows_all, **on))
+    monkeypatch.setattr(autocast, "_BY_TYPE", knows_all)
     for kind in ("cpu", "cuda"):
         assert autocast.autocast_dtype(torch.device(kind)) == on.get(kind)
 

@@ -62,7 +62,9 @@ def through_scan(x: Any) -> bool:
 
 def through_mixer(x: Any) -> bool:
     """The same of a mixer with four heads of one channel, and one state."""
-    return ops.through_mixer_autograd(zxbcdt=x, conv1d_weight=WEIGHT, A=HEADS, D=HEADS, headdim=1)
+    return ops.through_mixer_autograd(
+        zxbcdt=x, conv1d_weight=WEIGHT, dt_bias=HEADS, A=HEADS, D=HEADS, headdim=1
+    )
 
 
 def mapped(asked: Asked, x: Tensor) -> bool:
