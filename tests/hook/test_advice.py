@@ -326,6 +326,21 @@ def test_a_refused_text_is_replaced_by_a_release_only_where_that_helps(
     assert release is None or install in done.stderr
 
 
+@pytest.mark.parametrize("version", ["9.0", "2.2.4"])
+def test_a_text_that_was_not_installed_is_replaced_by_nothing(
+    version: str, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that somebody laid beside those of the release, or one elsewhere."""
+    published(sandbox, version, UNKNOWN_FORM)
+    monkeypatch.setattr(sys, "path", [str(sandbox.site), *sys.path])
+    own = sandbox.interface.with_name("own.py")
+    for path in (own, sandbox.folder / "elsewhere.py"):
+        path.write_text(UNKNOWN_FORM)
+        assert instead.replacement(str(path)) is None
+    assert instead.replacement(None) is None
+    assert instead.for_a_text(None).startswith("report its text to the authors of jetson_mamba")
+
+
 def test_advice_that_cannot_be_had_is_no_error(tmp_path: Path) -> None:
     """As with metadata that nobody can read; the module runs all the same."""
     sandbox = Sandbox(tmp_path)

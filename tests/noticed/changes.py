@@ -8,6 +8,7 @@ returns, and an element of a tuple, such as a part of a key.
 from __future__ import annotations
 
 import random
+import typing
 from itertools import zip_longest
 from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence, Tuple
 
@@ -62,6 +63,14 @@ def element_left_out(node: cst.Tuple) -> Iterator[cst.Tuple]:
             yield node.with_changes(elements=kept)
 
 
+# What a type checker reads, under a name of its own.
+ALIASES = m.Assign(
+    value=m.Subscript(value=m.Name(m.MatchIfTrue(lambda name: name in typing.__all__)))
+    | m.Call(func=m.Name("TypeVar"))
+)
+# Any case of it is the same encoding.
+ENCODING = m.SimpleString(m.MatchIfTrue(lambda text: text.lower() == '"utf-8"'))
+
 OPERATORS: Sequence[tuple[type, Operator]] = (
     *mutation_operators,
     (cst.If, removed_check),
@@ -87,6 +96,8 @@ class _Places(cst.CSTVisitor):
         if m.matches(node, m.SimpleStatementLine([m.Expr(m.SimpleString())])):  # a docstring
             return False
         if m.matches(node, m.Assign([m.AssignTarget(m.Name("__all__") | m.Name("__slots__"))])):
+            return False
+        if m.matches(node, ALIASES):
             return False
         if isinstance(node, (cst.FormattedString, cst.ConcatenatedString)):  # words for people
             return False
@@ -114,7 +125,7 @@ def sample(text: str, count: int, generator: random.Random) -> list[Change]:
     while len(drawn) < count and any(kinds.values()):
         name = generator.choice([each for each in names if kinds[each]])
         node, operator = kinds[name].pop()
-        changed = list(operator(node))
+        changed = [each for each in operator(node) if not m.matches(each, ENCODING)]
         if not changed:
             continue
         other = generator.choice(changed)

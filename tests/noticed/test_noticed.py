@@ -21,18 +21,20 @@ pytest.importorskip("mutmut")
 TEXT = '''"""A docstring."""
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Tuple, TypeVar
 
 if TYPE_CHECKING:
     import sys
 
 __all__ = ["key"]
+Key = Tuple[int, str]
+Of = TypeVar("Of", bound=Key)
 
 
 def key(x: int, limit: int = 3) -> tuple[int, str]:
     """Another, with a 1 in it."""
     if x < limit:
-        raise ValueError("words for people 1")
+        raise ValueError("words for people 1", "utf-8")
     return x, os.sep, "part"
 '''
 
@@ -49,7 +51,10 @@ def test_each_kind_of_change_is_made_in_one_place_of_what_runs() -> None:
         ('"""Another, with a 1 in it."""', "pass"),
     ):
         assert (before, after) in made
-    left_out = {after for before, after in made if before.startswith("return x")}
+    after_all = {after for _, after in made}
+    assert not any("UTF-8" in each for each in after_all)
+    assert any("XXutf-8XX" in each for each in after_all)
+    left_out = {after.rstrip(",") for before, after in made if before.startswith("return x")}
     assert left_out & {'return os.sep, "part"', 'return x, "part"', "return x, os.sep"}
     for each in drawn:
         compile(each.text, "changed", "exec")
