@@ -15,10 +15,12 @@ from jetson_mamba.report import bench_plot
 from jetson_mamba.report.documents import TimedBackend, TimedRow, Timings
 
 DRAWN = Path(__file__).with_name("drawn.txt")
-BACKENDS = tuple(TimedBackend("scan", name, "1", {}) for name in ("cuda", "pytorch", "absent"))
+NAMES = ("cuda", "pytorch", "triton", "extension", "package", "sixth", "absent")
+BACKENDS = tuple(TimedBackend("scan", name, "1", {}) for name in NAMES)
+TIMES = dict(zip(NAMES[:-1], (3.0, 30.0, 4.0, 5.0, 6.0, 8.0)))
 ROWS = tuple(
     TimedRow("scan", way, 1, 64, 100, "bfloat16", "BDL", 2.0, times, {}, None)
-    for way, times in (("forward", {"cuda": 3.0, "pytorch": 30.0}), ("backward", {"cuda": 7.0}))
+    for way, times in (("forward", TIMES), ("backward", {"cuda": 7.0}))
 )
 TIMINGS = Timings("cuda", "Orin", "0.1", "2.9", "12.6", "580", 1234e3, BACKENDS, ROWS)
 MODELS = tuple(Trained(kind, 9, [3.0, 2.0, 1.0], 1.5, 1.0, "") for kind in ("Mamba", "Mamba2"))
