@@ -54,13 +54,14 @@ class Case:
     """A loader of ours around another, what looks for its copy, and the module."""
 
     def __init__(self, name: str, monkeypatch: pytest.MonkeyPatch, original: Any = None) -> None:
-        self.original: Any = original or Runs()
+        original = original or Runs()
+        self.original: Any = original
         self.copy: Any = None
         self.of_copy = Runs("/copy.py")
         self.looked: list[Any] = []
         self.sentences: list[str] = []
         self.finder = Finder("on", True)
-        self.spec: Any = ModuleSpec(name, self.original, origin="/x.py")
+        self.spec: Any = ModuleSpec(name, original, origin="/x.py")
         self.spec.cached = "/x.pyc"
         target = TARGET if name == ELSEWHERE else name
         loader: Any = Loader(self.finder, self.spec, target)

@@ -227,6 +227,7 @@ def test_the_first_of_the_finders_that_has_it_counts(
     assert found is not None
     made: Any = found.loader
     assert isinstance(made.original, OfOlder)
+    assert ours().find_spec(TARGETS[2], ["/path"]) is None
     monkeypatch.setattr(sys, "version_info", (3, 12, 0))
     assert ours().find_spec(TARGETS[1], ["/path"]) is None
 
@@ -259,6 +260,23 @@ def test_a_target_that_stays_is_said_once_for_each_reason() -> None:
     assert strict.outcomes == {}
     with pytest.warns(RuntimeWarning):
         assert loader.leave(finder, "c", "x", "y").startswith("c stays as it is installed: x. ")
+
+
+def test_it_is_said_of_the_statement_that_imports() -> None:
+    """Past the one that calls, and what the import system has between."""
+
+    def statement() -> Any:
+        return called()
+
+    def called() -> Any:
+        return between()
+
+    def between() -> Any:
+        return loader.leave(finder_of("on"), "a", "x", "y")
+
+    with pytest.warns(RuntimeWarning) as caught:
+        statement()
+    assert caught[0].lineno == statement.__code__.co_firstlineno + 1
 
 
 def imported(monkeypatch: pytest.MonkeyPatch, name: str, own: Any) -> None:

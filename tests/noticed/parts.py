@@ -26,9 +26,10 @@ OWN = {
     "hook/snapshot": "cli/test_status.py doctor/test_symptoms_of_the_hook.py",
     "hook/runner": "cli/test_run.py",
     "hook/unserved": "hook/test_package.py hook/test_unserved.py",
-    "hook/loader": "hook/test_specs.py hook/test_loader*.py hook/test_create_module.py hook/test_package.py "
-    "hook/test_import.py hook/test_joining.py",
-    "finder": "hook/test_specs.py hook/test_once.py hook/test_import.py hook/test_other_packages.py hook/test_joining.py",
+    "hook/loader": "hook/test_specs.py hook/test_loader*.py hook/test_create_module.py "
+    "hook/test_package.py hook/test_import.py hook/test_joining.py",
+    "finder": "hook/test_specs.py hook/test_once.py hook/test_import.py "
+    "hook/test_other_packages.py hook/test_joining.py",
     "rewrite": "rewrite hook/test_rewrite.py",
     "texts": "rewrite/test_closure.py hook/test_package.py hook/test_names_beside.py",
     "cache": "hook/test_cache_folder.py faults/test_cache.py",
