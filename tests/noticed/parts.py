@@ -24,7 +24,7 @@ OWN = {
     "hook/test_import.py cli/test_diff.py faults/test_cache.py releases/test_copies.py",
     "hook/stand_in": "hook/test_stand_in*.py hook/test_doors*.py",
     "hook/snapshot": "cli/test_status.py doctor/test_symptoms_of_the_hook.py",
-    "hook/runner": "cli/test_run.py",
+    "hook/runner": "cli/test_runner.py cli/test_run.py",
     "hook/unserved": "hook/test_package.py hook/test_unserved.py",
     "hook/loader": "hook/test_specs.py hook/test_loader*.py hook/test_create_module.py "
     "hook/test_package.py hook/test_import.py hook/test_joining.py",
@@ -34,7 +34,7 @@ OWN = {
     "texts": "rewrite/test_closure.py hook/test_package.py hook/test_names_beside.py",
     "cache": "hook/test_cache_folder.py faults/test_cache.py",
     "forks": "ops/test_forks.py",
-    "advice": "hook/test_advice.py",
+    "advice": "hook/test_origin.py hook/test_advice.py",
     "startup": "hook/test_startup_files.py hook/test_package.py cli/test_enable.py "
     "faults/test_start.py hook/test_activation.py",
     "__init__": "hook/test_package.py hook/test_once.py hook/test_import.py",
@@ -140,7 +140,7 @@ OWN = {
     "cli/doctor": "doctor/test_shown.py cli/test_doctor.py",
     "cli/export": "cli/test_export_*.py export/test_files.py",
     "installing": "installing cli/test_install.py",
-    "releases": "installing hook/test_package.py hook/test_advice.py",
+    "releases": "installing hook/test_origin.py hook/test_advice.py hook/test_package.py",
     "cli/output": "cli/test_paragraphs.py cli/test_widths.py",
     "cli/run": "cli/test_paragraphs.py cli/test_run.py",
     "demo": "cli/test_pictures.py cli/test_demo.py",
