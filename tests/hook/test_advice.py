@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib
 import json
 import os
 import shlex
@@ -200,6 +201,28 @@ def test_root_needs_no_sudo_which_a_container_does_not_have(
         assert advice.apt("x") == expected
         named = libraries.command("libcudss.so.0: cannot open shared object file", "6.2")
         assert named is not None and named.count("sudo ") == (3 if user else 0)
+
+
+def test_where_nobody_is_root_there_is_no_sudo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "geteuid")
+    assert advice.apt("x") == "apt-get install x"
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [("# Pip.\n__version__ = '23.1'\n", "23.1"), ('__version__ = "9"', "9"), ("x = 1", "0")],
+)
+def test_the_version_of_a_pip_is_read_from_its_text(
+    text: str, version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert not advice.has_pip() and advice.version_of_pip() == "0"
+    assert not advice.has_ensurepip()
+    (tmp_path / "ensurepip.py").touch()
+    (tmp_path / "pip.py").write_text(text)
+    importlib.invalidate_caches()
+    assert advice.has_pip() and advice.version_of_pip() == version
+    assert advice.has_ensurepip()
 
 
 @pytest.mark.parametrize("there", ["beside", "of the user", "of another", "nowhere"])

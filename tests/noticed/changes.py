@@ -14,7 +14,7 @@ from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence, Tupl
 
 import libcst as cst
 import libcst.matchers as m
-from mutmut.mutation.mutators import mutation_operators
+from mutmut.mutation.mutators import mutation_operators, operator_assignment
 
 Operator = Callable[[Any], Iterable[cst.CSTNode]]
 Place = Tuple[cst.CSTNode, Operator]
@@ -68,6 +68,7 @@ ALIASES = m.Assign(
     value=m.Subscript(value=m.Name(m.MatchIfTrue(lambda name: name in typing.__all__)))
     | m.Call(func=m.Name("TypeVar"))
 )
+FALSE = m.Assign(value=m.Name("False")) | m.AnnAssign(value=m.Name("False"))
 # Any case of it is the same encoding.
 ENCODING = m.SimpleString(m.MatchIfTrue(lambda text: text.lower() == '"utf-8"'))
 
@@ -105,7 +106,9 @@ class _Places(cst.CSTVisitor):
         if isinstance(node, cst.SimpleString) and (" " in node.value or "->" in node.value):
             return False
         for kind, operator in OPERATORS:
-            if isinstance(node, kind):
+            # For most readers nothing is as false as False.
+            says_false = operator is operator_assignment and m.matches(node, FALSE)
+            if isinstance(node, kind) and not says_false:
                 self.found.append((node, operator))
         return True
 

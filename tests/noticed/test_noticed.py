@@ -33,6 +33,7 @@ Of = TypeVar("Of", bound=Key)
 
 def key(x: int, limit: int = 3) -> tuple[int, str]:
     """Another, with a 1 in it."""
+    flag: bool = False
     if x < limit:
         raise ValueError("words for people 1", "utf-8")
     return x, os.sep, "part"
@@ -52,6 +53,8 @@ def test_each_kind_of_change_is_made_in_one_place_of_what_runs() -> None:
     ):
         assert (before, after) in made
     after_all = {after for _, after in made}
+    assert ("flag: bool = False", "flag: bool = True") in made
+    assert "flag: bool = None" not in after_all
     assert not any("UTF-8" in each for each in after_all)
     assert any("XXutf-8XX" in each for each in after_all)
     left_out = {after.rstrip(",") for before, after in made if before.startswith("return x")}

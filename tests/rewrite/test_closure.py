@@ -278,3 +278,21 @@ def test_an_index_is_known_by_what_it_is_in_any_python(
     assert all(name in expected for name in "xc")
     node.slice = older(node.slice)
     assert _Spelling(module).of(node) == expected
+
+
+def test_what_stands_for_an_extension_that_is_missing_is_in_the_digest(package: Path) -> None:
+    """None is not: it is what the edit makes of no import at all."""
+    own = "try:\n    from causal_conv1d import conv\nexcept ImportError:\n    {}\nimport torch\n"
+    change(package, MAIN, "import torch\n", own.format("from .helpers import scale as conv"))
+    change(package, MAIN, "return Fn.apply(x, limits)", "return Fn.apply(conv(x), limits)")
+    change(package, MAIN, "scaled(total, by=FACTOR)", "total")
+    first = digest(package)
+    change(package, "ops/triton/helpers.py", "x / by", "by / x")
+    second = digest(package)
+    assert first != second
+    change(package, MAIN, "from .helpers import scale as conv", "conv = None")
+    third = digest(package)
+    assert third not in (first, second)
+    tried = own.format("conv = None")
+    change(package, MAIN, tried, "from causal_conv1d import conv\nimport torch\n")
+    assert digest(package) == third
