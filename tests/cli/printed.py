@@ -211,6 +211,56 @@ def verify(*rows: documents.VerifiedRow, passed: bool) -> Callable[[], None]:
     return command
 
 
+def verifying() -> None:
+    """``verify``, row by row."""
+    found: Any = import_module(f"{CLI}.verify")
+    report = "jetson_mamba.report.verify"
+    state = SimpleNamespace(targets=(), selections=(), backends=())
+    with ExitStack() as stack:
+        for name, value in (
+            (f"{CLI}.verify.torch_device", lambda name: name),
+            (f"{CLI}.verify.mamba_ssm", lambda: SimpleNamespace(__version__="2.3.1")),
+            (f"{CLI}.verify.jetson_mamba.status", lambda: state),
+            ("torch.__version__", "2.9.0"),
+            (f"{report}.functions", lambda: "some"),
+            (f"{report}.row_count", len),
+            (f"{report}.rows", lambda device, functions: iter(ROWS)),
+        ):
+            stack.enter_context(patch(name, value))
+        found.verify(device="cpu", as_json=False)
+
+
+class Run:
+    """A run of ``bench``, of two cases."""
+
+    def __init__(self, device: Any, ops: Any, dtypes: Any, rep: int) -> None:
+        self.given = (device.type, ops, dtypes, rep)
+        sizes = ((1, 64, 100), (2, 64, 100))
+        self.cases = [SimpleNamespace(op="scan", size=size) for size in sizes]
+
+    def rows(self, case: Any) -> list[TimedRow]:
+        """One that lacks memory."""
+        return [row("forward", batch=case.size[0], failures={"cuda": "out of memory"})]
+
+    def result(self, rows: list[TimedRow]) -> Timings:
+        """With what it was asked for in the place of a name."""
+        return dataclasses.replace(BARE, name=repr(self.given), rows=tuple(rows))
+
+
+def benching(device: str | None, dtype: str | None) -> Callable[[], None]:
+    """``bench``, case by case."""
+
+    def command() -> None:
+        with patch(f"{CLI}.bench.torch_device", lambda name: SimpleNamespace(type="cpu")), patch(
+            "jetson_mamba.report.bench.Run", Run
+        ):
+            import_module(f"{CLI}.bench").bench(
+                op=None, dtype=dtype, device=device, rep=7, plot=None, as_json=False
+            )
+
+    return command
+
+
 def bench(found: Timings) -> Callable[[], None]:
     """``bench`` that has measured this."""
 
@@ -322,6 +372,9 @@ COMMANDS: dict[str, Callable[[], None]] = {
     "status that is switched off": status(mode="off", active=False, by=None),
     "verify": verify(*ROWS[:1], passed=True),
     "verify that fails": verify(*ROWS, passed=False),
+    "verify, as it goes": verifying,
+    "bench, as it goes": benching(None, "bf16"),
+    "bench of a device and a dtype": benching("cpu", "float32"),
     "bench": bench(TIMINGS),
     "bench of nothing": bench(BARE),
     "install": install(WORK),

@@ -354,3 +354,12 @@ def test_what_any_module_has_is_no_function_of_an_extension() -> None:
         assert ".__dir__()" in written
         with pytest.raises(Refused, match="in a way that is not a call in a known form"):
             rewrite(f"import {name}\nn = {name}.unknown()\n", OVERRIDE)
+
+
+@pytest.mark.parametrize("function", ["table[0]", "chosen()", "(a or b)", "(lambda name: name)"])
+def test_a_function_that_has_no_name_asks_for_no_module(function: str) -> None:
+    text = f'import selective_scan_cuda\nn = {function}("causal_conv1d_cuda", out_dtype=1)\n'
+    found = rewrite(text, OVERRIDE)
+    assert f'{function}("causal_conv1d_cuda", out_dtype=1)' in found.text
+    ((what, why),) = found.left_out
+    assert (what, why) == ("causal_conv1d_cuda in a string on line 2", "it is no import")
