@@ -101,6 +101,17 @@ def test_a_change_is_noticed_by_the_test_that_fails_and_undone(tmp_path: Path) -
         assert (tmp_path / file).read_text() == text
 
 
+def test_no_bytecode_is_left_of_a_module_that_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "package.py"
+    kept = tmp_path / "__pycache__"
+    kept.mkdir()
+    for name in ("package.cpython-312.pyc", "package.cpython-312.opt-1.pyc", "package_b.x.pyc"):
+        (kept / name).touch()
+    noticed.write(file, "x = 1\n")
+    assert [each.name for each in kept.iterdir()] == ["package_b.x.pyc"]
+    assert file.read_text() == "x = 1\n"
+
+
 def test_a_test_that_fails_without_a_change_notices_nothing(tmp_path: Path) -> None:
     (tmp_path / "package.py").write_text("x = 1\n")
     (tmp_path / "test_it.py").write_text("def test_it():\n    raise ValueError\n")
