@@ -143,7 +143,7 @@ OWN = {
     "releases": "installing hook/test_origin.py hook/test_advice.py hook/test_package.py",
     "cli/output": "cli/test_paragraphs.py cli/test_widths.py",
     "cli/run": "cli/test_paragraphs.py cli/test_run.py",
-    "demo": "cli/test_pictures.py cli/test_demo.py",
+    "demo": "cli/test_training.py cli/test_pictures.py cli/test_demo.py",
     "report/bench_plot": "cli/test_pictures.py cli/test_bench.py",
 }
 # What is held of all commands: their options, how these are completed and what the page says.
