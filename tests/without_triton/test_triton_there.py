@@ -127,6 +127,29 @@ def test_a_triton_that_is_none_cannot_be_imported(
     assert not triton_there.is_importable()
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError("\n no libcuda: x\nand more"), "OSError: no libcuda: x"),
+        (ImportError("one line"), "ImportError: one line"),
+        (ValueError(), "ValueError: "),
+    ],
+)
+def test_what_a_broken_triton_raises_is_said_in_one_line(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Raises:
+        @staticmethod
+        def find_spec(name: str, *_: object) -> None:
+            if name == "triton":
+                raise error
+
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Raises, *sys.meta_path])
+    found = triton_there._imported.__wrapped__()
+    assert found == (None, f"Triton cannot be imported ({said})")
+
+
 def reasons(
     monkeypatch: pytest.MonkeyPatch, module: ModuleType | None
 ) -> Callable[..., str | None]:
