@@ -296,3 +296,21 @@ def test_what_stands_for_an_extension_that_is_missing_is_in_the_digest(package: 
     tried = own.format("conv = None")
     change(package, MAIN, tried, "from causal_conv1d import conv\nimport torch\n")
     assert digest(package) == third
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import mamba_ssm.ops.triton.kernels as k\nlaunch = k.launch\n",
+        "import math, mamba_ssm.ops.triton.kernels as k; launch = k.launch\n",
+        "from mamba_ssm.ops.triton import kernels as k\nlaunch = k.launch\n",
+        "from . import kernels as k\nlaunch = k.launch\n",
+    ],
+)
+def test_a_copy_is_kept_by_the_modules_of_every_form_of_an_import(
+    imports: str, package: Path
+) -> None:
+    change(package, MAIN, "from mamba_ssm.ops.triton.kernels import launch\n", imports)
+    before = key(package)
+    change(package, "ops/triton/kernels.py", "x * SIZE", "x + SIZE")
+    assert key(package) != before

@@ -363,3 +363,21 @@ def test_a_function_that_has_no_name_asks_for_no_module(function: str) -> None:
     assert f'{function}("causal_conv1d_cuda", out_dtype=1)' in found.text
     ((what, why),) = found.left_out
     assert (what, why) == ("causal_conv1d_cuda in a string on line 2", "it is no import")
+
+
+def test_a_module_of_the_texts_own_package_is_no_extension() -> None:
+    own = "from .causal_conv1d import f\nfrom . import causal_conv1d_cuda\n"
+    found = rewrite(f"import selective_scan_cuda\n{own}", OVERRIDE)
+    assert found.text.endswith(own) and found.left_out == ()
+
+
+def test_of_a_text_in_which_nothing_is_replaced_each_reason_is_told() -> None:
+    text = "from causal_conv1d import one\nfrom selective_scan_cuda import two\n"
+    with pytest.raises(Refused) as raised:
+        rewrite(text, OVERRIDE)
+    stays = "; the import of {} on line {} stays: nothing of jetson_mamba stands for {}"
+    assert str(raised.value) == (
+        "nothing in it is what this override replaces"
+        + stays.format("causal_conv1d", 1, "one")
+        + stays.format("selective_scan_cuda", 2, "two")
+    )

@@ -79,6 +79,7 @@ def written(statement: str) -> Callable[[Draft, ast.stmt], None]:
         (twice, "two edits overlap"),
         (written("import causal_conv1d_cuda"), "still imports causal_conv1d_cuda"),
         (written("from causal_conv1d import f"), "still imports causal_conv1d"),
+        (written("from causal_conv1d.cpp_functions import f"), "imports causal_conv1d.cpp_func"),
         (written("import causal_conv1d.cpp_functions as f"), "imports causal_conv1d.cpp_functions"),
     ],
 )

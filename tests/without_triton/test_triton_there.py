@@ -247,3 +247,11 @@ def test_a_language_that_is_not_installed_is_known_at_once_and_not_warned_of(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         kernel_packages.note("mamba_ssm.x", said)
+
+
+def test_what_is_allocated_lies_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = ModuleType("torch")
+    vars(torch).update(int8="int8", empty=lambda size, **options: (size, options))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    assert triton_there._allocate(5, 16, None) == (5, {"device": "cuda", "dtype": "int8"})
+    assert "jetson-mamba doctor" in triton_there.advice()
