@@ -277,6 +277,37 @@ def test_the_cases_are_every_size_dtype_and_layout(monkeypatch: pytest.MonkeyPat
         ]
 
 
+def test_what_is_timed_is_the_call_of_a_model() -> None:
+    """Its arguments are those of the sizes, and drawn alike for every backend."""
+    size = bench.Size(2, 8, 16)
+    for layout in ("BDL", "BLD"):
+        case = bench.Case("causal_conv1d", size, "bfloat16", layout)
+        forward: Any = bench._PASSES["causal_conv1d"](case, CPU)["forward"]
+        backward: Any = bench._PASSES["causal_conv1d"](case, CPU)["backward"]
+        x, weight, bias = forward.args
+        assert (x.shape, weight.shape, bias.shape) == ((2, 8, 16), (8, 4), (8,))
+        assert x.dtype == weight.dtype == torch.bfloat16
+        assert x.stride(-1 if layout == "BDL" else 1) == 1
+        assert forward.keywords == {"activation": "silu"}
+        assert all(torch.equal(*pair) for pair in zip(forward.args, backward.args))
+        dout, dx = backward.args[3], backward.keywords["dx"]
+        assert dout.shape == dx.shape == x.shape and dout.stride() == dx.stride() == x.stride()
+        assert backward.keywords["activation"] == "silu" and not torch.equal(dout, x)
+    case = bench.Case("selective_scan", size, "float32", "BDL")
+    passes: Any = bench._PASSES["selective_scan"](case, CPU)
+    u, delta, A, B, C, D, z, bias, softplus = passes["forward"].args
+    assert softplus is True
+    assert u.shape == delta.shape == z.shape == (2, 8, 16) and A.shape == (8, 16)
+    assert B.shape == C.shape == (2, 1, 16, 16)
+    assert A[3].tolist() == [-float(state) for state in range(1, 17)]
+    assert D.tolist() == [1.0] * 8 and bias.tolist() == [-2.0] * 8
+    *given, dout, x, out, dz, softplus, recompute = passes["backward"].args
+    assert all(torch.equal(*pair) for pair in zip(given, passes["forward"].args[:8]))
+    assert (dz, softplus, recompute) == (None, True, False) and dout.shape == u.shape
+    right, states, _ = passes["forward"]()
+    assert torch.equal(out, right) and torch.equal(x, states)
+
+
 class ImitatedGpu:
     """A clock that goes on with each call, and events that read it."""
 

@@ -375,7 +375,7 @@ def test_a_call_of_any_release_means_what_it_meant_there(
         called.append((given, named))
         return [result] * 4 if kind == "bwd" else result
 
-    monkeypatch.setattr(stand_in.ops, f"causal_conv1d_{op}", noted)
+    monkeypatch.setattr(f"jetson_mamba.ops.causal_conv1d_{op}", noted)
     names = IN_ORDER[kind][count].split()
     first = [f"first {place}" for place in range(count - len(names))]
     into = {"out", "dweight", "dbias", "dinitial_states"}

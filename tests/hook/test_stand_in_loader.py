@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from jetson_mamba.hook import stand_in
-from jetson_mamba.hook.stand_in import PACKAGE, StandInLoader
+from jetson_mamba.hook.stand_in import PACKAGE, StandInLoader, metadata
 
 EXTENSION = "causal_conv1d_cuda"
 REASON = "__jetson_mamba_reason__"
@@ -225,3 +225,12 @@ def test_what_else_is_asked_of_the_loader_is_the_others() -> None:
     for name in ("_private", "__wrapped__", "absent"):
         with pytest.raises(AttributeError, match=name):
             getattr(loader, name)
+
+
+def test_the_metadata_has_a_name_a_version_and_a_place() -> None:
+    made = metadata.StandIn()
+    for name in ("METADATA", "PKG-INFO"):
+        assert "Name: causal-conv1d\nVersion: 1.7.0+jetson.mamba\n" in (made.read_text(name) or "")
+    assert made.read_text("RECORD") is None
+    assert made.locate_file("causal_conv1d/x.py") == f"{stand_in.FOLDER}/causal_conv1d/x.py"
+    assert made.version == metadata.VERSION and made.metadata["Name"] == "causal-conv1d"

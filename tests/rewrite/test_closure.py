@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import sys
 from pathlib import Path
 from textwrap import dedent
@@ -10,6 +11,8 @@ from typing import Any, Callable
 
 import pytest
 
+from jetson_mamba import overrides
+from jetson_mamba.rewrite import known as of_releases
 from jetson_mamba.rewrite.closure import _Module, _Spelling, closure
 from jetson_mamba.texts import Texts, digest_beside
 from tools import known
@@ -314,3 +317,14 @@ def test_a_copy_is_kept_by_the_modules_of_every_form_of_an_import(
     before = key(package)
     change(package, "ops/triton/kernels.py", "x * SIZE", "x + SIZE")
     assert key(package) != before
+
+
+def test_what_is_known_is_of_the_releases_and_of_what_will_be_one() -> None:
+    """Each file adds to the other, also where both have a function."""
+    found = of_releases._digests()
+    for name in ("known.json", "unreleased.json"):
+        declared = json.loads((overrides.folder() / name).read_text())
+        assert declared
+        for target, functions in declared.items():
+            for function, digests in functions.items():
+                assert digests.items() <= found[target][function].items()
