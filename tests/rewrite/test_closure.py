@@ -328,3 +328,29 @@ def test_what_is_known_is_of_the_releases_and_of_what_will_be_one() -> None:
         for target, functions in declared.items():
             for function, digests in functions.items():
                 assert digests.items() <= found[target][function].items()
+
+
+@pytest.mark.parametrize(
+    "helper",
+    [
+        "def helper(x): return x + 1\n",
+        "async def helper(x): return x + 1\n",
+        "class helper:\n    more = 1 + 1\n",
+        "helper = 1 + 1\n",
+        "helper: int = 1 + 1\n",
+        "helper, other = 1 + 1, 2\n",
+        "(other, [helper, *rest]) = 1, (1 + 1, 2)\n",
+        "if FACTOR:\n    helper = 1 + 1\n",
+        "try:\n    helper = 1 + 1\nfinally:\n    pass\n",
+        "for helper in (1 + 1,): pass\n",
+        "with open(1 + 1) as helper: pass\n",
+        "if (helper := 1 + 1): pass\n",
+    ],
+)
+def test_what_binds_a_name_that_is_used_is_in_the_digest(helper: str, package: Path) -> None:
+    change(package, MAIN, "def run(", f"{helper}def run(")
+    change(package, MAIN, "return Fn.apply(x, limits)", "return Fn.apply(x, limits, helper)")
+    before = digest(package)
+    other = helper.replace("+ 1", "+ 2")
+    change(package, MAIN, helper, other)
+    assert digest(package) != before

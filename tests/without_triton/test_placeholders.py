@@ -57,6 +57,8 @@ def test_whatever_decorates_a_function_makes_a_kernel_that_tells_what_it_was_tol
     assert (tuned.configs, tuned.key) == ([1], ["x"])
     found: Any = triton.heuristics({"x": 1})(triton.jit(function))
     assert found.values == {"x": 1}
+    usual = triton.Config({})
+    assert (usual.num_warps, usual.num_stages, usual.num_ctas, usual.pre_hook) == (4, 2, 1, None)
     config = triton.Config({"BLOCK": 8}, num_warps=2)
     assert (config.kwargs, config.num_warps, config.num_stages) == ({"BLOCK": 8}, 2, 2)
 
