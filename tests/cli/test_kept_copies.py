@@ -1,4 +1,4 @@
-"""Which copies are kept where, of which module each is, and which of them serve what is here."""
+"""Each copy that is kept is told with its module, its place, its use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the models of the demo are trained and tested."""
+"""How the models of the demo are trained."""
 
 from __future__ import annotations
 

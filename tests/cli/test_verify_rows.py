@@ -1,4 +1,4 @@
-"""What a row of ``verify`` measures: the sizes, what is drawn, and which errors count."""
+"""What a row of ``verify`` measures."""
 
 from __future__ import annotations
 

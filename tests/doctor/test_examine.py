@@ -1,4 +1,4 @@
-"""What the doctor asks for, and where in its report each answer stands."""
+"""Each answer that the doctor asks for stands in its place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the ops are asked on each device, and what is told of their answers."""
+"""What the ops are asked on each device."""
 
 from __future__ import annotations
 

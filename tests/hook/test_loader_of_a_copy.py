@@ -1,4 +1,4 @@
-"""What the loader of a target runs, and what it remembers of that."""
+"""What the loader of a target runs."""
 
 from __future__ import annotations
 

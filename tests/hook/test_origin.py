@@ -1,4 +1,4 @@
-"""Where this package, and a refused mamba-ssm, came from, by what installers have written down."""
+"""Where a package came from, by what installers have written down."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which spec the hook has for each module that it is asked for, and what it says of those."""
+"""Which spec the hook has for each module that it is asked for."""
 
 from __future__ import annotations
 

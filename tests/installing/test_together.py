@@ -1,4 +1,4 @@
-"""The facts about published packages, each as their metadata and texts have it."""
+"""The facts about published packages, as their metadata has them."""
 
 from __future__ import annotations
 
