@@ -351,6 +351,36 @@ def trained() -> None:
     demo.written.console().print(demo._results(models))
 
 
+def training(*losses: float) -> Callable[[], None]:
+    """The training of a model in ``demo``, of which these are the losses."""
+
+    def command() -> None:
+        demo: Any = import_module(f"{CLI}.demo")
+        corpus = SimpleNamespace(alphabet="ab", prompt=lambda: "a prompt")
+        model = SimpleNamespace(parameters=lambda: (SimpleNamespace(numel=lambda: 7),) * 2)
+        made: list[Any] = []
+
+        def build(*given: Any) -> Any:
+            made.append(given)
+            return model
+
+        with ExitStack() as stack:
+            for name, value in (
+                (f"{CLI}.demo.models.build", build),
+                ("jetson_mamba.demo.training.train", lambda *given: iter(losses)),
+                ("jetson_mamba.demo.training.test", lambda *given: 1.5),
+                ("jetson_mamba.demo.training.sample", lambda *given: repr(given[2:])),
+                ("torch.manual_seed", made.append),
+                ("time.perf_counter", iter((1.0, 3.5)).__next__),
+            ):
+                stack.enter_context(patch(name, value))
+            console = demo.written.console()
+            found = demo._train(console, "package", "Mamba", corpus, "cpu", 9, 12, 3)
+        console.print(repr(found), repr(made))
+
+    return command
+
+
 def export(*files: Any) -> Callable[[], None]:
     """``export`` that has written these files."""
 
@@ -391,6 +421,8 @@ COMMANDS: dict[str, Callable[[], None]] = {
     "disable again": startup("disable", [], True, ()),
     "schema": schema,
     "demo": trained,
+    "demo, as it goes": training(2.0, 1.25),
+    "demo that fails": training(2.0, float("nan"), 1.0),
     "export": export(EXPORTED, PLAIN),
     "export of one size": export(PLAIN),
 }

@@ -107,6 +107,8 @@ def test_a_call_that_is_none_names_the_function(name: str) -> None:
             f"selective_scan_cuda_{name}.{call}(): incompatible function arguments: "
             f"expected {counts}, found 7"
         )
+        with pytest.raises(TypeError, match=rf"expected {counts}, found 15"):
+            getattr(MODULES[name], call)(*given, *[True] * 8)
 
 
 @pytest.mark.parametrize("lacks", ["D", "delta_bias", "both"])
