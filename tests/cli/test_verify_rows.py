@@ -62,6 +62,7 @@ def test_a_function_is_given_what_a_model_gives_it(function: verify.Function) ->
     for name, each in given.items():
         value = -math.e if name == "A" else SCALES.get(name, 1.0)
         torch.testing.assert_close(each, torch.full_like(each, value))
+    assert function.kept_in_float32 == {"A", "D", "delta_bias", "dt_bias"}
     called: list[Any] = []
 
     def noted(**keywords: Any) -> Tensor:

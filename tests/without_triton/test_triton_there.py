@@ -255,3 +255,11 @@ def test_what_is_allocated_lies_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "torch", torch)
     assert triton_there._allocate(5, 16, None) == (5, {"device": "cuda", "dtype": "int8"})
     assert "jetson-mamba doctor" in triton_there.advice()
+
+
+def test_until_a_text_is_imported_without_it_there_is_said_to_be_none() -> None:
+    spec = importlib.util.find_spec(triton_there.__name__)
+    assert spec is not None and spec.loader is not None
+    anew = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(anew)
+    assert anew.reason() == triton_there.NOT_INSTALLED and anew._said is False
