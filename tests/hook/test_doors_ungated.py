@@ -112,7 +112,7 @@ def test_a_call_that_is_none_names_the_function(name: str) -> None:
 
 
 @pytest.mark.parametrize("lacks", ["D", "delta_bias", "both"])
-@pytest.mark.parametrize("runs", [1, 4])
+@pytest.mark.parametrize("runs", [1, 4, 8])
 def test_what_is_not_given_has_no_gradient(lacks: str, runs: int) -> None:
     given: list[Any] = arguments(torch.float64, runs=runs)
     places = [place for place, name in ((5, "D"), (6, "delta_bias")) if lacks in (name, "both")]
