@@ -18,6 +18,11 @@ from mutmut.mutation.mutators import mutation_operators
 Operator = Callable[[Any], Iterable[cst.CSTNode]]
 Place = Tuple[cst.CSTNode, Operator]
 PASS = cst.SimpleStatementLine([cst.Pass()])
+# A name of a type stands in annotations alone, and so never runs.
+_OF_TYPES = ("Callable", "Dict", "List", "Mapping", "Optional", "Sequence", "Tuple", "Union")
+TYPE = m.Call(m.Name("TypeVar")) | m.Subscript(
+    m.MatchIfTrue(lambda node: isinstance(node, cst.Name) and node.value in _OF_TYPES)
+)
 
 
 class Change(NamedTuple):
@@ -87,6 +92,8 @@ class _Places(cst.CSTVisitor):
         if m.matches(node, m.SimpleStatementLine([m.Expr(m.SimpleString())])):  # a docstring
             return False
         if m.matches(node, m.Assign([m.AssignTarget(m.Name("__all__") | m.Name("__slots__"))])):
+            return False
+        if m.matches(node, m.Assign([m.AtLeastN(m.AssignTarget(m.Name()), n=1)], value=TYPE)):
             return False
         if isinstance(node, (cst.FormattedString, cst.ConcatenatedString)):  # words for people
             return False
