@@ -144,6 +144,8 @@ OWN = {
 }
 # What is held of all commands: their options, how these are completed and what the page says.
 OF_COMMANDS = "cli/test_completion.py cli/test_bad_input.py docs/test_reference.py"
+# And of all ops: what they take where nothing is given, and the sizes that were measured.
+OF_OPS = "ops/test_defaults.py ops/test_measured.py"
 ALL = {
     "hook": "hook faults imports "
     "cli/test_status.py releases/test_bundle.py releases/test_blocks.py",
@@ -178,7 +180,8 @@ def tests(part: str, file: Path) -> tuple[list[str], list[str]]:
     name = "/".join(file.parts[1:])
     own = max((each for each in OWN if name.startswith(each)), key=len, default="")
     like = " ".join(_called(file.stem)) if not own else OWN[own]
-    first = _files(f"{like} {OF_COMMANDS}" if name.startswith("cli/") else like)
+    of_all = {"report": OF_COMMANDS if name.startswith("cli/") else "", "ops": OF_OPS}
+    first = _files(f"{like} {of_all.get(part, '')}")
     return first, [each for each in _files(ALL[part]) if each not in first]
 
 
