@@ -10,11 +10,12 @@ from __future__ import annotations
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from jetson_mamba.dispatch.memo import Memo
 from jetson_mamba.kernels import chains, compiler, tensors
@@ -61,10 +62,14 @@ class Recorder:
         self.gpu = gpu
         self.lines: list[str] = []
         self._named: dict[int, tuple[str, int]] = {}
+        # Of the call: what is compiled ahead, plan by plan, and what it loads.
+        self.ahead: list[list[Any]] = []
+        self.loaded: list[Any] = []
 
     def begin(self, call: str, given: dict[str, Any]) -> None:
         """Note a call, whose tensors go by these names."""
         self.lines.append(f"{call} ({self.gpu.name})")
+        self.ahead, self.loaded = [], []
         self._named = {
             each.data_ptr(): (name, bytes_from(each))
             for name, each in given.items()
@@ -76,9 +81,24 @@ class Recorder:
     ) -> Any:
         """As :func:`compiler.load` does."""
         assert index == self.gpu.number
+        self.loaded.append((source, entry, defines))
         of_source = "" if source == f"{entry}.cu" else f"{source}:"
         told = " ".join(f"{name}={value}" for name, value in defines)
         return SimpleNamespace(said=f"{of_source}{entry}", defines=told)
+
+    def compile_ahead(self, plan: Callable[[], object], index: int) -> None:
+        """As :func:`compiler.begin` does, but that nothing is compiled."""
+        assert index == self.gpu.number
+        loaded, self.loaded = self.loaded, []
+        plan()
+        self.ahead.append(self.loaded)
+        self.loaded = loaded
+
+    def make(self, tensor: Tensor) -> None:
+        """Note a tensor that is made for the call; the latest counts, since memory is reused."""
+        first, size = tensor.data_ptr(), bytes_from(tensor)
+        self._named.pop(first, None)
+        self._named[first] = (f"*{size}", size)
 
     def launch(
         self,
@@ -121,19 +141,39 @@ class Recorder:
         number = int(argument)
         if number not in ADDRESSES:
             return str(number)
-        found = [
-            f"{name}+{number - first}" if number > first else name
-            for first, (name, size) in self._named.items()
-            if first <= number < first + size
-        ]
-        # What is made for a call lies anywhere.
-        return found[-1] if found else "*"
+        # Last, what begins where a tensor ends: of what is kept there, this call has nothing.
+        for past in (0, 1):
+            for first, (name, size) in reversed(self._named.items()):
+                if first <= number < first + size + past:
+                    return f"{name}+{number - first}" if number > first else name
+        raise AssertionError(f"an address of nothing that this call has: {number}")
 
 
 def bytes_from(tensor: Tensor) -> int:
     """How much memory there is from a tensor's first number on."""
     storage = tensor.untyped_storage()
     return storage.data_ptr() + storage.nbytes() - tensor.data_ptr()
+
+
+class Making(TorchDispatchMode):
+    """Notes the tensors that are made while it is entered."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._recorder = recorder
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
+    ) -> Any:
+        """Call the function, and note its result."""
+        found = function(*arguments, **(keywords or {}))
+        if (
+            isinstance(found, Tensor)
+            and not found.is_meta
+            and not getattr(function, "is_view", False)
+        ):
+            self._recorder.make(found)
+        return found
 
 
 def imitate(monkeypatch: pytest.MonkeyPatch, gpu: Gpu) -> Recorder:
@@ -148,7 +188,7 @@ def imitate(monkeypatch: pytest.MonkeyPatch, gpu: Gpu) -> Recorder:
     for module, name, value in (
         (compiler, "load", found.load),
         (compiler, "Launch", found.launch),
-        (compiler, "begin", lambda plan, index: None),
+        (compiler, "begin", found.compile_ahead),
         (compiler, "current_device", lambda: gpu.number),
         (compiler, "current_stream", lambda index: "stream"),
         (compiler, "nvrtc_version", lambda: "13.0"),
@@ -177,8 +217,11 @@ def launched(kind: str) -> list[str]:
             recorder, of_calls = imitate(patch, gpu), []
             for call in KINDS[kind]():
                 recorder.begin(call.name, call.given)
-                with torch.no_grad():
+                with torch.no_grad(), Making(recorder):
                     call.make()
+                # What is compiled ahead of a call is what it takes.
+                ahead = [recorder.loaded] if kind == "heads" else []
+                assert recorder.ahead == ahead, call.name
                 of_calls.append([*recorder.lines])
                 recorder.lines.clear()
             by_gpu.append(of_calls)
