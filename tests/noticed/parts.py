@@ -145,7 +145,7 @@ OWN = {
 # What is held of all commands: their options, how these are completed and what the page says.
 OF_COMMANDS = "cli/test_completion.py cli/test_bad_input.py docs/test_reference.py"
 # And of all ops: what they take where nothing is given, and the sizes that were measured.
-OF_OPS = "ops/test_defaults.py ops/test_measured.py kernels/test_launches.py"
+OF_OPS = "ops/test_defaults.py ops/test_measured.py ops/test_short_ways.py kernels/test_launches.py"
 ALL = {
     "hook": "hook faults imports "
     "cli/test_status.py releases/test_bundle.py releases/test_blocks.py",
