@@ -21,7 +21,7 @@ from jetson_mamba.ops import (
 from jetson_mamba.ops.causal_conv1d import autograd as convolving
 from jetson_mamba.ops.causal_conv1d import op as convolution
 from jetson_mamba.ops.selective_scan import op as scan_op
-from jetson_mamba.ops.ssd import block, chunks, library, mixer, op, pytorch
+from jetson_mamba.ops.ssd import block, chunks, library, mixer, narrow, op, pytorch
 from jetson_mamba.ops.ssd.contract import MIXER, Mixer, Scan
 from tests.gpu.ssd_cases import drawn
 from tests.ops.test_ssd import mixer_case
@@ -57,7 +57,8 @@ def test_a_scan_without_gradients_makes_its_output_alone(monkeypatch: Patch) -> 
     u, A, B = torch.randn(2, 8, 20), -torch.rand(8, 3), torch.randn(2, 3, 20)
     given = (u, u, A, B, B)
     with torch.no_grad():
-        assert selective_scan_fn(*given).shape == u.shape
+        out = selective_scan_fn(*given)
+        assert isinstance(out, Tensor) and out.shape == u.shape
         with pytest.raises(AssertionError, match="the long way"):
             selective_scan_fn(*given, return_last_state=True)
     with pytest.raises(AssertionError, match="the long way"):
@@ -87,7 +88,7 @@ def test_the_convolution_in_a_mixer_that_fits_is_not_checked(monkeypatch: Patch)
     given = of_mixer()
     given.pop("initial_states", None)
     given["zxbcdt"].requires_grad_()
-    out = mamba_split_conv1d_scan_combined(**given, chunk_size=64)
+    out: Any = mamba_split_conv1d_scan_combined(**given, chunk_size=64)
     torch.autograd.grad(out.sum(), given["zxbcdt"])
     # Of several dtypes it takes the long way.
     weights = {"conv1d_weight": given["conv1d_weight"].double()}
@@ -113,7 +114,7 @@ def as_mixer(given: dict[str, Any]) -> Mixer:
     """The same as a backend is given it."""
     usual = {"chunk_size": 64, "dt_limit": (0.0, 10.0), "last_state": True, "ngroups": 1}
     known = {name: each for name, each in given.items() if name in Mixer._fields}
-    return Mixer(**{**dict.fromkeys(Mixer._fields), **usual, "activation": "silu", **known})  # type: ignore[arg-type]
+    return Mixer(**{**dict.fromkeys(Mixer._fields), **usual, "activation": "silu", **known})
 
 
 def keep_of_convolution(ctx: Kept) -> None:
@@ -218,5 +219,5 @@ def test_on_a_gpu_a_mixers_parts_are_widened_at_once(monkeypatch: Patch) -> None
     assert xBC.dtype == dtype() == torch.bfloat16
     monkeypatch.setattr(Tensor, "is_cuda", True)
     for serves, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(pytorch.narrow, "serves", lambda scan, serves=serves: serves)
+        monkeypatch.setattr(narrow, "serves", lambda scan, serves=serves: serves)
         assert dtype() == expected
