@@ -113,7 +113,8 @@ OWN = {
     "replay/captured": "ops/test_captured*.py ops/test_environment.py",
     "replay/blocks": "ops/test_blocks*.py",
     "replay/cuda_graph": "ops/test_cuda_graph.py",
-    "kernels": "kernels/test_compiler.py kernels/test_through*.py ops/test_backends*.py",
+    "kernels": "kernels/test_compiler.py kernels/test_driver.py kernels/test_through*.py "
+    "kernels/test_ahead.py ops/test_backends*.py",
     "kernels/chains": "kernels/test_chains.py",
     "report": "doctor cli/test_doctor.py",
     "report/findings": "doctor/test_findings.py doctor/test_advised.py doctor/test_too_early.py",
