@@ -495,10 +495,11 @@ def test_a_model_in_another_release_s_arguments_is_called_as_it_is(
 
 def test_a_step_may_ask_whether_it_is_the_first_and_nothing_else_of_how_far_it_is() -> None:
     later: Any = models._Later()
-    assert [ask(later, 0) for ask in (operator.gt, operator.eq, operator.ne)] == [True, False, True]
+    asks: tuple[Callable[[Any, Any], Any], ...] = (operator.gt, operator.eq, operator.ne)
+    assert [ask(later, 0) for ask in asks] == [True, False, True]
     assert bool(later) is True
     for other in (1, 0.0, None, True, False, "0", later):
-        for ask in (operator.gt, operator.eq, operator.ne):
+        for ask in asks:
             with pytest.raises(TypeError, match="depends on how far it is"):
                 ask(later, other)
     with pytest.raises(TypeError, match="unhashable"):
