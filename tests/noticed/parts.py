@@ -49,7 +49,8 @@ OWN = {
     "ops/selective_scan/plans": "kernels/test_emulated_selective_scan.py "
     "kernels/test_compile_selective_scan.py export/test_plugins.py",
     "ops/ssd/triton": "ops/test_ssd_upstream.py ops/test_ssd_ways.py ops/test_past_triton.py",
-    "ops/ssd/gated_norm": "kernels/test_emulated_ops.py ops/test_ssd_mixer.py",
+    "ops/ssd/gated_norm": "ops/test_gated_norm.py kernels/test_emulated_ops.py "
+    "ops/test_ssd_mixer.py",
     "ops/ssd/cuda": "kernels/test_refusals.py kernels/test_emulated_ssd.py "
     "kernels/test_compile_ssd.py ops/test_ssd.py",
     "ops/norms/cuda": "kernels/test_refusals.py kernels/test_emulated_norms.py "
