@@ -78,7 +78,7 @@ OWN = {
     "modules/test_prefill.py",
     "ops/swiglu": "ops/test_swiglu.py kernels/test_emulated_swiglu.py",
     "ops/mamba_inner": "ops/test_mamba_inner.py ops/test_blocks*.py",
-    "ops/mamba3": "ops/test_mamba3.py",
+    "ops/mamba3": "ops/test_mamba3*.py",
     "export": "export",
     "ops/any_form": "ops/test_any_form.py",
     "ops/attention": "ops/test_attention.py",
