@@ -1,4 +1,4 @@
-"""Calls of each kind and size that the kernels tell apart, to look at what is launched for them."""
+"""Calls of every kind that the kernels tell apart, to look at what is launched for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is launched for calls of each kind and size, on GPUs of several sizes.
+"""What is launched for calls of every kind, on GPUs of several sizes.
 
 ``python -m tests.kernels.launched`` writes it to ``launched.txt``, which a test holds: how a call
 is cut for a GPU was chosen by measurements, and is not to change by accident. A change that is

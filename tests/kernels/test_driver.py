@@ -1,4 +1,4 @@
-"""What the driver is asked for where kernels are loaded and launched by ctypes; it is imitated."""
+"""What the driver, which is imitated, is asked for where kernels are launched by ctypes."""
 
 from __future__ import annotations
 

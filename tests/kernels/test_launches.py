@@ -1,4 +1,4 @@
-"""What is launched for a call is what was measured to be quick, and what was seen to be right."""
+"""What is launched for a call is what was measured to be quick."""
 
 from __future__ import annotations
 

@@ -113,6 +113,7 @@ OWN = {
     "report/sources": "doctor/test_sources.py doctor/test_symptoms.py",
     "replay/captured": "ops/test_captured*.py ops/test_environment.py",
     "replay/blocks": "ops/test_blocks*.py",
+    "replay/models": "ops/test_steps_of_models.py ops/test_whole_steps.py",
     "replay/cuda_graph": "ops/test_cuda_graph.py",
     "kernels": "kernels/test_compiler.py kernels/test_driver.py kernels/test_through*.py "
     "kernels/test_ahead.py ops/test_backends*.py",

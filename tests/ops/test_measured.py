@@ -1,4 +1,4 @@
-"""Sizes that measurements chose, tolerances, and bounds of what is kept: none changes unseen.
+"""No size that measurements chose changes unseen, no tolerance, no bound of what is kept.
 
 What follows of one is in tests of its own, mostly with another value in its place. That it is this
 one no result tells, but the time that a call takes and the memory that a program holds do.

@@ -20,6 +20,8 @@ from jetson_mamba.ops import (
 )
 from jetson_mamba.ops.causal_conv1d import autograd as convolving
 from jetson_mamba.ops.causal_conv1d import op as convolution
+from jetson_mamba.ops.selective_scan import contract as scan_contract
+from jetson_mamba.ops.selective_scan import library as scan_library
 from jetson_mamba.ops.selective_scan import op as scan_op
 from jetson_mamba.ops.ssd import block, chunks, library, mixer, narrow, op, pytorch
 from jetson_mamba.ops.ssd.contract import MIXER, Mixer, Scan
@@ -148,6 +150,21 @@ def test_for_a_result_without_a_gradient_no_zeros_are_made(keep: Callable[[Kept]
     ctx = Kept()
     keep(ctx)
     assert ctx.materializes is False
+
+
+@pytest.mark.parametrize(("device", "is_asked"), [("meta", False), ("cpu", True)])
+def test_no_backend_is_asked_for_the_rows_of_meta_tensors(device: str, is_asked: bool) -> None:
+    asked: list[Any] = []
+
+    def choose(case: Any) -> Any:
+        asked.append(case)
+        raise RuntimeError("none serves")
+
+    operators = scan_library.Operators.__new__(scan_library.Operators)
+    operators._choose = choose
+    case = scan_contract.Case(torch.device(device), torch.float32, False, 3)
+    assert operators._rows(case) is scan_contract.upstream_rows
+    assert asked == ([case] if is_asked else [])
 
 
 def test_signs_are_looked_for_where_steps_may_be_negative() -> None:

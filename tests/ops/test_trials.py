@@ -1,4 +1,4 @@
-"""A backend is used if it gets a trial right, and the trial looks at each of its results."""
+"""A trial looks at each result of a backend before that is used."""
 
 from __future__ import annotations
 
