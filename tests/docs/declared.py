@@ -55,6 +55,7 @@ NOT_TRIED = {
     ".venv/bin/python -m pytest tests/rewrite": "a part of `make test`",
     ".venv/bin/python -m pytest tests/releases": "a part of `make test`",
     ".venv/bin/python -m tools.known": "writes into the tree; tests/rewrite holds what it writes",
+    ".venv/bin/python -m tests.kernels.launched": "writes into the tree; tests/kernels holds it",
     "pip install mambavision --no-deps": "another project's package, which changes by itself",
     "pip install timm einops '.[export]'": "the same; the extra is tried by itself",
     "trtexec --onnx=out.onnx --stronglyTyped --minShapes=x:1x1x768 --optShapes=x:1x1024x768 "
