@@ -81,7 +81,7 @@ def text(plugins: Sequence[Plugin], model: str, architecture: str) -> str:
         nvrtc=compiler.nvrtc_version(),
     )
     for plugin, code in zip(plugins, codes):
-        name = f"PTX_{plugin.name.split('_')[1]}"
+        name = f"PTX_{plugin.name.rpartition('_')[2]}"
         written += f'\n{name} = r"""{code}"""\n' + _functions(plugin, name)
     return written
 
