@@ -84,6 +84,16 @@ def test_a_mixer_of_which_the_like_was_checked_is_not_checked_again(monkeypatch:
             mamba_split_conv1d_scan_combined(**{**given, name: other}, chunk_size=64)
 
 
+def test_a_backend_that_was_chosen_is_not_chosen_again(monkeypatch: Patch) -> None:
+    given = as_mixer(of_mixer())
+    x, weight = torch.randn(2, 8, 20), torch.randn(8, 4)
+    found = op._implementation(given), convolution._implementation(x, weight)
+    for each in (op, convolution):
+        monkeypatch.setattr(each.OP, "implementation", never)
+    assert op._implementation(given) is found[0]
+    assert convolution._implementation(x, weight) is found[1]
+
+
 def test_the_convolution_in_a_mixer_that_fits_is_not_checked(monkeypatch: Patch) -> None:
     for name in ("causal_conv1d_fn", "causal_conv1d_bwd"):
         monkeypatch.setattr(mixer, name, never)
