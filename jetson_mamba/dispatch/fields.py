@@ -88,5 +88,5 @@ class Fields(Generic[Arguments]):
 
 
 def _argument(name: str, annotation: str) -> str:
-    kind, _, optional = annotation.partition(" | ")
+    kind, *optional = annotation.split(" | ")
     return f"{_TYPES.get(kind, kind)}{'?' if optional else ''} {name}"

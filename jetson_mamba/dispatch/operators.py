@@ -77,7 +77,7 @@ def define(
     """
     if not has_operators:
         return None
-    name = schema.partition("(")[0]
+    name, *_ = schema.split("(")
     library = _library_of(name)
     qualified = f"{NAMESPACE}::{name}"
     # Inductor may lay arguments out anew; a backend takes any strides and is made for the caller's.
@@ -208,7 +208,7 @@ def _differentiate(
             )
         return composed(*arguments, **keywords)
 
-    library.impl(name.partition("::")[2], differentiated, "Autograd", with_keyset=True)
+    library.impl(name.split("::")[1], differentiated, "Autograd", with_keyset=True)
 
 
 def forward_to(schema: str, implementation: Callable[..., Any]) -> Any:
@@ -218,7 +218,7 @@ def forward_to(schema: str, implementation: Callable[..., Any]) -> Any:
     """
     if not has_operators:
         return None
-    name = schema.partition("(")[0]
+    name, *_ = schema.split("(")
     library = _library_of(name)
     library.define(schema, tags=(torch.Tag.needs_fixed_stride_order,))
     library.impl(name, implementation, "CompositeImplicitAutograd")

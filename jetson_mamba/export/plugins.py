@@ -77,7 +77,7 @@ def text(plugins: Sequence[Plugin], model: str, architecture: str) -> str:
     written = _HEAD.format(
         model=model,
         architecture=architecture,
-        version=codes[0].partition(".version ")[2].split()[0],
+        version=codes[0].split(".version ")[1].split()[0],
         nvrtc=compiler.nvrtc_version(),
     )
     for plugin, code in zip(plugins, codes):
@@ -107,4 +107,4 @@ def _functions(plugin: Plugin, ptx: str) -> str:
 
 
 def _listed(items: Sequence[Size]) -> str:
-    return "".join(f"{item}, " for item in items).rstrip()
+    return " ".join(f"{item}," for item in items)

@@ -196,7 +196,7 @@ def architecture_of(capability: tuple[int, int]) -> str:
 
     NVRTC knows that from CUDA 12 on.
     """
-    hopper = capability == (9, 0) and int(nvrtc_version().partition(".")[0]) >= 12
+    hopper = capability == (9, 0) and int(nvrtc_version().split(".")[0]) >= 12
     return f"sm_{capability[0]}{capability[1]}" + ("a" if hopper else "")
 
 
@@ -305,7 +305,7 @@ def cache_name(source_name: str, defines: tuple[tuple[str, str], ...], architect
         digest.update(part.encode() + b"\0")
     for name, text in sorted(sources(source_name).items()):
         digest.update(name.encode() + b"\0" + hashlib.sha256(text).digest())
-    stem = source_name.rsplit(".", 1)[0]
+    stem, _ = source_name.split(".")
     return f"{stem}-{architecture}-{digest.hexdigest()}.cubin"
 
 
@@ -346,7 +346,7 @@ def _first(needed: str) -> Any:
 
 def _find_first(needed: str) -> Any:
     cuda = torch.version.cuda
-    are_for_it = cuda is None or int(cuda.partition(".")[0]) >= FIRST_CUDA_OF_PACKAGES
+    are_for_it = cuda is None or int(cuda.split(".")[0]) >= FIRST_CUDA_OF_PACKAGES
     reasons = []
     for module in (through_packages, through_libraries)[0 if are_for_it else 1 :]:
         try:

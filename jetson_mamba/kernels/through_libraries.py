@@ -261,7 +261,7 @@ def _declared(library: Any, functions: dict[str, Any]) -> Any:
 
 def _places() -> Iterator[str]:
     """Where NVRTC may be: of torch's CUDA, whose driver takes its code; of any, without one."""
-    major = (torch.version.cuda or "").partition(".")[0]
+    major = (torch.version.cuda or "").split(".")[0]
     named = [NVRTC_NAMES.get(major, f"libnvrtc.so.{major}")] if major else NVRTC_NAMES.values()
     spec = find_spec("nvidia")
     packages = [Path(each) for each in (spec and spec.submodule_search_locations) or ()]

@@ -58,6 +58,7 @@ NOT_TRIED = {
     ".venv/bin/python -m tests.cli.drawn": "writes into the tree; tests/cli holds what it writes",
     ".venv/bin/python -m tests.doctor.said": "writes into the tree; tests/doctor holds it",
     ".venv/bin/python -m tools.known": "writes into the tree; tests/rewrite holds what it writes",
+    ".venv/bin/python -m tests.kernels.launched": "writes into the tree; tests/kernels holds it",
     "pip install mambavision --no-deps": "another project's package, which changes by itself",
     "pip install timm einops '.[export]'": "the same; the extra is tried by itself",
     "trtexec --onnx=out.onnx --stronglyTyped --minShapes=x:1x1x768 --optShapes=x:1x1024x768 "

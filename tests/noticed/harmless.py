@@ -86,4 +86,16 @@ HARMLESS = (
         "return inspect.signature(lambda *arguments, **keywords: 0).parameters",
         "of the function only its parameters are asked for",
     ),
+    Harmless(
+        "jetson_mamba/export/capture.py",
+        "module.is_torchdynamo_exporting = lambda: False",
+        "module.is_torchdynamo_exporting = lambda: None",
+        "transformers asks whether it is so, and None is as false",
+    ),
+    Harmless(
+        "jetson_mamba/ops/decoding/layers_cpu.py",
+        "return functional.silu(out, inplace=True) if self._activates else out",
+        "return functional.silu(out, inplace=False) if self._activates else out",
+        "nobody else has what it is computed of",
+    ),
 )

@@ -50,7 +50,8 @@ OWN = {
     "ops/selective_scan/plans": "kernels/test_emulated_selective_scan.py "
     "kernels/test_compile_selective_scan.py export/test_plugins.py",
     "ops/ssd/triton": "ops/test_ssd_upstream.py ops/test_ssd_ways.py ops/test_past_triton.py",
-    "ops/ssd/gated_norm": "kernels/test_emulated_ops.py ops/test_ssd_mixer.py",
+    "ops/ssd/gated_norm": "ops/test_gated_norm.py kernels/test_emulated_ops.py "
+    "ops/test_ssd_mixer.py",
     "ops/ssd/cuda": "kernels/test_refusals.py kernels/test_emulated_ssd.py "
     "kernels/test_compile_ssd.py ops/test_ssd.py",
     "ops/norms/cuda": "kernels/test_refusals.py kernels/test_emulated_norms.py "
@@ -78,7 +79,7 @@ OWN = {
     "modules/test_prefill.py",
     "ops/swiglu": "ops/test_swiglu.py kernels/test_emulated_swiglu.py",
     "ops/mamba_inner": "ops/test_mamba_inner.py ops/test_blocks*.py",
-    "ops/mamba3": "ops/test_mamba3.py",
+    "ops/mamba3": "ops/test_mamba3*.py",
     "export": "export",
     "ops/any_form": "ops/test_any_form.py",
     "ops/attention": "ops/test_attention.py",
@@ -114,8 +115,10 @@ OWN = {
     "report/sources": "doctor/test_sources.py doctor/test_symptoms.py",
     "replay/captured": "ops/test_captured*.py ops/test_environment.py",
     "replay/blocks": "ops/test_blocks*.py",
+    "replay/models": "ops/test_steps_of_models.py ops/test_whole_steps.py",
     "replay/cuda_graph": "ops/test_cuda_graph.py",
-    "kernels": "kernels/test_compiler.py kernels/test_through*.py ops/test_backends*.py",
+    "kernels": "kernels/test_compiler.py kernels/test_driver.py kernels/test_through*.py "
+    "kernels/test_ahead.py ops/test_backends*.py",
     "kernels/chains": "kernels/test_chains.py",
     "report": "doctor cli/test_doctor.py",
     "report/findings": "doctor/test_said.py doctor/test_findings.py doctor/test_advised*.py "
@@ -148,6 +151,8 @@ OWN = {
 }
 # What is held of all commands: their options, how these are completed and what the page says.
 OF_COMMANDS = "cli/test_completion.py cli/test_bad_input.py docs/test_reference.py"
+# And of all ops: what they take where nothing is given, and the sizes that were measured.
+OF_OPS = "ops/test_defaults.py ops/test_measured.py ops/test_short_ways.py kernels/test_launches.py"
 ALL = {
     "hook": "hook faults imports rewrite without_triton cli/test_status*.py cli/test_diff.py "
     "doctor/test_the_hook.py releases/test_bundle.py releases/test_copies.py "
@@ -183,7 +188,8 @@ def tests(part: str, file: Path) -> tuple[list[str], list[str]]:
     name = "/".join(file.parts[1:])
     own = max((each for each in OWN if name.startswith(each)), key=len, default="")
     like = " ".join(_called(file.stem)) if not own else OWN[own]
-    first = _files(f"{like} {OF_COMMANDS}" if name.startswith("cli/") else like)
+    of_all = {"report": OF_COMMANDS if name.startswith("cli/") else "", "ops": OF_OPS}
+    first = _files(f"{like} {of_all.get(part, '')}")
     return first, [each for each in _files(ALL[part]) if each not in first]
 
 

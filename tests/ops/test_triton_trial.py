@@ -20,6 +20,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[BaseException | None]:
     answers: list[BaseException | None] = []
 
     def launch(device: torch.device) -> None:
+        assert device.type == "cuda" and device.index in (0, 1)
         error = answers.pop(0)
         if error is not None:
             raise error

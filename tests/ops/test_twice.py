@@ -255,3 +255,18 @@ def test_compiled_autograd_takes_the_backward_pass_that_there_is() -> None:
     expected = torch.autograd.grad(composed(x, 2.0, y)[0].sin().sum(), (x, y))
     torch.testing.assert_close((x.grad, y.grad), expected)
     assert SEEN == [(True, False, True)]
+
+
+def test_a_function_of_no_tensor_is_called_as_it_is() -> None:
+    class Numbers(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, count: int) -> Tensor:
+            return torch.full((count,), 2.0)
+
+        @staticmethod
+        def backward(ctx: Any, dresult: Tensor) -> None:
+            raise AssertionError("there is nothing to give a gradient to")
+
+    function = twice_differentiable(Numbers, lambda count: torch.full((count,), 2.0))
+    found = function.apply(3)
+    assert found.tolist() == [2.0] * 3 and not found.requires_grad

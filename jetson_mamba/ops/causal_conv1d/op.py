@@ -384,6 +384,6 @@ def _of_one_dtype(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor |
 
 
 OP: Op[Case, Implementation] = register(
-    Op("causal_conv1d", __package__ or "", ("package", "extension", "cuda", "pytorch"), trial)
+    Op("causal_conv1d", str(__package__), ("package", "extension", "cuda", "pytorch"), trial)
 )
 _OPERATORS = Operators(_implementation)

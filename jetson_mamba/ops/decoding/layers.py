@@ -292,7 +292,7 @@ def _traits(tensor: Tensor | None) -> tuple[Any, ...] | None:
 def _options(block: Any) -> OfMamba | OfMamba2:
     if "x_proj" in block._modules:
         return OfMamba(block.dt_rank, block.d_state, block.activation)
-    norm = block._modules.get("norm") if block.rmsnorm else None
+    norm = block._modules.get("norm")
     of_norm = (0.0, None, False)
     if norm is not None:
         of_norm = (norm.eps, norm.group_size, norm.norm_before_gate)

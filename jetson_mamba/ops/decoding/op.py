@@ -154,7 +154,7 @@ def _trial(implementation: Implementation, case: Case) -> None:
 TRIAL_TOLERANCE = 5e-2
 
 OP: Op[Case, Implementation] = Op(
-    "selective_state_update", __package__ or "", ("cuda", "pytorch"), _trial
+    "selective_state_update", str(__package__), ("cuda", "pytorch"), _trial
 )
 
 

@@ -49,7 +49,7 @@ def several_tokens(step: Step) -> Step:
         if tokens <= 1:
             return step(block, *given)
         try:
-            if __debug__ or type(block).__module__.partition(".")[0] != "mamba_ssm":
+            if __debug__ or type(block).__module__.split(".")[0] != "mamba_ssm":
                 return step(block, *given)
         except AssertionError:
             pass

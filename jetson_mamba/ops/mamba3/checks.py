@@ -7,14 +7,19 @@ from torch import Tensor
 from jetson_mamba.dispatch import arguments
 
 
-def check_heads(nheads: int, ngroups: int, dstate: int, angles: int) -> None:
-    """Raise unless groups share the heads evenly, and there are pairs enough to turn."""
+def check_heads(
+    nheads: int, ngroups: int, dstate: int, angles: int, q: str = "Q", of_angles: str = "Angles"
+) -> None:
+    """Raise unless groups share the heads evenly, and there are pairs enough to turn.
+
+    ``q`` and ``of_angles`` are what the caller calls the arguments.
+    """
     if ngroups < 1 or nheads % ngroups:
-        raise ValueError(f"Q: expected heads that divide those of V, {nheads}, found {ngroups}")
+        raise ValueError(f"{q}: expected heads that divide those of V, {nheads}, found {ngroups}")
     if dstate % 2:
-        raise ValueError(f"Q: expected an even last axis, found {dstate}")
+        raise ValueError(f"{q}: expected an even last axis, found {dstate}")
     if angles > dstate // 2:
-        raise ValueError(f"Angles: expected at most {dstate // 2}, found {angles}")
+        raise ValueError(f"{of_angles}: expected at most {dstate // 2}, found {angles}")
 
 
 def boundaries(cu_seqlens: Tensor | None, batch: int, seqlen: int) -> tuple[int, ...] | None:

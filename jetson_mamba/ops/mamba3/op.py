@@ -153,6 +153,12 @@ def mamba3_mimo(
     if fuse_pregate_headwise_rms_norm:
         out = out * torch.rsqrt(out.square().mean(-1, keepdim=True) + outproj_norm_eps)
         if outproj_norm_weight is not None:
+            found, expected = outproj_norm_weight.numel(), nheads * headdim
+            if found != expected:
+                raise ValueError(
+                    f"outproj_norm_weight: expected nheads * headdim = {expected} elements, "
+                    f"found {found}"
+                )
             out = out * outproj_norm_weight.to(wide).reshape(nheads, headdim)
     if Z is not None:
         if MIMO_Z is None:

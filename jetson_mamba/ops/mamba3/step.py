@@ -49,7 +49,7 @@ def apply_rotary_qk_inference_fwd(
     check_tensors({**tensors, "bias_q": bias_q, "bias_k": bias_k}, ("bias_q", "bias_k"))
     batch, rank, nheads, dstate = dims("q", q, ("batch", "rank", "nheads", "dstate"))
     angles = dims("angle_state", angle_state, ("batch", "nheads", "angles"))[-1]
-    check_heads(nheads, nheads, dstate, angles)
+    check_heads(nheads, nheads, dstate, angles, "q", "angle_state")
     heads = {"batch": batch, "nheads": nheads}
     check_shape("k", k, {"batch": batch, "rank": rank, "nheads": nheads, "dstate": dstate})
     check_shape("angle_state", angle_state, {**heads, "angles": angles})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from itertools import chain
 from typing import Any, Callable, Iterable
 
 import torch
@@ -133,10 +134,8 @@ class Operators:
         """The backend that serves, or another one of as many rows, if there is one."""
         case, seqlen = _case(scan), scan.u.shape[2]
         chosen = self._choose(case)
-        if chosen.rows(seqlen) == rows:
-            return chosen
-        fitting = (other for other in self._others(case) if other.rows(seqlen) == rows)
-        return next(fitting, chosen)
+        known = chain([chosen], self._others(case))
+        return next((each for each in known if each.rows(seqlen) == rows), chosen)
 
     def _run_forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         scan, (rows,) = SCAN.split(arguments)

@@ -245,6 +245,6 @@ def _named(backend: str, case: Case) -> Implementation | None:
 
 
 OP: Op[Case, Implementation] = register(
-    Op("selective_scan", __package__ or "", order=("extension", "cuda", "pytorch"), trial=trial)
+    Op("selective_scan", str(__package__), order=("extension", "cuda", "pytorch"), trial=trial)
 )
 _OPERATORS = Operators(_backend, _others)

@@ -441,6 +441,6 @@ def _begin(
 
 
 OP: Op[Case, Implementation] = register(
-    Op("ssd", __package__ or "", ("cuda", "triton", "pytorch"), trial)
+    Op("ssd", str(__package__), ("cuda", "triton", "pytorch"), trial)
 )
 _OPERATORS = Operators(_implementation)

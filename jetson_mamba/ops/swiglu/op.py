@@ -133,4 +133,4 @@ def _trial(implementation: Implementation, case: Case) -> None:
             raise RuntimeError(f"the {name} of a trial is wrong")
 
 
-OP: Op[Case, Implementation] = Op("swiglu", __package__ or "", ("cuda", "pytorch"), _trial)
+OP: Op[Case, Implementation] = Op("swiglu", str(__package__), ("cuda", "pytorch"), _trial)
