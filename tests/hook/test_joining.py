@@ -81,3 +81,29 @@ def test_modules_of_other_packages_are_none_of_these(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     assert found_spec(tmp_path, monkeypatch, name) is None
+
+
+def test_transformers_finds_functions_that_record_their_gradients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of states, of the two packages; and whatever else it looks for is as it was."""
+    name = "transformers.integrations.hub_kernels"
+    assert name in JOINED
+    spec = found_spec(tmp_path, monkeypatch, name)
+    (tmp_path / "modeling.py").write_text(
+        "def resolve_internal_import(package, path):\n"
+        "    return getattr(package, path.rpartition('.')[2], None)\n"
+    )
+    module: Any = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    package: Any = ModuleType("mamba_ssm")
+    package.selective_scan_fn = lambda *tensors: "kernel"
+    package.mamba_inner_fn = lambda *tensors: "fused"
+    find = module.resolve_internal_import
+    found = find(package, "ops.selective_scan_fn")
+    assert found is not package.selective_scan_fn
+    assert found() == "kernel"
+    assert find(package, "ops.mamba_inner_fn") is package.mamba_inner_fn
+    assert find(package, "ops.absent") is None
+    package.__name__ = "another"
+    assert find(package, "ops.selective_scan_fn") is package.selective_scan_fn

@@ -21,6 +21,7 @@ AREAS = {
     "inputs": "Inputs",
     "decoding": "Step by step",
     "language": "Language models",
+    "generating": "After a prompt",
     "processes": "Processes and threads",
 }
 BLOCKS, MODELS, TRANSFORMERS = "blocks", "models", "transformers"
