@@ -22,6 +22,9 @@ AREAS = {
     "decoding": "Step by step",
     "language": "Language models",
     "generating": "After a prompt",
+    "watching": "Watched and checked",
+    "adapters": "Adapted, quantised and explained by libraries",
+    "spreading": "Spread over two processes, offloaded",
     "processes": "Processes and threads",
 }
 BLOCKS, MODELS, TRANSFORMERS = "blocks", "models", "transformers"

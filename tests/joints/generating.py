@@ -67,7 +67,7 @@ def _from_a_prompt(s: Subject, prompt: int, steps: int) -> Results:
     return found
 
 
-@joint("a gradient through a cache: a prompt, then a token", on=WHOLE_AS_CACHED)
+@joint("a gradient through a cache: a prompt, then a token", on=WHOLE_AS_CACHED, slow=True)
 def gradient_through_cache(s: Subject) -> Results:
     return _from_a_prompt(s, 7, 1)
 
@@ -77,7 +77,7 @@ def gradient_through_tokens(s: Subject) -> Results:
     return _from_a_prompt(s, 4, 3)
 
 
-@joint("several tokens after a cache", on=THEIRS)
+@joint("several tokens after a cache", on=THEIRS, slow=True)
 def several_after_cache(s: Subject) -> Results:
     model = s.model().eval()
     with torch.no_grad():
@@ -86,7 +86,7 @@ def several_after_cache(s: Subject) -> Results:
     return {"logits": torch.cat(pieces, 1)}
 
 
-@joint("a cache that is copied, both of which go on", on=THEIRS)
+@joint("a cache that is copied, both of which go on", on=THEIRS, slow=True)
 def copied_cache(s: Subject) -> Results:
     model = s.model().eval()
     with torch.no_grad():
@@ -98,7 +98,7 @@ def copied_cache(s: Subject) -> Results:
     return {"first": first, "second": second, "last": last}
 
 
-@joint("a cache whose samples change places", on=THEIRS)
+@joint("a cache whose samples change places", on=THEIRS, slow=True)
 def reordered_cache(s: Subject) -> Results:
     model = s.model().eval()
     with torch.no_grad():
@@ -108,7 +108,7 @@ def reordered_cache(s: Subject) -> Results:
         return {"logits": _next(model, s.tokens[:, 7:8], cache)}
 
 
-@joint("a cache that is reset, and another prompt", on=THEIRS)
+@joint("a cache that is reset, and another prompt", on=THEIRS, slow=True)
 def reset_cache(s: Subject) -> Results:
     model = s.model().eval()
     with torch.no_grad():
@@ -128,7 +128,7 @@ def low_cache(s: Subject) -> Results:
         return {"logits": _next(model, s.tokens[:, 7:8], cache).float()}
 
 
-@joint("a cache from inference_mode, used outside of it", on=THEIRS)
+@joint("a cache from inference_mode, used outside of it", on=THEIRS, slow=True)
 def cache_of_inference(s: Subject) -> Results:
     model = s.model().eval()
     with torch.inference_mode():
@@ -137,7 +137,7 @@ def cache_of_inference(s: Subject) -> Results:
         return {"logits": _next(model, s.tokens[:, 7:8], cache)}
 
 
-@joint("a mask of left padding with a cache, then tokens", on=THEIRS)
+@joint("a mask of left padding with a cache, then tokens", on=THEIRS, slow=True)
 def padded_cache(s: Subject) -> Results:
     model = s.model().eval()
     mask = torch.ones(2, SEQLEN, dtype=torch.int64)
@@ -171,12 +171,12 @@ def static_cache_compiled(s: Subject) -> Results:
     return generated(s, model, do_sample=False, cache_implementation="static")
 
 
-@joint("generate, the prompt in pieces", on=THEIRS)
+@joint("generate, the prompt in pieces", on=THEIRS, slow=True)
 def in_pieces(s: Subject) -> Results:
     return generated(s, s.model(), do_sample=False, prefill_chunk_size=4)
 
 
-@joint("generate, assisted by a model", on=THEIRS)
+@joint("generate, assisted by a model", on=THEIRS, slow=True)
 def assisted_by_model(s: Subject) -> Results:
     helper = s.model()
     with torch.no_grad():
@@ -188,14 +188,14 @@ def assisted_by_model(s: Subject) -> Results:
     return {"sequences": found["sequences"]}
 
 
-@joint("generate with right padding", on=THEIRS)
+@joint("generate with right padding", on=THEIRS, slow=True)
 def right_padded(s: Subject) -> Results:
     mask = torch.ones_like(s.tokens)
     mask[0, -3:] = 0
     return generated(s, s.model(), do_sample=False, attention_mask=mask)
 
 
-@joint("generate from embeddings", on=THEIRS)
+@joint("generate from embeddings", on=THEIRS, slow=True)
 def from_embeddings(s: Subject) -> Results:
     model = s.model().eval()
     with torch.no_grad():
@@ -207,14 +207,14 @@ def from_embeddings(s: Subject) -> Results:
     }
 
 
-@joint("generate, three samples of each, with beams", on=THEIRS)
+@joint("generate, three samples of each, with beams", on=THEIRS, slow=True)
 def sampled_beams(s: Subject) -> Results:
     torch.manual_seed(5)
     options: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 3}
     return generated(s, s.model(), do_sample=True, **options)
 
 
-@joint("generate, streamed, and stopped by a criterion", on=THEIRS)
+@joint("generate, streamed, and stopped by a criterion", on=THEIRS, slow=True)
 def streamed(s: Subject) -> Results:
     seen: list[int] = []
 
@@ -246,7 +246,7 @@ def streamed(s: Subject) -> Results:
     return {"sequences": found, "seen": seen}
 
 
-@joint("generate with hidden states", on=THEIRS)
+@joint("generate with hidden states", on=THEIRS, slow=True)
 def generated_hidden(s: Subject) -> Results:
     found = (
         s.model()
@@ -282,7 +282,7 @@ def generate_between_steps(s: Subject) -> Results:
     return {**generated(s, model, **options), **gradients(model)}
 
 
-@joint("generate in four threads", on=LANGUAGE)
+@joint("generate in four threads", on=LANGUAGE, slow=True)
 def generate_in_threads(s: Subject) -> Results:
     from concurrent.futures import ThreadPoolExecutor
 
@@ -293,7 +293,7 @@ def generate_in_threads(s: Subject) -> Results:
     return {f"{name} {i}": value for i, each in enumerate(found) for name, value in each.items()}
 
 
-@joint("generate after the weights have changed", on=LANGUAGE)
+@joint("generate after the weights have changed", on=LANGUAGE, slow=True)
 def generate_changed(s: Subject) -> Results:
     model = s.model()
     options: dict[str, Any] = {} if s.kind == MODELS else {"do_sample": False}

@@ -30,7 +30,7 @@ NO_ROOMS = {f"jetson_mamba/{room}" for room in ("cli", "demo", "frozen", "instal
 NO_PART = ("__main__.py", "page.py", "pieces.py", "record.py")
 PACKAGES = ("torch", "transformers", "triton", "einops", "onnx", "onnxruntime", "accelerate")
 # What joints of single libraries need, which need not be there.
-OPTIONAL = ("peft", "torchao", "captum", "opacus")
+OPTIONAL = ("peft", "torchao", "captum")
 FOLDER = REPOSITORY / "tests" / "joints"
 
 

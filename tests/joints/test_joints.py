@@ -17,12 +17,15 @@ from tests.joints.verdicts import Verdict
 EVERY = joints()
 # Whole models take torch's tracers many times as long as a block; ``make joints`` has them all.
 TRACED = ("compiling", "tracing")
+# Libraries that need not be there, groups of processes, and what is slow to watch.
+LEFT_OUT = ("adapters", "spreading", "watching")
 
 
 def chosen() -> list[tuple[str, str]]:
     """Each joint that is not slow with the next of its subjects in turn; blocks where traced."""
     rows = []
-    for number, joint in enumerate(each for each in EVERY.values() if not each.slow):
+    quick = [each for each in EVERY.values() if not each.slow and each.area not in LEFT_OUT]
+    for number, joint in enumerate(quick):
         subjects = [name for name, kind in SUBJECTS.items() if joint.fits(name, kind)]
         if joint.area in TRACED:
             small = [name for name in subjects if SUBJECTS[name] == BLOCKS]
