@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from functools import wraps
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from jetson_mamba.hook import stand_in
+
 # Where transformers looks up the functions of other packages, each by its name in a path.
 RESOLVER = "resolve_internal_import"
-PACKAGES = ("mamba_ssm", "causal_conv1d")
+# The packages, and what each needs to be imported without the hook.
+PACKAGES = {"mamba_ssm": "selective_scan_cuda", "causal_conv1d": "causal_conv1d_cuda"}
 
 
 def join(module: ModuleType) -> None:
@@ -28,10 +32,19 @@ def _find_those_with_gradients(module: Any) -> None:
     @wraps(resolve)
     def found(package: Any, path: str) -> Any:
         function = resolve(package, path)
-        if callable(function) and getattr(package, "__name__", None) in PACKAGES:
+        name = getattr(package, "__name__", None)
+        if callable(function) and name in PACKAGES:
             from jetson_mamba.ops.decoding.recorded import with_gradients
 
-            return with_gradients(path.rpartition(".")[2], function)
+            return with_gradients(path.rpartition(".")[2], function, _works(PACKAGES[name]))
         return function
 
     setattr(module, RESOLVER, found)
+
+
+def _works(extension: str) -> bool:
+    """Whether a compiled extension is there, with which its package needs no hook on a GPU."""
+    try:
+        return not stand_in.is_one(import_module(extension))
+    except Exception:  # of whatever kind: it is of no use
+        return False

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from jetson_mamba.dispatch.paths import Way
+from jetson_mamba.ops.decoding import recorded
 from jetson_mamba.ops.decoding.recorded import with_gradients
 from jetson_mamba.ops.selective_scan import autograd
 
@@ -44,7 +45,7 @@ def test_steps_of_a_state(softplus: bool, optional: tuple[str, ...]) -> None:
     B, C = (drawn(STEPS, BATCH, 1, STATE, seed=i) for i in (5, 6))
     more = {"D": drawn(HEADS, DIM, seed=7), "dt_bias": drawn(HEADS, DIM, seed=8)}
     more = {name: each for name, each in more.items() if name in optional}
-    step = with_gradients("selective_state_update", unrecorded)
+    step = with_gradients("selective_state_update", unrecorded, True)
     state, outs = first.clone(), []
     for i in range(STEPS):
         gate = {"z": z[i]} if "z" in optional else {}
@@ -76,7 +77,7 @@ def test_steps_of_a_convolution(
     state = drawn(BATCH, DIM, length)
     x, weight = drawn(BATCH, DIM, 4, seed=1), drawn(DIM, width, seed=2)
     bias = drawn(DIM, seed=3) if biased else None
-    step = with_gradients("causal_conv1d_update", unrecorded)
+    step = with_gradients("causal_conv1d_update", unrecorded, True)
     held, outs = state.clone(), []
     for i in range(0, 4, at_once):
         outs.append(step(x[..., i : i + at_once], held, weight, bias, activation=activation))
@@ -110,7 +111,7 @@ def last_of(scan: Callable[..., Any], given: list[Tensor]) -> Any:
 
 def test_the_last_state_of_a_scan() -> None:
     given = scan_inputs()
-    out, last = last_of(with_gradients("selective_scan_fn", unrecorded), given)
+    out, last = last_of(with_gradients("selective_scan_fn", unrecorded, True), given)
     same_gradients(last.pow(3).sum(), scanned(*given[:4]).pow(3).sum(), given[:4])
     # And the output beside it, whose gradient is what it was.
     both = torch.autograd.grad(out.square().sum() + last.pow(3).sum(), given, retain_graph=True)
@@ -131,7 +132,7 @@ def test_the_last_state_is_computed_again_only_for_a_pass_through_it(
         return composed(*arguments)
 
     monkeypatch.setattr(autograd, "_composed_state", counted)
-    out, last = last_of(with_gradients("selective_scan_fn", unrecorded), given)
+    out, last = last_of(with_gradients("selective_scan_fn", unrecorded, True), given)
     out.sum().backward(retain_graph=True)
     assert runs == []
     last.sum().backward()
@@ -140,7 +141,7 @@ def test_the_last_state_is_computed_again_only_for_a_pass_through_it(
 
 def test_the_last_state_within_a_transform_and_twice() -> None:
     given = scan_inputs()
-    scan = with_gradients("selective_scan_fn", unrecorded)
+    scan = with_gradients("selective_scan_fn", unrecorded, True)
 
     def of_u(u: Tensor) -> Tensor:
         return last_of(scan, [u, *given[1:]])[1].pow(3).sum()  # type: ignore[no-any-return]
@@ -154,21 +155,37 @@ def test_nothing_else_is_done_where_no_gradient_is_wanted() -> None:
     def plain(*arguments: Any) -> str:
         return "the kernel's"
 
-    step = with_gradients("selective_state_update", plain)
+    step = with_gradients("selective_state_update", plain, True)
     weights = torch.ones(2, requires_grad=True)
     assert step(weights.detach()) == "the kernel's"
     with torch.no_grad():
         assert step(weights) == "the kernel's"
     with torch.inference_mode():
         assert step(weights) == "the kernel's"
-    assert with_gradients("mamba_inner_fn", plain) is plain
+    assert with_gradients("mamba_inner_fn", plain, True) is plain
+
+
+@pytest.mark.parametrize(("extension", "calls"), [(True, "the kernel's"), (False, "recorded")])
+def test_on_a_gpu_with_an_extension_the_kernel_serves(
+    monkeypatch: pytest.MonkeyPatch, extension: bool, calls: str
+) -> None:
+    """As it does without this package: a program of one step after another keeps no graph."""
+
+    class OnAGpu(Tensor):
+        is_cuda = True
+
+    monkeypatch.setitem(recorded._RECORDED, "selective_scan_fn", lambda *given: "recorded")
+    scan = with_gradients("selective_scan_fn", lambda *given: "the kernel's", extension)
+    there = torch.ones(2).as_subclass(OnAGpu).requires_grad_()
+    assert scan(there) == calls
+    assert scan(torch.ones(2, requires_grad=True)) == "recorded"
 
 
 def test_every_way_of_a_call_gives_the_same_state_gradient(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given = scan_inputs()
-    scan = with_gradients("selective_scan_fn", unrecorded)
+    scan = with_gradients("selective_scan_fn", unrecorded, True)
     found = []
     for way in Way:
         monkeypatch.setattr(autograd, "way", lambda *_, way=way: way)

@@ -2,7 +2,9 @@
 
 mamba_ssm's kernels for a step record none, its scan none of the last state, and its blocks expect
 none. transformers has functions of its own in their place, which do: with the kernels, a pass back
-through a cache would lose what goes through the states, without a word. So it is given these.
+through a cache would lose what goes through the states, without a word. So it is given these where
+it would have its own without this package. Where it would have kernels, on a GPU with the compiled
+extensions, it has them: a program that goes on without a pass back keeps no graph there.
 """
 
 from __future__ import annotations
@@ -71,21 +73,22 @@ _RECORDED: dict[str, Step] = {
 }
 
 
-def with_gradients(name: str, function: Step) -> Step:
-    """The function of that name, or what records its gradients where some are wanted."""
+def with_gradients(name: str, function: Step, extension: bool) -> Step:
+    """The function of that name, or what records its gradients where some are wanted.
+
+    ``extension``: on a GPU it is ``function`` all the same.
+    """
     recorded = _RECORDED.get(name)
     if recorded is None:
         return function
 
     @wraps(function)
     def call(*arguments: Any, **keywords: Any) -> Any:
-        if torch.is_grad_enabled() and (is_transformed() or _wanted(arguments, keywords)):
-            return recorded(*arguments, **keywords)
+        if torch.is_grad_enabled():
+            given = [each for each in (*arguments, *keywords.values()) if isinstance(each, Tensor)]
+            wanted = is_transformed() or any(each.requires_grad for each in given)
+            if wanted and not (extension and given[0].is_cuda):
+                return recorded(*arguments, **keywords)
         return function(*arguments, **keywords)
 
     return call
-
-
-def _wanted(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> bool:
-    given = (*arguments, *keywords.values())
-    return any(isinstance(each, Tensor) and each.requires_grad for each in given)
