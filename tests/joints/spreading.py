@@ -1,4 +1,4 @@
-"""Joints of modules in processes that work together, in workers that load data, or offloaded."""
+"""Joints of modules in processes that work together, of workers that load data, of offloading."""
 
 from __future__ import annotations
 
