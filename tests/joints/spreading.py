@@ -234,7 +234,9 @@ def accelerator(s: Subject) -> Results:
     return {name: each.detach() for name, each in inner.named_parameters()}
 
 
-@joint("accelerate: mixed precision in bfloat16", rounded=True)
+# In bfloat16 gradients of Jamba's inner norms scatter by 3 % from one input to another, without
+# the hook as with it.
+@joint("accelerate: mixed precision in bfloat16", rounded=True, tolerance=6e-2)
 def accelerator_low(s: Subject) -> Results:
     from accelerate import Accelerator
 
