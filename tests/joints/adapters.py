@@ -1,4 +1,4 @@
-"""Joints with libraries that change modules, and with modules changed as they do it.
+"""Joints with libraries that change modules, or with modules that are changed as they do it.
 
 A row is not run where its library is not there.
 """

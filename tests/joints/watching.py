@@ -119,12 +119,13 @@ def multi_grad_hook(s: Subject) -> Results:
     return {"seen": seen, **gradients(module)}
 
 
-@joint("the profiler with shapes, stacks, memory and flops")
+# With stacks torch 2.13 reads names from memory that it has given back, with the hook or without.
+@joint("the profiler with shapes, memory and flops")
 def profiled(s: Subject) -> Results:
     from torch.profiler import ProfilerActivity, profile, record_function
 
     module = s.module()
-    options: dict[str, Any] = {"record_shapes": True, "with_stack": True, "profile_memory": True}
+    options: dict[str, Any] = {"record_shapes": True, "profile_memory": True}
     with profile(activities=[ProfilerActivity.CPU], with_flops=True, **options) as found:
         with record_function("a part"):
             result = trained(module, s.x)
