@@ -32,7 +32,8 @@ as good as without, ? it was not run since the joint was written or changed. An 
 that has no meaning.
 
 `python -m tests.joints`, on a CPU: {passing} of {found} rows pass, of {rows} that there are. \
-{newest} Each verdict is of a run, and says nothing of changes since:
+Each verdict is of a run, and says nothing of changes since; of {recorded} it is known which code \
+they are of:
 
 | run | rows | day | code | with |
 | --- | --- | --- | --- | --- |
@@ -56,7 +57,7 @@ def _rows() -> int:
 
 
 def _letters(runs: Mapping[Run, int]) -> dict[Run, str]:
-    """Each run's, in the order of the alphabet from the newest, which ran most, on."""
+    """Each run's: the last day first, and of a day those whose code is known, most rows first."""
     ordered = sorted(runs, key=lambda run: (run.day, bool(run.code), runs[run]), reverse=True)
     return {run: _letter(number) for number, run in enumerate(ordered)}
 
@@ -80,7 +81,7 @@ def page(found: Mapping[tuple[str, str], Kept]) -> str:
             passing=sum(kept.verdict.passes for kept in found.values()),
             found=len(found),
             rows=_rows(),
-            newest=_newest(counts, letters),
+            recorded=sum(count for run, count in counts.items() if run.code),
             runs="".join(
                 f"| {letter} | {counts[run]} | {run.day} | {_code(run)} | {run.libraries} |\n"
                 for run, letter in letters.items()
@@ -113,11 +114,3 @@ def page(found: Mapping[tuple[str, str], Kept]) -> str:
 
 def _code(run: Run) -> str:
     return f"{run.commit or 'no commit'} ({run.code})" if run.code else UNKNOWN
-
-
-def _newest(counts: Mapping[Run, int], letters: Mapping[Run, str]) -> str:
-    first = next(iter(letters), None)
-    if first is None or not first.code:
-        return "Of which code they are was not recorded."
-    count = sum(each for run, each in counts.items() if run.code == first.code)
-    return f"{count} of them are of the code of run a, the others of earlier states."

@@ -60,7 +60,13 @@ def with_lines(rows: Rows, lines: Iterable[Line]) -> dict[tuple[str, str], Kept]
         verdict = Verdict[line.verdict]
         if verdict in LETTERS:
             found[line.joint, line.subject] = Kept(verdict, line.run, line.source)
-    return found
+    # One state of the code may have been run before it was committed, and after commits of joints.
+    runs = {kept.run for kept in found.values()}
+    commits = {run.code: run.commit for run in sorted(runs)}
+    return {
+        row: kept._replace(run=kept.run._replace(commit=commits[kept.run.code]))
+        for row, kept in found.items()
+    }
 
 
 def of_these_joints(rows: Rows, joints: Mapping[str, Joint]) -> dict[tuple[str, str], Kept]:

@@ -133,12 +133,24 @@ def test_a_page_is_made_of_runs_on_several_machines_and_says_which(tmp_path: Pat
     assert record.read(tmp_path / "record.json") == rows
     text = page(record.of_these_joints(rows, EVERY))
     assert "2 of 3 rows pass" in text
-    assert "1 of them are of the code of run a, the others of earlier states." in text
+    assert "of 3 it is known which code they are of" in text
     assert f"| a | 1 | {here.day} | def5678 ({here.code}) | {here.libraries} |" in text
     assert "| b | 2 | 2026-01-02 | abc1234 (0badc0de) | Python 3.12.3, torch 2.11.0 |" in text
     assert f"| {ONE.name} | ✓ a | ✓ | ? |" in text
     assert "**differs**" in text.partition(f"| {OTHER.name} |")[2].partition("\n")[0]
     assert "**worse**" not in text.partition("\n## ")[2]
+
+
+def test_a_state_of_the_code_has_one_commit() -> None:
+    """It may have been run before it was committed, or after a commit that changed joints alone."""
+    rows = record.with_lines(
+        {},
+        [
+            line(ONE.name, "Mamba", Verdict.RIGHT, EARLIER._replace(commit="")),
+            line(ONE.name, "Mamba2", Verdict.RIGHT, EARLIER),
+        ],
+    )
+    assert {kept.run for kept in rows.values()} == {EARLIER}
 
 
 def test_a_verdict_of_a_joint_that_was_changed_since_is_none() -> None:

@@ -119,7 +119,7 @@ def multi_grad_hook(s: Subject) -> Results:
     return {"seen": seen, **gradients(module)}
 
 
-# With stacks torch 2.13 reads names from memory that it has given back, with the hook or without.
+# With stacks torch 2.13 raises a UnicodeDecodeError now and then, with the hook or without.
 @joint("the profiler with shapes, memory and flops")
 def profiled(s: Subject) -> Results:
     from torch.profiler import ProfilerActivity, profile, record_function
