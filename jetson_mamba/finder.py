@@ -51,6 +51,7 @@ STAND_INS = (
 JOINED = (
     "transformers.models.mamba.modeling_mamba",
     "transformers.models.mamba2.modeling_mamba2",
+    "transformers.integrations.hub_kernels",
 )
 # What is looked at any further: by the last part of a name, and by how the part before begins.
 PACKAGE = "mamba_ssm"

@@ -10,10 +10,11 @@ does, and it is ``self`` of a function that is running. So a fused call looks wh
 * Else it computes up to the projection and calls the module.
 * transformers 5 brings a path of its own that calls its modules, and takes it where the fused call
   gives None. So it is left to that, also in cases in which its own path computes something else
-  than a fused call. It masks what follows padding, and hands no mask on; without one, padding runs
-  into the states. It takes any activation, a fused call silu alone. And it normalises step sizes
-  before their projection, mamba_ssm after it (FalconMamba). In the last two a call of Mamba serves
-  where it would without this package, with mamba_ssm's extension.
+  than a fused call, or what one refuses: it casts before an output projection of another dtype than
+  the input's. It masks what follows padding, and hands no mask on; without one, padding runs into
+  the states. It takes any activation, a fused call silu alone. And it normalises step sizes before
+  their projection, mamba_ssm after it (FalconMamba). In the last two a call of Mamba serves where
+  it would without this package, with mamba_ssm's extension.
 
 While ``torch.compile`` traces, the functions that run are those of the tracer, which holds what
 they would be; a call that would have to call modules, and cannot be told to, ends the graph, and
@@ -131,24 +132,25 @@ def may_be_fused(**weights: Any) -> bool:
     return passed(**weights) is None
 
 
-def passed(**weights: Any) -> Passed | None:
+def passed(*, refused: bool = False, **weights: Any) -> Passed | None:
     """What a fused call with these ``weights`` would wrongly go past; None where it may go on.
 
-    The weights are named as their modules usually are: ``out_proj=out_proj_weight``. A caller that
+    ``refused``: it would raise an error, so that a caller with another way is left to that. The
+    weights are named as their modules usually are: ``out_proj=out_proj_weight``. A caller that
     names them otherwise is understood where a module of its holds the very weight.
     """
     if is_compiling():
-        verdict = _verdict(*[name for name in weights if weights[name] is not None])
+        verdict = _verdict(refused, *[name for name in weights if weights[name] is not None])
         if verdict == _GOES_ON:
             return None
         if verdict == _DECLINED:
             return Passed({}, True)
         call_modules_outside_of_the_graph = torch.compiler.disable(_passed_now)
-        return cast("Passed | None", call_modules_outside_of_the_graph(weights))
-    return _passed_now(weights)
+        return cast("Passed | None", call_modules_outside_of_the_graph(weights, refused))
+    return _passed_now(weights, refused)
 
 
-def _passed_now(weights: dict[str, Any]) -> Passed | None:
+def _passed_now(weights: dict[str, Any], refused: bool) -> Passed | None:
     """:func:`passed`, by the functions that run."""
     frame: FrameType | None = sys._getframe(3)
     for _ in range(MOST_FRAMES):
@@ -159,7 +161,7 @@ def _passed_now(weights: dict[str, Any]) -> Passed | None:
             modules = _found(local["self"], weights)
             if modules is not None:
                 masks = local.get("attention_mask") is not None
-                differs = masks or _differs(local["self"], weights)
+                differs = refused or masks or _differs(local["self"], weights)
                 declined = (differs or bool(modules)) and _is_declined(frame)
                 return Passed(modules, declined) if modules or declined else None
         frame = frame.f_back
@@ -244,7 +246,7 @@ def _holder(modules: dict[str, nn.Module | None], name: str, weight: Any) -> nn.
 _GOES_ON, _DECLINED, _ENDS_GRAPH = range(3)
 
 
-def _verdict(*names: str) -> int:
+def _verdict(refused: bool, *names: str) -> int:
     """What becomes of a call that is traced, with the modules of these names."""
     has_another_way = False
     nearest = True
@@ -263,7 +265,7 @@ def _verdict(*names: str) -> int:
             return _ENDS_GRAPH
         if not all(map(is_plain, modules)):
             return _DECLINED if has_another_way else _ENDS_GRAPH
-        differs = caller.masks or _differs(caller.owner, dict.fromkeys(names, True))
+        differs = refused or caller.masks or _differs(caller.owner, dict.fromkeys(names, True))
         return _DECLINED if has_another_way and differs else _GOES_ON
     return _GOES_ON
 

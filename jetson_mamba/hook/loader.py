@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any, Sequence
 
 from jetson_mamba.finder import TARGETS, Finder, is_a, loader_of
+from jetson_mamba.hook import joined
 
 # Without any of these words a text of another package is none of mamba-ssm.
 WORDS = (b"selective_scan_cuda", b"causal_conv1d", b"triton", b"mamba")
@@ -279,7 +280,7 @@ class Loader:
 class Joining:
     """Loads a module as its own loader does, and joins what is in it to the ops.
 
-    That is where mamba_ssm is there, whose functions it calls. The module keeps its own loader.
+    The module keeps its own loader.
     """
 
     def __init__(self, original: SourceFileLoader) -> None:
@@ -294,14 +295,11 @@ class Joining:
         if module.__spec__ is not None:
             module.__spec__.loader = module.__loader__ = self.original
         self.original.exec_module(module)
-        if "mamba_ssm" in sys.modules:
-            try:
-                from jetson_mamba.ops.decoding import mixers
-
-                mixers.join(module)
-            except Exception:
-                # Whatever it is, the module is what it would be without the hook.
-                return
+        try:
+            joined.join(module)
+        except Exception:
+            # Whatever it is, the module is what it would be without the hook.
+            return
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "original" not in vars(self):

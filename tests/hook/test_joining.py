@@ -14,6 +14,7 @@ import pytest
 from jetson_mamba.finder import JOINED, Finder
 from jetson_mamba.hook.loader import Joining
 from jetson_mamba.ops.decoding import mixers
+from jetson_mamba.ops.decoding.recorded import with_gradients
 
 NAME = JOINED[0]
 
@@ -81,3 +82,43 @@ def test_modules_of_other_packages_are_none_of_these(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     assert found_spec(tmp_path, monkeypatch, name) is None
+
+
+def test_transformers_finds_functions_that_record_their_gradients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of states, of the two packages; and whatever else it looks for is as it was."""
+    name = "transformers.integrations.hub_kernels"
+    assert name in JOINED
+    spec = found_spec(tmp_path, monkeypatch, name)
+    (tmp_path / "modeling.py").write_text(
+        "def resolve_internal_import(package, path):\n"
+        "    return getattr(package, path.rpartition('.')[2], None)\n"
+    )
+    module: Any = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    extensions: list[bool] = []
+    built: Any = ModuleType("selective_scan_cuda")
+    monkeypatch.setitem(sys.modules, "selective_scan_cuda", built)
+
+    def given(name: str, function: Any, extension: bool) -> Any:
+        extensions.append(extension)
+        return recorded(name, function, extension)
+
+    recorded = with_gradients
+    monkeypatch.setattr("jetson_mamba.ops.decoding.recorded.with_gradients", given)
+    package: Any = ModuleType("mamba_ssm")
+    package.selective_scan_fn = lambda *tensors: "kernel"
+    package.mamba_inner_fn = lambda *tensors: "fused"
+    find = module.resolve_internal_import
+    found = find(package, "ops.selective_scan_fn")
+    assert found is not package.selective_scan_fn
+    assert found() == "kernel"
+    assert find(package, "ops.mamba_inner_fn") is package.mamba_inner_fn
+    assert find(package, "ops.absent") is None
+    find(package, "ops.selective_scan_fn")
+    built.__jetson_mamba_reason__ = None
+    find(package, "ops.selective_scan_fn")
+    assert extensions[-2:] == [True, False]
+    package.__name__ = "another"
+    assert find(package, "ops.selective_scan_fn") is package.selective_scan_fn

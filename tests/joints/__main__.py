@@ -1,9 +1,9 @@
 """Runs every row: ``python -m tests.joints [--joint NAME] [--subject NAME] [--list]``.
 
 A NAME is any part of a joint's name, or a word of a subject's. With ``--resume FILE`` verdicts are
-kept in a file, and not asked for again while the code is the same. A run of everything writes the
-table of the documentation, in one piece or as the last of several; ``--page FILE…`` writes it of
-such files, which may come from several machines.
+kept in a file, and not asked for again while the code is the same. ``--page FILE…`` adds those of
+such files, which may come from several machines, to what the page shows; ``--page`` alone writes it
+anew, without joints that were changed since they were run. A run of everything does so by itself.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Iterable
 
+from tests.joints import record
 from tests.joints.declared import AREAS, joints
 from tests.joints.page import PAGE, page
-from tests.joints.pieces import Pieces, collected, described
+from tests.joints.pieces import Line, Pieces, code, described, lines, source_of
 from tests.joints.rows import Judge
 from tests.joints.subjects import SUBJECTS
+from tests.joints.verdicts import Verdict
 
 
 def main() -> int:
@@ -37,12 +40,15 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no row after these")
     parser.add_argument("--resume", type=Path, help="keep verdicts in this file, and go on there")
     parser.add_argument("--without", type=Path, nargs="+", default=[], help="no row of these files")
-    parser.add_argument("--page", type=Path, nargs="+", help="run nothing: write the page of these")
+    parser.add_argument("--page", type=Path, nargs="*", help="run nothing: write the page of these")
+    parser.add_argument("--code", action="store_true", help="a digest of the code that rows run")
     chosen = parser.parse_args()
     every = joints()
-    if chosen.page:
-        PAGE.write_text(page(*collected(chosen.page, every)), encoding="utf-8")
-        print(PAGE)
+    if chosen.code:
+        print(code())
+        return 0
+    if chosen.page is not None:
+        write_page(lines(chosen.page))
         return 0
     names = [
         name for name, each in every.items() if chosen.joint in name and chosen.area in each.area
@@ -64,7 +70,7 @@ def main() -> int:
 
         rows = [(joint, subject) for joint, subject in rows if (joint.name, subject) in ROWS]
     pieces = Pieces(chosen.resume) if chosen.resume else None
-    elsewhere, _ = collected(chosen.without, every)
+    elsewhere = {(line.joint, line.subject) for line in lines(chosen.without)}
     wanted = [(joint.name, subject) for joint, subject in rows]
     wanted = [row for row in wanted if row not in elsewhere]
     kept = pieces.found(every) if pieces else {}
@@ -93,11 +99,24 @@ def main() -> int:
     with ThreadPoolExecutor(chosen.processes) as pool:
         list(pool.map(judge_rows, range(chosen.processes)))
     passing = sum(judged.verdict.passes for judged in found.values())
-    print(f"{passing} of {len(found)} rows pass, {time.monotonic() - start:.0f} s")
+    absent = sum(judged.verdict is Verdict.ABSENT for judged in found.values())
+    said = f", {absent} not run for want of a package" if absent else ""
+    print(f"{passing} of {len(found)} rows pass{said}, {time.monotonic() - start:.0f} s")
     if not (chosen.joint or chosen.subject or chosen.area or chosen.without):
-        PAGE.write_text(page(found, dict.fromkeys(found, described())), encoding="utf-8")
-        print(PAGE)
-    return 0 if passing == len(wanted) else 1
+        run = described()
+        write_page(
+            Line(*row, judged.verdict.name, judged.why, source_of(every[row[0]]), run)
+            for row, judged in found.items()
+        )
+    return 0 if passing == len(wanted) - absent else 1
+
+
+def write_page(new: Iterable[Line]) -> None:
+    """The page, and the record that it is of, with what new lines say."""
+    rows = record.of_these_joints(record.with_lines(record.read(), new), joints())
+    record.write(rows)
+    PAGE.write_text(page(rows), encoding="utf-8")
+    print(PAGE)
 
 
 if __name__ == "__main__":

@@ -282,3 +282,86 @@ def aot_by_hand(s: Subject) -> Results:
     cut = aot.min_cut_rematerialization_partition
     call = aot.aot_module(module, fw_compiler=aot.nop, bw_compiler=aot.nop, partition_fn=cut)
     return trained(module, s.x, call)
+
+
+@joint("compile, one graph, dynamic sizes", slow=True)
+def whole_dynamic(s: Subject) -> Results:
+    module = s.module().eval()
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        return {f"out at {size}": compiled(s.x[:, :size]) for size in (11, 7)}
+
+
+@joint("compile, max-autotune-no-cudagraphs", slow=True, on=(BLOCKS,))
+def autotuned(s: Subject) -> Results:
+    module = s.module()
+    return trained(module, s.x, torch.compile(module, mode="max-autotune-no-cudagraphs"))
+
+
+@joint("compile, reduce-overhead", slow=True, on=(BLOCKS,))
+def reduced_overhead(s: Subject) -> Results:
+    module = s.module().eval()
+    compiled = torch.compile(module, mode="reduce-overhead")
+    with torch.no_grad():
+        return {"out": compiled(s.x).clone(), "again": compiled(s.x.flip(1)).clone()}
+
+
+def _stances(s: Subject, stance: str) -> Results:
+    module = s.module().eval()
+    compiled = torch.compile(module, backend="aot_eager")
+    with torch.no_grad():
+        first = compiled(s.x)
+        with torch.compiler.set_stance(stance):
+            same_size, other = compiled(s.x.flip(1)), compiled(s.x[:, :5])
+    return {"first": first, "same size": same_size, "other": other}
+
+
+@joint("compile, set_stance: eager_on_recompile", slow=True)
+def eager_on_recompile(s: Subject) -> Results:
+    return _stances(s, "eager_on_recompile")
+
+
+@joint("compile, set_stance: force_eager", slow=True)
+def force_eager(s: Subject) -> Results:
+    return _stances(s, "force_eager")
+
+
+@joint("compile a step of an optimizer", slow=True, tolerance=1e-3)
+def compiled_optimizer(s: Subject) -> Results:
+    module = s.module()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, eps=1e-3)
+    step: Any = torch.compile(optimizer.step, backend="aot_eager")
+    compiled = torch.compile(module, backend="aot_eager")
+    for _ in range(2):
+        optimizer.zero_grad()
+        trained(module, s.x, compiled)
+        step()
+    return {"out": module(s.x).detach()}
+
+
+@joint("compile, part of the activations computed again (a memory budget)", slow=True)
+def memory_budget(s: Subject) -> Results:
+    module = s.module()
+    with torch._functorch.config.patch(activation_memory_budget=0.3):
+        return trained(module, s.x, torch.compile(module, backend="aot_eager_decomp_partition"))
+
+
+@joint("compile, by what another call decides (torch.cond)", slow=True)
+def conditional(s: Subject) -> Results:
+    module = s.module().eval()
+
+    def run(x: Tensor) -> Any:
+        return torch.cond(x.sum() > 0, module, lambda x: module(-x), (x,))
+
+    compiled = torch.compile(run, backend="aot_eager")
+    with torch.no_grad():
+        return {"out": compiled(s.x), "negative": compiled(-s.x)}
+
+
+@joint("compile DistributedDataParallel over gloo, one process", slow=True)
+def compiled_ddp(s: Subject) -> Results:
+    from tests.joints.lifetimes import _group
+
+    _group()
+    wrapped = torch.nn.parallel.DistributedDataParallel(s.module(), find_unused_parameters=True)
+    return trained(wrapped, s.x, torch.compile(wrapped, backend="aot_eager"))

@@ -21,6 +21,10 @@ AREAS = {
     "inputs": "Inputs",
     "decoding": "Step by step",
     "language": "Language models",
+    "generating": "After a prompt",
+    "watching": "Watched and checked",
+    "adapters": "Adapted, quantised and explained by libraries",
+    "spreading": "Spread over two processes, offloaded",
     "processes": "Processes and threads",
 }
 BLOCKS, MODELS, TRANSFORMERS = "blocks", "models", "transformers"

@@ -75,7 +75,8 @@ def checkpointing_reentrant(s: Subject) -> Results:
     return _checkpointing(s, True)
 
 
-def _generated(s: Subject, model: Any, **options: Any) -> Results:
+def generated(s: Subject, model: Any, **options: Any) -> Results:
+    """Five tokens after those of the subject, and the scores that each was chosen by."""
     model.eval()
     if s.kind == MODELS:
         found = model.generate(
@@ -101,15 +102,15 @@ def _generated(s: Subject, model: Any, **options: Any) -> Results:
 
 @joint("generate, greedy", on=LANGUAGE)
 def greedy(s: Subject) -> Results:
-    return _generated(s, s.model(), **({} if s.kind == MODELS else {"do_sample": False}))
+    return generated(s, s.model(), **({} if s.kind == MODELS else {"do_sample": False}))
 
 
 @joint("generate, greedy, twice", on=LANGUAGE)
 def greedy_twice(s: Subject) -> Results:
     model = s.model()
     options: dict[str, Any] = {} if s.kind == MODELS else {"do_sample": False}
-    _generated(s, model, **options)
-    return _generated(s, model, **options)
+    generated(s, model, **options)
+    return generated(s, model, **options)
 
 
 @joint("generate, sampled with a seed", on=LANGUAGE)
@@ -117,18 +118,18 @@ def sampled(s: Subject) -> Results:
     options: dict[str, Any] = {"top_k": 8, "temperature": 0.9}
     model = s.model()
     torch.manual_seed(11)
-    return _generated(s, model, **options, **({} if s.kind == MODELS else {"do_sample": True}))
+    return generated(s, model, **options, **({} if s.kind == MODELS else {"do_sample": True}))
 
 
 @joint("generate with cg=False", on=(MODELS,))
 def without_graphs(s: Subject) -> Results:
-    return _generated(s, s.model(), cg=False)
+    return generated(s, s.model(), cg=False)
 
 
 @joint("generate under autocast", on=LANGUAGE, rounded=True)
 def generated_autocast(s: Subject) -> Results:
     with torch.autocast("cpu", torch.bfloat16, enabled=not s.exact):
-        found = _generated(s, s.model(), **({} if s.kind == MODELS else {"do_sample": False}))
+        found = generated(s, s.model(), **({} if s.kind == MODELS else {"do_sample": False}))
     # Later scores depend on what was chosen before.
     return {"scores": found["scores"][0]}
 
@@ -136,7 +137,7 @@ def generated_autocast(s: Subject) -> Results:
 @joint("generate with bfloat16 weights", on=LANGUAGE, rounded=True)
 def generated_low(s: Subject) -> Results:
     model = s.model().to(s.low(torch.bfloat16))
-    found = _generated(s, model, **({} if s.kind == MODELS else {"do_sample": False}))
+    found = generated(s, model, **({} if s.kind == MODELS else {"do_sample": False}))
     return {"scores": found["scores"][0]}
 
 
@@ -147,26 +148,26 @@ def other_batches(s: Subject) -> Results:
     tokens = s.tokens
     for size in (1, 5):
         s.tokens = tokens.repeat(3, 1)[:size]
-        each = _generated(s, model, **({} if s.kind == MODELS else {"do_sample": False}))
+        each = generated(s, model, **({} if s.kind == MODELS else {"do_sample": False}))
         found |= {f"{name} of {size}": value for name, value in each.items()}
     return found
 
 
 @joint("generate, beam search", on=THEIRS)
 def beams(s: Subject) -> Results:
-    return _generated(s, s.model(), num_beams=3, do_sample=False)
+    return generated(s, s.model(), num_beams=3, do_sample=False)
 
 
 @joint("generate without a cache", on=THEIRS)
 def without_cache(s: Subject) -> Results:
-    return _generated(s, s.model(), do_sample=False, use_cache=False)
+    return generated(s, s.model(), do_sample=False, use_cache=False)
 
 
 @joint("generate with left padding", on=THEIRS)
 def padded(s: Subject) -> Results:
     mask = torch.ones_like(s.tokens)
     mask[0, :3] = 0
-    return _generated(s, s.model(), do_sample=False, attention_mask=mask)
+    return generated(s, s.model(), do_sample=False, attention_mask=mask)
 
 
 @joint("generate with a repetition penalty and a stop token", on=THEIRS)
@@ -359,7 +360,7 @@ def _configured(s: Subject, **options: Any) -> Results:
     value = _loss(s, model)
     value.backward()
     found = {"loss": value.detach(), **gradients(model)}
-    return {**found, **_generated(s, model, do_sample=False)}
+    return {**found, **generated(s, model, do_sample=False)}
 
 
 @joint("another activation: gelu", on=THEIRS)

@@ -58,6 +58,15 @@ def test_errors_are_compared_by_their_kind() -> None:
     assert judged(clear, outcome(None, "RuntimeError: no")).verdict is Verdict.REFUSED
 
 
+def test_a_package_that_is_missing_in_both_is_no_verdict() -> None:
+    lacking = outcome(None, "ModuleNotFoundError: No module named 'peft'")
+    for subject in (OURS, THEIRS):
+        verdict = judged(lacking, lacking, subject).verdict
+        assert verdict is Verdict.ABSENT
+        assert not verdict.passes
+    assert judged(lacking, outcome(ONE)).verdict is Verdict.WORSE
+
+
 def test_a_wrong_result_is_never_excused_by_an_error_without_the_hook() -> None:
     wrong = outcome(None, "Wrong: off by 1.0")
     assert judged(wrong, outcome(None, "RuntimeError: no"), OURS).verdict is Verdict.SILENT

@@ -305,3 +305,50 @@ def trace_of_step(s: Subject) -> Results:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return _steps(s, lambda step, given: torch.jit.trace(step, given, check_trace=False))
+
+
+class _Scaled(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(
+        self, x: Tensor, *, factor: float = 1.0, twice: bool = False, of: Any = None
+    ) -> Any:
+        """With what is no tensor among its keywords, and tensors in a dictionary."""
+        out = self.inner(x if of is None else x + of["more"]) * factor
+        return {"out": out, "both": (out, out * 2)} if twice else out
+
+
+@joint("torch.export with keywords that are no tensors, and trees of tensors")
+def export_keywords(s: Subject) -> Results:
+    module = _Scaled(s.module().eval())
+    given: dict[str, Any] = {"factor": 0.5, "twice": True, "of": {"more": 0.1 * s.x.flip(1)}}
+    with torch.no_grad():
+        program = torch.export.export(module, (s.x,), given, strict=False).module()
+        found = program(s.x.flip(1), **given)
+    return {"out": found["out"], "second": found["both"][1]}
+
+
+@joint("torch.export with sizes that it finds (Dim.AUTO)", may_refuse=True, slow=True)
+def export_auto(s: Subject) -> Results:
+    module = s.module().eval()
+    dims: Any = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
+    with torch.no_grad():
+        program = torch.export.export(module, (s.x,), dynamic_shapes=(dims,)).module()
+        same("the program", program(s.x), module(s.x))
+        return {"out": program(s.x.flip(1))}
+
+
+@joint("AOTInductor with a batch of any size", on=(BLOCKS,), may_refuse=True, slow=True)
+def aot_inductor_dynamic(s: Subject) -> Results:
+    module = s.module().eval()
+    shapes = ({0: torch.export.Dim("batch", min=1, max=64)},)
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+        program = torch.export.export(module, (s.x,), dynamic_shapes=shapes)
+        path = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(Path(folder) / "model.pt2")
+        )
+        loaded = torch._inductor.aoti_load_package(path)
+        more = torch.cat([s.x, s.x.flip(1), s.x[:1]])
+        return {"out": loaded(s.x), "more": loaded(more)}

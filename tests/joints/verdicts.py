@@ -45,11 +45,12 @@ class Verdict(Enum):
     REFUSED = "refused, with what to do"
     WORSE = "worse"
     SILENT = "silently different"
+    ABSENT = "not run: a package that it needs is not there"
 
     @property
     def passes(self) -> bool:
         """Whether nobody is worse off."""
-        return self not in (Verdict.WORSE, Verdict.SILENT)
+        return self not in (Verdict.WORSE, Verdict.SILENT, Verdict.ABSENT)
 
 
 class Judged(NamedTuple):
@@ -124,6 +125,8 @@ def judge(
 
 def _judge_error(joint: Joint, subject: str, hooked: Outcome, without: Outcome) -> Judged:
     why = f"{hooked.error}: {hooked.message[:400]}"
+    if hooked.error == without.error == ModuleNotFoundError.__name__:
+        return Judged(Verdict.ABSENT, why)
     if hooked.error == without.error:
         return Judged(Verdict.SAME_ERROR, why)
     if without.error is not None:

@@ -2,7 +2,8 @@
 
 Takes the place of the function of the same name in ``mamba_ssm.ops.triton.selective_state_update``
 wherever Triton kernels cannot be launched: by this project's CUDA kernel or in PyTorch. It computes
-as upstream's kernel does, in float32 whatever the dtypes, and as that does records no gradient.
+as upstream's kernel does, in float32 whatever the dtypes, and as that does records no gradient;
+:func:`recorded_state_update` records one.
 """
 
 from __future__ import annotations
@@ -55,6 +56,46 @@ def selective_state_update(
 
     Raises ValueError or TypeError for arguments that do not fit together.
     """
+    return _stepped(
+        state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices, recorded=False
+    )
+
+
+def recorded_state_update(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+) -> Tensor:
+    """:func:`selective_state_update`, a state for each sequence, which autograd records.
+
+    The state it was, and what is written to it, are in the graph as well: a pass back from a later
+    step runs through the earlier ones.
+    """
+    return _stepped(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, None, recorded=True)
+
+
+def _stepped(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+    state_batch_indices: Tensor | None,
+    *,
+    recorded: bool,
+) -> Tensor:
     for name, each in (("state", state), ("x", x), ("dt", dt), ("A", A), ("B", B), ("C", C)):
         check_dtype(name, each)
     for name, other in (("D", D), ("z", z), ("dt_bias", dt_bias)):
@@ -99,7 +140,10 @@ def selective_state_update(
         raise ValueError(f"state: expected at least batch={batch} states, found {count}")
 
     step = Step(states, x, dt, A, B, C, D, z, dt_bias, state_batch_indices, bool(dt_softplus))
-    out = composed(step) if found is Way.COMPOSED else _computed(step, found)
+    if recorded:
+        out = composed(step, recorded=True)
+    else:
+        out = composed(step) if found is Way.COMPOSED else _computed(step, found)
     return out if has_heads else out.squeeze(1)
 
 

@@ -115,8 +115,16 @@ def _beside_x(step: Step) -> Step:
     return step._replace(**alike)
 
 
-def composed(step: Step, exponential: Callable[[Tensor], Tensor] = torch.exp) -> Tensor:
-    """The output, for a trace too, in which what is expanded now need not be later."""
+def composed(
+    step: Step,
+    exponential: Callable[[Tensor], Tensor] = torch.exp,
+    *,
+    recorded: bool = False,
+) -> Tensor:
+    """The output, for a trace too, in which what is expanded now need not be later.
+
+    ``recorded``: autograd can go back through it, since no tensor that it keeps is written.
+    """
     if is_traced():
         step = _beside_x(step)
     states, x, dt, A, B, C, D, z, dt_bias, indices, dt_softplus = step
@@ -139,9 +147,12 @@ def composed(step: Step, exponential: Callable[[Tensor], Tensor] = torch.exp) ->
     used = None
     if indices is None:
         before = beside("state", states[: x.shape[0]], x, (0, 0))
-        after = before.to(dtype)  # the state itself where it has that dtype
-        after.mul_(decay).addcmul_(entering, B)
-        if before.dtype != dtype:
+        if recorded:
+            after = torch.addcmul(before.to(dtype, copy=True) * decay, entering, B)
+        else:
+            after = before.to(dtype)  # the state itself where it has that dtype
+            after.mul_(decay).addcmul_(entering, B)
+        if before.dtype != dtype or recorded:
             before.copy_(after)
     else:
         used = indices >= 0

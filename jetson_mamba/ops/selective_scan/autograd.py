@@ -9,7 +9,7 @@ from torch import Tensor
 
 from jetson_mamba.dispatch import twice
 from jetson_mamba.dispatch.fields import Tensors
-from jetson_mamba.dispatch.paths import Way, way_back
+from jetson_mamba.dispatch.paths import Way, way, way_back
 
 from . import composed
 from .checks import checked
@@ -21,6 +21,22 @@ def composed_output(*arguments: Any) -> tuple[Tensor, Tensor]:
     scan, _ = checked(*arguments, chosen=Way.COMPOSED)
     output, last_state = composed.output(scan)
     return output.to(arguments[0].dtype), last_state.detach()
+
+
+def recorded_last_state(last_state: Tensor, *arguments: Any) -> Tensor:
+    """The last state of a scan, differentiable by the scan's arguments.
+
+    A pass back through it takes the composed form; one that does not reach it costs nothing.
+    """
+    if way(*arguments[:8]) is not Way.KERNELS:
+        return _composed_state(*arguments)
+    found: Tensor = _LastState.apply(*arguments, last_state)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _composed_state(*arguments: Any) -> Tensor:
+    scan, _ = checked(*arguments, chosen=Way.COMPOSED)
+    return composed.output(scan)[1]
 
 
 def differentiable(
@@ -62,3 +78,18 @@ class _SelectiveScan(torch.autograd.Function):
             back = ctx.backward_pass(*tensors, dout, x, out, None, softplus, False)
             found = Gradients(*back).in_order
         return (*found, None, None)
+
+
+class _LastState(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        given, (last_state,) = SCAN.split(arguments)
+        SCAN.keep(ctx, given)
+        found: Tensor = last_state.clone()
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, dlast_state: Tensor) -> tuple[Tensor | None, ...]:
+        given, _ = SCAN.kept(ctx)
+        needed: Any = SCAN.split(ctx.needs_input_grad)[0]
+        return (*twice.gradients(_composed_state, given, needed, (dlast_state,)), None)

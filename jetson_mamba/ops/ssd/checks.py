@@ -123,6 +123,18 @@ def check_mixer(mixer: Mixer) -> None:
         raise ValueError("outproj_bias: expected None where outproj_weight is None, found a tensor")
 
 
+def needs_cast(zxbcdt: Tensor, *projection: Tensor | None) -> bool:
+    """Whether a projection is of another dtype than its input, which outside autocast is refused.
+
+    False as well for what is no tensor: the checks above say so.
+    """
+    dtype = getattr(zxbcdt, "dtype", None)
+    for each in projection:
+        if each is not None and getattr(each, "dtype", dtype) != dtype:
+            return autocast_dtype(zxbcdt.device) is None
+    return False
+
+
 def head_size(D: Tensor, headdim: int | None) -> int:
     """The headdim that D says, or that has to be given beside it."""
     check_dtype("D", D)

@@ -37,6 +37,7 @@ from .checks import (
     check_state_dtype,
     head_size,
     limits,
+    needs_cast,
 )
 from .contract import MIXER, Case, Implementation, Mixer, Scan, case_of_mixer
 from .gates import gate
@@ -220,7 +221,8 @@ def mamba_split_conv1d_scan_combined(
 
     Raises ValueError or TypeError for arguments that do not fit together.
     """
-    by_modules = passed(norm=rmsnorm_weight, out_proj=outproj_weight)
+    refused = needs_cast(zxbcdt, outproj_weight, outproj_bias)
+    by_modules = passed(refused=refused, norm=rmsnorm_weight, out_proj=outproj_weight)
     modules: Modules = {}
     if by_modules is not None:
         if by_modules.declined:

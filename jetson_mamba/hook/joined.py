@@ -1,0 +1,50 @@
+"""Joins modules of transformers, which have run as they are, to the ops."""
+
+from __future__ import annotations
+
+import sys
+from functools import wraps
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from jetson_mamba.hook import stand_in
+
+# Where transformers looks up the functions of other packages, each by its name in a path.
+RESOLVER = "resolve_internal_import"
+# The packages, and what each needs to be imported without the hook.
+PACKAGES = {"mamba_ssm": "selective_scan_cuda", "causal_conv1d": "causal_conv1d_cuda"}
+
+
+def join(module: ModuleType) -> None:
+    """Join what is in a module: its mixers, or the functions that it finds for others."""
+    if RESOLVER in vars(module):
+        _find_those_with_gradients(module)
+    elif "mamba_ssm" in sys.modules:
+        from jetson_mamba.ops.decoding import mixers
+
+        mixers.join(module)
+
+
+def _find_those_with_gradients(module: Any) -> None:
+    resolve = getattr(module, RESOLVER)
+
+    @wraps(resolve)
+    def found(package: Any, path: str) -> Any:
+        function = resolve(package, path)
+        name = getattr(package, "__name__", None)
+        if callable(function) and name in PACKAGES:
+            from jetson_mamba.ops.decoding.recorded import with_gradients
+
+            return with_gradients(path.rpartition(".")[2], function, _works(PACKAGES[name]))
+        return function
+
+    setattr(module, RESOLVER, found)
+
+
+def _works(extension: str) -> bool:
+    """Whether a compiled extension is there, with which its package needs no hook on a GPU."""
+    try:
+        return not stand_in.is_one(import_module(extension))
+    except Exception:  # of whatever kind: it is of no use
+        return False
