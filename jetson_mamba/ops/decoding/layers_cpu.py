@@ -18,6 +18,7 @@ from torch.nn import functional
 from jetson_mamba.dispatch import workers
 
 from .layers_cuda import ACTIVATIONS, OfMamba, OfMamba2, Weights, need
+from .products_cpu import product
 from .pytorch import LOG2_E
 
 STATES = (torch.float32, torch.bfloat16, torch.float16)
@@ -51,15 +52,6 @@ class _Layer:
         if bias is not None:
             out.add_(bias)
         return functional.silu(out, inplace=True) if self._activates else out
-
-
-def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``functional.linear``, which of one vector is slower than what is made for one."""
-    if x.shape[0] > 1:
-        return functional.linear(x, weight, bias)
-    vector = x.squeeze(0)
-    out = torch.mv(weight, vector) if bias is None else torch.addmv(bias, weight, vector)
-    return out.unsqueeze(0)
 
 
 def rates(A_log: Tensor) -> Tensor:
