@@ -11,7 +11,9 @@ first call that has use for them, and made anew in a forked child.
 
 from __future__ import annotations
 
+import ctypes
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any, Callable, Sequence, TypeVar
 
 import torch
@@ -58,6 +60,41 @@ def run(parts: Sequence[Callable[[], Result]], threads: int) -> list[Result]:
     finally:
         for future in futures:
             future.cancel()
+
+
+def undivided(call: Callable[..., Result], *given: Any) -> Result | None:
+    """What ``call(*given)`` returns, nothing of which is divided among threads.
+
+    None where that cannot be had; then it has not been called. ``torch.set_num_threads`` would say
+    so for the whole process; this is for the calling thread alone.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return call(*given)
+    limit = _limit()
+    if limit is None:
+        return None
+    limit(1)
+    try:
+        return call(*given)
+    finally:
+        limit(threads)
+
+
+@lru_cache(maxsize=None)
+def _limit() -> Callable[[int], None] | None:
+    """OpenMP's own setting of a thread, where torch runs on that; None elsewhere."""
+    try:
+        limit: Callable[[int], None] = ctypes.PyDLL(None).omp_set_num_threads
+    except (AttributeError, OSError, TypeError):
+        return None
+    threads = torch.get_num_threads()
+    # Of several runtimes in a process it may be another's.
+    try:
+        limit(threads + 1)
+        return limit if torch.get_num_threads() == threads + 1 else None
+    finally:
+        limit(threads)
 
 
 class _Pool:
