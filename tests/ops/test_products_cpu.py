@@ -1,4 +1,4 @@
-"""A matrix times a few vectors on a CPU, and where a model's vocabulary is multiplied so."""
+"""A matrix times a few vectors on a CPU, such as a token times a vocabulary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The product of a token and a model's vocabulary, which on a CPU is a third of all it reads."""
+"""A token's product with a model's vocabulary, a third of what a CPU reads for one."""
 
 from __future__ import annotations
 
