@@ -27,6 +27,7 @@ TARGETS = (
     "mamba_ssm.modules.mamba2_simple",
     "mamba_ssm.utils.hf",
     "mamba_ssm.modules.mha",
+    "mamba_ssm.models.mixer_seq_simple",
     "mamba_ssm.ops.triton.ssd_bmm",
     "mamba_ssm.ops.triton.ssd_chunk_state",
     "mamba_ssm.ops.triton.ssd_state_passing",

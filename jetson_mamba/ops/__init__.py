@@ -23,6 +23,7 @@ from jetson_mamba.ops.decoding import (
     in_few_kernels,
     selective_state_update,
     several_tokens,
+    vocabulary,
 )
 from jetson_mamba.ops.mamba3 import (
     apply_rotary_qk_inference_fwd,
@@ -136,6 +137,7 @@ __all__ = [
     "triton_runs_on",
     "twice_differentiable",
     "unchecked",
+    "vocabulary",
     "where_triton_runs",
 ]
 

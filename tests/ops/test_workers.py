@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from functools import partial
 from typing import Any, Callable, Iterator
 
@@ -34,6 +35,7 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """So many, whatever torch has here and however small the op."""
     before = torch.get_num_threads()
     number: int = request.param
+    monkeypatch.setattr(workers._POOL, "calls_alone", 0)
     monkeypatch.setattr(scan_parts, "FEWEST_STATES", 1)
     torch.set_num_threads(number)
     yield number
@@ -204,9 +206,9 @@ def test_parts_give_what_the_whole_gives(
     whole = call()
     run, divisions = workers.run, []
 
-    def counted(parts: Any, number: int) -> Any:
+    def counted(parts: Any, number: int, **more: Any) -> Any:
         divisions.append(len(parts))
-        return run(parts, number)
+        return run(parts, number, **more)
 
     monkeypatch.setattr(workers, "threads_for", lambda elements: threads)
     monkeypatch.setattr(workers, "run", counted)
@@ -267,12 +269,66 @@ def test_what_a_part_raises_is_raised(threads: int) -> None:
     assert workers.run([lambda: 1, lambda: 2], threads) == [1, 2]
 
 
+def test_a_caller_of_short_parts_leaves_none_to_threads_that_do_not_come(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, one_goes_on = workers._POOL.of(threads), threading.Event()
+    held = [pool.submit(one_goes_on.wait, 300) for _ in range(threads)]
+    try:
+        seen = workers.run([threading.get_ident] * 4, threads, short=True)
+    finally:
+        one_goes_on.set()
+    assert seen == [threading.get_ident()] * 4
+    assert all(each.result() for each in held)
+
+
+def test_a_part_that_a_short_call_s_caller_takes_runs_as_any(threads: int) -> None:
+    def state() -> tuple[bool, bool, int, bool]:
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+        own = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+        return (*own, torch.get_num_threads(), product.dtype == torch.float32)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        for inference in (False, True):
+            with torch.inference_mode(inference):
+                found = workers.run([state] * 4, threads, short=True)
+            assert found == [(inference, False, 1, True)] * 4
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_after_a_long_wait_short_calls_are_the_caller_s(
+    waits: bool, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times, worked = iter([0.0, 2.5 if waits else 1.5]), iter([10.0, 11.0])
+    monkeypatch.setattr(workers, "perf_counter", lambda: next(times))
+    monkeypatch.setattr(workers, "thread_time", lambda: next(worked))
+    monkeypatch.setattr(workers, "CALLS_ALONE", 3)
+    workers.run([lambda: 1, lambda: 2], threads, short=True)
+    assert workers._POOL.calls_alone == (3 if waits else 0)
+    if waits:
+        # Who would ask for the time, or for threads, would find none.
+        monkeypatch.setattr(workers._POOL, "of", None)
+        for _ in range(3):
+            assert workers.run([lambda: 1, lambda: 2], threads, short=True) == [1, 2]
+        assert workers._POOL.calls_alone == 0
+
+
+def test_what_one_of_several_short_parts_raises_is_raised(threads: int) -> None:
+    def fails() -> None:
+        raise ValueError("this part")
+
+    with pytest.raises(ValueError, match="this part"):
+        workers.run([lambda: None, fails, lambda: None], threads, short=True)
+    assert workers.run([lambda: 1, lambda: 2], threads, short=True) == [1, 2]
+
+
 PROGRAM = """
 import atexit, os, torch
 from jetson_mamba.dispatch import workers
 torch.set_num_threads(2)
 parts = [lambda: 1, lambda: 2]
-assert workers.run(parts, 2) == [1, 2]
+assert workers.run(parts, 2) == workers.run(parts, 2, short=True) == [1, 2]
 if hasattr(os, "fork"):
     child = os.fork()
     if child == 0:

@@ -61,7 +61,7 @@ def forward(
                 silu,
             )
 
-        workers.run([partial(compute, part) for part in _parts(x, threads)], threads)
+        workers.run([partial(compute, part) for part in _parts(x, threads)], threads, short=True)
     if final_states_out is not None:
         write_final_states(x, initial_states, final_states_out)
     return out
@@ -146,7 +146,7 @@ def backward(
             )
 
         parts = _parts(x, threads)
-        found = workers.run([partial(compute, part) for part in parts], threads)
+        found = workers.run([partial(compute, part) for part in parts], threads, short=True)
         dweight = torch.zeros(weight.shape, dtype=dtype, device=x.device)
         dbias = None if bias is None else torch.zeros(bias.shape, dtype=dtype, device=x.device)
         for part, (dweight_of_part, dbias_of_part) in zip(parts, found):

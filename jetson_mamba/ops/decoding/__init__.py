@@ -4,6 +4,7 @@ from .layers import by_launches, in_few_kernels
 from .op import OP, selective_state_update
 from .pieces import prefill
 from .several_tokens import several_tokens
+from .token_logits import vocabulary
 
 __all__ = [
     "OP",
@@ -12,4 +13,5 @@ __all__ = [
     "prefill",
     "selective_state_update",
     "several_tokens",
+    "vocabulary",
 ]

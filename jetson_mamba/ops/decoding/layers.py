@@ -55,11 +55,15 @@ class _Kind(NamedTuple):
     # Called with a weight, and with bias or none.
     projections: tuple[str, ...]
     # All parameters, by module; of the block itself without a module.
-    parameters: tuple[tuple[str, tuple[str, ...]], ...]
+    parameters: tuple[tuple[str, str], ...]
 
 
-def _with_biases(*modules: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    return tuple((module, ("weight", "bias")) for module in modules)
+def _with_biases(*modules: str) -> tuple[tuple[str, str], ...]:
+    return tuple((module, name) for module in modules for name in ("weight", "bias"))
+
+
+def _own(*names: str) -> tuple[tuple[str, str], ...]:
+    return tuple(("", name) for name in names)
 
 
 _MAMBA = _Kind(
@@ -67,7 +71,7 @@ _MAMBA = _Kind(
     ("in_proj", "x_proj", "dt_proj", "out_proj"),
     (
         *_with_biases("in_proj", "conv1d", "x_proj", "dt_proj", "out_proj"),
-        ("", ("A_log", "D")),
+        *_own("A_log", "D"),
     ),
 )
 _MAMBA2 = _Kind(
@@ -75,7 +79,8 @@ _MAMBA2 = _Kind(
     ("in_proj", "out_proj"),
     (
         *_with_biases("in_proj", "conv1d", "out_proj"),
-        *(("", ("dt_bias", "A_log", "D")), ("norm", ("weight",))),
+        *_own("dt_bias", "A_log", "D"),
+        ("norm", "weight"),
     ),
 )
 
@@ -155,7 +160,13 @@ class FewKernels:
         if found is None:
             return None
         of, weights = found
-        read = (of, [*map(id, map(self._around.get, self._calls))], [*map(_traits, weights)])
+        # What must be the same of a weight, and where it lies; with no function for it, which would
+        # take as long again.
+        traits = [
+            None if x is None else (type(x), x.data_ptr(), x.dtype, x.shape, x.stride())
+            for x in weights
+        ]
+        read = (of, [*map(id, map(self._around.get, self._calls))], traits)
         given = (hidden, conv_state, state)
         key = (
             *(id(block), hidden.device, hidden.dtype, conv_state.dtype, state.dtype),
@@ -263,30 +274,22 @@ def _read(
             return None
         if hook_of_convolution(block) is not None:
             return None
-        weights: list[Tensor | None] = []
-        for module, names in kind.parameters:
-            if not module:
-                parameters = block._parameters
-            elif module == "norm" and module not in modules:
-                weights.append(None)
-                continue
-            else:
-                parameters = modules[module]._parameters
-            for name in names:
-                weights.append(parameters[name])
+        weights = tuple(
+            [
+                block._parameters[name]
+                if not module
+                else None
+                if module == "norm" and module not in modules
+                else modules[module]._parameters[name]
+                for module, name in kind.parameters
+            ]
+        )
     except (AttributeError, KeyError):  # a block of another making
         return None
-    return of, tuple(weights)
+    return of, weights
 
 
 _TENSORS = (Tensor, nn.Parameter)
-
-
-def _traits(tensor: Tensor | None) -> tuple[Any, ...] | None:
-    """What must be the same of a weight, and where it lies."""
-    if tensor is None:
-        return None
-    return type(tensor), tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _options(block: Any) -> OfMamba | OfMamba2:
@@ -309,10 +312,12 @@ def _run(
     given: tuple[Tensor, Tensor, Tensor],
     weights: Weights,
 ) -> Tensor:
-    if layer.index is not None and compiler.current_device() != layer.index:
+    hidden, conv_state, state = given
+    if layer.index is None:  # operations of torch, which count what they write
+        return layer(chain, block, hidden, conv_state, state, weights)
+    if compiler.current_device() != layer.index:
         with torch.cuda.device(layer.index):
             return _run(layer, chain, block, given, weights)
-    hidden, conv_state, state = given
     if conv_state.is_inference() and state.is_inference():  # nobody counts what is written
         return layer(chain, block, hidden, conv_state, state, weights)
     before, before_state = version(conv_state), version(state)

@@ -18,6 +18,7 @@ from torch.nn import functional
 from jetson_mamba.dispatch import workers
 
 from .layers_cuda import ACTIVATIONS, OfMamba, OfMamba2, Weights, need
+from .products_cpu import product
 from .pytorch import LOG2_E
 
 STATES = (torch.float32, torch.bfloat16, torch.float16)
@@ -39,6 +40,8 @@ class _Layer:
         need(states.dtype in STATES and activation in ACTIVATIONS)
         need(states.numel() > 0 and all(states.stride()) and all(conv.stride()))
         self._activates = activation is not None
+        # A sum along so short an axis takes twice as long.
+        self._ones = torch.ones(conv.shape[-1])
 
     def chain_of(self, weights: Weights) -> None:
         """There are no launches."""
@@ -47,24 +50,15 @@ class _Layer:
         """The convolution of one more input, (batch, channels), which the state takes in."""
         latest = torch.cat([state[..., 1:], x.unsqueeze(-1)], dim=-1)
         state.copy_(latest)
-        out = latest.mul_(filter.squeeze(1)).sum(-1)
+        out = torch.mv(latest.mul_(filter.squeeze(1)).flatten(0, 1), self._ones).view(x.shape)
         if bias is not None:
             out.add_(bias)
         return functional.silu(out, inplace=True) if self._activates else out
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``functional.linear``, which of one vector is slower than what is made for one."""
-    if x.shape[0] > 1:
-        return functional.linear(x, weight, bias)
-    vector = x.squeeze(0)
-    out = torch.mv(weight, vector) if bias is None else torch.addmv(bias, weight, vector)
-    return out.unsqueeze(0)
-
-
-def rates(A_log: Tensor) -> Tensor:
-    """``exp(A_log) / log(2)``: how fast a state decays, for ``exp2``."""
-    return torch.exp2(A_log * LOG2_E).mul_(LOG2_E)
+def decay_of(A_log: Tensor, dt: Tensor) -> Tensor:
+    """``exp(-exp(A_log) * dt)``, by ``exp2``."""
+    return ((A_log * LOG2_E).exp2_() * (dt * -LOG2_E)).exp2_()
 
 
 class Mamba(_Layer):
@@ -97,7 +91,7 @@ class Mamba(_Layer):
         x = self.convolved(x, conv, filter, filter_bias)
         dt, B, C = product(x, W_x, None).split(self._sizes, dim=1)
         dt = functional.softplus(product(dt, W_dt, dt_bias))
-        decay = (rates(A_log) * dt.neg().unsqueeze(-1)).exp2_()
+        decay = decay_of(A_log, dt.unsqueeze(-1))
         y = stepped(states, decay, (dt * x).unsqueeze(-1), B.unsqueeze(1), C.unsqueeze(1))
         if D is not None:
             y.addcmul_(D, x)
@@ -146,7 +140,7 @@ class Mamba2(_Layer):
         x, B, C = xBC.split(self._parts, dim=1)
         x = torch.unflatten(x, 1, (-1, of.headdim))
         dt = functional.softplus(dt if dt_bias is None else dt + dt_bias)
-        decay = (rates(A_log) * dt.neg()).exp2_()
+        decay = decay_of(A_log, dt)
         B, C = self._by_head(B), self._by_head(C)
         entering = (dt.unsqueeze(-1) * x).unsqueeze(-1)
         y = stepped(states, decay.view(*decay.shape, 1, 1), entering, B, C)
@@ -207,4 +201,7 @@ def _stepped(states: Tensor, decay: Tensor, entering: Tensor, B: Tensor, C: Tens
     after.mul_(decay).addcmul_(entering, B)
     if after is not states:
         states.copy_(after)
-    return (after * C).sum(-1)
+    if C.shape[1:-1].numel() > 1:  # some heads have one, and some another
+        return (after * C).sum(-1)
+    read = [torch.mv(own.flatten(0, -2), by.flatten()) for own, by in zip(after, C)]
+    return (read[0] if len(read) == 1 else torch.stack(read)).view(after.shape[:-1])

@@ -40,7 +40,7 @@ def update(step: Step) -> Tensor:
     out = torch.empty_like(step.x)
 
     def compute(part: Step, target: Tensor) -> None:
-        target.copy_(whole(part))
+        target.copy_(whole(part, _exponential_of_part))
 
     # Which sequence has which state is for all of them to tell: a part could not know that the
     # state which it leaves as it was, for want of one of its own, is another's.
@@ -57,7 +57,7 @@ def update(step: Step) -> Tensor:
         if not by_head:
             one = one._replace(groups=slice(None))
         calls.append(partial(compute, *_of_part(one, by_head, step, out)))
-    workers.run(calls, threads)
+    workers.run(calls, threads, short=True)
     return out
 
 
@@ -105,6 +105,10 @@ def _exponential(x: Tensor) -> Tensor:
     """
     if not (x.is_cpu and x.is_contiguous() and x.numel() < workers.GRAIN):
         return torch.exp(x)
+    return _exponential_of_part(x)
+
+
+def _exponential_of_part(x: Tensor) -> Tensor:
     return x.mul_(LOG2_E).exp2_()
 
 
