@@ -19,7 +19,7 @@ from tests import interpreters, process
 TESTS = Path(__file__).resolve().parent
 # Files and folders that take many seconds, the longest first.
 LONG = (
-    *("joints/test_joints", "export/test_models", "mutants", "matrix", "without_triton"),
+    *("joints/test_joints", "export/test_models", "without_triton", "mutants", "matrix"),
     *(
         "compile/test_mamba",
         "kernels",

@@ -13,6 +13,7 @@ from typing import Iterator
 
 import pytest
 
+from tests.releases import examined
 from tools import bundle
 from tools.releases import MAMBA_SSM, release_path
 
@@ -23,7 +24,7 @@ LEFT_OUT = shutil.ignore_patterns("__pycache__", "copies")
 @pytest.fixture(scope="module", autouse=True)
 def made_once() -> Iterator[None]:
     """All copies take long to make, and are the same each time."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, examined.once():
         patch.setattr(bundle, "contents", lru_cache(maxsize=None)(bundle.contents))
         yield
 

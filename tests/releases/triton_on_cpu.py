@@ -45,7 +45,7 @@ def _compute_nothing_twice() -> None:
     """
     from triton.runtime import interpreter
 
-    builder = getattr(interpreter, "interpreter_builder", None)
-    options = getattr(builder, "options", None)
+    builder: Any = getattr(interpreter, "interpreter_builder", None)
+    options: Any = getattr(builder, "options", None)
     if getattr(options, "sanitize_overflow", False) and not options.debug:
         builder.options = dataclasses.replace(options, sanitize_overflow=False)
