@@ -17,9 +17,11 @@ import pytest
 from tests import interpreters, process
 
 TESTS = Path(__file__).resolve().parent
-# Files and folders that take many seconds, the longest first.
+# Files and folders that take many seconds, the longest first; before them what makes all copies,
+# which others find made.
 LONG = (
-    *("joints/test_joints", "export/test_models", "without_triton", "mutants", "matrix"),
+    *("releases/test_bundle", "joints/test_joints", "export/test_models"),
+    *("without_triton", "mutants", "matrix"),
     *(
         "compile/test_mamba",
         "kernels",
