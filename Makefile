@@ -92,7 +92,7 @@ lint: .venv/ready
 
 # Bytecode of all that is installed would take as long as to unpack it.
 .venv/ready: requirements-dev.txt pyproject.toml | .venv/bin/python
-	.venv/$(PIP) --no-compile --requirement requirements-dev.txt --editable .
+	.venv/bin/python -m tools.install --requirement requirements-dev.txt --editable .
 	touch $@
 
 # That of what the tests import first, and of the tests; what is wrong with these, they tell.

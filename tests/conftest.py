@@ -17,18 +17,14 @@ import pytest
 from tests import interpreters, process
 
 TESTS = Path(__file__).resolve().parent
-# Files and folders that take many seconds, the longest first.
+# Files and folders that take many seconds, the longest first; before them what makes all copies,
+# which others find made.
 LONG = (
-    *("joints/test_joints", "export/test_models", "mutants", "matrix", "without_triton"),
-    *(
-        "compile/test_mamba",
-        "kernels",
-        "cli/test_install",
-        "doctor/test_symptoms.py",
-        "cli/test_demo",
-    ),
-    *("releases", "modules", "ops/test_selective_scan.py", "ops/test_causal_conv1d.py"),
-    *("distributed", "docs/test_commands", "rewrite", "compile", "hook", "doctor", "cli", "ops"),
+    *("releases/test_bundle", "joints/test_joints", "export/test_models", "mutants", "matrix"),
+    *("cli/test_install", "compile/test_mamba", "kernels", "without_triton", "cli/test_demo"),
+    *("doctor/test_symptoms.py", "modules", "releases", "ops/test_selective_scan.py"),
+    *("ops/test_causal_conv1d", "docs/test_commands", "distributed", "rewrite", "compile"),
+    *("hook", "doctor", "cli", "ops"),
 )
 
 

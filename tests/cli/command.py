@@ -18,11 +18,12 @@ def jetson_mamba(
     folder: Path,
     path: tuple[Path, ...] = (),
     ordinary: bool = False,
+    modules: tuple[str, ...] = interpreters.TORCH,
     **environment: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``python -m jetson_mamba`` in ``folder``, with ``path`` before everything else.
 
-    ``ordinary`` takes the privileges of root from it.
+    ``ordinary`` takes the privileges of root from it; ``modules`` are what is imported already.
     """
     code = f"{ORDINARY}from jetson_mamba.cli import main; raise SystemExit(main())"
     program = ("-c", code) if ordinary else ("-m", "jetson_mamba")
@@ -39,7 +40,7 @@ def jetson_mamba(
     # Another torch, or none, is not there already; nor is what Python is to do at its start.
     names = ("torch", "sitecustomize.py")
     if not any((each / name).exists() for each in path for name in names):
-        return interpreters.run([*program, *arguments], env=variables, cwd=folder)
+        return interpreters.run([*program, *arguments], env=variables, cwd=folder, modules=modules)
     return subprocess.run(
         [sys.executable, *program, *arguments],
         env=variables,

@@ -9,6 +9,7 @@ import pytest
 from jetson_mamba import advice
 from jetson_mamba.releases import get_torch
 from jetson_mamba.report.machine import machine
+from tests import interpreters
 from tests.cli.command import jetson_mamba, shadow
 from tools.releases import release_path
 
@@ -21,7 +22,14 @@ def complaint(
     **environment: str,
 ) -> str:
     """The one line on stderr of a command that cannot run."""
-    done = jetson_mamba(*arguments, folder=folder, path=path, ordinary=ordinary, **environment)
+    done = jetson_mamba(
+        *arguments,
+        folder=folder,
+        path=path,
+        ordinary=ordinary,
+        modules=interpreters.TORCH,
+        **environment,
+    )
     assert done.returncode == 2, done.stdout + done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("jetson-mamba: ")

@@ -98,7 +98,7 @@ def served(
     printed = sandbox.output(
         before + PROGRAM, options=("-W", "error", *options), environment=environment
     )
-    result, path = printed.split()
+    result, path = printed.split(maxsplit=1)
     assert result == "selective_scan_fwd"
     assert os.path.basename(path) != sandbox.interface.name
     return path

@@ -95,8 +95,8 @@ from jetson_mamba.report import findings
 from jetson_mamba.startup import files
 assert files._packaged(files.NAMES[0]).startswith(b"import")
 assert findings.SYMPTOMS
-print(metadata.version("causal-conv1d"), util.find_spec("causal_conv1d").origin)
-print(module.MambaInnerFn().forward("x", True)[0], module.__file__)
+print(metadata.version("causal-conv1d"), module.MambaInnerFn().forward("x", True)[0])
+print(util.find_spec("causal_conv1d").origin, module.__file__, sep="\\n")
 """
     )
     archive = sandbox.folder / "application.pyz"
@@ -113,7 +113,8 @@ print(module.MambaInnerFn().forward("x", True)[0], module.__file__)
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    version, stand_in, result, copy = done.stdout.split()
+    said, stand_in, copy = done.stdout.splitlines()
+    version, result = said.split()
     assert version.endswith("jetson.mamba") and stand_in.startswith(str(archive))
     assert result == "selective_scan_fwd" and in_cache(sandbox, copy)
 

@@ -56,7 +56,7 @@ def test_worker_processes(environment: Environment, method: str, already: bool) 
             print(*pool.map(worker.where, range(4), chunksize=1), sep="\\n")
         """
     )
-    results = {tuple(line.split()) for line in printed.splitlines()}
+    results = {tuple(line.split(maxsplit=1)) for line in printed.splitlines()}
     ((result, path),) = results
     assert result == "selective_scan_fwd"
     assert in_cache(environment, path)
@@ -80,7 +80,7 @@ def test_the_workers_of_a_dataloader(tmp_path: Path) -> None:
             print(int(workers), *paths)
         """
     )
-    lines = [line.split() for line in printed.splitlines()]
+    lines = [line.split(maxsplit=1) for line in printed.splitlines()]
     assert {worker for worker, _ in lines} == {"0", "1"}
     assert all(in_cache(environment, path) for _, path in lines)
 
@@ -119,7 +119,7 @@ def test_a_subinterpreter(environment: Environment) -> None:
             interpreters.destroy(interpreter)
         """
     )
-    first, second = (environment.folder / "seen").read_text().split()
+    first, second = (environment.folder / "seen").read_text().splitlines()
     assert first == second
     assert in_cache(environment, first)
 

@@ -55,7 +55,7 @@ def test_without_site(environment: Environment) -> None:
     active = path + "print(any('jetson' in type(each).__module__ for each in sys.meta_path))"
     assert environment.output(active, options=options, recorder=False) == "False"
     printed = environment.output(path + RECORDER + PROGRAM, options=options, recorder=False)
-    assert in_cache(environment, printed.split()[1])
+    assert in_cache(environment, printed.split(maxsplit=1)[1])
 
 
 @fault(__name__, "the program is a zip application", SERVED)
@@ -64,7 +64,7 @@ def test_a_zip_application(environment: Environment) -> None:
     program.mkdir()
     (program / "__main__.py").write_text(STARTED + RECORDER + PROGRAM)
     zipapp.create_archive(program, environment.folder / "program.pyz")
-    result, path = environment.output(run_file("program.pyz"), recorder=False).split()
+    result, path = environment.output(run_file("program.pyz"), recorder=False).split(maxsplit=1)
     assert result == "selective_scan_fwd"
     assert in_cache(environment, path)
 
@@ -83,7 +83,7 @@ def test_jetson_mamba_in_a_zip_application(environment: Environment) -> None:
     check = "assert 'program.pyz' in jetson_mamba.__file__\n"
     (program / "__main__.py").write_text(RECORDER + check + PROGRAM)
     zipapp.create_archive(program, environment.folder / "program.pyz")
-    result, path = environment.output(run_file("program.pyz"), recorder=False).split()
+    result, path = environment.output(run_file("program.pyz"), recorder=False).split(maxsplit=1)
     assert result == "selective_scan_fwd"
     assert in_cache(environment, path)
 
@@ -107,7 +107,7 @@ def test_an_installation_into_a_target_folder(environment: Environment) -> None:
     assert in_cache(environment, served(environment, environment=on_path))
     added = f"import site; site.addsitedir({str(target)!r})\n{STARTED}{RECORDER}{PROGRAM}"
     printed = environment.output(added, recorder=False)
-    assert in_cache(environment, printed.split()[1])
+    assert in_cache(environment, printed.split(maxsplit=1)[1])
 
 
 @fault(

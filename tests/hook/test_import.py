@@ -149,9 +149,9 @@ def test_deactivation_concerns_later_imports_only(sandbox: Sandbox) -> None:
         import {TARGET} as first
         jetson_mamba.deactivate()
         from mamba_ssm.ops.triton import ssd_combined as second
-        print(first.__file__, second.__file__, jetson_mamba.is_active())
+        print(first.__file__, second.__file__, jetson_mamba.is_active(), sep="\\n")
         """
-    ).split()
+    ).splitlines()
     assert first.startswith(str(sandbox.cache))
     assert second == str(sandbox.combined)
     assert active == ["False"]

@@ -77,13 +77,14 @@ def test_it_runs_from_a_zip_archive(sandbox: Sandbox, python: str) -> None:
     printed = sandbox.output(
         f"""
         import {TARGET} as module
-        print(module.MambaInnerFn().forward("x", True)[0], jetson_mamba.__file__, module.__file__)
+        print(module.MambaInnerFn().forward("x", True)[0])
+        print(jetson_mamba.__file__, module.__file__, sep="\\n")
         """,
         python=python,
         options=("-S", "-W", "error"),
         environment={"PYTHONPATH": os.pathsep.join((str(sandbox.site), archive))},
     )
-    result, package, copy = printed.split()
+    result, package, copy = printed.splitlines()
     assert result == "selective_scan_fwd"
     assert package.startswith(archive)
     assert copy.startswith(str(sandbox.cache))

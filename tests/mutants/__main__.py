@@ -41,10 +41,10 @@ def sample(all_of_them: list[Mutant], count: int, seed: int) -> list[Mutant]:
 
 
 @contextmanager
-def workers(processes: int = 2) -> Iterator[forks.Workers]:
-    """The processes that :func:`run` uses."""
-    with tempfile.TemporaryDirectory() as cache:
-        started = forks.Workers("tests.mutants.worker", Path(cache), processes)
+def workers(processes: int = 2, cache: Path | None = None) -> Iterator[forks.Workers]:
+    """The processes that :func:`run` uses, with a folder for copies; of their own by default."""
+    with tempfile.TemporaryDirectory() as own:
+        started = forks.Workers("tests.mutants.worker", cache or Path(own), processes)
         with started:
             yield started
 

@@ -8,6 +8,7 @@ from typing import Iterator
 
 import pytest
 
+from tests import interpreters
 from tests.forks import Workers
 from tests.mutants.__main__ import run, sample, workers
 from tests.mutants.probes import SUBJECTS
@@ -55,7 +56,7 @@ def chosen(of_a_kind: list[Mutant]) -> list[Mutant]:
 
 @pytest.fixture(scope="module")
 def started() -> Iterator[Workers]:
-    with workers(1) as started:
+    with workers(1, interpreters.copies()) as started:
         yield started
 
 

@@ -20,6 +20,7 @@ def python(
     folder: Path,
     *arguments: str,
     modules: tuple[str, ...] = interpreters.TORCH,
+    timeout: float = 300,
     **environment: str,
 ) -> str:
     """What an interpreter prints that has that release on its path, and nothing compiled."""
@@ -33,6 +34,7 @@ def python(
         },
         cwd=folder,
         modules=modules,
+        timeout=timeout,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

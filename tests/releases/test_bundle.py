@@ -13,6 +13,9 @@ from typing import Iterator
 
 import pytest
 
+from jetson_mamba import cache
+from tests import interpreters
+from tests.releases import examined
 from tools import bundle
 from tools.releases import MAMBA_SSM, release_path
 
@@ -23,7 +26,7 @@ LEFT_OUT = shutil.ignore_patterns("__pycache__", "copies")
 @pytest.fixture(scope="module", autouse=True)
 def made_once() -> Iterator[None]:
     """All copies take long to make, and are the same each time."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, examined.once():
         patch.setattr(bundle, "contents", lru_cache(maxsize=None)(bundle.contents))
         yield
 
@@ -35,7 +38,20 @@ def site(made_once: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for package in ("jetson_mamba", "vendored_overrides"):
         shutil.copytree(REPOSITORY / package, site / package, ignore=LEFT_OUT)
     assert bundle.write(site / "vendored_overrides" / "copies") == 0
+    _keep_for_others()
     return site
+
+
+def _keep_for_others() -> None:
+    """Programs of other tests would make the same copies of the releases that they run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JETSON_MAMBA_CACHE", str(interpreters.copies()))
+        folder = cache.private_directory("copies")
+    assert folder is not None
+    for name, sealed in bundle.contents().items():
+        copy = cache.unseal(name, sealed)
+        if copy is not None:
+            cache.write(folder, name, copy)
 
 
 def test_every_release_is_bundled_once_for_each_text_and_what_it_reaches(site: Path) -> None:

@@ -7,7 +7,6 @@ code that shares nothing with it.
 from __future__ import annotations
 
 import ast
-from functools import lru_cache
 from pathlib import Path
 from typing import Iterator, NamedTuple
 
@@ -16,6 +15,7 @@ import pytest
 from jetson_mamba.finder import TARGETS
 from jetson_mamba.hook import copies
 from jetson_mamba.rewrite import Rewritten
+from tests.releases import examined
 from tools.releases import MAMBA_SSM, release_path
 
 EXTENSIONS = ("causal_conv1d", "causal_conv1d_cuda", "selective_scan_cuda")
@@ -248,25 +248,14 @@ def pairs() -> list[tuple[str, str]]:
 
 
 def rewritten_text(target: str, path: Path) -> Rewritten:
-    return rewritten_as(copies.file_name(target, path.read_bytes(), str(path)), target, path)
+    return copies.examine(target, path.read_bytes(), str(path))[1]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def examined_once() -> Iterator[None]:
     """What the override makes of a text is asked for by the copy, and for what it says it did."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(copies, "examine", lru_cache(maxsize=2)(copies.examine))
+    with examined.once():
         yield
-
-
-_rewritten: dict[str, Rewritten] = {}
-
-
-def rewritten_as(name: str, target: str, path: Path) -> Rewritten:
-    """That of the first release for which the copy has this name, which tells all it is made of."""
-    if name not in _rewritten:
-        _, _rewritten[name] = copies.examine(target, path.read_bytes(), str(path), "mamba_ssm", ())
-    return _rewritten[name]
 
 
 @pytest.mark.parametrize(("version", "target"), pairs())

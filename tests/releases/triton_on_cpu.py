@@ -8,6 +8,7 @@ configuration for each kernel in place of a search among many.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from types import SimpleNamespace
 from typing import Any, Iterator
 
@@ -34,3 +35,17 @@ def prepare() -> None:
         make(self, fn, names, configs[:1], *rest, **kw)
 
     Autotuner.__init__ = with_one_configuration
+    _compute_nothing_twice()
+
+
+def _compute_nothing_twice() -> None:
+    """Without what the interpreter computes of each sum and product of integers to look at no more.
+
+    It is the same in 64 bits, for an assertion that kernels have under ``debug`` alone.
+    """
+    from triton.runtime import interpreter
+
+    builder: Any = getattr(interpreter, "interpreter_builder", None)
+    options: Any = getattr(builder, "options", None)
+    if getattr(options, "sanitize_overflow", False) and not options.debug:
+        builder.options = dataclasses.replace(options, sanitize_overflow=False)
