@@ -1,9 +1,9 @@
 """Compares the machine code of the CUDA kernels with that of their sources in an earlier commit.
 
-``python -m tools.machine_code [COMMIT]`` compiles what the tests of compilation compile, twice where
-the source or a header has changed, and prints what differs: where nothing does, no GPU is needed to
-know that a change is right. It needs NVRTC, no GPU. With ``EVERY_KERNEL=1`` the tests compile all
-variants, not a part of them.
+``python -m tools.machine_code [COMMIT]`` compiles what the tests of compilation compile, twice
+where the source or a header has changed, and prints what differs: where nothing does, no GPU is
+needed to know that a change is right. It needs NVRTC. With ``EVERY_KERNEL=1`` the tests compile
+all variants, not a part of them.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def main() -> int:
             words = difference(next(codes), next(codes))
             if words:
                 differing += 1
-                source, entry, defines, architecture = program
+                _, entry, defines, architecture = program
                 given = " ".join("=".join(each) for each in defines)
                 print(f"{entry} {architecture} {given}: {words}", flush=True)
     print(f"{len(changed)} programs have another source, {differing} other code")
