@@ -16,6 +16,7 @@ import re
 import struct
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, NamedTuple, Tuple
 
@@ -62,9 +63,11 @@ class Code(NamedTuple):
     kinds: tuple[tuple[int, int], ...]
 
 
+@lru_cache(maxsize=None)
 def at(commit: str, name: str) -> Texts:
     """A source and its headers as a commit has them; none where it has no such source."""
-    texts, pending = Texts(), [name]
+    texts: Texts = {}
+    pending = [name]
     while pending:
         name = pending.pop()
         if name in texts:
