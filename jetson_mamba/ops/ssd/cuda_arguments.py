@@ -1,4 +1,4 @@
-"""What the CUDA kernels of the scan are given of its tensors and options."""
+"""What the CUDA kernels of the scan are told of its arguments."""
 
 from __future__ import annotations
 
