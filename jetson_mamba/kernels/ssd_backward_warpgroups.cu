@@ -48,8 +48,8 @@ struct Shared {
     Sums sums[HEADS_KEPT];
     // Of what has been fetched for a head, and of who is done with it: copiers, the giver's states and
     // steps; warps that multiply, copiers, and who finishes.
-    Arrivals fetched[STAGES];
-    Arrivals used[STAGES];
+    Barrier fetched[STAGES];
+    Barrier used[STAGES];
 };
 // The barrier at which dx waits for the products that dB makes.
 constexpr int PRODUCTS_MADE = 1;
@@ -347,10 +347,10 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
     if (threadIdx.x == 0) {
 #pragma unroll
         for (int stage = 0; stage < STAGES; ++stage) {
-            begin_arrivals(shared.fetched[stage], FETCHED);
-            begin_arrivals(shared.used[stage], USED);
+            shared.fetched[stage].begin(FETCHED);
+            shared.used[stage].begin(USED);
         }
-        show_arrivals();
+        show_barriers();
     }
     if (threadIdx.x < CHUNK) shared.ones[threadIdx.x] = 1.0f;
     __syncthreads();
@@ -365,7 +365,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
 #pragma unroll 1
             for (int i = 0; i <= count; ++i) {
                 if (i < count) {
-                    if (round) wait_for_round(shared.used[stage], round - 1);
+                    if (round) shared.used[stage].wait_for_round(round - 1);
                     fetch(shared.x[stage], x, x_time, rows);
                     fetch(shared.dy[stage], dy, dy_time, rows);
                     x += x_head, dy += dy_head;
@@ -374,12 +374,12 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
                 if (i) {
                     wait_for_copies<1>();
                     show_to_products();
-                    arrive_as_warp(shared.fetched[before], lane);
+                    shared.fetched[before].arrive_as_warp(lane);
                     // What passes through the whole chunk.
-                    wait_for_round(shared.fetched[before], stage ? round : round - 1);
+                    shared.fetched[before].wait_for_round(stage ? round : round - 1);
                     const float sum = product_of(shared.h[before], shared.dh[before]);
                     if (lane == 0) shared.sums[(i - 1) % HEADS_KEPT].through[warp] = sum;
-                    arrive_as_warp(shared.used[before], lane);
+                    shared.used[before].arrive_as_warp(lane);
                 }
                 before = stage;
                 if (++stage == STAGES) stage = 0, ++round;
@@ -395,10 +395,10 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
             int stage = 0, round = 0;
 #pragma unroll 1
             for (int i = 0; i < count; ++i) {
-                if (round) wait_for_round(shared.used[stage], round - 1);
+                if (round) shared.used[stage].wait_for_round(round - 1);
                 if (lane == 0) {
                     constexpr int bytes = sizeof shared.h[0].bytes;
-                    expect_bytes(shared.fetched[stage], 2 * bytes);
+                    shared.fetched[stage].arrive_expecting(2 * bytes);
                     load_bulk(shared_address(shared.h[stage].bytes), kept, bytes,
                               shared.fetched[stage]);
                     load_bulk(shared_address(shared.dh[stage].bytes), kept_back, bytes,
@@ -410,7 +410,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
                 kept_steps += chunks * KEPT_ARRAYS * CHUNK;
                 if (i + 1 < count)
                     steps[0].load(kept_steps, lane), steps[1].load(kept_steps, lane + 32);
-                arrive_as_warp(shared.fetched[stage], lane);
+                shared.fetched[stage].arrive_as_warp(lane);
                 if (++stage == STAGES) stage = 0, ++round;
             }
             return;
@@ -422,8 +422,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
         for (int i = 0; i < count; ++i) {
             const long long head = first_head + i;
             const float rate = max(number_at(A, head, options.A()), -3e38f);
-            arrive_as_warp(shared.used[stage], lane);
-            wait_for_round(shared.used[stage], round);
+            shared.used[stage].arrive_as_warp(lane);
+            shared.used[stage].wait_for_round(round);
             if (++stage == STAGES) stage = 0, ++round;
             const Sums& sums = shared.sums[i % HEADS_KEPT];
             const Steps& steps = shared.steps[i % HEADS_KEPT];
@@ -486,7 +486,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
         dx += batch * dx_batch + start * dx_time + first_head * dx_head;
 #pragma unroll 1
         for (int i = 0; i < count; ++i, dx += dx_head) {
-            wait_for_round(shared.fetched[stage], round);
+            shared.fetched[stage].wait_for_round(round);
             // Addresses that are made of it are not kept from head to head, which registers lack for.
             const int lane = opaque(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
             const Steps& steps = shared.steps[i % HEADS_KEPT];
@@ -592,7 +592,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
                 const float of_dt = sum_of_row(direct[down]);
                 if (q == 0) sums.ends[s] = of_dh, sums.direct[s] = of_dt;
             }
-            arrive_as_warp(shared.used[stage], lane);
+            shared.used[stage].arrive_as_warp(lane);
             if (++stage == STAGES) stage = 0, ++round;
         }
         return;
@@ -607,7 +607,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
     const bool for_B = role == 1;
 #pragma unroll 1
     for (int i = 0; i < count; ++i) {
-        wait_for_round(shared.fetched[stage], round);
+        shared.fetched[stage].wait_for_round(round);
         if (i == 0) {
             const auto& left = for_B ? shared.B : shared.C;
             const auto& right = for_B ? shared.C : shared.B;
@@ -629,7 +629,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
         }
         add_gradients(total, shared, for_B, stage, shared.steps[i % HEADS_KEPT],
                       shared.sums[i % HEADS_KEPT], row, lane);
-        arrive_as_warp(shared.used[stage], lane);
+        shared.used[stage].arrive_as_warp(lane);
         if (++stage == STAGES) stage = 0, ++round;
     }
 
