@@ -152,14 +152,14 @@ def main() -> int:
     """Compare; exit code 1 where something differs."""
     parser = argparse.ArgumentParser(prog="python -m tools.machine_code", description=__doc__)
     parser.add_argument("commit", nargs="?", default="HEAD")
-    parser.add_argument("--of", default="", help="only kernels whose source has this in its name")
+    parser.add_argument("--of", default="", help="only of these in 'ssd_pass.cu sm_87'")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     asking = Asking()
     tests = sorted(map(str, TESTS.glob("test_compile_*.py")))
     if pytest.main(["-qq", "-p", "no:cacheprovider", *tests], [asking]):
         return 2
-    programs = (each for each in asking.programs if options.of in each[0])
+    programs = (each for each in asking.programs if options.of in f"{each[0]} {each[3]}")
     changed = list(tasks(programs, options.commit))
     both = [(program, texts) for program, *two in changed for texts in two]
     differing = 0

@@ -5,9 +5,8 @@
 // those before. dC and dB are summed over heads where products leave them. With E[t][s] = G[t][s] dt[s]
 // (C[t] B[s]), in fp32, what passes through a step is sums of E over the pairs around it, and of
 //     decay_since_start(t) dy[t] (C[t] h^T)    and    dt[s] w(s) x[s] (B[s] dh^T).
-#define WITH_SLOPES
 #include "bulk.cuh"
-#include "ssd.cuh"
+#include "ssd_backward.cuh"
 #include "warpgroups.cuh"
 
 constexpr int GROUP = 128, ROLES = 3;
@@ -74,17 +73,6 @@ __device__ __forceinline__ void fetch(Exchanged<ROWS, COLUMNS>& to, const NUMBER
 __device__ __forceinline__ unsigned opaque(unsigned number) {
     asm volatile("" : "+r"(number));
     return number;
-}
-
-// What a row of four lanes has, together; all four get it.
-__device__ __forceinline__ float sum_of_row(float value) {
-    value += __shfl_xor_sync(0xffffffffu, value, 1);
-    return value + __shfl_xor_sync(0xffffffffu, value, 2);
-}
-__device__ __forceinline__ float sum_of_warp(float value) {
-#pragma unroll
-    for (int offset = 16; offset; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
-    return value;
 }
 
 // The sum of the products of two tiles' numbers, a warp's part of it.
@@ -185,13 +173,6 @@ __device__ __forceinline__ void weigh(unsigned (&to)[4], const float (&low)[4],
         }
 }
 
-// Sixteen columns of a warp's rows, as the left factor of a product.
-template <int COLUMNS>
-__device__ __forceinline__ void load_rows(unsigned (&to)[4], const Exchanged<CHUNK, COLUMNS>& from,
-                                          int row, int column, int lane) {
-    load_matrices(to, shared_address(from.bytes) +
-                          from.offset(row + lane % 16, column + lane / 16 * 8));
-}
 __device__ __forceinline__ void scale_rows(unsigned (&words)[4], const float (&by)[2]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
@@ -222,7 +203,7 @@ __device__ __forceinline__ void add_gradients(float (&total)[STATES / 8][4], Sha
     const float of_state[2] = {decays[row + g], decays[row + g + 8]};
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-        load_rows(given[k], left, row, 16 * k, lane);
+        left.load(given[k], row, 16 * k, lane);
         scale_rows(given[k], of_state);
     }
     begin_products();
@@ -280,7 +261,7 @@ __device__ __forceinline__ void add_gradients(float (&total)[STATES / 8][4], Sha
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
             unsigned words[4];
-            load_rows(words, left, row, 16 * k, lane);
+            left.load(words, row, 16 * k, lane);
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const float(&numbers)[4] = pairs[2 * k + i / 2];
@@ -298,27 +279,6 @@ __device__ __forceinline__ void add_gradients(float (&total)[STATES / 8][4], Sha
     }
     wait_for_products<0>();
     settle(total);
-}
-
-// Where dB and dC go: to the gradient itself, or to a sum of some heads that is added up later.
-__device__ __forceinline__ void store_total(NUMBER* to, float* sums, long long stride,
-                                            const float (&numbers)[STATES / 8][4], int row,
-                                            int rows, int lane) {
-#pragma unroll
-    for (int down = 0; down < 2; ++down) {
-        const int t = row + lane / 4 + 8 * down, n = lane % 4 * 2;
-        if (t >= rows) continue;
-#pragma unroll
-        for (int j = 0; j < STATES / 8; ++j)
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const float number = numbers[j][2 * down + i];
-                if (sums)
-                    sums[t * stride + 8 * j + n + i] = number;
-                else
-                    to[t * stride + 8 * j + n + i] = from_float<NUMBER>(number);
-            }
-    }
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warpgroups(
@@ -440,23 +400,15 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
             behind[1] = rows_of.y - columns_of.y;
             behind[0] = rows_of.x - columns_of.x + behind[1];
             float all_behind = behind[0], all_before = ends_of.x + ends_of.y;
-#pragma unroll
-            for (int offset = 1; offset < 32; offset *= 2) {
-                const float later = __shfl_down_sync(0xffffffffu, all_behind, offset);
-                const float earlier = __shfl_up_sync(0xffffffffu, all_before, offset);
-                if (lane + offset < 32) all_behind += later;
-                if (lane >= offset) all_before += earlier;
-            }
-            const float later = __shfl_down_sync(0xffffffffu, all_behind, 1);
-            const float earlier = __shfl_up_sync(0xffffffffu, all_before, 1);
-            passed[0] = lane ? earlier : 0.0f, passed[1] = passed[0] + ends_of.x;
+            sums_around(all_behind, all_before, lane);
+            passed[0] = all_before, passed[1] = passed[0] + ends_of.x;
             const float over_all = (sums.through[0] + sums.through[1]) * steps.decay_of_chunk();
             float of_A = 0.0f, of_bias = 0.0f;
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
                 const float of_decay =
                     steps.passes[t + j]
-                        ? behind[j] + (lane < 31 ? later : 0.0f) + passed[j] + over_all
+                        ? behind[j] + all_behind + passed[j] + over_all
                         : 0.0f;
                 const float of_step =
                     ((j ? direct_of.y : direct_of.x) + rate * of_decay) * steps.slope[t + j];
@@ -570,10 +522,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
                     if constexpr (HAS_D == 2)
 #pragma unroll
                         for (int e = 0; e < 2; ++e) {
-                            float all = of_skip[e];
-                            all += __shfl_xor_sync(0xffffffffu, all, 4);
-                            all += __shfl_xor_sync(0xffffffffu, all, 8);
-                            all += __shfl_xor_sync(0xffffffffu, all, 16);
+                            const float all = sum_of_column(of_skip[e]);
                             if (g == 0) sums.D[tile][p + e] = all;
                         }
                 }
@@ -643,5 +592,5 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
     NUMBER* to = role ? dB + batch * dB_batch + start * dB_time + group * dB_group
                       : dC + batch * dC_batch + start * dC_time + group * dC_group;
     const long long stride = slots > 1 ? groups * DSTATE : role ? dB_time : dC_time;
-    store_total(to, sums, stride, total, row, rows, lane);
+    store_rows(to, sums, stride, total, row, rows, lane);
 }
