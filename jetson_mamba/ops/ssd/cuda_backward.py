@@ -101,7 +101,6 @@ def backward(
     key = (
         is_aligned,
         index,
-        dlast is None,
         dout.stride(),
         *likeness(scan),
         *(each for target in targets for each in (target.stride(), target.dtype)),
@@ -109,8 +108,8 @@ def backward(
     known = _plans.find(key)
     if known is None:
         wanted = targets
-        compiler.begin(lambda: _plan(scan, dout, dlast, wanted, is_aligned, index), index)
-        plan = _plans.put(key, _plan(scan, dout, dlast, targets, is_aligned, index))
+        compiler.begin(lambda: _plan(scan, dout, wanted, is_aligned, index), index)
+        plan = _plans.put(key, _plan(scan, dout, targets, is_aligned, index))
     else:
         known.used = _plans.clock()
         plan = known.value
@@ -196,13 +195,12 @@ def begin(given: Scan) -> None:
     index = scan.x.get_device()
     targets = Targets(scan.x, scan.dt, scan.B, scan.C)
     is_aligned = not (scan.x.data_ptr() | scan.B.data_ptr() | scan.C.data_ptr()) % VECTOR_BYTES
-    compiler.begin(lambda: _plan(scan, scan.x, None, targets, is_aligned, index), index)
+    compiler.begin(lambda: _plan(scan, scan.x, targets, is_aligned, index), index)
 
 
 def _plan(
     scan: Scan,
     dout: Tensor,
-    dlast: Tensor | None,
     targets: Targets,
     is_aligned: bool,
     index: int,
