@@ -97,6 +97,29 @@ __device__ __forceinline__ Fragment<MADE> weighted(const float (&low)[4], const 
     return result;
 }
 
+// Where dB and dC go: to the gradient itself, or to a sum of some heads that is added up later.
+__device__ __forceinline__ void store_rows(NUMBER* to, float* sums, long long stride,
+                                           const float (&numbers)[KEPT][4], int row,
+                                           int rows, int lane) {
+#pragma unroll
+    for (int down = 0; down < 2; ++down) {
+        const int t = row + lane / 4 + 8 * down, n = lane % 4 * 2;
+        if (t >= rows) continue;
+#pragma unroll
+        for (int j = 0; j < STATES / 8; ++j) {
+            const int left = State::left_of(n, j);
+            const float pair[2] = {numbers[j][2 * down], numbers[j][2 * down + 1]};
+            if (sums) {
+                if (left > 0) sums[t * stride + 8 * j + n] = pair[0];
+                if (left > 1) sums[t * stride + 8 * j + n + 1] = pair[1];
+            } else {
+                if (left > 0) to[t * stride + 8 * j + n] = from_float<NUMBER>(pair[0]);
+                if (left > 1) to[t * stride + 8 * j + n + 1] = from_float<NUMBER>(pair[1]);
+            }
+        }
+    }
+}
+
 // dC (or dB, FOR_B) of sixteen steps and one head, added to `total`.
 template <bool FOR_B>
 __device__ __forceinline__ void add_gradients(float (&total)[KEPT][4], Shared& shared,

@@ -1,4 +1,4 @@
-// What both kernels of the gradients of Mamba-2's scan share.
+// What both kernels of the gradients of Mamba-2's scan share: sums over lanes.
 #pragma once
 
 #define WITH_SLOPES
@@ -34,29 +34,4 @@ __device__ __forceinline__ void sums_around(float& behind, float& before, int la
     before = __shfl_up_sync(0xffffffffu, before, 1);
     if (lane == 31) behind = 0.0f;
     if (lane == 0) before = 0.0f;
-}
-
-// Where dB and dC go: to the gradient itself, or to a sum of some heads that is added up later.
-template <int COUNT>
-__device__ __forceinline__ void store_rows(NUMBER* to, float* sums, long long stride,
-                                           const float (&numbers)[COUNT][4], int row,
-                                           int rows, int lane) {
-#pragma unroll
-    for (int down = 0; down < 2; ++down) {
-        const int t = row + lane / 4 + 8 * down, n = lane % 4 * 2;
-        if (t >= rows) continue;
-#pragma unroll
-        for (int j = 0; j < STATES / 8; ++j) {
-            const int left = State::left_of(n, j);
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const float number = numbers[j][2 * down + i];
-                if (left <= i) continue;
-                if (sums)
-                    sums[t * stride + 8 * j + n + i] = number;
-                else
-                    to[t * stride + 8 * j + n + i] = from_float<NUMBER>(number);
-            }
-        }
-    }
 }

@@ -281,6 +281,27 @@ __device__ __forceinline__ void add_gradients(float (&total)[STATES / 8][4], Sha
     settle(total);
 }
 
+// Where dB and dC go: to the gradient itself, or to a sum of some heads that is added up later.
+__device__ __forceinline__ void store_total(NUMBER* to, float* sums, long long stride,
+                                            const float (&numbers)[STATES / 8][4], int row,
+                                            int rows, int lane) {
+#pragma unroll
+    for (int down = 0; down < 2; ++down) {
+        const int t = row + lane / 4 + 8 * down, n = lane % 4 * 2;
+        if (t >= rows) continue;
+#pragma unroll
+        for (int j = 0; j < STATES / 8; ++j)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const float number = numbers[j][2 * down + i];
+                if (sums)
+                    sums[t * stride + 8 * j + n + i] = number;
+                else
+                    to[t * stride + 8 * j + n + i] = from_float<NUMBER>(number);
+            }
+    }
+}
+
 extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warpgroups(
     const NUMBER* x, const NUMBER* dy, const void* A, const NUMBER* B, const NUMBER* C,
     const void* D, const NUMBER* kept, const float* kept_steps, NUMBER* dx, void* ddt, NUMBER* dB,
@@ -592,5 +613,5 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
     NUMBER* to = role ? dB + batch * dB_batch + start * dB_time + group * dB_group
                       : dC + batch * dC_batch + start * dC_time + group * dC_group;
     const long long stride = slots > 1 ? groups * DSTATE : role ? dB_time : dC_time;
-    store_rows(to, sums, stride, total, row, rows, lane);
+    store_total(to, sums, stride, total, row, rows, lane);
 }
