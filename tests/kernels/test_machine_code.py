@@ -1,4 +1,4 @@
-"""What changes in a kernel's machine code is told, and what does not is not."""
+"""A change of a kernel's machine code is told in words."""
 
 from __future__ import annotations
 
