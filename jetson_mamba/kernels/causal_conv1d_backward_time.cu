@@ -8,23 +8,8 @@
 // computes g twice. Weight gradients stay in registers to the end; each block leaves one sum, and
 // causal_conv1d_sum.cu adds the blocks' sums in a fixed order, so that results are deterministic.
 //
-// Further definitions: ALIGNED, BLOCKS. Grid: (blocks along a row, dim, batch or fewer).
-#include "causal_conv1d.cuh"
-
-constexpr int N = 16 / sizeof(INPUT);
-using Chunk = Packed<INPUT, N>;
-constexpr unsigned ALL = 0xffffffffu;
-// The words that hold the last HALO numbers of a vector.
-constexpr int EDGE_WORDS = (HALO * sizeof(INPUT) + 3) / 4;
-
-__device__ __forceinline__ void load_chunk(Chunk& chunk, const INPUT* row, int t, int length) {
-    if (!ALIGNED)
-        chunk.load_some(row + t, t < 0 ? 0 : length - t);
-    else if (t >= 0 && t < length)
-        chunk.load(row + t);
-    else
-        chunk = Chunk{};
-}
+// Grid: (blocks along a row, dim, batch or fewer).
+#include "causal_conv1d_time.cuh"
 
 extern "C" __global__ void __launch_bounds__(128, RESIDENT) causal_conv1d_backward_time(
     const INPUT* __restrict__ x, const WEIGHT* __restrict__ weight,

@@ -4,24 +4,8 @@
 // under way while one is worked on. Taps before a vector come from the lane to the left by shuffle,
 // at the warp's left edge from the round before. No shared memory, no barrier.
 //
-// Further definitions: ALIGNED (rows are whole vectors at multiples of 16 bytes), BLOCKS.
 // Grid: (blocks along a row, dim, batch or fewer).
-#include "causal_conv1d.cuh"
-
-constexpr int N = 16 / sizeof(INPUT);
-using Chunk = Packed<INPUT, N>;
-constexpr unsigned ALL = 0xffffffffu;
-// The words that hold the last HALO numbers of a vector.
-constexpr int EDGE_WORDS = (HALO * sizeof(INPUT) + 3) / 4;
-
-__device__ __forceinline__ void load_chunk(Chunk& chunk, const INPUT* row, int t, int length) {
-    if (!ALIGNED)
-        chunk.load_some(row + t, t < 0 ? 0 : length - t);
-    else if (t >= 0 && t < length)
-        chunk.load(row + t);
-    else
-        chunk = Chunk{};
-}
+#include "causal_conv1d_time.cuh"
 
 extern "C" __global__ void __launch_bounds__(128, RESIDENT) causal_conv1d_forward_time(
     const INPUT* __restrict__ x, const WEIGHT* __restrict__ weight,

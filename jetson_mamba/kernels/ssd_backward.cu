@@ -10,8 +10,7 @@
 // a step's decay is the sum of all that has passed through the step: of C dC for later t without
 // that of B dB for later s, and of what came from h or goes to dh. The pairs with t = s, which pass
 // through no step, are taken out of both.
-#define WITH_SLOPES
-#include "ssd.cuh"
+#include "ssd_backward.cuh"
 
 constexpr int ROLES = 3;
 constexpr int KEPT = STATES / 8 > 2 * ROW_TILES ? STATES / 8 : 2 * ROW_TILES;
@@ -43,12 +42,6 @@ struct Shared {
     float products[CHUNK];
 };
 static_assert(sizeof(Shared) == SHARED, "the host counts shared memory otherwise");
-
-// What a row of four lanes has, together; all four get it.
-__device__ __forceinline__ float sum_of_row(float value) {
-    value += __shfl_xor_sync(0xffffffffu, value, 1);
-    return value + __shfl_xor_sync(0xffffffffu, value, 2);
-}
 
 // The numbers on the diagonal of a 16 by 16 product, of the lane's rows g and g + 8.
 template <int PIECES>
@@ -369,26 +362,16 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
 #pragma unroll
         for (int i = 0; i < STEPS; ++i) before[i] = ends_of[i] + (i ? before[i - 1] : 0.0f);
         float all_behind = behind[0], all_before = before[STEPS - 1];
-#pragma unroll
-        for (int offset = 1; offset < 32; offset *= 2) {
-            const float later = __shfl_down_sync(0xffffffffu, all_behind, offset);
-            const float earlier = __shfl_up_sync(0xffffffffu, all_before, offset);
-            if (lane + offset < 32) all_behind += later;
-            if (lane >= offset) all_before += earlier;
-        }
-        float lanes_behind = __shfl_down_sync(0xffffffffu, all_behind, 1);
-        float lanes_before = __shfl_up_sync(0xffffffffu, all_before, 1);
-        if (lane == 31) lanes_behind = 0.0f;
-        if (lane == 0) lanes_before = 0.0f;
+        sums_around(all_behind, all_before, lane);
         const float rate = max(number_at(A, head, options.A()), -3e38f);
         const float over_all = through * steps.decay_of_chunk();
         float of_A = 0.0f, of_bias = 0.0f;
 #pragma unroll
         for (int i = 0; i < STEPS; ++i) {
             const int t = lane * STEPS + i;
-            const float passed = lanes_before + (i ? before[i - 1] : 0.0f);
+            const float passed = all_before + (i ? before[i - 1] : 0.0f);
             const float of_decay =
-                steps.passes[t] ? behind[i] + lanes_behind + passed + over_all : 0.0f;
+                steps.passes[t] ? behind[i] + all_behind + passed + over_all : 0.0f;
             const float of_step = (direct_of[i] + rate * of_decay) * steps.slope[t];
             of_A += steps.dt[t] * of_decay;
             of_bias += of_step;
@@ -524,10 +507,7 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
                     if (HAS_D) {
 #pragma unroll
                         for (int i = 0; i < 2; ++i) {
-                            float sum = of_skip[i];
-                            sum += __shfl_xor_sync(0xffffffffu, sum, 4);
-                            sum += __shfl_xor_sync(0xffffffffu, sum, 8);
-                            sum += __shfl_xor_sync(0xffffffffu, sum, 16);
+                            const float sum = sum_of_column(of_skip[i]);
                             if (g == 0) sums.D[tile][p + i] = sum;
                         }
                     }
@@ -540,9 +520,7 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1) ssd_backward(
                 const Pair<GIVEN> dh = shared.dh[stage].pair(p, n);
                 sum += h.low() * dh.low() + h.high() * dh.high();
             }
-#pragma unroll
-            for (int offset = 16; offset; offset /= 2)
-                sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+            sum = sum_of_warp(sum);
             if (lane == 0) sums.through[tile] = sum;
         }
         if (fetches_next) next_step.set(shared.steps[steps_next], step);

@@ -5,9 +5,8 @@
 // those before. dC and dB are summed over heads where products leave them. With E[t][s] = G[t][s] dt[s]
 // (C[t] B[s]), in fp32, what passes through a step is sums of E over the pairs around it, and of
 //     decay_since_start(t) dy[t] (C[t] h^T)    and    dt[s] w(s) x[s] (B[s] dh^T).
-#define WITH_SLOPES
 #include "bulk.cuh"
-#include "ssd.cuh"
+#include "ssd_backward.cuh"
 #include "warpgroups.cuh"
 
 constexpr int GROUP = 128, ROLES = 3;
@@ -48,8 +47,8 @@ struct Shared {
     Sums sums[HEADS_KEPT];
     // Of what has been fetched for a head, and of who is done with it: copiers, the giver's states and
     // steps; warps that multiply, copiers, and who finishes.
-    Arrivals fetched[STAGES];
-    Arrivals used[STAGES];
+    Barrier fetched[STAGES];
+    Barrier used[STAGES];
 };
 // The barrier at which dx waits for the products that dB makes.
 constexpr int PRODUCTS_MADE = 1;
@@ -74,17 +73,6 @@ __device__ __forceinline__ void fetch(Exchanged<ROWS, COLUMNS>& to, const NUMBER
 __device__ __forceinline__ unsigned opaque(unsigned number) {
     asm volatile("" : "+r"(number));
     return number;
-}
-
-// What a row of four lanes has, together; all four get it.
-__device__ __forceinline__ float sum_of_row(float value) {
-    value += __shfl_xor_sync(0xffffffffu, value, 1);
-    return value + __shfl_xor_sync(0xffffffffu, value, 2);
-}
-__device__ __forceinline__ float sum_of_warp(float value) {
-#pragma unroll
-    for (int offset = 16; offset; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
-    return value;
 }
 
 // The sum of the products of two tiles' numbers, a warp's part of it.
@@ -185,13 +173,6 @@ __device__ __forceinline__ void weigh(unsigned (&to)[4], const float (&low)[4],
         }
 }
 
-// Sixteen columns of a warp's rows, as the left factor of a product.
-template <int COLUMNS>
-__device__ __forceinline__ void load_rows(unsigned (&to)[4], const Exchanged<CHUNK, COLUMNS>& from,
-                                          int row, int column, int lane) {
-    load_matrices(to, shared_address(from.bytes) +
-                          from.offset(row + lane % 16, column + lane / 16 * 8));
-}
 __device__ __forceinline__ void scale_rows(unsigned (&words)[4], const float (&by)[2]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
@@ -222,7 +203,7 @@ __device__ __forceinline__ void add_gradients(float (&total)[STATES / 8][4], Sha
     const float of_state[2] = {decays[row + g], decays[row + g + 8]};
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-        load_rows(given[k], left, row, 16 * k, lane);
+        left.load(given[k], row, 16 * k, lane);
         scale_rows(given[k], of_state);
     }
     begin_products();
@@ -280,7 +261,7 @@ __device__ __forceinline__ void add_gradients(float (&total)[STATES / 8][4], Sha
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
             unsigned words[4];
-            load_rows(words, left, row, 16 * k, lane);
+            left.load(words, row, 16 * k, lane);
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const float(&numbers)[4] = pairs[2 * k + i / 2];
@@ -347,10 +328,10 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
     if (threadIdx.x == 0) {
 #pragma unroll
         for (int stage = 0; stage < STAGES; ++stage) {
-            begin_arrivals(shared.fetched[stage], FETCHED);
-            begin_arrivals(shared.used[stage], USED);
+            shared.fetched[stage].begin(FETCHED);
+            shared.used[stage].begin(USED);
         }
-        show_arrivals();
+        show_barriers();
     }
     if (threadIdx.x < CHUNK) shared.ones[threadIdx.x] = 1.0f;
     __syncthreads();
@@ -365,7 +346,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
 #pragma unroll 1
             for (int i = 0; i <= count; ++i) {
                 if (i < count) {
-                    if (round) wait_for_round(shared.used[stage], round - 1);
+                    if (round) shared.used[stage].wait_for_round(round - 1);
                     fetch(shared.x[stage], x, x_time, rows);
                     fetch(shared.dy[stage], dy, dy_time, rows);
                     x += x_head, dy += dy_head;
@@ -374,12 +355,12 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
                 if (i) {
                     wait_for_copies<1>();
                     show_to_products();
-                    arrive_as_warp(shared.fetched[before], lane);
+                    shared.fetched[before].arrive_as_warp(lane);
                     // What passes through the whole chunk.
-                    wait_for_round(shared.fetched[before], stage ? round : round - 1);
+                    shared.fetched[before].wait_for_round(stage ? round : round - 1);
                     const float sum = product_of(shared.h[before], shared.dh[before]);
                     if (lane == 0) shared.sums[(i - 1) % HEADS_KEPT].through[warp] = sum;
-                    arrive_as_warp(shared.used[before], lane);
+                    shared.used[before].arrive_as_warp(lane);
                 }
                 before = stage;
                 if (++stage == STAGES) stage = 0, ++round;
@@ -395,10 +376,10 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
             int stage = 0, round = 0;
 #pragma unroll 1
             for (int i = 0; i < count; ++i) {
-                if (round) wait_for_round(shared.used[stage], round - 1);
+                if (round) shared.used[stage].wait_for_round(round - 1);
                 if (lane == 0) {
                     constexpr int bytes = sizeof shared.h[0].bytes;
-                    expect_bytes(shared.fetched[stage], 2 * bytes);
+                    shared.fetched[stage].arrive_expecting(2 * bytes);
                     load_bulk(shared_address(shared.h[stage].bytes), kept, bytes,
                               shared.fetched[stage]);
                     load_bulk(shared_address(shared.dh[stage].bytes), kept_back, bytes,
@@ -410,7 +391,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
                 kept_steps += chunks * KEPT_ARRAYS * CHUNK;
                 if (i + 1 < count)
                     steps[0].load(kept_steps, lane), steps[1].load(kept_steps, lane + 32);
-                arrive_as_warp(shared.fetched[stage], lane);
+                shared.fetched[stage].arrive_as_warp(lane);
                 if (++stage == STAGES) stage = 0, ++round;
             }
             return;
@@ -422,8 +403,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
         for (int i = 0; i < count; ++i) {
             const long long head = first_head + i;
             const float rate = max(number_at(A, head, options.A()), -3e38f);
-            arrive_as_warp(shared.used[stage], lane);
-            wait_for_round(shared.used[stage], round);
+            shared.used[stage].arrive_as_warp(lane);
+            shared.used[stage].wait_for_round(round);
             if (++stage == STAGES) stage = 0, ++round;
             const Sums& sums = shared.sums[i % HEADS_KEPT];
             const Steps& steps = shared.steps[i % HEADS_KEPT];
@@ -440,23 +421,15 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
             behind[1] = rows_of.y - columns_of.y;
             behind[0] = rows_of.x - columns_of.x + behind[1];
             float all_behind = behind[0], all_before = ends_of.x + ends_of.y;
-#pragma unroll
-            for (int offset = 1; offset < 32; offset *= 2) {
-                const float later = __shfl_down_sync(0xffffffffu, all_behind, offset);
-                const float earlier = __shfl_up_sync(0xffffffffu, all_before, offset);
-                if (lane + offset < 32) all_behind += later;
-                if (lane >= offset) all_before += earlier;
-            }
-            const float later = __shfl_down_sync(0xffffffffu, all_behind, 1);
-            const float earlier = __shfl_up_sync(0xffffffffu, all_before, 1);
-            passed[0] = lane ? earlier : 0.0f, passed[1] = passed[0] + ends_of.x;
+            sums_around(all_behind, all_before, lane);
+            passed[0] = all_before, passed[1] = passed[0] + ends_of.x;
             const float over_all = (sums.through[0] + sums.through[1]) * steps.decay_of_chunk();
             float of_A = 0.0f, of_bias = 0.0f;
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
                 const float of_decay =
                     steps.passes[t + j]
-                        ? behind[j] + (lane < 31 ? later : 0.0f) + passed[j] + over_all
+                        ? behind[j] + all_behind + passed[j] + over_all
                         : 0.0f;
                 const float of_step =
                     ((j ? direct_of.y : direct_of.x) + rate * of_decay) * steps.slope[t + j];
@@ -486,7 +459,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
         dx += batch * dx_batch + start * dx_time + first_head * dx_head;
 #pragma unroll 1
         for (int i = 0; i < count; ++i, dx += dx_head) {
-            wait_for_round(shared.fetched[stage], round);
+            shared.fetched[stage].wait_for_round(round);
             // Addresses that are made of it are not kept from head to head, which registers lack for.
             const int lane = opaque(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
             const Steps& steps = shared.steps[i % HEADS_KEPT];
@@ -570,10 +543,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
                     if constexpr (HAS_D == 2)
 #pragma unroll
                         for (int e = 0; e < 2; ++e) {
-                            float all = of_skip[e];
-                            all += __shfl_xor_sync(0xffffffffu, all, 4);
-                            all += __shfl_xor_sync(0xffffffffu, all, 8);
-                            all += __shfl_xor_sync(0xffffffffu, all, 16);
+                            const float all = sum_of_column(of_skip[e]);
                             if (g == 0) sums.D[tile][p + e] = all;
                         }
                 }
@@ -592,7 +562,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
                 const float of_dt = sum_of_row(direct[down]);
                 if (q == 0) sums.ends[s] = of_dh, sums.direct[s] = of_dt;
             }
-            arrive_as_warp(shared.used[stage], lane);
+            shared.used[stage].arrive_as_warp(lane);
             if (++stage == STAGES) stage = 0, ++round;
         }
         return;
@@ -607,7 +577,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
     const bool for_B = role == 1;
 #pragma unroll 1
     for (int i = 0; i < count; ++i) {
-        wait_for_round(shared.fetched[stage], round);
+        shared.fetched[stage].wait_for_round(round);
         if (i == 0) {
             const auto& left = for_B ? shared.B : shared.C;
             const auto& right = for_B ? shared.C : shared.B;
@@ -629,7 +599,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) ssd_backward_warp
         }
         add_gradients(total, shared, for_B, stage, shared.steps[i % HEADS_KEPT],
                       shared.sums[i % HEADS_KEPT], row, lane);
-        arrive_as_warp(shared.used[stage], lane);
+        shared.used[stage].arrive_as_warp(lane);
         if (++stage == STAGES) stage = 0, ++round;
     }
 

@@ -6,6 +6,7 @@
 // chunk begins with in shared memory, h, in 16 bits, and adds (x dt decay_to_end)^T B. Two take turns
 // at the chunks' outputs: they make C B^T, whose numbers, as they have decayed, are the left factor
 // of M x where they lie, and y = C h. Nothing but the state passes from chunk to chunk.
+#include "barriers.cuh"
 #include "ssd.cuh"
 #include "warpgroups.cuh"
 
@@ -63,12 +64,6 @@ struct Turn {
             if (++stage == STAGES) stage = 0, parity ^= 1;
     }
 };
-
-// One arrival of a warp whose lanes are all done.
-__device__ __forceinline__ void arrive_once(Barrier& barrier, int lane) {
-    __syncwarp();
-    if (lane == 0) barrier.arrive();
-}
 
 template <int ROWS, int COLUMNS>
 __device__ __forceinline__ void fetch(Exchanged<ROWS, COLUMNS>& to, const NUMBER* from,
@@ -134,10 +129,10 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; ++i) {
             // All who copy, and the warp that makes the steps.
-            shared.fetched[i].expect(GROUP + 1);
-            shared.used[i].expect(2 * WARPS);
+            shared.fetched[i].begin(GROUP + 1);
+            shared.used[i].begin(2 * WARPS);
         }
-        for (int i = 0; i < 2; ++i) shared.made[i].expect(WARPS), shared.taken[i].expect(WARPS);
+        for (int i = 0; i < 2; ++i) shared.made[i].begin(WARPS), shared.taken[i].begin(WARPS);
     }
     __syncthreads();
 
@@ -170,7 +165,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
                 for (int i = 0; i < MADE; ++i)
                     shared.weights[stage][i][lane] = weights.words[i];
 #endif
-                arrive_once(shared.fetched[stage], lane);
+                shared.fetched[stage].arrive_as_warp(lane);
                 raw.load(source, start + WARPS * CHUNK, lane);
             }
         }
@@ -216,7 +211,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
             commit_products();
             wait_for_products<0>();
             settle(state.numbers);
-            arrive_once(shared.used[stage], lane);
+            shared.used[stage].arrive_as_warp(lane);
         };
         if (first) state.load(first + of_head * size + slice * DSTATE, row, SLICE, lane);
         // For the products of a warpgroup.
@@ -234,7 +229,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
                     h[piece].store(made.words[piece], row, 8 * j, lane);
             }
             show_to_products();
-            arrive_once(shared.made[of], lane);
+            shared.made[of].arrive_as_warp(lane);
         };
         keep_state(0);
         for (int chunk = 0; chunk < chunks; ++chunk, turn.advance()) {
@@ -305,7 +300,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
         const float since[2] = {steps.since_start[row + g], steps.since_start[row + g + 8]};
         wait_for_products<0>();
         settle(y);
-        arrive_once(shared.taken[member], lane);
+        shared.taken[member].arrive_as_warp(lane);
 #pragma unroll
         for (int j = 0; j < 8; ++j)
 #pragma unroll
@@ -340,7 +335,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_forward_
                 }
             }
         }
-        arrive_once(shared.used[stage], lane);
+        shared.used[stage].arrive_as_warp(lane);
         NUMBER* row_out = out + start * out_time;
         const NUMBER* row_z = HAS_Z ? z + start * z_time : nullptr;
         const int rows = static_cast<int>(min(seqlen - start, static_cast<long long>(CHUNK)));

@@ -102,32 +102,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) ssd_states_w
         meet_at<GROUP + FETCHERS>(fetched(member, stage));
         show_to_products();
         if (kept) state.store(kept + chunk * heads * size, row, SLICE, lane);
-        const Steps& steps = shared.steps[member][stage];
-        const Exchanged<CHUNK, STATES>& B_tile = shared.B[stage];
-        const Exchanged<CHUNK, SLICE>& x_tile = shared.x[member][stage];
-        Fragment<MADE> columns[4];
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-            Fragment<> numbers;
-            x_tile.load_transposed(numbers.words[0], 16 * k, row, lane);
-            columns[k] = scaled_steps(numbers, direction ? steps.since_start : steps.to_end, 16 * k,
-                                      lane);
-        }
-        const float of_chunk = steps.decay_of_chunk();
-        decay *= of_chunk;
-        state.scale(of_chunk);
-        begin_products();
-#pragma unroll
-        for (int k = 0; k < 4; ++k)
-#pragma unroll
-            for (int piece = 0; piece < MADE; ++piece) {
-                const unsigned(&words)[4] = columns[k].words[piece];
-                add_groups(state.numbers, words[0], words[2], words[1], words[3],
-                           B_tile.summed_rows(16 * k), NUMBER{});
-            }
-        commit_products();
-        wait_for_products<0>();
-        settle(state.numbers);
+        add_chunk(state, decay, shared.steps[member][stage], shared.B[stage], shared.x[member][stage],
+                  direction, row, lane);
         if (left > STAGES) arrive_at<GROUP + FETCHERS>(used(member, stage));
         if (++stage == STAGES) stage = 0;
     }

@@ -65,3 +65,34 @@ struct Work {
         first_head = group * heads_of_group + (is_full ? HEADS * member : HEADS * full + member);
     }
 };
+
+// state = d state + (x w)^T B, a warpgroup's work; `decay` becomes d times what it was. Of the chunk, d is
+// its decay, w by direction what is left of a step at its end or of its start at a step.
+__device__ __forceinline__ void add_chunk(State& state, float& decay, const Steps& steps,
+                                          const Exchanged<CHUNK, STATES>& B,
+                                          const Exchanged<CHUNK, SLICE>& x, int direction, int row,
+                                          int lane) {
+    Fragment<MADE> columns[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+        Fragment<> numbers;
+        x.load_transposed(numbers.words[0], 16 * k, row, lane);
+        columns[k] = scaled_steps(numbers, direction ? steps.since_start : steps.to_end, 16 * k,
+                                  lane);
+    }
+    const float of_chunk = steps.decay_of_chunk();
+    decay *= of_chunk;
+    state.scale(of_chunk);
+    begin_products();
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+#pragma unroll
+        for (int piece = 0; piece < MADE; ++piece) {
+            const unsigned(&words)[4] = columns[k].words[piece];
+            add_groups(state.numbers, words[0], words[2], words[1], words[3],
+                       B.summed_rows(16 * k), NUMBER{});
+        }
+    commit_products();
+    wait_for_products<0>();
+    settle(state.numbers);
+}

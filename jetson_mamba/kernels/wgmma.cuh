@@ -1,5 +1,5 @@
-// The instructions by which a warpgroup multiplies matrices (wgmma), sm_90a alone, and the barriers by
-// which warps hand over what they made. What lies where is told in warpgroups.cuh.
+// The instructions by which a warpgroup multiplies matrices (wgmma), sm_90a alone, and the numbered
+// barriers at which warps meet. What lies where is told in warpgroups.cuh.
 //
 // An instruction returns before its work is done: what it reads and writes is left alone until the
 // thread has waited for it.
@@ -64,42 +64,6 @@ __device__ __forceinline__ unsigned fused(unsigned a, unsigned b, unsigned c, bf
     asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
     return result;
 }
-
-// A barrier in shared memory, of any number of arrivals. Its phases follow one another; who waits for
-// one tells its parity, and waits for nobody's sake but its own.
-struct Barrier {
-    unsigned long long word;
-
-    // By one thread, before a block's others use it.
-    __device__ __forceinline__ void expect(int arrivals) {
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;"
-                     :
-                     : "r"(shared_address(&word)), "r"(arrivals)
-                     : "memory");
-    }
-    __device__ __forceinline__ void arrive() {
-        asm volatile("{.reg .b64 state; mbarrier.arrive.shared::cta.b64 state, [%0];}"
-                     :
-                     : "r"(shared_address(&word))
-                     : "memory");
-    }
-    // When the copies that this thread has begun are there; it goes on at once.
-    __device__ __forceinline__ void arrive_when_copied() {
-        asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];"
-                     :
-                     : "r"(shared_address(&word))
-                     : "memory");
-    }
-    __device__ __forceinline__ void wait(int parity) {
-        asm volatile(
-            "{.reg .pred p; WAITING: "
-            "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; "
-            "@!p bra WAITING;}"
-            :
-            : "r"(shared_address(&word)), "r"(parity)
-            : "memory");
-    }
-};
 
 #define FOUR_NUMBERS(c, j) "+f"(c[j][0]), "+f"(c[j][1]), "+f"(c[j][2]), "+f"(c[j][3])
 #define EIGHT_TIMES_FOUR(c, j) \

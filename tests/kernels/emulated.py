@@ -25,13 +25,7 @@ from jetson_mamba.kernels.chains import Place
 HERE = Path(__file__).parent / "emulation"
 KERNELS = Path(compiler.__file__).parent
 # Of the kernels' own; the others are those of here.
-HEADERS = tuple(
-    KERNELS / f"{name}.cuh"
-    for name in (
-        *("ssd", "warpgroups", "ssd_warpgroups"),
-        *("causal_conv1d", "selective_scan", "norm"),
-    )
-)
+HEADERS = tuple(path for path in sorted(KERNELS.glob("*.cuh")) if not (HERE / path.name).exists())
 # What no compiler for a CPU takes, and what stands there for it.
 OTHERWISE = (
     ("extern __shared__", "extern"),

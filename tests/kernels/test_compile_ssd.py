@@ -1,12 +1,14 @@
 """Every kernel of the ssd op compiles.
 
 It does so with few spills and within a block's shared memory. All architectures for the sizes of
-most models; of the other sizes and flags one each, not their product. The kernels count their
-shared memory themselves: one that the host counts otherwise does not compile.
+most models; of the other sizes and flags one each, and more of their product by `make kernels`. The
+kernels count their shared memory themselves: one that the host counts otherwise does not compile.
 """
 
 from __future__ import annotations
 
+import itertools
+import os
 from typing import Any
 
 import pytest
@@ -14,14 +16,16 @@ import torch
 
 from jetson_mamba.kernels import compiler
 from jetson_mamba.kernels.tensors import NUMBERS
+from jetson_mamba.ops.ssd.cuda import MOST_STATES
 from jetson_mamba.ops.ssd.cuda_forward import Variant
 from tests.kernels.test_compile_selective_scan import skip_unless_supported
 
 # What a block may have of shared memory.
-ROOM = {"sm_80": 163, "sm_87": 163, "sm_90": 227, "sm_110": 227, "sm_120": 99}
+ROOM = {"sm_80": 163, "sm_87": 163, "sm_90": 227, "sm_100": 227, "sm_110": 227, "sm_120": 99}
 # Bytes, of a thread, that are stored or loaded anywhere in a kernel: pointers that are read once a
 # chunk. More is a variant that was not looked at.
 MOST_SPILLED = 256
+EVERY = "EVERY_KERNEL" in os.environ
 KERNELS = ("ssd_forward", "ssd_states", "ssd_pass", "ssd_backward", "ssd_sums")
 USUAL = Variant(torch.bfloat16, 64, 128, aligned=True, room=ROOM["sm_87"] * 1024, d=1)
 
@@ -66,10 +70,44 @@ OTHERS = [
 ]
 
 
+FLAGS: list[dict[str, Any]] = [
+    {"d": d, "has_z": z, "has_sequences": sequences}
+    for d, z, sequences in itertools.product((0, 1, 2), (False, True), (False, True))
+]
+SIZES = ((64, 128), (64, 64), (128, 128), (64, 16), (80, 24), (20, 10), (64, 256))
+
+
+def fits(variant: Variant) -> bool:
+    """Whether the op takes it: also if its rows were not aligned."""
+    worst = variant._replace(aligned=False)
+    return variant.dstate <= MOST_STATES[variant.dtype] and all(
+        worst.shared_bytes(kernel) <= worst.room for kernel in KERNELS
+    )
+
+
+if EVERY:
+    drawn = (
+        USUAL._replace(
+            dtype=dtype,
+            headdim=headdim,
+            dstate=dstate,
+            aligned=aligned,
+            room=[*ROOM.values()][number % len(ROOM)] * 1024,
+            **FLAGS[number % len(FLAGS)],
+        )
+        for number, (dtype, (headdim, dstate), aligned) in enumerate(
+            itertools.product(NUMBERS, SIZES, (True, False))
+        )
+    )
+    OTHERS += filter(fits, drawn)
+
+
 @pytest.mark.parametrize("variant", OTHERS, ids=named)
 def test_other_sizes_and_flags_compile(variant: Variant) -> None:
-    skip_unless_supported("sm_87")
-    assert not failures(variant, "sm_87")
+    architectures = [name for name in ROOM if EVERY and variant.room == ROOM[name] * 1024]
+    for architecture in architectures or ["sm_87"]:
+        skip_unless_supported(architecture)
+        assert not failures(variant, architecture)
 
 
 WARPGROUPS = (
@@ -87,6 +125,12 @@ WARPGROUPS = (
         {},
         {"dtype": torch.float16, "dstate": 64, "d": 0},
         {"d": 2, "has_z": True, "has_sequences": True},
+        *(
+            {**flags, "dtype": dtype, "dstate": dstate}
+            for flags in (FLAGS if EVERY else [])
+            for dtype in (torch.bfloat16, torch.float16)
+            for dstate in (64, 128)
+        ),
     ),
     ids=str,
 )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from jetson_mamba.dispatch.autocast import without_autocast
 
+from . import gated_norm
 from .contract import Core, CoreGradients, Mixer, Scan, ScanGradients
 from .gates import GatedRMSNorm
 from .mixer import (
@@ -39,6 +40,31 @@ class Steps(NamedTuple):
     # scanned and of the weight. That of z is written to the last argument.
     norm_backward: Callable[[GatedRMSNorm, Core, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     scan_backward: Callable[[Scan, Tensor, Tensor | None, ScanTargets], ScanGradients]
+
+
+def steps_of(
+    scan: Callable[[Scan], tuple[Tensor, Tensor]],
+    scan_backward: Callable[[Scan, Tensor, Tensor | None, ScanTargets], ScanGradients],
+) -> Steps:
+    """A backend's steps made of its scan, output and last state, and of this project's norm."""
+
+    def following(
+        given: Mixer, columns: Columns, xBC: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        norm = norm_of(given)
+        assert norm is not None
+        scanned, state = scan(inner_scan(given, columns, xBC, gated=False))
+        out, rstd = gated_norm.forward(norm, scanned.flatten(2), columns.z, with_rstd=True)
+        assert rstd is not None
+        return out, state, scanned, rstd
+
+    def norm_backward(
+        norm: GatedRMSNorm, kept: Core, z: Tensor, dout: Tensor, dz: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        dscanned, dweight, _ = gated_norm.backward(norm, kept.scanned.flatten(2), z, dout, dz)
+        return dscanned.view(kept.scanned.shape), dweight
+
+    return Steps(following, norm_backward, scan_backward)
 
 
 @torch.no_grad()

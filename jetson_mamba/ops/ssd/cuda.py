@@ -33,9 +33,8 @@ from .contract import (
     ScanGradients,
     refuse_varlen_states,
 )
-from .gates import GatedRMSNorm, gate, swiglu
+from .gates import gate, swiglu
 from .mixer import (
-    Columns,
     compose,
     convolved_by_kernels,
     inner_scan,
@@ -155,31 +154,13 @@ def _mixed(given: Mixer, *, is_recorded: bool = False) -> tuple[Tensor, Tensor, 
     return out, state, scanned
 
 
-def _after_convolution(
-    given: Mixer, columns: Columns, xBC: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    norm = norm_of(given)
-    assert norm is not None
-    scanned, state = cuda_forward.forward(inner_scan(given, columns, xBC, gated=False))
-    out, rstd = gated_norm.forward(norm, scanned.flatten(2), columns.z, with_rstd=True)
-    assert rstd is not None
-    return out, state, scanned, rstd
-
-
-def _norm_backward(
-    norm: GatedRMSNorm, kept: Core, z: Tensor, dout: Tensor, dz: Tensor
-) -> tuple[Tensor, Tensor]:
-    dscanned, dweight, _ = gated_norm.backward(norm, kept.scanned.flatten(2), z, dout, dz)
-    return dscanned.view(kept.scanned.shape), dweight
-
-
 def _core_scan_backward(
     given: Scan, dout: Tensor, dstate: Tensor | None, targets: core.ScanTargets
 ) -> ScanGradients:
     return cuda_backward.backward(given, dout, dstate, cuda_backward.Targets(*targets))
 
 
-_STEPS = core.Steps(_after_convolution, _norm_backward, _core_scan_backward)
+_STEPS = core.steps_of(cuda_forward.forward, _core_scan_backward)
 
 
 # Variants whose gradients have been begun to be compiled.

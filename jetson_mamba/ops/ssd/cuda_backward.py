@@ -16,10 +16,17 @@ from torch import Tensor
 
 from jetson_mamba.dispatch.memo import Memo
 from jetson_mamba.kernels import compiler
-from jetson_mamba.kernels.tensors import MOST_PLANS, VECTOR_BYTES, address, processors
+from jetson_mamba.kernels.tensors import (
+    MOST_PLANS,
+    VECTOR_BYTES,
+    address,
+    processors,
+    strides_of,
+)
 
 from . import cuda_forward as forward
 from .contract import Scan, ScanGradients
+from .cuda_arguments import aligned, likeness, limits_of, options_of, prepared, rows
 
 SUM_COLUMNS, SUM_THREADS = 32, 256
 
@@ -68,9 +75,9 @@ def backward(
     if compiler.current_device() != index:
         with torch.cuda.device(index):
             return backward(given, dout, dstate, targets)
-    scan = forward.prepared(given._replace(z=None))
+    scan = prepared(given._replace(z=None))
     x, dt, A, B, C, first = scan.x, scan.dt, scan.A, scan.B, scan.C, scan.initial_states
-    dout = forward.rows(dout, x.dtype)
+    dout = rows(dout, x.dtype)
     dlast = None if dstate is None else dstate.float().contiguous()
     if targets is None:
         targets = Targets(
@@ -94,16 +101,15 @@ def backward(
     key = (
         is_aligned,
         index,
-        dlast is None,
         dout.stride(),
-        *forward.likeness(scan),
+        *likeness(scan),
         *(each for target in targets for each in (target.stride(), target.dtype)),
     )
     known = _plans.find(key)
     if known is None:
         wanted = targets
-        compiler.begin(lambda: _plan(scan, dout, dlast, wanted, is_aligned, index), index)
-        plan = _plans.put(key, _plan(scan, dout, dlast, targets, is_aligned, index))
+        compiler.begin(lambda: _plan(scan, dout, wanted, is_aligned, index), index)
+        plan = _plans.put(key, _plan(scan, dout, targets, is_aligned, index))
     else:
         known.used = _plans.clock()
         plan = known.value
@@ -185,17 +191,16 @@ def backward(
 
 def begin(given: Scan) -> None:
     """Compile, beside what else is done, what the gradients of a scan without z will take."""
-    scan = forward.prepared(given._replace(z=None))
+    scan = prepared(given._replace(z=None))
     index = scan.x.get_device()
     targets = Targets(scan.x, scan.dt, scan.B, scan.C)
     is_aligned = not (scan.x.data_ptr() | scan.B.data_ptr() | scan.C.data_ptr()) % VECTOR_BYTES
-    compiler.begin(lambda: _plan(scan, scan.x, None, targets, is_aligned, index), index)
+    compiler.begin(lambda: _plan(scan, scan.x, targets, is_aligned, index), index)
 
 
 def _plan(
     scan: Scan,
     dout: Tensor,
-    dlast: Tensor | None,
     targets: Targets,
     is_aligned: bool,
     index: int,
@@ -213,7 +218,7 @@ def _plan(
             *(torch.empty(each.shape, dtype=each.dtype, device="meta") for each in (x, dt, B, C))
         )
     variant = forward.variant_of(scan, is_aligned, index)
-    fits = variant.aligned and forward.aligned(dout, written.x)
+    fits = variant.aligned and aligned(dout, written.x)
     variant = variant._replace(aligned=fits)
     size = headdim * dstate
     chunks = -(-seqlen // variant.chunk)
@@ -224,8 +229,8 @@ def _plan(
     slots = slots_of(per_group, batch * chunks * groups, index)
     per_slot = -(-per_group // slots)
     slots = -(-per_group // per_slot)
-    scalars = (forward.options_of(scan), *forward.limits_of(scan))
-    sequence = (0, 0) if seq_idx is None else seq_idx.stride()
+    scalars = (options_of(scan), *limits_of(scan))
+    sequence = strides_of(seq_idx, 2)
     inputs = (*x.stride()[:3], *dout.stride()[:3], *dt.stride(), *B.stride()[:3], *C.stride()[:3])
     # These leave the states as their products read them.
     states_kernel = "ssd_backward_states" if by_warpgroups else "ssd_states"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 import math
-import struct
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -23,15 +22,13 @@ from jetson_mamba.kernels.tensors import (
     NUMBERS,
     VECTOR_BYTES,
     address,
-    packed,
     processors,
+    strides_of,
 )
-from jetson_mamba.kernels.tensors import rows as packed_rows
 
-from .contract import SCAN, Scan
+from .contract import Scan
+from .cuda_arguments import aligned, likeness, limits_of, options_of, prepared
 
-# The numbers that the kernels know the dtypes of small tensors by.
-KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 THREADS = 160
 PASS_THREADS = 256
 # Threads of a warpgroup; heads that a block of these takes at most, and what it takes longer then.
@@ -45,7 +42,6 @@ FORWARD_ROLES = 4
 ROLES, HEADS_KEPT = 3, 4
 # States up to which the kernels have room for more.
 WIDE = 128
-SOFTPLUS = 1 << 8
 
 
 class Variant(NamedTuple):
@@ -321,7 +317,7 @@ def _plan(scan: Scan, is_aligned: bool, index: int) -> ForwardPlan:
             states = -(-variant.headdim * variant.dstate // PASS_THREADS)
             pass_launch = variant.launch("ssd_pass", (states, batch * nheads, 1), index)
     scalars = (options_of(scan), *limits_of(scan))
-    sequence = (0, 0) if seq_idx is None else seq_idx.stride()
+    sequence = strides_of(seq_idx, 2)
     return ForwardPlan(
         segments,
         batch * nheads * segments * variant.headdim * variant.dstate,
@@ -340,40 +336,10 @@ def _plan(scan: Scan, is_aligned: bool, index: int) -> ForwardPlan:
             *scalars,
             *sizes,
             *(*x.stride()[:3], *dt.stride(), *B.stride()[:3], *C.stride()[:3]),
-            *((0, 0, 0) if z is None else z.stride()[:3]),
+            *strides_of(z)[:3],
             *sequence,
         ),
     )
-
-
-def prepared(scan: Scan) -> Scan:
-    """The scan with tensors as the kernels read them; itself where they are.
-
-    x, B, C and z have one dtype and rows that are packed; the small ones are packed, the initial
-    states in float32 and seq_idx in int32.
-    """
-    x, B, C, z = scan.x, scan.B, scan.C, scan.z
-    first, seq_idx = scan.initial_states, scan.seq_idx
-    dtype = x.dtype
-    if B.dtype != dtype or C.dtype != dtype or (z is not None and z.dtype != dtype):
-        dtype = torch.float32
-    return scan._replace(
-        x=rows(x, dtype),
-        A=scan.A.contiguous(),
-        B=rows(B, dtype),
-        C=rows(C, dtype),
-        D=packed(scan.D),
-        z=None if z is None else rows(z, dtype),
-        dt_bias=packed(scan.dt_bias),
-        initial_states=None if first is None else first.float().contiguous(),
-        seq_idx=None if seq_idx is None else seq_idx.to(torch.int32),
-        cu_seqlens=None,
-    )
-
-
-def rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """``tensor`` in a dtype, with its last dimension packed: a copy only where it is not."""
-    return packed_rows(tensor if tensor.dtype == dtype else tensor.to(dtype))
 
 
 def variant_of(scan: Scan, is_aligned: bool, index: int) -> Variant:
@@ -389,43 +355,6 @@ def variant_of(scan: Scan, is_aligned: bool, index: int) -> Variant:
         scan.z is not None,
         scan.seq_idx is not None,
     )
-
-
-def aligned(*tensors: Tensor) -> bool:
-    """Whether every row of these is whole vectors, if the first begins at one."""
-    for tensor in tensors:
-        size = tensor.element_size()
-        combined = tensor.shape[-1] * size
-        for length, stride in zip(tensor.shape[:-1], tensor.stride()[:-1]):
-            if length > 1:
-                combined |= stride * size
-        if combined % VECTOR_BYTES:
-            return False
-    return True
-
-
-def likeness(scan: Scan) -> tuple[Any, ...]:
-    """Dtypes, shapes, strides and options of a scan: what its plan depends on beside alignment."""
-    result: list[Any] = [scan.dt_softplus, scan.dt_limit]
-    for tensor in SCAN.tensors(scan):
-        result += (None,) if tensor is None else (tensor.shape, tensor.stride(), tensor.dtype)
-    return tuple(result)
-
-
-def options_of(scan: Scan) -> int:
-    """The kinds of the small tensors and the flags, as ``Options`` of the kernels has them."""
-    bits = KINDS[scan.dt.dtype] | KINDS[scan.A.dtype] << 2
-    if scan.dt_bias is not None:
-        bits |= KINDS[scan.dt_bias.dtype] << 4
-    if scan.D is not None:
-        bits |= KINDS[scan.D.dtype] << 6
-    return bits | (SOFTPLUS if scan.dt_softplus else 0)
-
-
-def limits_of(scan: Scan) -> tuple[int, int]:
-    """The bits of the limits as doubles: all parameters of a kernel are integers."""
-    low, high = struct.unpack("2q", struct.pack("2d", *scan.dt_limit))
-    return low, high
 
 
 @lru_cache(maxsize=None)

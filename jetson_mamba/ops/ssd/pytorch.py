@@ -31,7 +31,7 @@ from .contract import (
     ScanGradients,
     refuse_varlen_states,
 )
-from .gates import GatedRMSNorm, swiglu, swiglu_backward
+from .gates import swiglu, swiglu_backward
 from .mixer import (
     Columns,
     convolved_back,
@@ -94,24 +94,6 @@ IMPLEMENTATION = Implementation(
 )
 
 
-def _after_convolution(
-    given: Mixer, columns: Columns, xBC: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    norm = norm_of(given)
-    assert norm is not None
-    scanned, state, _ = scan_forward(inner_scan(given, columns, xBC, gated=False))
-    out, rstd = gated_norm.forward(norm, scanned.flatten(2), columns.z, with_rstd=True)
-    assert rstd is not None
-    return out, state, scanned, rstd
-
-
-def _norm_backward(
-    norm: GatedRMSNorm, kept: Core, z: Tensor, dout: Tensor, dz: Tensor
-) -> tuple[Tensor, Tensor]:
-    dscanned, dweight, _ = gated_norm.backward(norm, kept.scanned.flatten(2), z, dout, dz)
-    return dscanned.view(kept.scanned.shape), dweight
-
-
 def _core_scan_backward(
     given: Scan, dout: Tensor, dstate: Tensor | None, targets: core.ScanTargets
 ) -> ScanGradients:
@@ -120,7 +102,7 @@ def _core_scan_backward(
     )
 
 
-_STEPS = core.Steps(_after_convolution, _norm_backward, _core_scan_backward)
+_STEPS = core.steps_of(lambda scan: scan_forward(scan)[:2], _core_scan_backward)
 
 
 def _scan_forward(given: Scan) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:

@@ -61,24 +61,6 @@ inline void store_matrices(unsigned place, const unsigned (&from)[4]) {
     meet_warp();
 }
 
-struct Barrier {
-    unsigned short expected, left;
-    unsigned phase;
-
-    void expect(int arrivals) { expected = left = arrivals, phase = 0; }
-    void arrive() {
-        if (--left == 0) left = expected, ++phase;
-    }
-    void arrive_when_copied() {
-        commit_copies();
-        wait_for_copies<0>();
-        arrive();
-    }
-    void wait(int parity) {
-        while (phase % 2 == parity) give_way();
-    }
-};
-
 // A number of a matrix in shared memory: of the axis that is summed over `k`, of the other `i`.
 template <typename E>
 float described(unsigned long long matrix, bool sums_over_rows, int i, int k, E) {
