@@ -170,7 +170,7 @@ def test_a_graph_of_gradients_refuses_those_of_another_size() -> None:
 
     def gradient(x: Tensor, dt: Tensor, B: Tensor) -> Any:
         x = x.detach().requires_grad_()
-        out = mamba_chunk_scan_combined(x, dt, A, B, B, 16)
+        out: Any = mamba_chunk_scan_combined(x, dt, A, B, B, 16)
         return torch.autograd.grad(out.square().sum(), x)
 
     def made(seqlen: int) -> tuple[Tensor, ...]:
