@@ -8,6 +8,7 @@ other needs.
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from types import ModuleType
 from typing import Any, Sequence
@@ -296,8 +297,9 @@ class Joining:
         self.original.exec_module(module)
         if "mamba_ssm" in sys.modules:
             try:
-                from jetson_mamba.ops.decoding import mixers
-
+                # The whole before its part: another thread's import of it waits for the part.
+                import_module("jetson_mamba.ops")
+                mixers = import_module("jetson_mamba.ops.decoding.mixers")
                 mixers.join(module)
             except Exception:
                 # Whatever it is, the module is what it would be without the hook.
