@@ -161,6 +161,7 @@ def _child(
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
     code = _ended(lambda: _program(path, starts, arguments))
     import threading
 

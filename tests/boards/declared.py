@@ -73,6 +73,11 @@ BOARDS = (
         triton="3.6.0",
     ),
     Board(
+        *("x86-64-python-3.14", "JetPack 7", "forky", "3.14", "", "", None, "2.13.0", "2.13.0"),
+        triton="3.7.1",
+        machine="x86_64",
+    ),
+    Board(
         *("x86-64-python-3.15", "JetPack 7", "sid", "3.15", "", "", None, "2.15.0", "2.15.0"),
         triton="3.9.0",
         machine="x86_64",

@@ -38,8 +38,8 @@ sees no GPU on a board.
 What an imitation cannot show: anything on a GPU, so neither CUDA kernels nor Triton's, and no \
 speed. Debian has no Python 3.8, 3.10 or 3.12 for aarch64: JetPack's Python is the nearest that it \
 has. Torch is PyPI's build for aarch64, which has the code of that release and no CUDA, under the \
-version of the vendor's. Under Python 3.15 it is the CUDA build that PyPI has for x86-64, of a \
-release later than those that the tests are run with.
+version of the vendor's. Under Python 3.14 and 3.15 it is the CUDA build that PyPI has for \
+x86-64, under 3.15 of a release later than those that the tests are run with.
 """
 STEPS = """
 ## What each step took and printed

@@ -31,6 +31,7 @@ REGISTRATION = (
     r"\x00:\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff:"
     r"/usr/bin/qemu-aarch64-static:F"
 )
+MIRROR = "http://deb.debian.org/debian"
 NEEDS = {"debootstrap": "debootstrap", "dpkg-deb": "dpkg"}
 EMULATOR = {"qemu-aarch64-static": "qemu-user-static"}
 ARCHITECTURES = {"aarch64": "arm64", "x86_64": "amd64"}
@@ -198,6 +199,8 @@ def _bootstrap(board: Board, base: Path) -> None:
         [
             *("debootstrap", "--foreign", f"--arch={ARCHITECTURES[board.machine]}"),
             *("--variant=minbase", f"--include={BASE},{python}", board.suite, str(base)),
+            # What every suite is made by; an older debootstrap does not know it under all names.
+            *(MIRROR, "sid"),
         ],
         check=True,
         stdout=subprocess.DEVNULL,

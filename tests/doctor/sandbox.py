@@ -197,6 +197,8 @@ class Machine:
                 "PYTHONPATH": os.pathsep.join(map(str, self.path)),
                 "JETSON_MAMBA_CACHE": str(interpreters.copies()),
                 "OMP_NUM_THREADS": "1",
+                # Bytecode is known by its source's second and size: another torch may have both.
+                "PYTHONDONTWRITEBYTECODE": "1",
                 # Without site nothing says that this is an environment of the user's.
                 "PIP_BREAK_SYSTEM_PACKAGES": "1",
                 **self.environment,
