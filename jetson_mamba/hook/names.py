@@ -1,4 +1,4 @@
-"""The names of extensions that a target's own text binds, and its modified copy does not.
+"""The names of extensions that a target's own text binds where its modified copy does not.
 
 Whoever takes them from the module, as ``from ... import causal_conv1d_fn``, gets what an import of
 the extension gives: what is installed, or the stand-in. Nothing is read before a name is asked for.
