@@ -180,7 +180,7 @@ def apt(package: str) -> str:
 
 def as_root() -> str:
     """What stands before a command that root alone may give: a container has no sudo."""
-    return "" if getattr(os, "geteuid", lambda: 1)() == 0 else "sudo "
+    return "" if getattr(os, "geteuid", int)() == 0 else "sudo "
 
 
 def has_ensurepip() -> bool:

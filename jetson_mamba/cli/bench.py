@@ -45,7 +45,7 @@ def bench(
     """
     if plot:
         _check_picture(plot)
-    stderr = Console(stderr=True, highlight=False)
+    stderr = output.console(stderr=True)
     with stderr.status("importing torch"):
         chosen = torch_device(device)
         if plot:
@@ -70,7 +70,7 @@ def bench(
     if as_json:
         output.document("bench", dataclasses.asdict(result))
     else:
-        _show(Console(highlight=False), result)
+        _show(output.console(), result)
     if plot:
         from jetson_mamba.report.bench_plot import draw
 

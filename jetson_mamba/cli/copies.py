@@ -5,7 +5,6 @@ import sys
 from typing import Optional
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from jetson_mamba.cli import output, tables
@@ -44,7 +43,7 @@ def _show(change: changes.Change) -> None:
     if not sys.stdout.isatty():
         sys.stdout.write(change.diff)
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = output.console(soft_wrap=True)
     for line in change.diff.splitlines():
         style = next((style for start, style in STYLES if line.startswith(start)), "")
         console.print(Text(line, style=style, tab_size=8))
@@ -66,7 +65,7 @@ def copies(
     if as_json:
         output.document("copies", dataclasses.asdict(found))
         return
-    console = Console(highlight=False)
+    console = output.console()
     if clear:
         console.print(f"removed: {len(removed)} files")
     shown = tables.Records("target in mamba_ssm", "copy", "size", "in use", right=("size",))

@@ -37,7 +37,7 @@ def demo(
     ),
 ) -> None:
     """Train two small language models, of Mamba and of Mamba-2 blocks, on real text."""
-    console = Console(highlight=False)
+    console = written.console()
     corpus = text.from_file(text_file) if text_file else text.standard_library()
     error = unwritable(str(output))
     if error:

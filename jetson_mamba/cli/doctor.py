@@ -38,12 +38,12 @@ def doctor(
         output.document("doctor", without_home(found) if as_report else found)
     elif as_report:
         text = io.StringIO()
-        _show(Console(file=text, width=REPORT_COLUMNS, highlight=False, no_color=True), report)
+        _show(output.console(file=text, width=REPORT_COLUMNS, no_color=True), report)
         print(f"```text\njetson-mamba {jetson_mamba.__version__} doctor\n")
         print("\n".join(map(str.rstrip, without_home(text.getvalue()).strip().splitlines())))
         print("```")
     else:
-        console = Console(highlight=False)
+        console = output.console()
         _show(console, report)
         report_it = advice.reachable("jetson-mamba doctor --report")
         output.say(console, f"To paste into a report: {report_it}", style="dim")

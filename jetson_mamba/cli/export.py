@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 import typer
-from rich.console import Console
 
+from jetson_mamba.cli import output as written
 from jetson_mamba.cli import tables
 from jetson_mamba.demo.models import mamba_ssm
 from jetson_mamba.errors import CannotRun
@@ -49,7 +49,7 @@ def export(
     The forms of the recurrences are those that are fastest here, for TensorRT those without a loop.
     With --step a language model becomes two files, a prompt's and a step's, which share states.
     """
-    console = Console(highlight=False)
+    console = written.console()
     with console.status("importing torch and mamba_ssm"):
         mamba_ssm()
         import torch

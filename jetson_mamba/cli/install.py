@@ -34,7 +34,7 @@ def install(
     """
     if as_json and not (yes or dry_run):
         raise CannotRun("--json: nothing is asked then; expected --yes or --dry-run beside it")
-    console = Console(highlight=False, soft_wrap=True, stderr=as_json)
+    console = output.console(soft_wrap=True, stderr=as_json)
     with console.status("looking at what is here"):
         here = situation()
         plan = plans.plan(here, requirement)

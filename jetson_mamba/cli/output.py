@@ -16,6 +16,11 @@ from jetson_mamba.report.envelope import envelope
 NARROW = 76
 
 
+def console(**options: Any) -> Console:
+    """What prints for people; numbers and paths in it are as plain as the words around them."""
+    return Console(highlight=False, **options)
+
+
 def document(command: str, found: Mapping[str, Any]) -> None:
     """Print what a command has found as JSON, in the envelope that all have."""
     print(json.dumps(envelope(command, found), indent=2))

@@ -4,7 +4,6 @@ import json
 from typing import Dict, Optional, Tuple
 
 import typer
-from rich.console import Console
 
 from jetson_mamba.cli import output, tables
 from jetson_mamba.errors import CannotRun
@@ -45,7 +44,7 @@ def schema(
         found = {name: schemas.schema(name, *classes) for name, classes in wanted.items()}
         print(json.dumps(found if command is None else found[command], indent=2))
         return
-    console = Console(highlight=False)
+    console = output.console()
     shown = tables.Records("key", "meaning", title="every document", wraps=("meaning",))
     for key, meaning in keys.ENVELOPE.items():
         shown.add(key, meaning)

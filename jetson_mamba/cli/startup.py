@@ -4,7 +4,6 @@ import dataclasses
 from typing import List
 
 import typer
-from rich.console import Console
 
 from jetson_mamba.cli import output
 from jetson_mamba.report.documents import Disabled, Enabled
@@ -45,7 +44,7 @@ def disable(as_json: bool = typer.Option(False, "--json", help="Print it as JSON
 
 def _show(word: str, changed: List[str], effective: bool) -> None:
     there = files.installed()
-    console = Console(highlight=False, soft_wrap=True)
+    console = output.console(soft_wrap=True)
     for path in changed:
         console.print(f"{word}: {path}")
     if not changed:

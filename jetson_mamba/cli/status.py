@@ -3,7 +3,6 @@
 import dataclasses
 
 import typer
-from rich.console import Console
 
 from jetson_mamba import advice
 from jetson_mamba.cli import output, tables
@@ -25,7 +24,7 @@ def status(
     if as_json:
         output.document("status", dataclasses.asdict(found))
         return
-    console = Console(highlight=False)
+    console = output.console()
     mode = f"JETSON_MAMBA={found.mode}"
     if found.backend_variable:
         mode += f", JETSON_MAMBA_BACKEND={found.backend_variable}"

@@ -25,7 +25,7 @@ def verify(
 
     The exit code is 1 if a row fails. One that torch has no operation for counts as none.
     """
-    console = Console(highlight=False, stderr=as_json)
+    console = output.console(stderr=as_json)
     with console.status("importing torch and mamba_ssm"):
         chosen = torch_device(device)
         package = mamba_ssm()

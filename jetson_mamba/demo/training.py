@@ -59,7 +59,7 @@ def train(model: Any, text: Text, steps: int, seed: int) -> Iterator[float]:
         starts = torch.randint(len(characters) - SEQLEN, (BATCH,), generator=generator)
         pieces = torch.stack([characters[start : start + SEQLEN + 1] for start in starts])
         loss = _loss(model, pieces.to(where))
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
         optimizer.step()

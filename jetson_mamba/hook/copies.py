@@ -81,7 +81,7 @@ def look(
         raise Refused(f"{source} cannot be read ({error.strerror})") from error
     package = package_of(target, getattr(loader, "name", target))
     if without is None:
-        without = lacking(data) if package == "mamba_ssm" else ()
+        without = lacking(data)
     name = file_name(target, data, source, package, without)
     bundled = overrides.folder() / "copies" / name
     if hasattr(bundled, "__fspath__") and bundled.is_file():

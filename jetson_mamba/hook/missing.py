@@ -42,8 +42,7 @@ def _importer(error: ModuleNotFoundError) -> str:
     while traceback is not None:
         frame = traceback.tb_frame
         here = frame.f_globals.get("__name__") or ""
-        ours = here.partition(".")[0] in ("importlib", "jetson_mamba")
-        if frame.f_code.co_name == "<module>" and not ours:
+        if frame.f_code.co_name == "<module>" and not here.startswith("jetson_mamba."):
             name = here
         traceback = traceback.tb_next
     return name

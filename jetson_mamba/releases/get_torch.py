@@ -48,7 +48,7 @@ def command(jetpack: str | None, again: bool = False) -> str:
         # PyTorch's own builds want libraries of NVIDIA's that the one to be replaced did not.
         force = ["--force-reinstall", *(["--no-deps"] if python else [])]
     words = " ".join(map(shlex.quote, (*force, *what)))
-    here = "{}.{}".format(*sys.version_info[:2])
+    here = "{}.{}".format(*sys.version_info)
     if python and python != here:
         return (
             f"python{python} -m pip install {words} "

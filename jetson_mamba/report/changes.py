@@ -78,5 +78,4 @@ def _change(target: str, path: str) -> Change:
 def _lines(data: bytes) -> list[str]:
     """The lines of a source file, each with one line end."""
     encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
-    text = io.TextIOWrapper(io.BytesIO(data), encoding).read()
-    return [line + "\n" for line in text.split("\n")[: -1 if text.endswith("\n") else None]]
+    return [line.rstrip("\n") + "\n" for line in io.TextIOWrapper(io.BytesIO(data), encoding)]

@@ -27,7 +27,7 @@ class VerifiedRow:
     tolerance: float
     passed: bool
     failure: str | None
-    unsupported: bool = False
+    unsupported: bool
 
 
 @dataclass(frozen=True)

@@ -63,13 +63,11 @@ def folders(name: str, path: Sequence[str]) -> list[str]:
     """Every folder that holds a package of that name, the one that wins first."""
     first = find(name, path)
     specs = [first, *(PathFinder.find_spec(name, [entry]) for entry in path)] if first else []
-    found = [
-        os.path.abspath(folder)
-        for spec in specs
-        if spec is not None
-        for folder in spec.submodule_search_locations or ()
-    ]
-    return list({os.path.realpath(folder): folder for folder in reversed(found)}.values())[::-1]
+    found: dict[str, str] = {}
+    for spec in specs:
+        for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+            found.setdefault(os.path.realpath(folder), os.path.abspath(folder))
+    return list(found.values())
 
 
 def module_file(package: str, name: str) -> str:

@@ -10,9 +10,6 @@ from typing import Sequence
 from jetson_mamba.report import installed
 from jetson_mamba.report.sources import Asks, asks
 
-# Modules that a distribution does not share its name with.
-DISTRIBUTION_OF = {"causal_conv1d": "causal-conv1d", "huggingface_hub": "huggingface-hub"}
-
 
 @dataclass(frozen=True)
 class Package:
@@ -67,7 +64,7 @@ def mamba_ssm(path: Sequence[str]) -> tuple[MambaSsm, ...]:
 def package(name: str, path: Sequence[str]) -> Package:
     """What is installed under the name of a module."""
     folder = next(iter(installed.folders(name, path)), None)
-    known = installed.distributions(DISTRIBUTION_OF.get(name, name), path)
+    known = installed.distributions(name, path)
     parent = os.path.realpath(os.path.dirname(folder)) if folder else None
     own = next((each for each in known if each.folder == parent), None)
     if own is None and known and folder is None:

@@ -103,7 +103,7 @@ def _devices() -> dict[str, Any]:
     """How torch was built, and the GPUs that it sees."""
     import torch
 
-    compiled = getattr(torch._C, "_cuda_getArchFlags", lambda: None)() or ""
+    compiled = getattr(torch._C, "_cuda_getArchFlags", str)() or ""
     abi = getattr(torch, "compiled_with_cxx11_abi", None)
     available = bool(torch.cuda.is_available())
     gpus = []

@@ -64,7 +64,7 @@ class Call(NamedTuple):
 
     def _form(self, call: ast.Call, origin: str) -> Form:
         texts = [isinstance(a, ast.Constant) and isinstance(a.value, str) for a in call.args]
-        keywords = [keyword.arg or "" for keyword in call.keywords]
+        keywords = [str(keyword.arg) for keyword in call.keywords]
         form = matching(self.forms, texts, keywords, self.positional)
         if form is None:
             raise Refused(

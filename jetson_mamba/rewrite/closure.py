@@ -22,8 +22,8 @@ from jetson_mamba.rewrite import nodes
 from jetson_mamba.rewrite.scopes import bound_name
 from jetson_mamba.texts import Texts, resolve
 
-# Their imports are edited, whichever way the text writes them.
-EXTENSIONS = ("causal_conv1d", "causal_conv1d_cuda", "selective_scan_cuda")
+# Their imports are edited, whichever way the text writes them. As origins are written.
+EXTENSIONS = ("/causal_conv1d", "/causal_conv1d_cuda", "/selective_scan_cuda")
 # What kernels are written in.
 KERNELS = ("/triton", "/tilelang", "/cutlass")
 SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
@@ -127,7 +127,7 @@ class _Module:
             if "" in found:
                 continue
             names = sorted(found - {"None"})
-            if names and names[0].split(".")[0].lstrip("/") in EXTENSIONS:
+            if names and names[0].split(".")[0] in EXTENSIONS:
                 self.origins[bound] = "|".join(names)
             elif names:
                 self.origins[bound] = "|".join(sorted(found))

@@ -64,7 +64,7 @@ class Dispatch(NamedTuple):
             raise NotTaken(self.inside, f"it calls {self.call} {len(calls)} times, expected once")
         (call,) = calls
         names = parameters(function, self.inside)
-        autograd_function = self.call.rpartition(".")[0]
+        autograd_function = self.call.split(".")[0]
         composed = self._composed(call, names)
         applied = draft.ours(
             f"jetson_mamba.ops.twice_differentiable({autograd_function}, {composed}).apply"

@@ -215,7 +215,7 @@ def tested(node: ast.AST) -> list[ast.expr]:
 def _root(node: ast.Import | ast.ImportFrom) -> str:
     """The first package that a statement imports from, of those that are not relative."""
     if isinstance(node, ast.ImportFrom):
-        return "" if node.level else (node.module or "").split(".")[0]
+        return "" if node.level else str(node.module).split(".")[0]
     return node.names[0].name.split(".")[0]
 
 
@@ -231,8 +231,8 @@ def imports_of(tree: ast.AST, modules: set[str]) -> Iterator[tuple[int, str]]:
     roots = {module.split(".")[0] for module in modules}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and not node.level:
-            if (node.module or "").split(".")[0] in roots:
-                yield node.lineno, node.module or ""
+            if str(node.module).split(".")[0] in roots:
+                yield node.lineno, str(node.module)
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.split(".")[0] in roots:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import nullcontext
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Callable
@@ -12,7 +13,9 @@ from typing import Any, Callable
 import pytest
 import torch
 
+from jetson_mamba import __version__ as jetson_mamba_version
 from jetson_mamba.dispatch import selection
+from jetson_mamba.errors import Unavailable
 from jetson_mamba.report import bench, timing
 from jetson_mamba.report.timing import Timer
 from tests.cli.command import jetson_mamba, shadow
@@ -190,6 +193,119 @@ def test_a_slow_call_is_repeated_a_few_times_only() -> None:
 def test_the_rate_of_a_copy_is_that_of_this_machine() -> None:
     """Within what any memory does: 0.1 to 2000 GB/s."""
     assert 1e2 < Timer(CPU).copy_rate() < 2e6
+
+
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+def test_a_result_tells_what_it_was_measured_on(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = bench.Run.__new__(bench.Run)
+    run._timer = SimpleNamespace(device=torch.device(kind))  # type: ignore[assignment]
+    run._copy_rate, run._unavailable = 12.5, {("selective_scan", "float32"): {"cuda": "no GPU"}}
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"a GPU, {device}")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(torch.version, "cuda", "12.6")
+    monkeypatch.setattr(bench, "driver", lambda: "580")
+    monkeypatch.setattr(bench, "_release", lambda op, backend: f"{backend} for {op}")
+    found = run.result([])
+    assert (found.device, found.rows, found.copy_rate) == (kind, (), 12.5)
+    assert found.name == ("a GPU, cuda" if kind == "cuda" else "CPU, 3 threads")
+    assert found.driver == ("580" if kind == "cuda" else None)
+    assert (found.cuda, found.torch) == ("12.6", str(torch.__version__))
+    assert found.jetson_mamba == jetson_mamba_version
+    order = selection.OPS["selective_scan"].order
+    assert [each.name for each in found.backends] == list(order)
+    for each in found.backends:
+        assert each.op == "selective_scan" and each.release == f"{each.name} for selective_scan"
+        assert each.unavailable == ({"float32": "no GPU"} if each.name == "cuda" else {})
+
+
+@pytest.mark.parametrize("op", ["causal_conv1d", "selective_scan"])
+def test_what_a_backend_is_made_of_is_told_with_its_releases(
+    op: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = {"cuda-core": "0.3", "causal-conv1d": "1.6", "mamba-ssm": "2.3"}
+
+    def version(name: str) -> str:
+        if name not in recorded:
+            raise metadata.PackageNotFoundError(name)
+        return recorded[name]
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr("jetson_mamba.kernels.compiler.nvrtc_version", lambda: "13.0")
+    own = f"jetson-mamba {jetson_mamba_version}, NVRTC 13.0, cuda-core 0.3"
+    package = "causal-conv1d 1.6" if op == "causal_conv1d" else "not on record"
+    extension = "causal-conv1d 1.6" if op == "causal_conv1d" else "mamba-ssm 2.3"
+    releases = {"pytorch": f"torch {torch.__version__}", "cuda": own, "triton": "not on record"}
+    releases.update(package=package, extension=extension)
+    assert {name: bench._release(op, name) for name in releases} == releases
+    recorded.clear()
+    for name in ("cuda", "package", "extension"):
+        assert bench._release(op, name) == "not on record"
+
+    def unavailable() -> str:
+        raise Unavailable("no NVRTC")
+
+    recorded["cuda-core"] = "0.3"
+    monkeypatch.setattr("jetson_mamba.kernels.compiler.nvrtc_version", unavailable)
+    assert bench._release(op, "cuda") == "not on record"
+
+
+def test_the_cases_are_every_size_dtype_and_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    timer = SimpleNamespace(copy_rate=lambda: 1.0, device=CPU)
+    monkeypatch.setattr(bench, "Timer", lambda device: timer)
+    monkeypatch.setattr(bench, "_unavailable", lambda *given: given)
+    ops, dtypes = ("causal_conv1d", "selective_scan"), ("float32", "bfloat16")
+    for kind, sizes in (
+        ("cpu", [(1, 64, 256), (2, 256, 512)]),
+        ("cuda", [(1, 1536, 2048), (8, 1536, 2048), (4, 5120, 4096)]),
+    ):
+        run = bench.Run(torch.device(kind), ops, dtypes, 3)
+        assert (run._rep, run._copy_rate) == (3, 1.0)
+        reasons: Any = run._unavailable
+        assert reasons == {
+            (op, dtype): (op, dtype, torch.device(kind)) for op in ops for dtype in dtypes
+        }
+        small = [(1, 1536, 256)] if kind == "cuda" else []
+        assert run.cases == [
+            (op, size, dtype, layout)
+            for op, all_sizes, layouts in (
+                ("causal_conv1d", sizes, ("BDL", "BLD")),
+                ("selective_scan", [*small, *sizes], ("BDL",)),
+            )
+            for size in all_sizes
+            for dtype in dtypes
+            for layout in layouts
+        ]
+
+
+def test_what_is_timed_is_the_call_of_a_model() -> None:
+    """Its arguments are those of the sizes, and drawn alike for every backend."""
+    size = bench.Size(2, 8, 16)
+    for layout in ("BDL", "BLD"):
+        case = bench.Case("causal_conv1d", size, "bfloat16", layout)
+        forward: Any = bench._PASSES["causal_conv1d"](case, CPU)["forward"]
+        backward: Any = bench._PASSES["causal_conv1d"](case, CPU)["backward"]
+        x, weight, bias = forward.args
+        assert (x.shape, weight.shape, bias.shape) == ((2, 8, 16), (8, 4), (8,))
+        assert x.dtype == weight.dtype == torch.bfloat16
+        assert x.stride(-1 if layout == "BDL" else 1) == 1
+        assert forward.keywords == {"activation": "silu"}
+        assert all(torch.equal(*pair) for pair in zip(forward.args, backward.args))
+        dout, dx = backward.args[3], backward.keywords["dx"]
+        assert dout.shape == dx.shape == x.shape and dout.stride() == dx.stride() == x.stride()
+        assert backward.keywords["activation"] == "silu" and not torch.equal(dout, x)
+    case = bench.Case("selective_scan", size, "float32", "BDL")
+    passes: Any = bench._PASSES["selective_scan"](case, CPU)
+    u, delta, A, B, C, D, z, bias, softplus = passes["forward"].args
+    assert softplus is True
+    assert u.shape == delta.shape == z.shape == (2, 8, 16) and A.shape == (8, 16)
+    assert B.shape == C.shape == (2, 1, 16, 16)
+    assert A[3].tolist() == [-float(state) for state in range(1, 17)]
+    assert D.tolist() == [1.0] * 8 and bias.tolist() == [-2.0] * 8
+    *given, dout, x, out, dz, softplus, recompute = passes["backward"].args
+    assert all(torch.equal(*pair) for pair in zip(given, passes["forward"].args[:8]))
+    assert (dz, softplus, recompute) == (None, True, False) and dout.shape == u.shape
+    right, states, _ = passes["forward"]()
+    assert torch.equal(out, right) and torch.equal(x, states)
 
 
 class ImitatedGpu:

@@ -9,6 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from jetson_mamba.report import changes
 from tests.cli.command import REPOSITORY, jetson_mamba
 from tests.hook.sandbox import Sandbox
 
@@ -120,3 +123,20 @@ def test_neither_torch_nor_mamba_ssm_is_imported(tmp_path: Path) -> None:
     """
     done = sandbox.run(code, recorder=False, options=("-B",))
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("data", "lines"),
+    [
+        (b"", []),
+        (b"a", ["a\n"]),
+        (b"a\nb", ["a\n", "b\n"]),
+        (b"a\n\nb\n", ["a\n", "\n", "b\n"]),
+        (b"a\r\nb\rc\r\n", ["a\n", "b\n", "c\n"]),
+        (b"# -*- coding: latin-1 -*-\n\xe9", ["# -*- coding: latin-1 -*-\n", "\u00e9\n"]),
+        (b"\xef\xbb\xbfa\n", ["a\n"]),
+        (b"a\x0cb\n", ["a\x0cb\n"]),
+    ],
+)
+def test_every_line_has_one_end(data: bytes, lines: list[str]) -> None:
+    assert changes._lines(data) == lines

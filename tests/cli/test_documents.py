@@ -13,6 +13,7 @@ import pytest
 import jetson_mamba as package
 from jetson_mamba.cli import commands, main
 from jetson_mamba.cli.schema import DOCUMENTS
+from jetson_mamba.report import keys
 from jetson_mamba.report.schema import schema, table
 from tests.cli.bare import Bare
 from tests.cli.command import jetson_mamba
@@ -127,3 +128,13 @@ def test_the_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "rows[].microseconds" in capsys.readouterr().out
     assert main(["schema", "demo"]) == 2
     assert "demo: expected one of doctor, " in capsys.readouterr().err
+
+
+def test_a_reader_may_rely_on_the_values_of_a_closed_field() -> None:
+    assert keys.CLOSED == {
+        "Target.state": ("modified", "original", "not imported"),
+        "Target.copy": ("bundled", "cached", "made", None),
+        "KeptCopy.origin": ("bundled", "cached"),
+        "Status.activated_by": ("import", "startup file", None),
+        "TimedRow.direction": ("forward", "backward"),
+    }

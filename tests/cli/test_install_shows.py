@@ -174,6 +174,7 @@ def test_a_document_has_all_of_it(
     assert run(as_json=True) == (0 if reason is None else 1)
     printed = capsys.readouterr()
     found = json.loads(printed.out)
+    assert found["schema"] == "jetson-mamba/install/1"
     assert found["requirement"] == "mamba-ssm==2.3.1" and found["torch"] == "2.9.0"
     assert found["choices"] == [dataclasses.asdict(each) for each in CHOICES]
     assert found["notes"] == list(NOTES)

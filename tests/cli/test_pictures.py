@@ -15,6 +15,7 @@ from jetson_mamba.demo import plot
 from jetson_mamba.demo.result import Trained
 from jetson_mamba.report import bench_plot
 from jetson_mamba.report.documents import TimedBackend, TimedRow, Timings
+from tests.cli import drawn as drawn_by
 
 BACKENDS = tuple(
     TimedBackend(op, name, "1.0", {})
@@ -188,6 +189,11 @@ def test_the_curves_of_a_demo_are_its_losses_and_what_is_unseen(figures: list[An
     assert axes.get_ylabel() == "loss, nats per character"
     assert axes.get_xlim() == (0, 60) and axes.get_ylim()[0] == 0
     assert curves[1].get_linestyle() != curves[4].get_linestyle()
+
+
+def test_a_picture_looks_as_it_is_written_down() -> None:
+    """``python -m tests.cli.drawn`` writes it anew."""
+    assert drawn_by.calls() == drawn_by.DRAWN.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("steps", "tenth"), [(1, 1), (10, 1), (11, 2), (100, 10)])

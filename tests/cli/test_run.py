@@ -17,6 +17,8 @@ SHOW = """\
 import pickle, sys
 class Here: pass
 print(__name__, __file__, __spec__, __package__, __doc__, sorted(vars()))
+print(getattr(__loader__, "__name__", type(__loader__)), getattr(__loader__, "path", None))
+print(getattr(__loader__, "name", None), globals().get("__cached__", "none"))
 print(sys.argv, sys.path[0], sys.modules['__main__'].__dict__ is globals())
 print(type(pickle.loads(pickle.dumps(Here()))) is Here)
 """

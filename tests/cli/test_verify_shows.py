@@ -34,6 +34,7 @@ def row(function: str = "one", **others: Any) -> VerifiedRow:
         "tolerance": 1e-5,
         "passed": True,
         "failure": None,
+        "unsupported": False,
     }
     return VerifiedRow(function=function, **{**given, **others})
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
+import sysconfig
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jetson_mamba.report import extensions, installed, machine, probe
+from jetson_mamba.report import extensions, installed, machine, probe, torch_build
 from jetson_mamba.report.findings import registry
 
 
@@ -102,6 +103,7 @@ def test_an_extension_loads_where_it_was_tried_and_nothing_is_told_against_it(
     file = tmp_path / f"{name}{EXTENSION_SUFFIXES[0]}"
     file.touch()
     assert extensions.path_of(name, path) == str(file)
+    assert extensions.extension(name, path, None).path == str(file)
 
 
 def test_a_file_for_another_python_is_told_and_what_is_no_extension_is_not(tmp_path: Path) -> None:
@@ -112,7 +114,26 @@ def test_a_file_for_another_python_is_told_and_what_is_no_extension_is_not(tmp_p
     assert [each.partition(":")[0] for each in found.misfits] == [
         str(tmp_path / f"{name}{suffix}") for suffix in (".cp27-other.pyd", ".cpython-27-other.so")
     ]
-    assert all("built for another Python" in each for each in found.misfits)
+    abi = sysconfig.get_config_var("SOABI")
+    words = f": built for another Python, this one's files carry {abi}"
+    assert all(each.endswith(words) for each in found.misfits)
+
+
+def test_a_file_for_another_machine_is_told_and_each_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, built_for = "selective_scan_cuda", {"a": "x86_64", "b": "aarch64", "c": None}
+    for folder in built_for:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{name}{EXTENSION_SUFFIXES[0]}").touch()
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(
+        "jetson_mamba.report.extensions.elf_machine", lambda file: built_for[Path(file).parent.name]
+    )
+    path = [str(tmp_path / folder) for folder in ("a", "b", "c", "a")]
+    (misfit,) = extensions.extension(name, path, None).misfits
+    file = tmp_path / "a" / f"{name}{EXTENSION_SUFFIXES[0]}"
+    assert misfit == f"{file}: built for x86_64, this is aarch64"
 
 
 @pytest.mark.parametrize(
@@ -186,3 +207,32 @@ def test_one_symptom_has_the_same_words_wherever_it_is_looked_for(
     with pytest.raises(ValueError, match="a-symptom: expected the words 'its words'"):
         registry.finds("a-symptom", "other words")(nothing)
     assert [("a-symptom", nothing)] * 2 == registry.DETECTORS
+
+
+DEVICES = {
+    **{"cuda": "12.6", "hip": "6.0", "cxx11_abi": True, "architectures": ["sm_80", "sm_87"]},
+    "cuda_available": True,
+    "gpus": [{"name": "Orin", "capability": "8.7", "memory_bytes": 1000}],
+}
+
+
+def test_what_torch_says_of_itself_stands_in_its_place() -> None:
+    probed: dict[str, Any] = {"torch": {"version": "2.8", "path": "/t"}, "devices": DEVICES}
+    torch, gpus = torch_build.torch_and_gpus("/site/torch", "2.7", probed)
+    assert torch == torch_build.Torch(
+        *("2.8", "/t", "12.6", "6.0", True, ("sm_80", "sm_87"), True, None)
+    )
+    assert gpus == (machine.Gpu("Orin", "8.7", 1000, "torch"),)
+
+
+@pytest.mark.parametrize(
+    ("of_torch", "of_devices", "error"), [("a", "b", "a"), (None, "b", "b"), ("a", None, "a")]
+)
+def test_a_torch_that_fails_is_what_is_on_record(
+    of_torch: str | None, of_devices: str | None, error: str
+) -> None:
+    said = {"torch": of_torch, "devices": of_devices}
+    probed = {name: {"error": each} if each else {} for name, each in said.items()}
+    torch, gpus = torch_build.torch_and_gpus("/site/torch", "2.7", probed)
+    assert gpus == ()
+    assert torch == torch_build.Torch("2.7", "/site/torch", None, None, None, (), False, error)

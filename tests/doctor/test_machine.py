@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import platform
+import struct
+import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
 
-from jetson_mamba.report.machine import driver, elf_machine, machine
+from jetson_mamba.report import machine as module
+from jetson_mamba.report.machine import Gpu, driver, elf_machine, machine, python
 from jetson_mamba.report.private import without_home
 from jetson_mamba.report.torch_build import Torch, lacks_kernels_for
 
@@ -30,7 +35,13 @@ def no_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("# R35 (release), REVISION: 4.1, GCID: 33958178, BOARD: t186ref", "35.4.1", "5.x"),
         ("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic", "36.4.3", "6.x"),
         ("# R36 (release), REVISION: 3.0, GCID: 36191598, BOARD: generic", "36.3.0", "6.0"),
+        ("# R36 (release), REVISION: 2.0, GCID: 35084178, BOARD: generic", "36.2.0", "6.0"),
+        ("# R36 (release), REVISION: 20.1, GCID: 1, BOARD: none", "36.20.1", "6.x"),
         ("# R38 (release), REVISION: 2.0, GCID: 41844464, BOARD: generic", "38.2.0", "7.x"),
+        ("# R39 (release), REVISION: 0, GCID: 1, BOARD: generic", "39.0", "7.x"),
+        ("# R34 (release), REVISION: 1.1, GCID: 30414990, BOARD: t186ref", "34.1.1", "5.x"),
+        ("# R32 (release), REVISION: 7.4, GCID: 33514132, BOARD: t210ref", "32.7.4", "4.x"),
+        ("# R99 (release), REVISION: 1.0, GCID: 1, BOARD: later", "99.1.0", None),
         ("something else", None, None),
     ],
 )
@@ -59,13 +70,16 @@ def test_the_package_nvidia_jetpack_says_it_more_precisely(tmp_path: Path) -> No
         ("NVIDIA Jetson Orin Nano Developer Kit", "8.7"),
         ("NVIDIA Jetson Xavier NX Developer Kit", "7.2"),
         ("NVIDIA Jetson AGX Thor Developer Kit", "11.0"),
+        ("quill: Jetson TX2", "6.2"),
+        ("NVIDIA Jetson Nano Developer Kit", "5.3"),
+        ("NVIDIA Jetson TX1", "5.3"),
     ],
 )
 def test_the_name_of_the_board_tells_its_gpu(model: str, capability: str, tmp_path: Path) -> None:
     write(tmp_path, "proc/device-tree/model", model + "\0")
     found = machine(str(tmp_path))
     assert found.board == model
-    assert [gpu.capability for gpu in found.gpus] == [capability]
+    assert found.gpus == (Gpu(model, capability, None, "the name of the board"),)
 
 
 MODES = (
@@ -112,9 +126,12 @@ def test_nvpmodel_is_asked_where_no_file_tells(
 
 
 def test_what_is_free_of_memory_and_swap_is_read(tmp_path: Path) -> None:
+    for name in ("memory_bytes", "available_bytes", "swap_bytes", "swap_free_bytes"):
+        assert getattr(machine(str(tmp_path)), name) is None
     text = "MemTotal: 7800 kB\nMemAvailable: 5000 kB\nSwapTotal: 3900 kB\nSwapFree: 3800 kB\n"
     write(tmp_path, "proc/meminfo", text)
     found = machine(str(tmp_path))
+    assert found.memory_bytes == 7800 * 1024
     sizes = (found.available_bytes, found.swap_bytes, found.swap_free_bytes)
     assert sizes == (5000 * 1024, 3900 * 1024, 3800 * 1024)
 
@@ -137,16 +154,89 @@ def test_a_machine_that_is_no_board_has_none_of_it(tmp_path: Path) -> None:
     assert found.gpus == ()
 
 
-def test_nvidia_smi_is_asked_where_it_is(tmp_path: Path) -> None:
-    smi = tmp_path / "nvidia-smi"
-    smi.write_text("#!/bin/sh\necho 'NVIDIA GeForce RTX 4090, 8.9, 24564'\n")
-    smi.chmod(0o755)
-    (gpu,) = machine(str(tmp_path)).gpus
-    assert (gpu.name, gpu.capability, gpu.memory_bytes) == (
-        "NVIDIA GeForce RTX 4090",
-        "8.9",
-        24564 << 20,
+RTX = Gpu("NVIDIA GeForce RTX 4090", "8.9", 24564 << 20, "nvidia-smi")
+T4 = Gpu("Tesla T4", "7.5", 15360 << 20, "nvidia-smi")
+ORIN = Gpu("NVIDIA Jetson Orin Nano", "8.7", None, "the name of the board")
+
+
+@pytest.mark.parametrize(
+    ("told", "board", "gpus"),
+    [
+        ("NVIDIA GeForce RTX 4090, 8.9, 24564\n", False, (RTX,)),
+        ("NVIDIA GeForce RTX 4090, 8.9, 24564\nTesla T4, 7.5, 15360\n", True, (RTX, T4)),
+        # Of an integrated one it knows neither, and older ones know no capability at all.
+        ("Orin (nvgpu), [N/A], [N/A]\n", True, (ORIN,)),
+        ("Orin (nvgpu), [N/A], [N/A]\n", False, (Gpu("Orin (nvgpu)", None, None, "nvidia-smi"),)),
+        ("Orin (nvgpu), 8.7\n", False, (Gpu("Orin (nvgpu)", "8.7", None, "nvidia-smi"),)),
+        ("Orin (nvgpu)\n", False, (Gpu("Orin (nvgpu)", None, None, "nvidia-smi"),)),
+        ("Orin (nvgpu)\n", True, (ORIN,)),
+        ("", True, (ORIN,)),
+        (None, False, ()),
+    ],
+)
+def test_a_gpu_is_as_nvidia_smi_tells_else_as_the_board_does(
+    told: str | None,
+    board: bool,
+    gpus: tuple[Gpu, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if board:
+        write(tmp_path, "proc/device-tree/model", ORIN.name + "\0")
+    asked = "--query-gpu=name,compute_cap,memory.total --format=csv,noheader,nounits"
+    (tmp_path / "nvidia-smi").write_text(f'#!/bin/sh\n[ "$*" = "{asked}" ] && echo told\n')
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    assert module._output("nvidia-smi", *asked.split()) == "told\n"
+    monkeypatch.setattr(
+        module,
+        "_output",
+        lambda *command: told if command == ("nvidia-smi", *asked.split()) else None,
     )
+    assert machine(str(tmp_path)).gpus == gpus
+
+
+@pytest.mark.parametrize(
+    ("text", "output"),
+    [
+        ("echo all is well", "all is well\n"),
+        ("printf 'a\\377b'", "a\ufffdb"),
+        ("echo half; exit 1", None),
+        (None, None),
+    ],
+)
+def test_what_a_program_prints_counts_where_it_ends_well(
+    text: str | None, output: str | None, tmp_path: Path
+) -> None:
+    if text is not None:
+        (tmp_path / "program").write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "program").chmod(0o755)
+    assert module._output("program") == output
+
+
+def test_a_program_that_does_not_end_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: object, timeout: float = 0, **options: object) -> None:
+        assert 1 <= timeout <= 60
+        raise subprocess.TimeoutExpired("program", timeout)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert module._output("program") is None
+
+
+def test_the_system_and_the_interpreter_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("system", "release", "machine", "python_version"):
+        monkeypatch.setattr(platform, name, lambda name=name: f"the {name}")
+    found = machine(str(tmp_path))
+    assert (found.system, found.architecture) == ("the system the release", "the machine")
+    for base, is_virtual in (("/usr", True), (sys.prefix, False)):
+        monkeypatch.setattr(sys, "base_prefix", base)
+        here = python()
+        assert here.virtual_environment is is_virtual
+    assert (here.version, here.executable) == ("the python_version", sys.executable)
+    assert here.abi == sysconfig.get_config_var("SOABI")
+    monkeypatch.setattr(sysconfig, "get_config_var", lambda name: None)
+    assert python().abi == ""
 
 
 def test_the_compiler_is_found_where_torch_looks_for_it(tmp_path: Path) -> None:
@@ -160,10 +250,26 @@ def test_the_compiler_is_found_where_torch_looks_for_it(tmp_path: Path) -> None:
     assert found.cuda_toolkit == "12.6"
 
 
-def test_a_compiled_file_tells_its_architecture(tmp_path: Path) -> None:
-    assert elf_machine(sys.executable) in ("x86_64", "aarch64", None)
-    (tmp_path / "text").write_text("no ELF file, but long enough to be read")
-    assert elf_machine(str(tmp_path / "text")) is None
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [(40, "armv7l"), (62, "x86_64"), (183, "aarch64"), (243, "ELF machine 243")],
+)
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_compiled_file_tells_its_architecture(
+    number: int, name: str, order: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "extension.so"
+    header = b"\x7fELF\x02" + (b"\1" if order == "<" else b"\2") + bytes(10)
+    header += struct.pack(f"{order}HH", 3, number)
+    file.write_bytes(header + b"more")
+    assert elf_machine(str(file)) == name
+    file.write_bytes(header)
+    assert elf_machine(str(file)) == name
+    for other in (header[:19], b"no ELF file, but long enough to be read", b""):
+        file.write_bytes(other)
+        assert elf_machine(str(file)) is None
+    file.unlink()
+    assert elf_machine(str(file)) is None
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from jetson_mamba.report import installed, packages
+from tests.doctor.facts import MAMBA
 
 
 def site(folder: Path, name: str, own: str | None = None, recorded: str | None = None) -> str:
@@ -99,3 +101,47 @@ def test_a_finder_of_a_program_is_asked_as_python_asks_it(
         assert found.submodule_search_locations == [str(tmp_path / "site/some_package_of_nobody")]
         assert installed.find("another_of_nobody", [folder]) is None
         assert installed.find("some_package_of_nobody", []) is None
+
+
+@pytest.mark.parametrize(
+    ("required", "needs"),
+    [
+        ({"einops": "a.py"}, True),
+        ({"torch": "a.py", "einops.layers.torch": "a.py"}, True),
+        ({"einops_of_nobody": "a.py", "layers.einops": "a.py"}, False),
+        ({}, False),
+    ],
+)
+def test_a_package_is_needed_where_a_module_in_it_is(required: dict[str, str], needs: bool) -> None:
+    asking = replace(MAMBA, asks=replace(MAMBA.asks, required=required))
+    assert packages.requires(asking, "einops") is needs
+
+
+def test_the_path_is_that_of_a_program_in_this_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the folder of the command nor this one twice."""
+    scripts, link, other = tmp_path / "scripts", tmp_path / "link", str(tmp_path / "other")
+    scripts.mkdir()
+    link.symlink_to(scripts)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(link) if name == "scripts" else "")
+    monkeypatch.setattr("os.getcwd", lambda: str(tmp_path))
+    given = [str(scripts), "", other, str(tmp_path), str(link), "/zip/archive.zip"]
+    monkeypatch.setattr("sys.path", given)
+    assert installed.search_path() == [str(tmp_path), other, "/zip/archive.zip"]
+
+
+def test_each_folder_of_a_package_is_told_once_in_the_order_of_the_path(tmp_path: Path) -> None:
+    first, second = (site(tmp_path / each, "mamba_ssm", "1") for each in ("first", "second"))
+    (tmp_path / "link").symlink_to(first)
+    link, empty = str(tmp_path / "link"), str(tmp_path)
+    found = installed.folders("mamba_ssm", [empty, second, first, link, second])
+    assert found == [f"{second}/mamba_ssm", f"{first}/mamba_ssm"]
+    assert installed.folders("mamba_ssm", [empty]) == []
+    (tmp_path / "mamba_ssm.py").touch()
+    assert installed.folders("mamba_ssm", [empty]) == []
+    assert installed.folders("mamba_ssm", [empty, first]) == [f"{first}/mamba_ssm"]
+
+
+def test_a_module_that_is_not_there_has_its_place_all_the_same() -> None:
+    assert installed.module_file("/a/mamba_ssm", "mamba_ssm.ops.x") == "/a/mamba_ssm/ops/x.py"

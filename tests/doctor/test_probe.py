@@ -149,7 +149,11 @@ def test_a_process_that_leaves_no_answer_says_how_it_ended(
     path, tasks, folder = json.loads(command[-1])
     assert (path, tasks) == (["/a", "/b"], ["torch", "devices", "ops", "some_module"])
     assert not os.path.exists(folder)
-    assert options["timeout"] == 300.0 and options["stdin"] == subprocess.DEVNULL
+    assert os.path.basename(folder).startswith("jetson-mamba-")
+    assert options == {
+        **{"stdin": subprocess.DEVNULL, "capture_output": True, "text": True},
+        **{"errors": "replace", "timeout": 300.0, "check": False},
+    }
 
 
 def test_a_stand_in_says_why_what_is_installed_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,16 +165,21 @@ def test_a_stand_in_says_why_what_is_installed_is_none(monkeypatch: pytest.Monke
     assert probe._module("some_extension") == {"error": "undefined symbol"}
 
 
+OF_THE_CONVOLUTION = ("causal_conv1d_fwd", "causal_conv1d_bwd", "causal_conv1d_update")
+
+
+@pytest.mark.parametrize("lacking", [*OF_THE_CONVOLUTION, None])
 def test_the_functions_of_the_convolution_tell_their_parameters(
-    monkeypatch: pytest.MonkeyPatch,
+    lacking: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from jetson_mamba.ops.causal_conv1d import extension
 
     module: Any = ModuleType("causal_conv1d_cuda")
-    module.causal_conv1d_fwd = module.causal_conv1d_update = len
+    there = [name for name in OF_THE_CONVOLUTION if name != lacking]
+    vars(module).update(dict.fromkeys(there, len))
     monkeypatch.setitem(sys.modules, "causal_conv1d_cuda", module)
     monkeypatch.setattr(extension, "parameters", lambda function: 8)
-    counts = {"causal_conv1d_fwd": 8, "causal_conv1d_update": 8}
+    counts = dict.fromkeys(there, 8)
     assert probe._module("causal_conv1d_cuda") == {"path": None, "parameters": counts}
 
     def unknown(function: Any) -> int:

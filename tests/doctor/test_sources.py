@@ -106,3 +106,41 @@ def test_the_releases_ask_for_what_is_known_of_them() -> None:
     assert (first.missing, last.missing) == ((), ())
     assert {"torch", "einops"} <= set(last.required)
     assert set(first.calls) == {"causal_conv1d_fwd", "causal_conv1d_bwd"}
+
+
+@pytest.mark.parametrize(
+    ("text", "required", "missing"),
+    [
+        ("from mamba_ssm.ops import there, gone\n", set(), ()),
+        ("from mamba_ssm.ops import (there, inner)\n", {"deep"}, ()),
+        ("from mamba_ssm.ops import inner as other, there\n", {"deep"}, ()),
+        ("from mamba_ssm.ops import inner  # for a, b\n", {"deep"}, ()),
+        ("from mamba_ssm.ops.inner import x\n", {"deep"}, ()),
+        ("from .ops import inner\n", {"deep"}, ()),
+        ("from .ops.inner import x\nfrom . import ops\n", {"deep"}, ()),
+        ("import mamba_ssm.ops.inner\n", {"deep"}, ()),
+        ("import mamba_ssm.gone.more\n", set(), ("mamba_ssm.gone", "mamba_ssm.gone.more")),
+        ("import a.b\nfrom c.d import e\n", {"a.b", "c.d"}, ()),
+        (
+            "try:\n    import a\nexcept ImportError:\n    pass\nif 1:\n  from b import c\n",
+            set(),
+            (),
+        ),
+    ],
+)
+def test_what_is_imported_is_followed_through_the_package(
+    text: str, required: set[str], missing: tuple[str, ...], tmp_path: Path
+) -> None:
+    package = tmp_path / "mamba_ssm"
+    for name, content in (
+        ("__init__.py", text),
+        ("ops/__init__.py", ""),
+        ("ops/there.py", ""),
+        ("ops/inner.py", "import deep\nfrom . import there\nfrom .. import ops\n"),
+    ):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(content)
+    found = sources.asks(str(package))
+    files = {"deep": package / "ops" / "inner.py"}
+    path_of = {each: str(files.get(each, package / "__init__.py")) for each in required}
+    assert (found.required, set(found.missing)) == (path_of, set(missing))

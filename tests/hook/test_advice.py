@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib
 import json
 import os
 import shlex
@@ -202,6 +203,28 @@ def test_root_needs_no_sudo_which_a_container_does_not_have(
         assert named is not None and named.count("sudo ") == (3 if user else 0)
 
 
+def test_where_nobody_is_root_there_is_no_sudo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "geteuid")
+    assert advice.apt("x") == "apt-get install x"
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [("# Pip.\n__version__ = '23.1'\n", "23.1"), ('__version__ = "9"', "9"), ("x = 1", "0")],
+)
+def test_the_version_of_a_pip_is_read_from_its_text(
+    text: str, version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert not advice.has_pip() and advice.version_of_pip() == "0"
+    assert not advice.has_ensurepip()
+    (tmp_path / "ensurepip.py").touch()
+    (tmp_path / "pip.py").write_text(text)
+    importlib.invalidate_caches()
+    assert advice.has_pip() and advice.version_of_pip() == version
+    assert advice.has_ensurepip()
+
+
 @pytest.mark.parametrize("there", ["beside", "of the user", "of another", "nowhere"])
 def test_a_command_of_this_project_can_be_typed_where_the_shell_does_not_find_it(
     there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -324,6 +347,21 @@ def test_a_refused_text_is_replaced_by_a_release_only_where_that_helps(
     install = f"jetson-mamba install mamba-ssm=={release}"
     assert ("jetson-mamba install" in done.stderr) == (release is not None)
     assert release is None or install in done.stderr
+
+
+@pytest.mark.parametrize("version", ["9.0", "2.2.4"])
+def test_a_text_that_was_not_installed_is_replaced_by_nothing(
+    version: str, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that somebody laid beside those of the release, or one elsewhere."""
+    published(sandbox, version, UNKNOWN_FORM)
+    monkeypatch.setattr(sys, "path", [str(sandbox.site), *sys.path])
+    own = sandbox.interface.with_name("own.py")
+    for path in (own, sandbox.folder / "elsewhere.py"):
+        path.write_text(UNKNOWN_FORM)
+        assert instead.replacement(str(path)) is None
+    assert instead.replacement(None) is None
+    assert instead.for_a_text(None).startswith("report its text to the authors of jetson_mamba")
 
 
 def test_advice_that_cannot_be_had_is_no_error(tmp_path: Path) -> None:

@@ -128,3 +128,23 @@ def test_a_file_is_no_folder(folders: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert cache.private_directory() is not None
     (folders / "said" / "copies").touch(mode=0o600)
     assert cache.private_directory("copies") is None
+
+
+def test_a_file_is_written_beside_where_it_will_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A move from another file system would be none."""
+    moved: list[tuple[str, str]] = []
+    replace = os.replace
+
+    def noted(one: str, other: str) -> None:
+        moved.append((one, other))
+        replace(one, other)
+
+    monkeypatch.setattr(os, "replace", noted)
+    path = str(tmp_path / "name.py")
+    assert cache.write(str(tmp_path), "name.py", b"x\n") == path
+    ((one, other),) = moved
+    assert other == path and os.path.dirname(one) == str(tmp_path)
+    assert os.path.basename(one).startswith(f".name.py.{os.getpid()}.")
+    assert os.listdir(tmp_path) == ["name.py"]

@@ -335,3 +335,65 @@ def test_a_release_that_has_neither_norm_has_neither(sandbox: Sandbox) -> None:
     for name in ("layernorm", "layer_norm"):
         done = sandbox.run(f"import mamba_ssm.ops.triton.{name}")
         assert f"No module named 'mamba_ssm.ops.triton.{name}'" in done.stderr
+
+
+# Of each function by the number of its arguments: those after the ones that all releases have.
+IN_ORDER = {
+    "fwd": {
+        4: "silu",
+        5: "seq_idx silu",
+        7: "seq_idx initial_states final_states_out silu",
+        8: "seq_idx initial_states out final_states_out silu",
+    },
+    "bwd": {
+        6: "dx silu",
+        7: "seq_idx dx silu",
+        10: "seq_idx initial_states dfinal_states dx return_dinitial_states silu",
+        12: "seq_idx initial_states dfinal_states dx dweight dbias dinitial_states silu",
+    },
+    "update": {
+        5: "silu",
+        6: "silu cache_seqlens",
+        7: "silu cache_seqlens conv_state_indices",
+        8: "out silu cache_seqlens conv_state_indices",
+    },
+}
+
+
+@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize(("kind", "count"), [(k, n) for k in IN_ORDER for n in IN_ORDER[k]])
+def test_a_call_of_any_release_means_what_it_meant_there(
+    kind: str, count: int, silu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jetson_mamba.hook.stand_in import causal_conv1d_cuda as stand_in
+
+    called: list[Any] = []
+    result = torch.tensor([1.0])
+    op = {"fwd": "fn"}.get(kind, kind)
+
+    def noted(*given: Any, **named: Any) -> Any:
+        called.append((given, named))
+        return [result] * 4 if kind == "bwd" else result
+
+    monkeypatch.setattr(f"jetson_mamba.ops.causal_conv1d_{op}", noted)
+    names = IN_ORDER[kind][count].split()
+    first = [f"first {place}" for place in range(count - len(names))]
+    into = {"out", "dweight", "dbias", "dinitial_states"}
+    rest: dict[str, Any] = {name: torch.zeros(1) if name in into else name for name in names}
+    rest["silu"] = silu
+    returned = getattr(stand_in, f"causal_conv1d_{kind}")(*first, *rest.values())
+    expected: dict[str, Any] = {
+        name: each for name, each in rest.items() if name not in {*into, "silu"}
+    }
+    expected["activation"] = "silu" if silu else None
+    if count == 12:
+        expected["return_dinitial_states"] = True
+    assert called == [(tuple(first), expected)]
+    newest = count == max(IN_ORDER[kind])
+    if newest:
+        assert returned is None
+        assert all(rest[name] == 1 for name in into & set(rest))
+    elif kind == "bwd":
+        assert returned == [result] * (4 if count == 10 else 3)
+    else:
+        assert returned is result

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import site
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -85,3 +86,19 @@ def test_a_file_that_cannot_be_removed_or_written_is_named(
         action()
     assert str(raised.value) == f"{changed[0]}: Operation not permitted; expected a {expected}"
     assert sorted(path.name for path in places["pure"].iterdir()) == sorted(files.NAMES)
+
+
+def test_what_python_3_15_calls_activates_the_hook_where_it_is_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from jetson_mamba import startup
+    from jetson_mamba.startup import _jetson_mamba_start
+
+    called: list[bool] = []
+    monkeypatch.setattr(startup, "main", lambda: called.append(True))
+    _jetson_mamba_start.main()
+    assert called == [True]
+    monkeypatch.setitem(sys.modules, "jetson_mamba.startup", None)
+    monkeypatch.delattr("jetson_mamba.startup")
+    _jetson_mamba_start.main()
+    assert called == [True]

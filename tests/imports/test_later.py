@@ -160,5 +160,7 @@ def test_a_use_beside_one_that_lacks_it_says_why(
     printed = fakes.run(IMPORTED + RAISES.format(use=f"{name}()"), folder)
     told = told.format(name=f"transformers.generation.{name}")
     start = f"ImportError mamba_ssm needs transformers to generate text, and transformers {version}"
-    assert printed.startswith(f"{start} {told}")
+    # Of an error in it the words of Python follow.
+    broken = "cannot be imported" in told
+    assert printed.startswith(f"{start} {told}") if broken else printed == f"{start} {told}"
     assert printed.count("\n") == 0

@@ -135,6 +135,8 @@ def test_every_library_has_what_brings_it(jetpack: str) -> None:
         (LOADER.format("ImportError: libcudnn.so.8"), "6.2"),
         (LOADER.format("OSError: libcudart.so.12"), "5.1.2"),
         (LOADER.format("ImportError: libcudss.so.0"), "5.x"),
+        (LOADER.format("OSError: libcudart.so.10.2"), "4.6"),  # of which nothing is known
+        (LOADER.format("OSError: libcudart.so.14"), "8.0"),
         (LOADER.format("OSError: libcudart.so.12"), None),  # a PC, where pip brings it
         ("ImportError: /x/libtorch.so: undefined symbol: sgesdd", "5.1.2"),
     ],

@@ -10,7 +10,9 @@ import pytest
 
 from jetson_mamba import advice
 from jetson_mamba.installing import situation
+from jetson_mamba.installing.situation import Torch
 from jetson_mamba.report import trial
+from jetson_mamba.report.installed import Distribution
 
 
 @pytest.fixture
@@ -79,3 +81,29 @@ def test_what_is_asked_after_is_called_as_pip_calls_it() -> None:
     for module, name in situation.ASKED.items():
         assert module.isidentifier() and name == module.replace("_", "-")
     assert {"huggingface-hub", "mamba-ssm", "torch"} - {*situation.ASKED.values()} == {"torch"}
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("told", [["2.9.0", "12.6", True], None])
+def test_a_torch_is_what_is_on_record_else_what_it_says(
+    there: bool, recorded: bool, told: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = Distribution("torch", "2.8.0", (), "/site", ("triton==3.4.0",))
+    known = [record] if recorded else []
+    module = "jetson_mamba.report.installed"
+    monkeypatch.setattr(f"{module}.find", lambda name, path: "a spec" if there else None)
+    monkeypatch.setattr(f"{module}.distributions", lambda name, path: known)
+    monkeypatch.setattr(situation, "_told", lambda path: (told, None if told else "it fails"))
+    found = situation._torch(["/site"])
+    if not there:
+        assert found is None
+        return
+    assert found == Torch(
+        version="2.8.0" if recorded else "2.9.0" if told else "",
+        recorded=recorded,
+        cuda="12.6" if told else None,
+        gpu=bool(told),
+        triton="3.4.0" if recorded else None,
+        error=None if told else "it fails",
+    )

@@ -12,7 +12,7 @@ from jetson_mamba.releases.together import MAMBA_SSM
 from jetson_mamba.releases.versions import allows, at_least, is_specifier, key
 
 SPECIFIERS = [
-    *(f"{comparison}{version}" for comparison in ("==", "!=", "<=", ">=", "<", ">", "~=")
+    *(f"{comparison}{version}" for comparison in ("==", "===", "!=", "<=", ">=", "<", ">", "~=")
       for version in ("1.1.3", "1.2.0.post1", "2.0.0", "2.2.3", "2.2.6.post3", "2.3.2")),
     *("==2.*", "==2.2.*", "!=2.2.*", ">=2.1,<2.3", ">=2.2.5, !=2.3.0", "~=2.2", "==2.2", ""),
 ]  # fmt: skip
@@ -41,3 +41,10 @@ def test_a_vendors_mark_does_not_make_a_torch_older(version: str) -> None:
 @pytest.mark.parametrize("text", ["2.2.4", "==", ">= two", "==2.2.4;python_version>'3'", "=2.2"])
 def test_what_is_no_specifier_is_told(text: str) -> None:
     assert not is_specifier(text)
+    with pytest.raises(ValueError, match="expected a comparison and a version"):
+        allows(text, "2.2.4")
+
+
+def test_what_has_no_number_is_older_than_what_has() -> None:
+    assert key("unknown") == key("0") == key("0.0") < key("0.1")
+    assert allows("===2.2.*", "2.2.4") and not allows("===2.2.*", "2.3.0")

@@ -8,12 +8,13 @@ returns, and an element of a tuple, such as a part of a key.
 from __future__ import annotations
 
 import random
+import typing
 from itertools import zip_longest
 from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence, Tuple
 
 import libcst as cst
 import libcst.matchers as m
-from mutmut.mutation.mutators import mutation_operators
+from mutmut.mutation.mutators import mutation_operators, operator_assignment
 
 Operator = Callable[[Any], Iterable[cst.CSTNode]]
 Place = Tuple[cst.CSTNode, Operator]
@@ -62,6 +63,15 @@ def element_left_out(node: cst.Tuple) -> Iterator[cst.Tuple]:
             yield node.with_changes(elements=kept)
 
 
+# What a type checker reads, under a name of its own.
+ALIASES = m.Assign(
+    value=m.Subscript(value=m.Name(m.MatchIfTrue(lambda name: name in typing.__all__)))
+    | m.Call(func=m.Name("TypeVar"))
+)
+FALSE = m.Assign(value=m.Name("False")) | m.AnnAssign(value=m.Name("False"))
+# Any case of it is the same encoding.
+ENCODING = m.SimpleString(m.MatchIfTrue(lambda text: text.lower() == '"utf-8"'))
+
 OPERATORS: Sequence[tuple[type, Operator]] = (
     *mutation_operators,
     (cst.If, removed_check),
@@ -88,13 +98,17 @@ class _Places(cst.CSTVisitor):
             return False
         if m.matches(node, m.Assign([m.AssignTarget(m.Name("__all__") | m.Name("__slots__"))])):
             return False
+        if m.matches(node, ALIASES):
+            return False
         if isinstance(node, (cst.FormattedString, cst.ConcatenatedString)):  # words for people
             return False
         # Nor is it told from another by the letters that einsum has for its axes.
         if isinstance(node, cst.SimpleString) and (" " in node.value or "->" in node.value):
             return False
         for kind, operator in OPERATORS:
-            if isinstance(node, kind):
+            # For most readers nothing is as false as False.
+            says_false = operator is operator_assignment and m.matches(node, FALSE)
+            if isinstance(node, kind) and not says_false:
                 self.found.append((node, operator))
         return True
 
@@ -114,7 +128,7 @@ def sample(text: str, count: int, generator: random.Random) -> list[Change]:
     while len(drawn) < count and any(kinds.values()):
         name = generator.choice([each for each in names if kinds[each]])
         node, operator = kinds[name].pop()
-        changed = list(operator(node))
+        changed = [each for each in operator(node) if not m.matches(each, ENCODING)]
         if not changed:
             continue
         other = generator.choice(changed)

@@ -21,22 +21,16 @@ class Harmless(NamedTuple):
 
 HARMLESS = (
     Harmless(
-        "jetson_mamba/report/findings/the_hook.py",
-        'with open(path, encoding="utf-8", errors="replace") as file:',
-        'with open(path, encoding="UTF-8", errors="replace") as file:',
-        "another name of the same encoding",
+        "jetson_mamba/report/probe.py",
+        "os._exit(0)",
+        "os._exit(1)",
+        "the answer is written by then, and how the fork ends is asked where there is none",
     ),
     Harmless(
         "jetson_mamba/rewrite/draft.py",
         'for token in tokenize.generate_tokens(io.StringIO(text, newline="").readline)',
         "for token in tokenize.generate_tokens(io.StringIO(text, newline=None).readline)",
         "the ends of lines differ, and of a token only its place and a name's text are asked for",
-    ),
-    Harmless(
-        "jetson_mamba/report/probe.py",
-        'with open(partial, "w", encoding="utf-8") as file:',
-        'with open(partial, "w", encoding="UTF-8") as file:',
-        "another name of the same encoding",
     ),
     Harmless(
         "jetson_mamba/cache.py",

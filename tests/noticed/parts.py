@@ -20,20 +20,21 @@ PARTS = {
 
 # By the beginning of a path in the package; the longest that fits counts, and then its part's.
 OWN = {
-    "hook/copies": "rewrite/test_kept.py hook/test_import.py "
-    "faults/test_cache.py releases/test_copies.py",
-    "hook/stand_in": "hook/test_stand_in.py hook/test_doors*.py",
+    "hook/copies": "rewrite/test_kept.py rewrite/test_placeholder.py hook/test_rewrite.py "
+    "hook/test_import.py cli/test_diff.py faults/test_cache.py releases/test_copies.py",
+    "hook/stand_in": "hook/test_stand_in*.py hook/test_doors*.py",
     "hook/snapshot": "cli/test_status.py doctor/test_symptoms_of_the_hook.py",
-    "hook/runner": "cli/test_run.py",
+    "hook/runner": "cli/test_runner.py cli/test_run.py",
     "hook/unserved": "hook/test_package.py hook/test_unserved.py",
-    "hook/loader": "hook/test_create_module.py hook/test_package.py "
-    "hook/test_loaders.py hook/test_import.py hook/test_joining.py",
-    "finder": "hook/test_import.py hook/test_other_packages.py hook/test_joining.py",
+    "hook/loader": "hook/test_specs.py hook/test_loader*.py hook/test_create_module.py "
+    "hook/test_package.py hook/test_import.py hook/test_joining.py",
+    "finder": "hook/test_specs.py hook/test_once.py hook/test_import.py "
+    "hook/test_other_packages.py hook/test_joining.py",
     "rewrite": "rewrite hook/test_rewrite.py",
     "texts": "rewrite/test_closure.py hook/test_package.py hook/test_names_beside.py",
     "cache": "hook/test_cache_folder.py faults/test_cache.py",
     "forks": "ops/test_forks.py",
-    "advice": "hook/test_advice.py",
+    "advice": "hook/test_origin.py hook/test_advice.py",
     "startup": "hook/test_startup_files.py hook/test_package.py cli/test_enable.py "
     "faults/test_start.py hook/test_activation.py",
     "__init__": "hook/test_package.py hook/test_once.py hook/test_import.py",
@@ -105,6 +106,7 @@ OWN = {
     "dispatch/autocast": "ops/test_older_torch.py ops/test_lacking_torch.py "
     "ops/test_blocks.py ops/test_captured.py",
     "dispatch/block_modules": "ops/test_blocks*.py modules",
+    "report/doctor": "doctor/test_examine.py cli/test_doctor.py",
     "report/hook": "doctor/test_the_hook.py doctor/test_symptoms_of_the_hook.py",
     "report/packages": "doctor/test_packages.py doctor/test_installed.py doctor/test_symptoms.py",
     "report/keys": "cli/test_documents.py",
@@ -116,37 +118,40 @@ OWN = {
     "kernels": "kernels/test_compiler.py kernels/test_through*.py ops/test_backends*.py",
     "kernels/chains": "kernels/test_chains.py",
     "report": "doctor cli/test_doctor.py",
-    "report/findings": "doctor/test_findings.py doctor/test_advised.py doctor/test_too_early.py",
+    "report/findings": "doctor/test_said.py doctor/test_findings.py doctor/test_advised*.py "
+    "doctor/test_too_early.py doctor/test_commands.py",
     "report/changes": "cli/test_diff.py",
-    "report/kept_copies": "cli/test_copies.py",
+    "report/kept_copies": "cli/test_kept_copies.py cli/test_copies.py",
     "report/machine": "doctor/test_machine.py doctor/test_installed.py "
     "doctor/test_symptoms_of_torch.py",
-    "report/verify": "cli/test_verify.py",
+    "report/folders": "cli/test_kept_copies.py faults/test_cache.py",
+    "report/verify": "cli/test_verify_rows.py cli/test_verify.py",
     "cli/verify": "cli/test_verify_shows.py cli/test_verify.py",
-    "cli/status": "cli/test_verify_shows.py cli/test_status.py",
+    "cli/status": "cli/test_verify_shows.py cli/test_status*.py",
     "report/bench": "cli/test_bench.py",
     "report/timing": "cli/test_bench.py",
     "report/recurrences": "cli/test_bench.py cli/test_verify.py",
-    "report/status": "cli/test_status.py",
+    "report/status": "cli/test_status*.py",
     "report/installed": "doctor/test_installed.py doctor/test_packages.py doctor/test_symptoms.py",
     "report/extensions": "doctor/test_installed.py doctor/test_symptoms.py",
-    "report/probe": "doctor/test_probe.py doctor/test_installed.py "
+    "report/probe": "doctor/test_probe*.py doctor/test_installed.py "
     "doctor/test_symptoms.py cli/test_doctor.py",
     "cli/install": "cli/test_install*.py",
     "cli/doctor": "doctor/test_shown.py cli/test_doctor.py",
     "cli/export": "cli/test_export_*.py export/test_files.py",
     "installing": "installing cli/test_install.py",
-    "releases": "installing hook/test_package.py",
+    "releases": "installing hook/test_origin.py hook/test_advice.py hook/test_package.py",
     "cli/output": "cli/test_paragraphs.py cli/test_widths.py",
     "cli/run": "cli/test_paragraphs.py cli/test_run.py",
-    "demo": "cli/test_pictures.py cli/test_demo.py",
+    "demo": "cli/test_training.py cli/test_pictures.py cli/test_demo.py",
     "report/bench_plot": "cli/test_pictures.py cli/test_bench.py",
 }
 # What is held of all commands: their options, how these are completed and what the page says.
 OF_COMMANDS = "cli/test_completion.py cli/test_bad_input.py docs/test_reference.py"
 ALL = {
-    "hook": "hook faults imports "
-    "cli/test_status.py releases/test_bundle.py releases/test_blocks.py",
+    "hook": "hook faults imports rewrite without_triton cli/test_status*.py cli/test_diff.py "
+    "doctor/test_the_hook.py releases/test_bundle.py releases/test_copies.py "
+    "releases/test_blocks.py",
     "rewrite": "rewrite hook/test_rewrite.py hook/test_names_beside.py hook/test_unserved.py "
     "releases/test_copies.py rewrite/test_kept.py mutants releases/test_unknown_texts.py",
     "ops": "ops export emulated kernels compile modules "

@@ -301,8 +301,13 @@ _second = int(time.time())
 
 
 def write(path: Path, text: str) -> None:
-    """Write a module so that no bytecode of what was there before is taken for its own."""
+    """Write a module so that no bytecode of what was there before is taken for its own.
+
+    None is left; and what a process that still runs leaves of it afterwards is of another time.
+    """
     global _second  # noqa: PLW0603
     _second += 1
     path.write_text(text, "utf-8")
     os.utime(path, (_second, _second))
+    for bytecode in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
+        bytecode.unlink()

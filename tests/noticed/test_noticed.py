@@ -21,18 +21,21 @@ pytest.importorskip("mutmut")
 TEXT = '''"""A docstring."""
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Tuple, TypeVar
 
 if TYPE_CHECKING:
     import sys
 
 __all__ = ["key"]
+Key = Tuple[int, str]
+Of = TypeVar("Of", bound=Key)
 
 
 def key(x: int, limit: int = 3) -> tuple[int, str]:
     """Another, with a 1 in it."""
+    flag: bool = False
     if x < limit:
-        raise ValueError("words for people 1")
+        raise ValueError("words for people 1", "utf-8")
     return x, os.sep, "part"
 '''
 
@@ -49,7 +52,12 @@ def test_each_kind_of_change_is_made_in_one_place_of_what_runs() -> None:
         ('"""Another, with a 1 in it."""', "pass"),
     ):
         assert (before, after) in made
-    left_out = {after for before, after in made if before.startswith("return x")}
+    after_all = {after for _, after in made}
+    assert ("flag: bool = False", "flag: bool = True") in made
+    assert "flag: bool = None" not in after_all
+    assert not any("UTF-8" in each for each in after_all)
+    assert any("XXutf-8XX" in each for each in after_all)
+    left_out = {after.rstrip(",") for before, after in made if before.startswith("return x")}
     assert left_out & {'return os.sep, "part"', 'return x, "part"', "return x, os.sep"}
     for each in drawn:
         compile(each.text, "changed", "exec")
@@ -91,6 +99,17 @@ def test_a_change_is_noticed_by_the_test_that_fails_and_undone(tmp_path: Path) -
         found = noticed.noticing(tmp_path, file, change(text, text.replace("3", new)), tests, 60)
         assert found is None if by is None else found is not None and found.startswith(by)
         assert (tmp_path / file).read_text() == text
+
+
+def test_no_bytecode_is_left_of_a_module_that_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "package.py"
+    kept = tmp_path / "__pycache__"
+    kept.mkdir()
+    for name in ("package.cpython-312.pyc", "package.cpython-312.opt-1.pyc", "package_b.x.pyc"):
+        (kept / name).touch()
+    noticed.write(file, "x = 1\n")
+    assert [each.name for each in kept.iterdir()] == ["package_b.x.pyc"]
+    assert file.read_text() == "x = 1\n"
 
 
 def test_a_test_that_fails_without_a_change_notices_nothing(tmp_path: Path) -> None:

@@ -165,6 +165,23 @@ def test_what_is_kept_is_let_go_with_the_graph() -> None:
         gc.enable()
 
 
+def test_a_function_of_no_tensors_is_one_too() -> None:
+    class _Ones(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, size: int, value: float | None) -> Tensor:
+            return torch.full((size,), value or 1.0)
+
+        @staticmethod
+        def backward(ctx: Any, dresult: Tensor) -> Any:
+            raise AssertionError("nothing asks for a gradient")
+
+    def ones(size: int, value: float | None) -> Tensor:
+        return torch.full((size,), value or 1.0)
+
+    found = twice_differentiable(_Ones, ones).apply(3, None)
+    assert found.tolist() == [1.0, 1.0, 1.0] and not found.requires_grad
+
+
 def test_the_composition_runs_under_the_autocast_of_the_forward_pass() -> None:
     @keeps_copies
     def product(x: Tensor, y: Tensor) -> Tensor:

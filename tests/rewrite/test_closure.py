@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import sys
 from pathlib import Path
 from textwrap import dedent
@@ -10,6 +11,8 @@ from typing import Any, Callable
 
 import pytest
 
+from jetson_mamba import overrides
+from jetson_mamba.rewrite import known as of_releases
 from jetson_mamba.rewrite.closure import _Module, _Spelling, closure
 from jetson_mamba.texts import Texts, digest_beside
 from tools import known
@@ -278,3 +281,76 @@ def test_an_index_is_known_by_what_it_is_in_any_python(
     assert all(name in expected for name in "xc")
     node.slice = older(node.slice)
     assert _Spelling(module).of(node) == expected
+
+
+def test_what_stands_for_an_extension_that_is_missing_is_in_the_digest(package: Path) -> None:
+    """None is not: it is what the edit makes of no import at all."""
+    own = "try:\n    from causal_conv1d import conv\nexcept ImportError:\n    {}\nimport torch\n"
+    change(package, MAIN, "import torch\n", own.format("from .helpers import scale as conv"))
+    change(package, MAIN, "return Fn.apply(x, limits)", "return Fn.apply(conv(x), limits)")
+    change(package, MAIN, "scaled(total, by=FACTOR)", "total")
+    first = digest(package)
+    change(package, "ops/triton/helpers.py", "x / by", "by / x")
+    second = digest(package)
+    assert first != second
+    change(package, MAIN, "from .helpers import scale as conv", "conv = None")
+    third = digest(package)
+    assert third not in (first, second)
+    tried = own.format("conv = None")
+    change(package, MAIN, tried, "from causal_conv1d import conv\nimport torch\n")
+    assert digest(package) == third
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import mamba_ssm.ops.triton.kernels as k\nlaunch = k.launch\n",
+        "import math, mamba_ssm.ops.triton.kernels as k; launch = k.launch\n",
+        "from mamba_ssm.ops.triton import kernels as k\nlaunch = k.launch\n",
+        "from . import kernels as k\nlaunch = k.launch\n",
+    ],
+)
+def test_a_copy_is_kept_by_the_modules_of_every_form_of_an_import(
+    imports: str, package: Path
+) -> None:
+    change(package, MAIN, "from mamba_ssm.ops.triton.kernels import launch\n", imports)
+    before = key(package)
+    change(package, "ops/triton/kernels.py", "x * SIZE", "x + SIZE")
+    assert key(package) != before
+
+
+def test_what_is_known_is_of_the_releases_and_of_what_will_be_one() -> None:
+    """Each file adds to the other, also where both have a function."""
+    found = of_releases._digests()
+    for name in ("known.json", "unreleased.json"):
+        declared = json.loads((overrides.folder() / name).read_text())
+        assert declared
+        for target, functions in declared.items():
+            for function, digests in functions.items():
+                assert digests.items() <= found[target][function].items()
+
+
+@pytest.mark.parametrize(
+    "helper",
+    [
+        "def helper(x): return x + 1\n",
+        "async def helper(x): return x + 1\n",
+        "class helper:\n    more = 1 + 1\n",
+        "helper = 1 + 1\n",
+        "helper: int = 1 + 1\n",
+        "helper, other = 1 + 1, 2\n",
+        "(other, [helper, *rest]) = 1, (1 + 1, 2)\n",
+        "if FACTOR:\n    helper = 1 + 1\n",
+        "try:\n    helper = 1 + 1\nfinally:\n    pass\n",
+        "for helper in (1 + 1,): pass\n",
+        "with open(1 + 1) as helper: pass\n",
+        "if (helper := 1 + 1): pass\n",
+    ],
+)
+def test_what_binds_a_name_that_is_used_is_in_the_digest(helper: str, package: Path) -> None:
+    change(package, MAIN, "def run(", f"{helper}def run(")
+    change(package, MAIN, "return Fn.apply(x, limits)", "return Fn.apply(x, limits, helper)")
+    before = digest(package)
+    other = helper.replace("+ 1", "+ 2")
+    change(package, MAIN, helper, other)
+    assert digest(package) != before

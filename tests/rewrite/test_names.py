@@ -354,3 +354,30 @@ def test_what_any_module_has_is_no_function_of_an_extension() -> None:
         assert ".__dir__()" in written
         with pytest.raises(Refused, match="in a way that is not a call in a known form"):
             rewrite(f"import {name}\nn = {name}.unknown()\n", OVERRIDE)
+
+
+@pytest.mark.parametrize("function", ["table[0]", "chosen()", "(a or b)", "(lambda name: name)"])
+def test_a_function_that_has_no_name_asks_for_no_module(function: str) -> None:
+    text = f'import selective_scan_cuda\nn = {function}("causal_conv1d_cuda", out_dtype=1)\n'
+    found = rewrite(text, OVERRIDE)
+    assert f'{function}("causal_conv1d_cuda", out_dtype=1)' in found.text
+    ((what, why),) = found.left_out
+    assert (what, why) == ("causal_conv1d_cuda in a string on line 2", "it is no import")
+
+
+def test_a_module_of_the_texts_own_package_is_no_extension() -> None:
+    own = "from .causal_conv1d import f\nfrom . import causal_conv1d_cuda\n"
+    found = rewrite(f"import selective_scan_cuda\n{own}", OVERRIDE)
+    assert found.text.endswith(own) and found.left_out == ()
+
+
+def test_of_a_text_in_which_nothing_is_replaced_each_reason_is_told() -> None:
+    text = "from causal_conv1d import one\nfrom selective_scan_cuda import two\n"
+    with pytest.raises(Refused) as raised:
+        rewrite(text, OVERRIDE)
+    stays = "; the import of {} on line {} stays: nothing of jetson_mamba stands for {}"
+    assert str(raised.value) == (
+        "nothing in it is what this override replaces"
+        + stays.format("causal_conv1d", 1, "one")
+        + stays.format("selective_scan_cuda", 2, "two")
+    )

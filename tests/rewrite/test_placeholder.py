@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+import string
 from textwrap import indent
 from typing import Any
 
@@ -56,6 +59,12 @@ def test_every_form_of_an_import_binds_its_names(statement: str, names: dict[str
         else:
             assert isinstance(thing, without_triton.Placeholder)
             assert thing.__name__ == expected
+
+
+def test_what_is_imported_beside_it_is_what_it_was() -> None:
+    found = run("import math as m, triton, os.path, triton.language as tl, string\n")
+    assert (found["m"], found["os"], found["string"]) == (math, os, string)
+    assert found["triton"] is without_triton and "math" not in found
 
 
 @pytest.mark.parametrize("kind", ["", " ImportError", " (KeyError, ModuleNotFoundError)"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tokenize
 from typing import Callable, NamedTuple
 
 import pytest
@@ -79,6 +80,7 @@ def written(statement: str) -> Callable[[Draft, ast.stmt], None]:
         (twice, "two edits overlap"),
         (written("import causal_conv1d_cuda"), "still imports causal_conv1d_cuda"),
         (written("from causal_conv1d import f"), "still imports causal_conv1d"),
+        (written("from causal_conv1d.cpp_functions import f"), "imports causal_conv1d.cpp_func"),
         (written("import causal_conv1d.cpp_functions as f"), "imports causal_conv1d.cpp_functions"),
     ],
 )
@@ -111,3 +113,21 @@ def test_what_an_older_python_says_of_a_null_byte_is_no_other_error(
 def test_what_it_declares_is_proved() -> None:
     edits = (*copies.override(TARGET).edits, Wrong(replaced("x = 3")))
     assert rewrite(TEXT, Override(TARGET, edits)).text == TEXT.replace("x = 1", "x = 3")
+
+
+@pytest.mark.parametrize(
+    "error", [SyntaxError("no"), ValueError("null bytes"), tokenize.TokenError("no end")]
+)
+def test_a_text_that_does_not_parse_here_is_refused_with_what_helps(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parsed(text: str, *others: object) -> ast.Module:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ast, "parse", parsed)
+        with pytest.raises(Refused) as raised:
+            rewrite(TEXT, copies.override(TARGET))
+    assert str(raised.value) == f"it does not parse on this Python ({error})"
+    assert raised.value.advice == "use a mamba_ssm that supports this Python, or another Python"
+    assert raised.value.__cause__ is error

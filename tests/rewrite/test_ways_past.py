@@ -143,6 +143,14 @@ def test_an_unknown_function_on_triton_is_served_where_that_does_not_run() -> No
     assert what == "selective_state_update" and "where Triton has no kernels for the device" in why
 
 
+def test_one_that_takes_any_number_is_served_without_names() -> None:
+    found = rewrite(TRITON.replace("(state, x, z=None)", "(state, *rest)"), UPDATE)
+    assert found.text.splitlines()[-1].endswith(
+        f"{OPS}.unchecked(selective_state_update, {OPS}.selective_state_update, "
+        "'selective_state_update')"
+    )
+
+
 @pytest.mark.parametrize(
     "text",
     [

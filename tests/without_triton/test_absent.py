@@ -45,7 +45,9 @@ def test_whatever_is_named_of_it_is_there_but_for_what_python_asks(
         isinstance(found, Absent) and repr(found) == f"<{package}.some.thing, which is not there>"
     )
     for of in (module, found):
-        assert not hasattr(of, "__path__") and not hasattr(of, "__wrapped__")
+        for name in ("__path__", "__wrapped__"):
+            with pytest.raises(AttributeError, match=rf"^{name}$"):
+                getattr(of, name)
     made = found.jit(kernel)
     assert isinstance(made, Kernel)
     with pytest.raises(NoKernel) as failed:
@@ -112,3 +114,22 @@ def test_each_package_of_a_language_must_be_installed(
     not_installed = kernel_packages._not_installed.__wrapped__
     assert not_installed("cute") == f"{missing} is not installed"
     assert not_installed("tilelang") is None
+
+
+@pytest.mark.parametrize("error", [ImportError, ValueError, AttributeError])
+def test_what_is_in_the_place_of_a_package_is_one_until_it_is_imported(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_spec(name: str) -> Any:
+        raise error(name)
+
+    monkeypatch.setattr("importlib.util.find_spec", find_spec)
+    assert kernel_packages._not_installed.__wrapped__("cute") is None
+
+
+@pytest.mark.parametrize("reason", [None, "it is broken"])
+def test_a_language_can_be_imported_where_nothing_is_said_against_it(
+    reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_packages, "_reason", {"cute": reason}.__getitem__)
+    assert kernel_packages.is_importable("cute") is (reason is None)

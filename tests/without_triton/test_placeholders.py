@@ -57,6 +57,8 @@ def test_whatever_decorates_a_function_makes_a_kernel_that_tells_what_it_was_tol
     assert (tuned.configs, tuned.key) == ([1], ["x"])
     found: Any = triton.heuristics({"x": 1})(triton.jit(function))
     assert found.values == {"x": 1}
+    usual = triton.Config({})
+    assert (usual.num_warps, usual.num_stages, usual.num_ctas, usual.pre_hook) == (4, 2, 1, None)
     config = triton.Config({"BLOCK": 8}, num_warps=2)
     assert (config.kwargs, config.num_warps, config.num_stages) == ({"BLOCK": 8}, 2, 2)
 
@@ -79,8 +81,9 @@ def test_anything_else_is_a_placeholder_of_its_name() -> None:
 
 @pytest.mark.parametrize("name", ["__wrapped__", "__path__", "__no_such__"])
 def test_special_names_are_not_made_up(name: str) -> None:
-    assert not hasattr(triton, name)
-    assert not hasattr(triton.language, name)
+    for of in (triton, triton.language):
+        with pytest.raises(AttributeError, match=rf"^{name}$"):
+            getattr(of, name)
     assert copy.copy(triton.language) == triton.language
 
 

@@ -127,6 +127,29 @@ def test_a_triton_that_is_none_cannot_be_imported(
     assert not triton_there.is_importable()
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError("\n no libcuda: x\nand more"), "OSError: no libcuda: x"),
+        (ImportError("one line"), "ImportError: one line"),
+        (ValueError(), "ValueError: "),
+    ],
+)
+def test_what_a_broken_triton_raises_is_said_in_one_line(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Raises:
+        @staticmethod
+        def find_spec(name: str, *_: object) -> None:
+            if name == "triton":
+                raise error
+
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Raises, *sys.meta_path])
+    found = triton_there._imported.__wrapped__()
+    assert found == (None, f"Triton cannot be imported ({said})")
+
+
 def reasons(
     monkeypatch: pytest.MonkeyPatch, module: ModuleType | None
 ) -> Callable[..., str | None]:
@@ -224,3 +247,19 @@ def test_a_language_that_is_not_installed_is_known_at_once_and_not_warned_of(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         kernel_packages.note("mamba_ssm.x", said)
+
+
+def test_what_is_allocated_lies_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = ModuleType("torch")
+    vars(torch).update(int8="int8", empty=lambda size, **options: (size, options))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    assert triton_there._allocate(5, 16, None) == (5, {"device": "cuda", "dtype": "int8"})
+    assert "jetson-mamba doctor" in triton_there.advice()
+
+
+def test_until_a_text_is_imported_without_it_there_is_said_to_be_none() -> None:
+    spec = importlib.util.find_spec(triton_there.__name__)
+    assert spec is not None and spec.loader is not None
+    anew = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(anew)
+    assert anew.reason() == triton_there.NOT_INSTALLED and anew._said is False

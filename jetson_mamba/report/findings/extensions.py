@@ -13,7 +13,12 @@ from jetson_mamba.report.findings.registry import BUSY, NO_ANSWER, Cause, finds
 from jetson_mamba.report.packages import MambaSsm, requires
 
 # The release of mamba-ssm that calls an extension of so many parameters as it wants to be called.
-RELEASE_FOR_PARAMETERS = {4: "==1.0.1", 5: "==1.1.4", 7: "==2.2.4", 8: ">=2.2.5"}
+RELEASE_FOR_PARAMETERS: dict[int | None, str] = {
+    4: "==1.0.1",
+    5: "==1.1.4",
+    7: "==2.2.4",
+    8: ">=2.2.5",
+}
 # How an import ends that takes the program with it; after any other error a next backend serves.
 STOPS = re.compile(r"the process ended|no answer|(SystemExit|KeyboardInterrupt|GeneratorExit)\b")
 
@@ -56,7 +61,7 @@ def _call_form(facts: Facts) -> Iterator[Cause]:
         takes = facts.convolution.parameters.get(name)
         if takes is None or counts == (takes,):
             continue
-        forward = facts.convolution.parameters.get("causal_conv1d_fwd", 0)
+        forward = facts.convolution.parameters.get("causal_conv1d_fwd")
         fitting = RELEASE_FOR_PARAMETERS.get(forward, "")
         passes = " and ".join(map(str, counts))
         yield Cause(

@@ -28,8 +28,8 @@ class Finding:
     why: str
     command: str
     cured: bool
-    option: str = ""
-    compiles: bool = False
+    option: str
+    compiles: bool
 
 
 class Cause(NamedTuple):
