@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .operators import is_compiling
+from .tracing import is_traced
 
 
 def addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, out: Tensor) -> Tensor:
@@ -29,6 +30,28 @@ def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, out: Tensor | No
     if _CONVERTS or out is None or out.dtype == input.dtype or not out.is_cpu:
         return torch.addcmul(input, tensor1, tensor2, out=out)
     return out.copy_(torch.addcmul(input, tensor1, tensor2))
+
+
+def write(target: Tensor, values: Tensor, rows: Tensor | None = None) -> None:
+    """Write ``values`` to the rows of ``target``: without ``rows`` to all, in a trace to the first.
+
+    A trace may be exported to ONNX: torch's exporter that is built on traces has no copy of a whole
+    tensor, keeps what is assigned to a slice, and loses without a word what is written to a view.
+
+    Raises RuntimeError for a view there.
+    """
+    if is_traced() and torch.onnx.is_in_onnx_export() and target._is_view():
+        raise RuntimeError(
+            f"a state of shape {tuple(target.shape)}: expected a tensor of its own, found a view, "
+            "whose writes torch.onnx.export loses; give the exported model the state as an input, "
+            "or export with dynamo=True"
+        )
+    if rows is not None:
+        target.index_copy_(0, rows, values)
+    elif is_traced():
+        target[: values.shape[0]] = values
+    else:
+        target.copy_(values)
 
 
 def _bump(tensor: Tensor) -> None:

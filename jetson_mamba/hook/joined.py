@@ -21,9 +21,7 @@ def join(module: ModuleType) -> None:
     if RESOLVER in vars(module):
         _find_those_with_gradients(module)
     elif "mamba_ssm" in sys.modules:
-        from jetson_mamba.ops.decoding import mixers
-
-        mixers.join(module)
+        _of_ops("decoding.mixers").join(module)
 
 
 def _find_those_with_gradients(module: Any) -> None:
@@ -34,12 +32,17 @@ def _find_those_with_gradients(module: Any) -> None:
         function = resolve(package, path)
         name = getattr(package, "__name__", None)
         if callable(function) and name in PACKAGES:
-            from jetson_mamba.ops.decoding.recorded import with_gradients
-
+            with_gradients = _of_ops("decoding.recorded").with_gradients
             return with_gradients(path.rpartition(".")[2], function, _works(PACKAGES[name]))
         return function
 
     setattr(module, RESOLVER, found)
+
+
+def _of_ops(name: str) -> Any:
+    """A part of the ops, after the whole: another thread that imports that waits for its parts."""
+    import_module("jetson_mamba.ops")
+    return import_module(f"jetson_mamba.ops.{name}")
 
 
 def _works(extension: str) -> bool:

@@ -8,6 +8,7 @@ other needs.
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from types import ModuleType
 from typing import Any, Sequence
@@ -176,11 +177,22 @@ class Loader:
             if "__cached__" in vars(module):  # until Python 3.15
                 vars(module)["__cached__"] = self.spec.cached
             self._explaining(chosen.exec_module, module, self._left_in_the_copy())
+            self._keep_names(module)
             return
         if not self.is_target and self.left is None and module.__spec__ is not None:
             module.__spec__.loader = module.__loader__ = self.original
         execute = getattr(chosen, "exec_module", None) or self._load_module
         self._explaining(execute, module, self.left)
+
+    def _keep_names(self, module: ModuleType) -> None:
+        """Let the module have the names that its own text has of extensions."""
+        source = getattr(self.original, "path", None)
+        try:
+            from jetson_mamba.hook import names
+        except ImportError:  # half uninstalled
+            return
+        if isinstance(source, str):
+            names.keep(module, source)
 
     def _explaining(self, execute: Any, module: ModuleType, left: str | None) -> None:
         """Run a module; ``left`` is why it may lack an extension, None where it does not."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from jetson_mamba.dispatch import twice
 from jetson_mamba.dispatch.backends import Op
-from jetson_mamba.dispatch.in_place import count_write, version
+from jetson_mamba.dispatch.in_place import count_write, version, write
 from jetson_mamba.dispatch.paths import Way, is_batched, is_transformed, way, way_back
 from jetson_mamba.dispatch.selection import register
 from jetson_mamba.dispatch.tracing import untraced
@@ -304,7 +304,7 @@ def causal_conv1d_update(
         count_write(state, before)
     if state is not conv_state:
         with nullcontext() if is_transformed() else torch.no_grad():
-            conv_state.copy_(state)
+            write(conv_state, state)
     if inputs is not steps:
         out = out.to(x.dtype)
     return out if steps is x else out.squeeze(-1)

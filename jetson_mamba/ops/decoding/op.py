@@ -9,7 +9,7 @@ as upstream's kernel does, in float32 whatever the dtypes, and as that does reco
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Callable
+from typing import Any, Callable
 
 import torch
 from torch import Tensor
@@ -17,11 +17,12 @@ from torch import Tensor
 from jetson_mamba.dispatch.arguments import check_dtype
 from jetson_mamba.dispatch.backends import Op
 from jetson_mamba.dispatch.in_place import count_write, version
+from jetson_mamba.dispatch.operators import define, is_compiling
 from jetson_mamba.dispatch.paths import Way, way
-from jetson_mamba.dispatch.tracing import sizes, untraced
+from jetson_mamba.dispatch.tracing import is_traced, sizes, untraced
 
-from .contract import Case, Implementation, Step
-from .pytorch import composed, update, whole
+from .contract import STEP, Case, Implementation, Step
+from .pytorch import composed, traced, update, whole
 
 
 @torch.no_grad()
@@ -140,10 +141,14 @@ def _stepped(
         raise ValueError(f"state: expected at least batch={batch} states, found {count}")
 
     step = Step(states, x, dt, A, B, C, D, z, dt_bias, state_batch_indices, bool(dt_softplus))
-    if recorded:
-        out = composed(step, recorded=True)
+    if found is Way.COMPOSED and is_traced():
+        out = traced(step, state)
+    elif found is Way.COMPOSED or recorded:
+        out = composed(step, recorded=recorded)
+    elif found is Way.OPERATORS and not is_compiling():
+        out = _OPERATOR(*step)
     else:
-        out = composed(step) if found is Way.COMPOSED else _computed(step, found)
+        out = _computed(step, found)
     return out if has_heads else out.squeeze(1)
 
 
@@ -199,6 +204,25 @@ TRIAL_TOLERANCE = 5e-2
 
 OP: Op[Case, Implementation] = Op(
     "selective_state_update", str(__package__), ("cuda", "pytorch"), _trial
+)
+
+
+def _run(*arguments: Any) -> Tensor:
+    """The operator for graphs that keep one, as ``make_fx`` does, at whatever sizes it is asked.
+
+    What a compiler traces are tensor operations, which it joins to those around them.
+    """
+    return _computed(Step(*arguments), Way.KERNELS).contiguous()
+
+
+def _fake(states: Tensor, x: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+_OPERATOR = define(
+    f"selective_state_update({STEP.schema.replace('Tensor ', 'Tensor(a!) ', 1)}) -> Tensor",
+    _run,
+    _fake,
 )
 
 

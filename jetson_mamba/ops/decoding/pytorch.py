@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from jetson_mamba.dispatch import workers
 from jetson_mamba.dispatch.division import Part, divided
-from jetson_mamba.dispatch.tracing import beside, is_traced, sizes
+from jetson_mamba.dispatch.in_place import write
+from jetson_mamba.dispatch.tracing import beside, sizes
 
 from .contract import Case, Implementation, Step
 
@@ -112,45 +113,20 @@ def _exponential_of_part(x: Tensor) -> Tensor:
     return x.mul_(LOG2_E).exp2_()
 
 
-def _beside_x(step: Step) -> Step:
-    """The same, for a trace that has to refuse what is of another batch than x."""
-    names = ("dt", "B", "C", "z", "indices")
-    alike = {name: beside(name, getattr(step, name), step.x, (0, 0)) for name in names}
-    return step._replace(**alike)
-
-
 def composed(
     step: Step,
     exponential: Callable[[Tensor], Tensor] = torch.exp,
     *,
     recorded: bool = False,
 ) -> Tensor:
-    """The output, for a trace too, in which what is expanded now need not be later.
+    """The output, of operations that may write to what they have made, as to the states.
 
     ``recorded``: autograd can go back through it, since no tensor that it keeps is written.
     """
-    if is_traced():
-        step = _beside_x(step)
-    states, x, dt, A, B, C, D, z, dt_bias, indices, dt_softplus = step
-    nheads = sizes(x)[1]
     dtype = step.dtype
-    inputs = x.to(dtype)
-    steps = dt.to(dtype)
-    if dt_bias is not None:
-        steps = steps + dt_bias.to(dtype)
-    if dt_softplus:
-        steps = functional.softplus(steps)
-    repeats = nheads // sizes(B)[1]
-    if isinstance(repeats, int) and repeats == 1:
-        B, C = B.to(dtype).unsqueeze(2), C.to(dtype).unsqueeze(2)
-    else:
-        B, C = (each.to(dtype).repeat_interleave(repeats, dim=1).unsqueeze(2) for each in (B, C))
-    decay = exponential(steps.unsqueeze(-1) * A.to(dtype))
-    entering = (steps * inputs).unsqueeze(-1)
-
-    used = None
-    if indices is None:
-        before = beside("state", states[: x.shape[0]], x, (0, 0))
+    decay, entering, B = _factors(step, dtype, exponential)
+    if step.indices is None:
+        before = step.states[: step.x.shape[0]]
         if recorded:
             after = torch.addcmul(before.to(dtype, copy=True) * decay, entering, B)
         else:
@@ -159,23 +135,84 @@ def composed(
         if before.dtype != dtype or recorded:
             before.copy_(after)
     else:
-        used = indices >= 0
-        rows = _rows(used)
-        slots = indices.index_select(0, rows).clamp(min=0).long()
-        before = states.index_select(0, slots)
+        slots, before = _slots(step, step.indices)
         after = (before.to(dtype) * decay).addcmul_(entering, B)
-        written = after.index_select(0, rows).to(states.dtype)
-        # Where all is padding, what was there is written.
-        states.index_copy_(0, slots, torch.where(used.any(), written, before))
+        step.states.index_copy_(0, slots, _written(step, step.indices, before, after))
+    return _output(step, dtype, after)
 
-    out = (after * C).sum(-1)
-    if D is not None:
-        out = out + D.to(dtype) * inputs
-    if z is not None:
-        out = out * functional.silu(z.to(dtype))
-    if used is not None:
-        out = out.masked_fill(~used.view(-1, 1, 1), 0.0)
-    return out.to(x.dtype)
+
+def traced(step: Step, state: Tensor) -> Tensor:
+    """The output of a step whose states are ``state``, with an axis of heads or without.
+
+    That is written itself, since an export loses what is written to a view of it. What is expanded
+    now need not be where the trace runs, which refuses what is of another batch than x.
+    """
+    names = ("dt", "B", "C", "z", "indices")
+    step = step._replace(
+        **{name: beside(name, getattr(step, name), step.x, (0, 0)) for name in names}
+    )
+    dtype = step.dtype
+    decay, entering, B = _factors(step, dtype, torch.exp)
+    slots, before = None, step.states[: step.x.shape[0]]
+    if step.indices is None:
+        before = beside("state", before, step.x, (0, 0))
+    else:
+        slots, before = _slots(step, step.indices)
+    after = torch.addcmul(before.to(dtype) * decay, entering, B)
+    written = after.to(state.dtype)
+    if step.indices is not None:
+        written = _written(step, step.indices, before, after)
+    if state.dim() < step.states.dim():
+        written = written.squeeze(1)
+    write(state, written, slots)
+    return _output(step, dtype, after)
+
+
+def _factors(
+    step: Step, dtype: torch.dtype, exponential: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The decay of the state, and what enters it as the first of these times the second."""
+    steps = step.dt.to(dtype)
+    if step.dt_bias is not None:
+        steps = steps + step.dt_bias.to(dtype)
+    if step.dt_softplus:
+        steps = functional.softplus(steps)
+    decay = exponential(steps.unsqueeze(-1) * step.A.to(dtype))
+    return decay, (steps * step.x.to(dtype)).unsqueeze(-1), _of_heads(step, dtype, step.B)
+
+
+def _of_heads(step: Step, dtype: torch.dtype, of_groups: Tensor) -> Tensor:
+    """B or C as (batch, nheads, 1, dstate), or with 1 head where that is the same."""
+    repeats = sizes(step.x)[1] // sizes(of_groups)[1]
+    wide = of_groups.to(dtype)
+    if not (isinstance(repeats, int) and repeats == 1):
+        wide = wide.repeat_interleave(repeats, dim=1)
+    return wide.unsqueeze(2)
+
+
+def _slots(step: Step, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Which state each sequence writes, and what it is: for padding, those of :func:`_rows`."""
+    slots = indices.index_select(0, _rows(indices >= 0)).clamp(min=0).long()
+    return slots, step.states.index_select(0, slots)
+
+
+def _written(step: Step, indices: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """What is written there. Where all is padding, that is what was there."""
+    used = indices >= 0
+    written = after.index_select(0, _rows(used)).to(step.states.dtype)
+    return torch.where(used.any(), written, before)
+
+
+def _output(step: Step, dtype: torch.dtype, after: Tensor) -> Tensor:
+    """What is read out of the states after the step."""
+    out = (after * _of_heads(step, dtype, step.C)).sum(-1)
+    if step.D is not None:
+        out = out + step.D.to(dtype) * step.x.to(dtype)
+    if step.z is not None:
+        out = out * functional.silu(step.z.to(dtype))
+    if step.indices is not None:
+        out = out.masked_fill((step.indices < 0).view(-1, 1, 1), 0.0)
+    return out.to(step.x.dtype)
 
 
 def _rows(used: Tensor) -> Tensor:

@@ -157,6 +157,12 @@ class Operators:
         self, dout: Tensor, dfinal_states: Tensor, *arguments: Any
     ) -> tuple[Tensor, ...]:
         given = _scan(*arguments)
+        if dout.shape != given.x.shape:
+            # As a graph has it that holds the sizes that it was traced at, and was given others.
+            raise RuntimeError(
+                f"dout: expected shape {tuple(given.x.shape)}, as x, found {tuple(dout.shape)}; "
+                "trace a function again for inputs of other sizes"
+            )
         return _present(self._choose(given).scan_backward(given, dout, dfinal_states), given.x)
 
     def _differentiate(self, ctx: Any, dout: Tensor, dfinal_states: Tensor) -> tuple[Any, ...]:

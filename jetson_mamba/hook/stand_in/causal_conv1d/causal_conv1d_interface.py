@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from jetson_mamba.ops.causal_conv1d import causal_conv1d_fn, causal_conv1d_update
+from jetson_mamba.ops import causal_conv1d_fn, causal_conv1d_update
 
 __all__ = [
     "CausalConv1dFn",
