@@ -8,8 +8,6 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from jetson_mamba.hook import stand_in
-
 # Where transformers looks up the functions of other packages, each by its name in a path.
 RESOLVER = "resolve_internal_import"
 # The packages, and what each needs to be imported without the hook.
@@ -48,6 +46,8 @@ def _of_ops(name: str) -> Any:
 def _works(extension: str) -> bool:
     """Whether a compiled extension is there, with which its package needs no hook on a GPU."""
     try:
+        from jetson_mamba.hook import stand_in
+
         return not stand_in.is_one(import_module(extension))
     except Exception:  # of whatever kind: it is of no use
         return False

@@ -105,7 +105,7 @@ def test_the_stand_in_runs_in_its_place(installed: bool, name: str) -> None:
 
 
 def test_a_package_has_the_folder_of_the_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    ops = ModuleType("jetson_mamba.ops.causal_conv1d")
+    ops = ModuleType("jetson_mamba.ops")
     vars(ops).update(causal_conv1d_fn=1, causal_conv1d_update=2)
     monkeypatch.setitem(sys.modules, ops.__name__, ops)
     loader, module = loading(Installed(ModuleNotFoundError("No module named 'x'")), PACKAGE)
@@ -189,7 +189,7 @@ def test_while_a_package_runs_its_extension_fails_as_without_the_hook(
             monkeypatch.setitem(sys.modules, each.__name__, each)
         raise ImportError("no extension")
 
-    ops = ModuleType("jetson_mamba.ops.causal_conv1d")
+    ops = ModuleType("jetson_mamba.ops")
     vars(ops).update(causal_conv1d_fn=1, causal_conv1d_update=2)
     monkeypatch.setitem(sys.modules, ops.__name__, ops)
     loader, module = loading(Installed(runs), PACKAGE)

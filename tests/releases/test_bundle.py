@@ -79,6 +79,7 @@ def test_every_release_is_bundled_once_for_each_text_and_what_it_reaches(site: P
         "mamba2": 14,
         "mamba2_simple": 13,
         "mha": 2,
+        "mixer_seq_simple": 21,
         "ssd_bmm": 2,
         "ssd_chunk_scan": 7,
         "ssd_chunk_state": 8,
