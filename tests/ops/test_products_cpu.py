@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from jetson_mamba.dispatch import workers
+from jetson_mamba.dispatch.memo import Memo
 from jetson_mamba.dispatch.paths import inference_path
 from jetson_mamba.ops import vocabulary
 from jetson_mamba.ops.decoding import products_cpu
@@ -79,6 +80,73 @@ def test_one_that_is_switched_off_is_not_asked(monkeypatch: pytest.MonkeyPatch) 
     finally:
         torch._C._set_mkldnn_enabled(before)
     assert torch.equal(out, torch.full((1, 50), 64.0))
+
+
+class Clock:
+    """Time that passes in products: ``alone`` seconds in one of one thread, ``by_all`` else."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.alone, self.by_all = 0.0, 1.0, 0.5
+        self.threads: list[int] = []
+        self.error = 0.0
+        monkeypatch.setattr(products_cpu, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(products_cpu, "_by_fastest", self.product)
+        monkeypatch.setattr(products_cpu, "_X86_64", True)
+        monkeypatch.setattr(products_cpu, "_TRIED", Memo(4))
+        monkeypatch.setattr(products_cpu, "FEWEST_WEIGHTS", 0)
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The product, after its time."""
+        count = torch.get_num_threads()
+        self.threads.append(count)
+        self.now += self.alone if count == 1 else self.by_all
+        return nn.functional.linear(x, weight, bias) + (self.error if count > 1 else 0.0)
+
+    def of(self, calls: int) -> list[int]:
+        """The threads that so many products had."""
+        self.threads = []
+        x, weight = torch.ones(1, 256), torch.ones(256, 256)
+        for _ in range(calls):
+            assert torch.equal(products_cpu.product(x, weight, None), x @ weight)
+        return self.threads
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    if workers.undivided(torch.get_num_threads) != 1:
+        pytest.skip("this torch does not run on OpenMP")
+    yield Clock(monkeypatch)
+    torch.set_num_threads(before)
+
+
+def test_one_vector_is_multiplied_by_all_threads_while_that_is_quicker(clock: Clock) -> None:
+    assert clock.of(2) == [1, 2, 1]  # once by both, to compare the bits
+    assert clock.of(100) == [2] * 100
+    clock.by_all = 20.0  # other programs have come
+    assert clock.of(1 + workers.CALLS_ALONE) == [2] + [1] * workers.CALLS_ALONE
+    assert clock.of(1 + 2 * workers.CALLS_ALONE) == [2] + [1] * 2 * workers.CALLS_ALONE
+    clock.of(5 * products_cpu.MOST_ALONE)
+    assert clock.of(2 * products_cpu.MOST_ALONE).count(2) in (1, 2, 3)
+    clock.by_all = 0.5  # they have gone
+    clock.of(products_cpu.MOST_ALONE)
+    assert set(clock.of(5 * products_cpu.MOST_ALONE)) == {2}
+    clock.by_all = 20.0
+    assert clock.of(1 + workers.CALLS_ALONE) == [2] + [1] * workers.CALLS_ALONE
+
+
+def test_one_call_that_is_a_little_slow_says_nothing(clock: Clock) -> None:
+    clock.of(50)
+    clock.by_all = 1.5
+    clock.of(1)
+    clock.by_all = 0.5
+    assert clock.of(50) == [2] * 50
+
+
+def test_where_all_threads_give_other_bits_it_is_always_one(clock: Clock) -> None:
+    clock.error = 1e-3
+    assert clock.of(50) == [1, 2] + [1] * 49
 
 
 def test_of_threads_that_are_limited_no_other_thread_sees_anything() -> None:

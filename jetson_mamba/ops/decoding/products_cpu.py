@@ -6,14 +6,17 @@ for square matrices. So on x86-64 a larger matrix goes through oneDNN, or for tw
 itself the left factor. Elsewhere nothing has been measured, and one vector is multiplied by
 ``mv``.
 
-MKL takes one vector on the thread that asks, whatever the matrix. oneDNN divides it among all, and
-a token of a hundred products is then ten times as long beside busy processes; so it is not let.
+MKL takes one vector on the thread that asks, whatever the matrix. oneDNN divides it among all: in
+half the time, where the cores are free. Beside busy processes a token of a hundred products is then
+ten times as long, so that each size is left to one thread for a while after calls that took
+longer than by one.
 """
 
 from __future__ import annotations
 
 import platform
 from functools import lru_cache
+from time import perf_counter
 from typing import Any, Callable
 
 import torch
@@ -21,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from jetson_mamba.dispatch import workers
+from jetson_mamba.dispatch.memo import Memo
 from jetson_mamba.dispatch.passing import passing
 
 Linear = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
@@ -31,7 +35,10 @@ FEWEST_WEIGHTS = 1 << 18
 MOST_VECTORS = 16
 # By which a matrix is the left factor; of longer rows, two.
 MOST_ON_THE_RIGHT, MOST_COLUMNS = 4, 1024
-MOST_THREADS = 2
+# So many calls at most are one thread's after one that took longer by all.
+MOST_ALONE = 1600
+# Over so many calls their time is averaged.
+LATE = 8
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -41,11 +48,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     batch = x.shape[0]
     if batch <= MOST_VECTORS and weight.numel() >= FEWEST_WEIGHTS and _is_measured(weight):
-        # Of two threads, one is as fast as both in the usual way; more of them are worth a wait.
-        if batch == 1 or torch.get_num_threads() <= MOST_THREADS:
-            out = workers.undivided(_of_large, x, weight, bias)
-        else:
-            out = _of_large(x, weight, bias)
+        out = _of_large(x, weight, bias)
         if out is not None:
             return out
     if batch > 1:
@@ -55,7 +58,65 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out.unsqueeze(0)
 
 
+class _Tried:
+    """What is known of a product on one thread and on all."""
+
+    __slots__ = ("alone", "by_all", "divides", "patience", "seconds")
+
+    def __init__(self, seconds: float, divides: bool) -> None:
+        # The least that it took on one thread.
+        self.seconds = seconds
+        # Whether its bits are the same on all.
+        self.divides = divides
+        # So many more calls are one thread's; the first had to make what the others find.
+        self.alone = 1
+        self.patience = workers.CALLS_ALONE
+        # What it takes on all of late.
+        self.by_all = 0.0
+
+    def divided(self, seconds: float) -> None:
+        """Decide after a call on all threads how many are to be one's."""
+        self.by_all += (seconds - self.by_all) / LATE
+        if self.by_all > self.seconds:
+            self.alone, self.by_all = self.patience, 0.0
+            self.patience = min(2 * self.patience, MOST_ALONE)
+        elif seconds <= self.seconds:
+            self.patience = max(self.patience - 1, workers.CALLS_ALONE)
+
+
 def _of_large(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    """By all threads while that is quicker than by one, which other programs may have ended."""
+    threads = workers.threads_for(weight.numel())
+    given = (x, weight, bias)
+    if threads == 1:
+        return workers.undivided(_by_fastest, *given)
+    key = (*weight.shape, x.shape[0], bias is None, threads)
+    tried = _TRIED.get(key)
+    start = perf_counter()
+    if tried is not None and tried.divides and tried.alone <= 0:
+        out = _by_fastest(*given)
+        tried.divided(perf_counter() - start)
+        return out
+    out = workers.undivided(_by_fastest, *given)
+    if out is None:
+        return None
+    seconds = perf_counter() - start
+    if tried is None:
+        _TRIED.put(key, _Tried(seconds, _is_equal(out, _by_fastest(*given))))
+    else:
+        tried.alone -= 1
+        tried.seconds = min(tried.seconds, seconds)
+    return out
+
+
+_TRIED: Memo[Any, _Tried] = Memo(256)
+
+
+def _is_equal(out: Tensor, other: Tensor | None) -> bool:
+    return other is not None and torch.equal(out, other)
+
+
+def _by_fastest(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     if 1 < x.shape[0] <= (MOST_ON_THE_RIGHT if weight.shape[1] <= MOST_COLUMNS else 2):
         out = functional.linear(weight, x).t().contiguous()
         return out if bias is None else out.add_(bias)
