@@ -284,8 +284,8 @@ def test_a_module_that_is_joined_runs_and_is_joined_where_mamba_ssm_is(
     vars(mixers)["join"] = join
     decoding = ModuleType("jetson_mamba.ops.decoding")
     vars(decoding)["mixers"] = mixers
-    monkeypatch.setitem(sys.modules, decoding.__name__, decoding)
-    monkeypatch.setitem(sys.modules, mixers.__name__, mixers)
+    for each in (ModuleType("jetson_mamba.ops"), decoding, mixers):
+        monkeypatch.setitem(sys.modules, each.__name__, each)
     monkeypatch.delitem(sys.modules, "mamba_ssm", raising=False)
     if there:
         monkeypatch.setitem(sys.modules, "mamba_ssm", ModuleType("mamba_ssm"))
